@@ -1,0 +1,33 @@
+"""fmeco: transfer learning you can trust.
+
+`fmeco.pretrain`, `fmeco.finetune`, `fmeco.resume`, `fmeco.evaluate` and `fmeco.load` are the Python face of the
+command line. Importing fmeco does nothing and imports nothing heavy; torch comes in with the first call.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["FmecoError", "embed", "evaluate", "finetune", "load", "predict", "pretrain", "resume"]
+
+if TYPE_CHECKING:
+    from fmeco.errors import FmecoError
+    from fmeco.run import finetune, pretrain, resume
+    from fmeco.use import embed, evaluate, load, predict
+
+
+def __getattr__(name: str) -> Any:
+    if name == "FmecoError":
+        from fmeco.errors import FmecoError
+
+        return FmecoError
+    if name in __all__:
+        from fmeco import run, use
+
+        return getattr(run if hasattr(run, name) else use, name)
+    raise AttributeError(f"module 'fmeco' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

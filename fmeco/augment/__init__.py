@@ -1,0 +1,1 @@
+"""augment: how training samples vary; one plug-in per file."""

@@ -1,0 +1,223 @@
+"""Image augmentation: the presets light, standard, trivial and rand, each key of which can be set by itself.
+
+light: a crop shifted by a few pixels, and a flip. standard: random resized crop, flip and colour, as for ImageNet.
+trivial: TrivialAugment, https://arxiv.org/abs/2103.10158. rand: RandAugment, https://arxiv.org/abs/1909.13719.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fmeco.core import Augment, ConfigError, DataSpec, Doc, Ge, Inputs, Le, uniform
+from fmeco.nn import import_torchvision
+
+NAMES = ("light", "standard", "trivial", "rand")
+# shift, crop_scale, flip, color, erase, ops
+_PRESETS: dict[str, tuple[float, float, float, float, float, int]] = {
+    "light": (0.125, 1.0, 0.5, 0.0, 0.0, 0),
+    "standard": (0.0, 0.35, 0.5, 0.2, 0.0, 0),
+    "trivial": (0.0, 0.35, 0.5, 0.0, 0.0, 1),
+    "rand": (0.0, 0.35, 0.5, 0.0, 0.0, 2),
+}
+
+
+def build(
+    spec: DataSpec,
+    arch: str,
+    *,
+    shift: Annotated[
+        float | None,
+        Doc("largest shift of the crop, as a share of the image's size; null = the preset's"),
+        Ge(0),
+        Le(0.5),
+    ] = None,
+    crop_scale: Annotated[
+        float | None,
+        Doc("smallest area of the random resized crop, 1 = off; null = the preset's"),
+        Ge(0.01),
+        Le(1),
+    ] = None,
+    flip: Annotated[
+        float | None,
+        Doc(
+            "probability of a mirror image; null = the preset's, and 0 where the dataset says that mirrors change the meaning"
+        ),
+        Ge(0),
+        Le(1),
+    ] = None,
+    color: Annotated[
+        float | None,
+        Doc("strength of random brightness, contrast and saturation; null = the preset's"),
+        Ge(0),
+        Le(1),
+    ] = None,
+    erase: Annotated[float | None, Doc("probability of erasing a box; null = the preset's"), Ge(0), Le(1)] = None,
+    magnitude: Annotated[int, Doc("strength of the operations of rand, of 30"), Ge(0), Le(30)] = 9,
+) -> Augment:
+    if "image" not in spec.inputs:
+        raise ConfigError(
+            f"augment: '{arch}' is for images; this dataset has {', '.join(spec.inputs)}",
+            "augment: none fits any data",
+        )
+    given = (shift, crop_scale, flip, color, erase)
+    preset = _PRESETS[arch]
+    values = [preset[i] if value is None else value for i, value in enumerate(given)]
+    if flip is None and not spec.preprocessing.get("mirror", True):
+        values[2] = 0.0
+    return ImageAugment(spec, *values, ops=preset[5], magnitude=magnitude if arch == "rand" else None)
+
+
+class ImageAugment(Augment):
+    """Geometry and library operations per sample in the worker; flips, colour and erasing per batch."""
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        shift: float,
+        crop_scale: float,
+        flip: float,
+        color: float,
+        erase: float,
+        *,
+        ops: int,
+        magnitude: int | None,
+    ) -> None:
+        self.size = spec.inputs["image"].shape[-1]
+        self.shift, self.crop_scale, self.flip, self.color, self.erase = shift, crop_scale, flip, color, erase
+        self.ops, self.magnitude = ops, magnitude
+        self.functional = import_torchvision().transforms.v2.functional if ops else None
+
+    def sample(self, inputs: Inputs, key: int) -> Inputs:
+        rng = random.Random(key)
+        image = inputs["image"]  # (C, h, w) uint8
+        if self.crop_scale < 1:
+            image = _resized_crop(image, self.size, self.crop_scale, rng)
+        elif self.shift:
+            image = _shifted_crop(image, self.size, self.shift, rng)
+        for _ in range(self.ops):
+            image = self._operation(image, rng)
+        return {**inputs, "image": image}
+
+    def batch(self, inputs: Inputs, keys: Tensor) -> Inputs:
+        x = inputs["image"]  # (B, C, H, W) uint8
+        per_sample = (-1, 1, 1, 1)
+        if self.flip:
+            mirrored = (uniform(keys, 1) < self.flip).to(x.device)
+            x = torch.where(mirrored.view(per_sample), x.flip(-1), x)
+        if self.color:
+            x = self._jitter(x, keys)
+        if self.erase:
+            x = self._erase(x, keys)
+        return {**inputs, "image": x}
+
+    def _jitter(self, x: Tensor, keys: Tensor) -> Tensor:
+        """Brightness, contrast and saturation, each by a factor from [1 - color, 1 + color]."""
+
+        def factor(stream: int) -> Tensor:
+            return (1 + self.color * (2 * uniform(keys, stream) - 1)).to(x.device).view(-1, 1, 1, 1)
+
+        y = x.float() * factor(2)
+        y = torch.lerp(y.mean((1, 2, 3), keepdim=True), y, factor(3))
+        if x.shape[1] == 3:
+            luma = (y * y.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
+            y = torch.lerp(luma, y, factor(4))
+        return y.round_().clamp_(0, 255).to(torch.uint8)
+
+    def _erase(self, x: Tensor, keys: Tensor) -> Tensor:
+        """A box of 2% to 25% of the image becomes mid-grey. https://arxiv.org/abs/1708.04896"""
+        h, w = x.shape[-2:]
+        area, ratio = 0.02 + 0.23 * uniform(keys, 6), torch.exp(1.2 * (uniform(keys, 7) - 0.5))
+        box_h, box_w = (area * ratio).sqrt() * h, (area / ratio).sqrt() * w
+        top, left = uniform(keys, 8) * (h - box_h), uniform(keys, 9) * (w - box_w)
+        rows, columns = torch.arange(h).view(1, h, 1), torch.arange(w).view(1, 1, w)
+        top, left, box_h, box_w = (v.view(-1, 1, 1) for v in (top, left, box_h, box_w))
+        inside = (rows >= top) & (rows < top + box_h) & (columns >= left) & (columns < left + box_w)
+        inside &= (uniform(keys, 5) < self.erase).view(-1, 1, 1)
+        return x.masked_fill(inside.unsqueeze(1).to(x.device), 127)
+
+    def _operation(self, image: Tensor, rng: random.Random) -> Tensor:
+        """One operation of TrivialAugment's wide space, or of RandAugment's at a fixed magnitude."""
+        f = self.functional
+        level = rng.random() if self.magnitude is None else self.magnitude / 30
+        sign = rng.choice((-1, 1))
+        wide = self.magnitude is None
+        degrees, moved, sheared, enhanced = (135, 32, 0.99, 0.99) if wide else (30, 0.45 * self.size, 0.3, 0.9)
+        name = rng.choice(
+            (
+                "identity",
+                "shear_x",
+                "shear_y",
+                "translate_x",
+                "translate_y",
+                "rotate",
+                "brightness",
+                "saturation",
+                "contrast",
+                "sharpness",
+                "posterize",
+                "solarize",
+                "autocontrast",
+                "equalize",
+            )
+        )
+        amount = sign * level
+        shear = math.degrees(math.atan(amount * sheared))
+        if name in ("shear_x", "shear_y", "translate_x", "translate_y", "rotate"):
+            angle = amount * degrees if name == "rotate" else 0.0
+            move = [
+                round(amount * moved) if name == "translate_x" else 0,
+                round(amount * moved) if name == "translate_y" else 0,
+            ]
+            return f.affine(
+                image,
+                angle,
+                move,
+                1.0,
+                [shear if name == "shear_x" else 0.0, shear if name == "shear_y" else 0.0],
+            )
+        if name in ("brightness", "saturation", "contrast", "sharpness"):
+            if name == "saturation" and image.shape[0] != 3:
+                return image
+            return getattr(f, f"adjust_{name}")(image, 1 + amount * enhanced)
+        if name == "posterize":
+            return f.posterize(image, 8 - round(level * (6 if wide else 4)))
+        if name == "solarize":
+            return f.solarize(image, 255 * (1 - level))
+        return image if name == "identity" else getattr(f, name)(image)
+
+
+def _resized_crop(image: Tensor, size: int, smallest: float, rng: random.Random) -> Tensor:
+    """A box of `smallest` to all of the area, aspect 3/4 to 4/3, resized to (size, size)."""
+    height, width = image.shape[-2:]
+    for _ in range(10):
+        area = height * width * rng.uniform(smallest, 1)
+        ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        h, w = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+        if 0 < h <= height and 0 < w <= width:
+            break
+    else:
+        h = w = min(height, width)
+    top, left = rng.randint(0, height - h), rng.randint(0, width - w)
+    box = image[:, top : top + h, left : left + w]
+    if (h, w) == (size, size):
+        return box
+    return F.interpolate(box.unsqueeze(0), (size, size), mode="bilinear", antialias=True)[0]
+
+
+def _shifted_crop(image: Tensor, size: int, share: float, rng: random.Random) -> Tensor:
+    """A crop of (size, size) at most `share` of the size off the centre; beyond the border the image is mirrored."""
+    reach = round(share * size)
+    height, width = image.shape[-2:]
+    top = (height - size) // 2 + rng.randint(-reach, reach)
+    left = (width - size) // 2 + rng.randint(-reach, reach)
+    pad = [max(0, -left), max(0, left + size - width), max(0, -top), max(0, top + size - height)]
+    if any(pad):
+        image = F.pad(image, pad, mode="reflect")
+    top, left = max(0, top), max(0, left)
+    return image[:, top : top + size, left : left + size]

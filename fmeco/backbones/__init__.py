@@ -1,0 +1,1 @@
+"""backbones: architectures, spec -> Backbone; one plug-in per file."""

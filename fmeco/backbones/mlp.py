@@ -1,0 +1,43 @@
+"""A multi-layer perceptron for tables and vectors; takes small images too, flattened."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from torch import nn
+
+from fmeco.core import Backbone, ConfigError, DataSpec, Doc, Features, Ge, Inputs, Lt
+from fmeco.nn import mlp
+
+
+def build(
+    spec: DataSpec,
+    *,
+    hidden: Annotated[list[int], Doc("width of each layer")] = [256, 256],  # noqa: B006  read, never changed
+    batch_norm: bool = True,
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0,
+    embedding: Annotated[int, Doc("width of the embedding of each categorical column"), Ge(1)] = 8,
+) -> Backbone:
+    if not hidden or min(hidden) < 1:
+        raise ConfigError(f"backbone.hidden: the layers' widths must be positive, got {hidden}")
+    return MLP(spec, hidden, batch_norm, dropout, embedding)
+
+
+class MLP(Backbone):
+    """Every float input flattened, every category embedded, side by side -> pooled (B, hidden[-1])."""
+
+    def __init__(self, spec: DataSpec, hidden: list[int], batch_norm: bool, dropout: float, embedding: int) -> None:
+        super().__init__()
+        self.floats = [name for name, one in spec.inputs.items() if name != "categories"]
+        # Index 0 is "missing or never seen in training".
+        sizes = [len(one["categories"]) + 1 for one in spec.preprocessing.get("categorical", ())]
+        self.embeddings = nn.ModuleList(nn.Embedding(size, embedding) for size in sizes)
+        width = sum(torch.Size(spec.inputs[name].shape).numel() for name in self.floats) + embedding * len(sizes)
+        self.layers = mlp([width, *hidden], batch_norm=batch_norm, dropout=dropout)
+        self.width = hidden[-1]
+
+    def forward(self, inputs: Inputs) -> Features:
+        parts = [inputs[name].flatten(1) for name in self.floats]
+        parts += [embed(inputs["categories"][:, j]) for j, embed in enumerate(self.embeddings)]
+        return Features(pooled=self.layers(torch.cat(parts, 1)))  # (B, D)

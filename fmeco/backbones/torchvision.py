@@ -1,0 +1,166 @@
+"""Every classification architecture of torchvision: `backbone: resnet18`, or torchvision/resnet18.
+
+Only the final class layer is removed, and parameters keep the library's names, so a saved backbone loads in plain
+torchvision. `pooled` is what that layer would have seen.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fmeco.core import (
+    Backbone,
+    ConfigError,
+    DataSpec,
+    Doc,
+    Features,
+    FilePath,
+    Inputs,
+    InputSpec,
+    Scalar,
+    nearest,
+)
+from fmeco.nn import import_torchvision
+
+_CLASSES = 1000  # the width by which the final class layer is known
+
+
+def build(
+    spec: DataSpec,
+    arch: str,
+    *,
+    weights: Annotated[
+        FilePath | None,
+        Doc("pretrained weights: a torchvision name such as DEFAULT or IMAGENET1K_V1, or a file; null = random"),
+    ] = None,
+    stem: Annotated[
+        Literal["library", "small"],
+        Doc("small = a stride-1 3x3 first convolution without max-pool, for resnets on images of about 32 pixels"),
+    ] = "library",
+    options: Annotated[dict[str, Scalar], Doc("further arguments of the library's constructor")] = {},  # noqa: B006  read only
+) -> Backbone:
+    """Loading `weights` is the caller's: weights change hands in one place only."""
+    if "image" not in spec.inputs:
+        raise ConfigError(
+            f"the backbone torchvision/{arch} takes images; this dataset has {', '.join(spec.inputs)}",
+            "backbone: mlp takes tables",
+        )
+    channels, size, _ = spec.inputs["image"].shape
+    models = import_torchvision().models
+    extra: dict[str, Any] = {"image_size": size} if arch.startswith("vit_") else {}
+    if arch in ("googlenet", "inception_v3"):
+        extra = {"aux_logits": False, "init_weights": True}
+    if arch == "maxvit_t":
+        extra = {"input_size": (size, size)}
+    try:
+        net: nn.Module = models.get_model(arch, weights=None, num_classes=_CLASSES, **{**extra, **options})
+    except (TypeError, ValueError, AssertionError, ZeroDivisionError) as error:
+        raise ConfigError(f"torchvision/{arch} with image_size {size} and options {dict(options)}: {error}") from None
+    # The first convolution is looked for before the stem is changed, the class layer from the end.
+    if stem == "small":
+        if not isinstance(net, models.ResNet):
+            raise ConfigError(f"backbone.stem: small is for resnets, not for {arch}")
+        net.conv1 = nn.Conv2d(3, net.conv1.out_channels, 3, 1, 1, bias=False)
+        nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
+        net.maxpool = nn.Identity()
+    return Torchvision(net, channels, arch)
+
+
+class Torchvision(Backbone):
+    """images (B, C, H, W) -> pooled (B, D)."""
+
+    def __init__(self, net: nn.Module, channels: int, arch: str) -> None:
+        super().__init__()
+        layers = dict(net.named_modules())
+        final = [
+            name for name, m in layers.items() if getattr(m, "out_features", getattr(m, "out_channels", 0)) == _CLASSES
+        ]
+        if not final:
+            raise ConfigError(f"torchvision/{arch}: no class layer found")
+        last = layers[final[-1]]
+        self.width = int(last.in_features if isinstance(last, nn.Linear) else last.in_channels)  # type: ignore[arg-type]
+        _replace(net, final[-1], nn.Identity())
+        self.class_layers = (f"{final[-1]}.", "AuxLogits.", "aux1.", "aux2.")
+        self.first = next(name for name, m in layers.items() if isinstance(m, nn.Conv2d))
+        conv = layers[self.first]
+        assert isinstance(conv, nn.Conv2d)
+        if channels != conv.in_channels:
+            narrow = nn.Conv2d(
+                channels,
+                conv.out_channels,
+                conv.kernel_size,
+                conv.stride,
+                conv.padding,  # type: ignore[arg-type]
+                bias=conv.bias is not None,
+            )
+            with torch.no_grad():
+                narrow.weight.copy_(_channels(conv.weight, channels))
+                if conv.bias is not None and narrow.bias is not None:
+                    narrow.bias.copy_(conv.bias)
+            _replace(net, self.first, narrow)
+        self.net = net
+
+    def forward(self, inputs: Inputs) -> Features:
+        return Features(pooled=self.net(inputs["image"]).flatten(1))  # (B, D)
+
+    @property
+    def library(self) -> nn.Module:
+        return self.net
+
+    def adapt(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        """A first convolution for another number of channels is summed (to one) or spread (from one)."""
+        name = f"{self.first}.weight"
+        mine = self.net.state_dict()[name]
+        theirs = state.get(name)
+        if theirs is None or theirs.ndim != 4 or theirs.shape[1] == mine.shape[1]:
+            return state, []
+        if 1 not in (theirs.shape[1], mine.shape[1]):
+            return state, []
+        return {**state, name: _channels(theirs, mine.shape[1])}, [name]
+
+
+def _channels(weight: Tensor, channels: int) -> Tensor:
+    """(O, I, h, w) -> (O, channels, h, w): an image whose channels are all equal gives the same response."""
+    gray = weight.sum(1, keepdim=True)
+    return gray.expand(-1, channels, -1, -1) / channels
+
+
+def _replace(net: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(net.get_submodule(parent), leaf, module)
+
+
+def pretrained(arch: str, weights: str) -> tuple[str, str, DataSpec]:
+    """Where the library publishes these weights: (URL, first digits of the file's SHA-256, its preprocessing).
+
+    Raises ConfigError for a name that the architecture does not have.
+    """
+    models = import_torchvision().models
+    names = list(models.get_model_weights(arch).__members__)
+    if weights not in (*names, "DEFAULT"):
+        raise ConfigError(
+            f"torchvision/{arch} has no weights '{weights}'{nearest(weights, names)}; it has: {', '.join(names)}",
+            "a file with weights is named by its path",
+        )
+    weight = models.get_model_weights(arch)[weights]
+    how = weight.transforms()
+    spec = DataSpec(
+        modality="image",
+        reader="image_folder",
+        inputs={
+            "image": InputSpec(
+                (3, how.crop_size[0], how.crop_size[0]), "uint8", 1 / 255, tuple(how.mean), tuple(how.std)
+            )
+        },
+        preprocessing={
+            "size": how.crop_size[0],
+            "resize": how.resize_size[0],
+            "interpolation": how.interpolation.value,
+            "color": "rgb",
+        },
+    )
+    return weight.url, Path(weight.url).stem.rpartition("-")[2], spec

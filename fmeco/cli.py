@@ -1,0 +1,593 @@
+"""The command line: it parses, calls, prints. torch is not imported here, so that help and config errors come at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from fmeco.errors import ConfigError, FmecoError, Stopped, clean
+
+app = typer.Typer(
+    help="Transfer learning you can trust: pretrain once, finetune on many tasks.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    epilog="Start with `fmeco demo`, or `fmeco init` in an empty folder.",
+)
+
+Sets = Annotated[
+    list[str],
+    typer.Option("--set", metavar="K=V", help="Override a config key, as in --set optimizer.lr=3e-4."),
+]
+Out = Annotated[Path | None, typer.Option("--out", help="The run's directory (default: runs/STAGE-NAME-TIME).")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an earlier run or file there.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else.")]
+Plugins = Annotated[list[Path], typer.Option("--plugin", metavar="FILE.py", help="Use a plug-in from a file.")]
+Partial = Annotated[bool, typer.Option("--allow-partial", help="Load what fits, even if it is little.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+From = Annotated[
+    str | None,
+    typer.Option("--from", metavar="REF", help="A run, a checkpoint, a file of weights, or SOURCE/ARCH@WEIGHTS."),
+]
+Dataset = Annotated[str | None, typer.Option("--dataset", metavar="X", help="A folder, a table, or a dataset's name.")]
+
+
+class Signals:
+    """The first SIGINT, SIGTERM or SIGUSR1 asks a training loop to save and leave; a second one leaves at once."""
+
+    def __init__(self) -> None:
+        self.received = False
+        self.training = False
+
+    def install(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received or not self.training:
+            raise KeyboardInterrupt
+        self.received = True
+        print("\nstopping after this step; once more to leave at once", file=sys.stderr)
+
+    def stop(self) -> bool:
+        """Polled by the loop before each step."""
+        self.training = True
+        return self.received
+
+
+signals = Signals()
+
+
+def _run(
+    work: Callable[[], Any],
+    *,
+    json_mode: bool,
+    debug: bool,
+    plugin: list[Path] = [],  # noqa: B006
+    show: Callable[[Any], None] | None = None,
+) -> None:
+    """Do a command's work, print its result, and turn every failure into a message and an exit code."""
+    from fmeco.log import to_terminal
+
+    to_terminal()
+    try:
+        from fmeco import plugins
+
+        for file in plugin:
+            plugins.add_file(file)
+        result = work()
+        if json_mode:
+            print(json.dumps(result, ensure_ascii=False, allow_nan=False, default=str))
+        elif show is not None:
+            show(result)
+    except FmecoError as error:
+        if debug:
+            traceback.print_exc()
+        _fail(error.exit_code, error.code, error.message, error.hints, json_mode)
+    except KeyboardInterrupt:
+        _fail(130, "interrupted", "interrupted", (), json_mode)
+    except BrokenPipeError:
+        os._exit(1)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        _fail(
+            1,
+            "bug",
+            f"a bug in fmeco: {type(error).__name__}: {clean(error)} ({Path(where.filename).name}:{where.lineno})",
+            ("run again with --debug for the traceback, and please report it",),
+            json_mode,
+        )
+
+
+def _fail(exit_code: int, code: str, message: str, hints: tuple[str, ...], json_mode: bool) -> NoReturn:
+    if json_mode:
+        print(json.dumps({"error": {"code": code, "message": message, "hints": list(hints)}}, ensure_ascii=False))
+    lines = message.splitlines()
+    head = "stopped" if code == Stopped.code else "error"
+    print(
+        "\n".join(
+            [
+                f"{head}: {lines[0]}" if len(lines) == 1 else f"{head}:\n" + "\n".join(f"  {line}" for line in lines),
+                *(f"  hint: {hint}" for hint in hints),
+            ]
+        ),
+        file=sys.stderr,
+    )
+    raise typer.Exit(exit_code)
+
+
+def main() -> None:
+    """The console script. A wrong option is exit code 2, as every usage error."""
+    signals.install()
+    app()
+
+
+@app.command()
+def pretrain(
+    config: Annotated[Path, typer.Argument(help="A YAML file; `fmeco init` writes one.")],
+    ref: From = None,
+    set_: Sets = [],  # noqa: B006
+    out: Out = None,
+    force: Force = False,
+    json_: Json = False,
+    plugin: Plugins = [],
+    allow_partial: Partial = False,
+    debug: Debug = False,
+) -> None:
+    """Train a backbone and save checkpoints."""
+
+    def work() -> Any:
+        _check_first(config, stage="pretrain", ref=ref, overrides=set_)
+        from fmeco import run
+
+        return run.pretrain(
+            config,
+            ref=ref,
+            overrides=set_,
+            out=out,
+            force=force,
+            allow_partial=allow_partial,
+            stop=signals.stop,
+        ).to_json()
+
+    _run(work, json_mode=json_, debug=debug, plugin=plugin, show=_show_result)
+
+
+@app.command()
+def finetune(
+    configs: Annotated[
+        list[Path] | None, typer.Argument(metavar="[CONFIG]...", help="YAML files, one per task.")
+    ] = None,
+    ref: From = None,
+    dataset: Dataset = None,
+    set_: Sets = [],
+    out: Out = None,
+    force: Force = False,
+    json_: Json = False,
+    plugin: Plugins = [],
+    allow_partial: Partial = False,
+    debug: Debug = False,
+) -> None:
+    """Train a checkpoint on a new task, with a new head. Several configs are several tasks."""
+
+    def work() -> Any:
+        if not configs and dataset is None:
+            raise ConfigError("finetuning needs a config or --dataset X")
+        tasks: list[Path | None] = [*configs] if configs else [None]
+        for task in tasks:
+            _check_first(task, stage="finetune", ref=ref, dataset=dataset, overrides=set_)
+        stems = [task.stem for task in tasks if task is not None]
+        if len(set(stems)) < len(stems):
+            raise ConfigError(
+                f"two configs have the same name: {', '.join(stems)}",
+                "a task's run is named after its config",
+            )
+        from fmeco import run
+
+        if len(tasks) == 1:
+            return run.finetune(
+                tasks[0],
+                ref=ref,
+                dataset=dataset,
+                overrides=set_,
+                out=out,
+                force=force,
+                allow_partial=allow_partial,
+                stop=signals.stop,
+            ).to_json()
+        parent = out or Path("runs") / f"finetune-{len(tasks)}-tasks-{time.strftime('%Y%m%d-%H%M%S')}"
+        results = []
+        for task in tasks:
+            assert task is not None
+            done = run.finetune(
+                task,
+                ref=ref,
+                dataset=dataset,
+                overrides=set_,
+                out=parent / task.stem,
+                force=force,
+                allow_partial=allow_partial,
+                stop=signals.stop,
+            )
+            results.append({"task": task.stem, **done.to_json()})
+        return {"tasks": results}
+
+    _run(work, json_mode=json_, debug=debug, plugin=plugin, show=_show_result)
+
+
+@app.command()
+def resume(
+    run_: Annotated[Path, typer.Argument(metavar="RUN", help="The run's directory.")],
+    epochs: Annotated[str | None, typer.Option(help="N epochs in all, or +N more.")] = None,
+    set_: Sets = [],  # noqa: B006
+    json_: Json = False,
+    plugin: Plugins = [],
+    debug: Debug = False,
+) -> None:
+    """Continue a run that was stopped or killed, bit for bit."""
+
+    def work() -> Any:
+        from fmeco import run
+
+        return run.resume(run_, epochs=epochs, overrides=set_, stop=signals.stop).to_json()
+
+    _run(work, json_mode=json_, debug=debug, plugin=plugin, show=_show_result)
+
+
+@app.command()
+def evaluate(
+    ref: Annotated[str, typer.Argument(metavar="REF")],
+    dataset: Dataset = None,
+    split: Annotated[str | None, typer.Option(help="val or test (default: test where there is one).")] = None,
+    set_: Sets = [],  # noqa: B006
+    json_: Json = False,
+    plugin: Plugins = [],
+    debug: Debug = False,
+) -> None:
+    """Measure a checkpoint on a split, of its own dataset or another with the same classes."""
+
+    def work() -> Any:
+        if split not in (None, "train", "val", "test"):
+            raise ConfigError(f"--split {clean(split)}: expected val or test")
+        from fmeco import use
+
+        return use.evaluate(ref, dataset=dataset, split=split, overrides=set_)
+
+    _run(
+        work,
+        json_mode=json_,
+        debug=debug,
+        plugin=plugin,
+        show=lambda r: _show_metrics(f"{r['split']} split, {r['samples']} samples, {r['checkpoint']}", r["metrics"]),
+    )
+
+
+@app.command()
+def predict(
+    ref: Annotated[str, typer.Argument(metavar="REF")],
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Files, folders, or tables.")],
+    output: Annotated[Path | None, typer.Option(help="A .csv or .jsonl file (default: CSV on stdout).")] = None,
+    json_: Json = False,
+    plugin: Plugins = [],
+    debug: Debug = False,
+) -> None:
+    """Predict new files: input, prediction, probability, error."""
+
+    def work() -> Any:
+        from fmeco import use
+        from fmeco.log import say
+
+        rows = use.predict(ref, inputs, output=output)
+        if failed := sum(row["error"] is not None for row in rows):
+            say(f"{failed} of {len(rows)} inputs could not be read; see the column `error`")
+        if output is not None:
+            say(f"{len(rows)} rows in {output}")
+        return {"predictions": rows, "output": str(output.resolve()) if output else None}
+
+    def show(result: Any) -> None:
+        from fmeco import use
+
+        if output is None:
+            use.write_csv(result["predictions"], sys.stdout)
+
+    _run(work, json_mode=json_, debug=debug, plugin=plugin, show=show)
+
+
+@app.command()
+def embed(
+    ref: Annotated[str, typer.Argument(metavar="REF")],
+    output: Annotated[Path, typer.Option(help="An .npz file: features, names, labels.")],
+    dataset: Dataset = None,
+    split: Annotated[str | None, typer.Option(help="train, val or test.")] = None,
+    set_: Sets = [],  # noqa: B006
+    json_: Json = False,
+    plugin: Plugins = [],
+    debug: Debug = False,
+) -> None:
+    """Write the backbone's features of a dataset to a file."""
+
+    def work() -> Any:
+        from fmeco import use
+
+        return use.embed(ref, dataset=dataset, output=output, split=split, overrides=set_)
+
+    _run(
+        work,
+        json_mode=json_,
+        debug=debug,
+        plugin=plugin,
+        show=lambda r: print(f"{r['samples']} x {r['width']} features in {r['output']}"),
+    )
+
+
+@app.command()
+def check(
+    configs: Annotated[list[Path] | None, typer.Argument(metavar="[CONFIG]...")] = None,
+    ref: From = None,
+    dataset: Dataset = None,
+    set_: Sets = [],  # noqa: B006
+    json_: Json = False,
+    plugin: Plugins = [],
+    allow_partial: Partial = False,
+    debug: Debug = False,
+) -> None:
+    """Show what a run would do, without running it: errors, data, parameter groups, time and memory."""
+
+    def work() -> Any:
+        tasks: list[Path | None] = [*configs] if configs else [None]
+        stages = [
+            "finetune" if ref is not None or task is None or _says_finetune(task) else "pretrain" for task in tasks
+        ]
+        for task, stage in zip(tasks, stages, strict=True):
+            _check_first(task, stage=stage, ref=ref, dataset=dataset, overrides=set_)
+        from fmeco import plan
+
+        found = [
+            plan.check(task, stage=stage, ref=ref, dataset=dataset, overrides=set_, allow_partial=allow_partial)
+            for task, stage in zip(tasks, stages, strict=True)
+        ]
+        return found[0] if len(found) == 1 else {"tasks": found}
+
+    def show(result: Any) -> None:
+        from fmeco import plan
+
+        for one in result.get("tasks", [result]):
+            print(plan.text(one))
+
+    _run(work, json_mode=json_, debug=debug, plugin=plugin, show=show)
+
+
+@app.command()
+def info(ref: Annotated[str, typer.Argument(metavar="REF")], json_: Json = False, debug: Debug = False) -> None:
+    """Show what a checkpoint is, after verifying every byte of it."""
+
+    def work() -> Any:
+        from fmeco import use
+
+        return use.info(ref)
+
+    def show(result: Any) -> None:
+        for name, value in result.items():
+            if isinstance(value, dict):
+                print(f"{name}:")
+                for key, item in value.items():
+                    print(f"  {clean(key)}: {clean(f'{item:.4f}' if isinstance(item, float) else item, 200)}")
+            else:
+                print(f"{name}: {clean(value, 200)}")
+
+    _run(work, json_mode=json_, debug=debug, show=show)
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[
+        str,
+        typer.Argument(help="datasets, backbones, objectives, augment, optimizers, schedules or strategies."),
+    ],
+    json_: Json = False,
+    plugin: Plugins = [],
+    debug: Debug = False,
+) -> None:
+    """List the plug-ins of a kind."""
+
+    def work() -> Any:
+        from fmeco.plugins import kind_of, plugins
+
+        return {
+            p.name: {
+                "help": p.help,
+                "names": list(p.names),
+                "from": p.module.split(".")[0] if p.module else str(p.file),
+            }
+            for p in plugins(kind_of(kind)).values()
+        }
+
+    def show(result: Any) -> None:
+        import textwrap
+
+        for name, one in result.items():
+            print(f"{name:16} {one['help']}" + ("" if one["from"] == "fmeco" else f"  ({one['from']})"))
+            if one["names"]:
+                print(
+                    textwrap.fill(
+                        ", ".join(one["names"]),
+                        100,
+                        initial_indent="    ",
+                        subsequent_indent="    ",
+                        break_on_hyphens=False,
+                    )
+                )
+
+    _run(work, json_mode=json_, debug=debug, plugin=plugin, show=show)
+
+
+@app.command()
+def describe(
+    kind: Annotated[str, typer.Argument(metavar="KIND")],
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    json_: Json = False,
+    plugin: Plugins = [],
+    debug: Debug = False,
+) -> None:
+    """Show a plug-in's keys, with their types, defaults and help."""
+
+    def work() -> Any:
+        from fmeco.config import SECTIONS
+        from fmeco.plugins import find, kind_of, plugins
+
+        if kind in ("section", "sections") and name in SECTIONS:
+            model, text = SECTIONS[name], (SECTIONS[name].__doc__ or "").strip()
+        else:
+            known = plugins(kind_of(kind))
+            plugin = known[name] if name in known else find(kind_of(kind), name)[0]
+            model, text = plugin.model, plugin.help
+        fields = model.model_json_schema().get("properties", {})
+        return {
+            "name": name,
+            "help": text,
+            "keys": {
+                key: {**_typed(one), "required": key in model.model_json_schema().get("required", [])}
+                for key, one in fields.items()
+            },
+        }
+
+    def show(result: Any) -> None:
+        print(f"{result['name']}: {result['help']}\n")
+        for key, one in result["keys"].items():
+            default = "required" if one["required"] else f"default {json.dumps(one['default'])}"
+            print(f"  {key}: {one['type']}, {default}" + (f"\n      {one['help']}" if one["help"] else ""))
+        if not result["keys"]:
+            print("  no keys")
+
+    _run(work, json_mode=json_, debug=debug, plugin=plugin, show=show)
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where to write pretrain.yaml and finetune.yaml.")] = Path(),
+    dataset: Dataset = None,
+    backbone: Annotated[str | None, typer.Option(help="An architecture.")] = None,
+    force: Force = False,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write starter configs that run as they are."""
+
+    def work() -> Any:
+        from fmeco.starter import write
+
+        return {"written": [str(path) for path in write(folder, dataset, backbone, force)]}
+
+    _run(work, json_mode=json_, debug=debug, show=lambda r: print("\n".join(r["written"])))
+
+
+@app.command()
+def schema(debug: Debug = False) -> None:
+    """Print the JSON Schema of a config, for editors."""
+
+    def work() -> Any:
+        from fmeco.config import json_schema
+
+        return json_schema()
+
+    _run(work, json_mode=False, debug=debug, show=lambda r: print(json.dumps(r, indent=1, ensure_ascii=False)))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where its runs go.")] = Path("runs/demo"),
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Pretrain on five digits, finetune on the other five with ten labels each, and compare with training from scratch."""
+
+    def work() -> Any:
+        from fmeco import demo as it
+
+        return it.run(out, seeds, signals.stop)
+
+    def show(result: Any) -> None:
+        from fmeco import demo as it
+
+        print(it.table(result))
+
+    _run(work, json_mode=json_, debug=debug, show=show)
+
+
+def _check_first(config: Path | None, **how: Any) -> None:
+    """Every mistake of a config, before torch is imported."""
+    from fmeco.config import read
+
+    read(config, **how)
+
+
+def _says_finetune(config: Path) -> bool:
+    from fmeco.config import peek
+
+    return ("stage" in (tree := peek(config)) and tree["stage"] == "finetune") or "from" in tree or "transfer" in tree
+
+
+def _typed(one: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON-schema property as {type, default, help}."""
+
+    def name(schema: Mapping[str, Any]) -> str:
+        if "anyOf" in schema:
+            return " or ".join(dict.fromkeys(name(option) for option in schema["anyOf"]))
+        if "enum" in schema or "const" in schema:
+            return " or ".join(map(str, schema.get("enum", [schema.get("const")])))
+        bounds = "".join(
+            f" {sign} {schema[key]:g}"
+            for key, sign in (
+                ("exclusiveMinimum", ">"),
+                ("minimum", ">="),
+                ("exclusiveMaximum", "<"),
+                ("maximum", "<="),
+            )
+            if key in schema
+        )
+        if schema.get("type") == "array":
+            return f"list of {name(schema.get('items', {}))}"
+        return {
+            "string": "text",
+            "integer": "whole number",
+            "boolean": "true or false",
+            "object": "mapping",
+        }.get(schema.get("type", ""), schema.get("type", "any")) + bounds
+
+    return {"type": name(one), "default": one.get("default"), "help": one.get("description", "")}
+
+
+def _show_result(result: Mapping[str, Any]) -> None:
+    if "tasks" not in result:
+        _show_metrics(f"{result['run']}  ({result['seconds']:.1f} s)", result["metrics"])
+        return
+    # Tasks may have different objectives: a column for each metric that any of them has, per-class ones left out.
+    names = list(dict.fromkeys(name for task in result["tasks"] for name in task["metrics"] if "/" not in name))
+    width = max(4, *(len(task["task"]) for task in result["tasks"]))
+    print(f"{'task':{width}}  " + "  ".join(f"{name:>12}" for name in names) + "       seconds  run")
+    for task in result["tasks"]:
+        cells = (f"{task['metrics'][name]:12.4f}" if name in task["metrics"] else f"{'-':>12}" for name in names)
+        print(
+            f"{clean(task['task']):{width}}  "
+            + "  ".join(f"{cell:>{max(12, len(name))}}" for cell, name in zip(cells, names, strict=True))
+            + f"  {task['seconds']:12.1f}  {task['run']}"
+        )
+
+
+def _show_metrics(title: str, metrics: Mapping[str, float]) -> None:
+    print(clean(title))
+    for name, value in metrics.items():
+        print(f"  {clean(name):24} {value:.4f}")

@@ -1,0 +1,427 @@
+"""The vocabulary of fmeco: what datasets, augmentations, backbones and objectives say to each other.
+
+Letters in shape comments: B samples, V views, T tokens, D width, C channels or classes, H W height and width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, final
+
+import torch
+from torch import Tensor, nn
+
+from fmeco.errors import CheckpointError, ConfigError, DataError, clean, listing, nearest
+from fmeco.plugins import (
+    Classes,
+    Color,
+    Doc,
+    FilePath,
+    Fold,
+    Ge,
+    Gt,
+    ImageSize,
+    Le,
+    LimitPerClass,
+    LimitSeed,
+    Lt,
+    Scalar,
+    TestFraction,
+    ValFraction,
+)
+
+__all__ = [
+    "Augment",
+    "Backbone",
+    "Batch",
+    "CheckpointError",
+    "Classes",
+    "Color",
+    "ConfigError",
+    "Data",
+    "DataError",
+    "DataSpec",
+    "Doc",
+    "Features",
+    "FilePath",
+    "Fold",
+    "Ge",
+    "Gt",
+    "ImageSize",
+    "InputSpec",
+    "Inputs",
+    "Le",
+    "LimitPerClass",
+    "LimitSeed",
+    "Loss",
+    "Lt",
+    "Mode",
+    "Objective",
+    "Samples",
+    "Scalar",
+    "Target",
+    "TestFraction",
+    "ValFraction",
+    "View",
+    "clean",
+    "fit",
+    "listing",
+    "mix",
+    "nearest",
+    "standardize",
+    "uniform",
+]
+
+Inputs = dict[str, Tensor]  # "image", "columns", "tokens", ... -> (B, ...); without B for one sample
+Mode = Literal["loss", "rows", "predict"]
+MISSING_CLASS = -1  # the class index of a sample without a label
+
+
+# ---------------------------------------------------------------- the contract of the data
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One named input: its shape, how it is stored, and the affine map that makes it the model's input.
+
+    `shape` is that of one sample, (C, H, W) or (F,). Dimension 0 of `shape` is the one `mean` and `std` run over.
+    The model sees `(stored * scale - mean) / std`; an empty mean leaves the stored values as they are.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"  # a torch dtype's name, as stored
+    scale: float = 1.0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Target:
+    """One named target. `kind` is class (one of `classes`), multilabel (a subset of them) or number.
+
+    `counts` (samples per class), `mean` and `std` (of a number) describe the training split; a run fills them in.
+    Heads predict numbers in units of `std` from `mean`.
+    """
+
+    kind: Literal["class", "multilabel", "number"]
+    classes: tuple[str, ...] = ()
+    counts: tuple[int, ...] = ()
+    mean: float = 0.0
+    std: float = 1.0
+
+    def described(self, values: Tensor) -> Target:
+        """This target with the statistics of the training split's values (N, ...)."""
+        if self.kind == "class":
+            return dataclasses.replace(self, counts=tuple(values.bincount(minlength=len(self.classes)).tolist()))
+        if self.kind == "multilabel":
+            return dataclasses.replace(self, counts=tuple(int(n) for n in values.sum(0)))
+        std = float(values.double().std(correction=0))
+        return dataclasses.replace(self, mean=float(values.double().mean()), std=std if std > 0 else 1.0)
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What a model must know of its data to be used again. Stored in the checkpoint; compared by name and value.
+
+    `preprocessing` is whatever `reader.read(spec, sources)` needs to turn a file, row or string into Inputs:
+    size, resize rule, interpolation, colour mode, tokenizer, column statistics. It is plain JSON.
+    """
+
+    modality: str  # "image", "table", ...
+    inputs: Mapping[str, InputSpec]
+    targets: Mapping[str, Target] = field(default_factory=dict)
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    reader: str = ""  # the dataset plug-in whose read() applies `preprocessing`
+    sizes: Mapping[str, int] = field(default_factory=dict)  # samples per split
+    fingerprint: str = ""  # of the training data
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_json(raw: Mapping[str, Any]) -> DataSpec:
+        """Rebuild a DataSpec; raises CheckpointError when the JSON is not one."""
+
+        def build(kind: type, value: Mapping[str, Any]) -> Any:
+            return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
+
+        try:
+            return DataSpec(
+                **{
+                    **raw,
+                    "inputs": {name: build(InputSpec, value) for name, value in raw["inputs"].items()},
+                    "targets": {name: build(Target, value) for name, value in raw["targets"].items()},
+                }
+            )
+        except (TypeError, KeyError, AttributeError) as error:
+            raise CheckpointError(f"the data description is not valid: {clean(error)}") from None
+
+    def preprocessing_only(self) -> DataSpec:
+        """What finetuning hands to a dataset: how inputs are made, and nothing of the old task."""
+        return dataclasses.replace(self, targets={}, sizes={}, fingerprint="")
+
+
+class Samples(ABC):
+    """A split: samples by position. `targets` holds one tensor (N, ...) or list of length N per target.
+
+    Reading sample i must depend on nothing but i and the files: no global random state, no order of calls.
+    """
+
+    targets: Mapping[str, Tensor | list[Any]] = {}
+    in_memory = False  # True when reading a sample is so cheap that loader workers would only cost
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Inputs:
+        """The canonical decode of one sample. Raises DataError that names the file."""
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """A stable name: the relative path, or the row number."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a dataset plug-in builds. `notes` are findings that the user should read (skipped folders, ...)."""
+
+    spec: DataSpec
+    train: Samples | None = None
+    val: Samples | None = None
+    test: Samples | None = None
+    collate: Callable[[Sequence[Inputs]], Inputs] | None = None  # default: stack
+    notes: tuple[str, ...] = ()
+
+    def split(self, name: str) -> Samples:
+        """The split called train, val or test. Raises ConfigError when this dataset has none."""
+        samples: Samples | None = getattr(self, name)
+        if samples is None or len(samples) == 0:
+            has = [split for split in ("train", "val", "test") if getattr(self, split) is not None]
+            raise ConfigError(f"this dataset has no {name} split", f"it has: {', '.join(has)}")
+        return samples
+
+
+@dataclass
+class Batch:
+    """B samples on their way to an objective.
+
+    views: one Inputs per augmented view of the same B samples. target: name -> (B, ...) tensor, or a list.
+    index: (B,) positions in the split. keys: (V, B) int64 on the CPU, one random key per view and sample: all
+    randomness of augmentation comes from them, so that workers, ranks and resume change no bit.
+    """
+
+    views: list[Inputs]
+    target: dict[str, Tensor | list[Any]]
+    index: Tensor
+    keys: Tensor
+    skipped: list[str] = field(default_factory=list)  # samples left out of this batch, with the reason
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def to(self, device: torch.device, **how: Any) -> Batch:
+        def move(x: Any) -> Any:
+            return x.to(device, **how) if isinstance(x, Tensor) else x
+
+        return dataclasses.replace(
+            self,
+            views=[{name: move(x) for name, x in view.items()} for view in self.views],
+            target={name: move(x) for name, x in self.target.items()},
+        )
+
+
+def fit(inputs: Inputs, spec: DataSpec) -> Inputs:
+    """Centre-crop each input of one sample to the shape that the spec promises, where it is larger."""
+    out = dict(inputs)
+    for name, want in spec.inputs.items():
+        x = out[name]
+        for dim, size in enumerate(want.shape):
+            if x.shape[dim] > size:
+                x = x.narrow(dim, (x.shape[dim] - size) // 2, size)
+        if tuple(x.shape) != want.shape:
+            raise DataError(f"input '{name}' has shape {tuple(x.shape)}, the model expects {want.shape}")
+        out[name] = x
+    return out
+
+
+def standardize(inputs: Inputs, spec: DataSpec) -> Inputs:
+    """Stored values (B, ...) -> the model's: `(x * scale - mean) / std` per channel, as float32."""
+    out = dict(inputs)
+    for name, how in spec.inputs.items():
+        if how.mean and name in out:
+            x = out[name]
+            shape = (1, -1) + (1,) * (x.ndim - 2)
+            std = torch.tensor(how.std, device=x.device).view(shape)
+            mean = torch.tensor(how.mean, device=x.device).view(shape)
+            out[name] = x.float().mul(how.scale / std).sub_(mean / std)
+    return out
+
+
+# ---------------------------------------------------------------- randomness
+
+
+def _signed(word: int) -> int:
+    return word - (1 << 64) if word >= 1 << 63 else word
+
+
+def mix(*words: int | Tensor) -> Tensor:
+    """Hash integers (broadcast int64 tensors welcome) to int64 keys, with the SplitMix64 finaliser.
+
+    A counter-based generator: the key of (seed, epoch, index, view) needs no state and no order of calls.
+    https://doi.org/10.1145/2714064.2660195 (Steele, Lea, Flood 2014).
+    """
+    h = torch.zeros((), dtype=torch.int64)
+    for word in words:
+        h = h + word + _signed(0x9E3779B97F4A7C15)
+        h = (h ^ ((h >> 30) & 0x3FFFFFFFF)) * _signed(0xBF58476D1CE4E5B9)  # >> is arithmetic: mask to make it logical
+        h = (h ^ ((h >> 27) & 0x1FFFFFFFFF)) * _signed(0x94D049BB133111EB)
+        h = h ^ ((h >> 31) & 0x1FFFFFFFF)
+    return h
+
+
+def uniform(keys: Tensor, stream: int) -> Tensor:
+    """Uniform float32 numbers in [0, 1), one per key; another `stream` gives an independent draw."""
+    bits = (mix(keys, stream) >> 40) & 0xFFFFFF  # 24 bits: every one is exact in float32
+    return bits.to(torch.float32) / (1 << 24)
+
+
+# ---------------------------------------------------------------- augmentation
+
+
+class Augment(ABC):
+    """How training samples vary. Two pure parts; both must give the same for the same key."""
+
+    def sample(self, inputs: Inputs, key: int) -> Inputs:
+        """Geometry of one sample, in the loader's worker."""
+        return inputs
+
+    def batch(self, inputs: Inputs, keys: Tensor) -> Inputs:
+        """What is cheaper for B samples at once, on the device. keys: (B,) int64 on the CPU."""
+        return inputs
+
+
+# ---------------------------------------------------------------- models
+
+
+@dataclass
+class Features:
+    """What a backbone returns. A backbone fills what it has; an objective says which it needs."""
+
+    pooled: Tensor | None = None  # (B, D)
+    tokens: Tensor | None = None  # (B, T, D)
+    mask: Tensor | None = None  # (B, T) bool, True = a real token
+    grid: tuple[int, int] | None = None  # tokens are the cells of an (h, w) map, row by row
+    pyramid: list[Tensor] | None = None  # maps (B, C_i, H_i, W_i), coarse last
+
+    @property
+    def vector(self) -> Tensor:
+        """One vector per sample (B, D): `pooled`, else the mean of the real tokens."""
+        if self.pooled is not None:
+            return self.pooled
+        if self.tokens is None:
+            raise TypeError("a backbone must fill Features.pooled or Features.tokens")
+        if self.mask is None:
+            return self.tokens.mean(1)
+        weight = self.mask.unsqueeze(-1).to(self.tokens.dtype)  # (B, T, 1)
+        return (self.tokens * weight).sum(1) / weight.sum(1).clamp_min(1)
+
+
+class Backbone(nn.Module, ABC):
+    """Inputs -> Features. `width` is D of `Features.vector`. `class_layers`: names (or their beginnings) of the library
+    model's layers that a backbone goes without, and that a file of weights may therefore hold in excess."""
+
+    width: int
+    class_layers: tuple[str, ...] = ()
+
+    @abstractmethod
+    def forward(self, inputs: Inputs) -> Features: ...
+
+    @property
+    def library(self) -> nn.Module:
+        """The module whose state dict is saved, under its source library's own key names."""
+        return self
+
+    def adapt(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        """Fit foreign tensors to this model where that is well defined (channels, positions).
+
+        Returns the state and the names it reshaped.
+        """
+        return state, []
+
+    def depth_of(self, name: str) -> int:
+        """Distance of a parameter (named as in `library`) from the input, for layer-wise rates; by default the
+        position of its layer among the layers that have parameters."""
+        order = list(dict.fromkeys(key.rpartition(".")[0] for key, _ in self.library.named_parameters()))
+        return order.index(name.rpartition(".")[0])
+
+
+class Loss(NamedTuple):
+    """A loss as a sum and what it is a sum over: the loop divides once, over micro-batches and ranks.
+
+    parts: further named sums over the same count, for the log.
+    """
+
+    sum: Tensor
+    count: Tensor | float
+    parts: dict[str, Tensor] = {}
+
+
+class View(NamedTuple):
+    """One view of each sample that an objective asks the loader for."""
+
+    name: str = "main"
+    augment: bool = True
+
+
+class Objective(nn.Module, ABC):
+    """A Batch in, a Loss out. Owns the backbone, heads and teachers.
+
+    directions: metric name -> "max" or "min"; the first one picks the best checkpoint unless the config does.
+    coupled: the loss depends on which samples share a batch, so micro-batches would change it.
+    """
+
+    views: tuple[View, ...] = (View(),)
+    coupled = False
+    directions: Mapping[str, Literal["max", "min"]] = {}
+    backbone: Backbone
+
+    @final
+    def forward(self, batch: Batch, mode: Mode) -> Any:
+        """The one entry, so that whatever wraps an objective (compile, data parallel) sees every call."""
+        return getattr(self, {"loss": "loss", "rows": "rows", "predict": "predict"}[mode])(batch)
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> Loss: ...
+
+    @abstractmethod
+    def rows(self, batch: Batch) -> dict[str, Tensor]:
+        """Per-sample tensors (B, ...) that `metrics` needs; gathered over the split in order of index."""
+
+    @abstractmethod
+    def metrics(self, rows: dict[str, Tensor]) -> dict[str, float]:
+        """Pure: rows of a whole split -> named numbers. Accuracies are fractions 0..1."""
+
+    def predict(self, batch: Batch) -> dict[str, Tensor]:
+        """Outputs (B, ...) for `decode`. Objectives without predictions leave it."""
+        raise ConfigError(f"the objective {type(self).__name__} makes no predictions")
+
+    def decode(self, outputs: dict[str, Tensor]) -> list[dict[str, str | float]]:
+        """One dict with `prediction` and, where there is one, `probability` per sample."""
+        raise ConfigError(f"the objective {type(self).__name__} makes no predictions")
+
+    def class_rows(self) -> Mapping[str, tuple[str, ...]]:
+        """Tensors whose dimension 0 runs over classes -> the classes' names, so that finetuning can carry over
+        the rows of classes that both tasks have."""
+        return {}
+
+    def after_step(self, progress: float) -> None:
+        """Move teachers and queues; called after each optimizer step with the finished share of the run."""
+
+    @property
+    def product(self) -> Backbone:
+        """The module that is saved as the backbone."""
+        return self.backbone

@@ -1,0 +1,1 @@
+"""Datasets: each file's `build(known, whole, *, ...)` makes a Data, its `read(spec, sources)` reads new inputs."""

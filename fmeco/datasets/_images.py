@@ -1,0 +1,269 @@
+"""Images: the one canonical decode, the folder scanner, and what every image dataset shares."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import struct
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from fmeco.core import ConfigError, Data, DataError, DataSpec, Inputs, InputSpec, Samples, Target, clean
+from fmeco.datasets import _splits
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+MAX_PIXELS = 100_000_000  # a 20 kB file can declare a gigapixel; the header is checked before anything is decoded
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    MemoryError,
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+_RESAMPLE = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+
+
+def image_spec(
+    known: DataSpec | None,
+    *,
+    size: int | None,
+    color: str | None,
+    default_size: int = 224,
+    native: Literal["rgb", "gray"] = "rgb",
+    mirror: bool = True,
+) -> DataSpec:
+    """How images become inputs: the checkpoint's way (`known`), where no key says otherwise; else the default.
+
+    The short side is resized to 8/7 of `size` (256 for 224) and the middle cropped; at 96 pixels and below images
+    are small objects that fill the frame, and the whole short side is used. `mirror`: whether a mirror image shows the
+    same thing, as it does not for digits and text.
+    """
+    if known is not None and known.modality not in ("image", ""):
+        raise ConfigError(f"this checkpoint is for {known.modality} data, and the dataset holds images")
+    old: Mapping[str, Any] = known.preprocessing if known is not None else {}
+    wanted = size or old.get("size") or default_size
+    mode = color or old.get("color") or native
+    if old and wanted == old["size"]:
+        resize = old["resize"]
+    elif old:
+        resize = round(wanted * old["resize"] / old["size"])
+    else:
+        resize = wanted if wanted <= 96 else round(wanted * 8 / 7)
+    if old and mode == old["color"] and known is not None:
+        mean, std = known.inputs["image"].mean, known.inputs["image"].std
+    elif mode == "gray":
+        mean, std = (0.449,), (0.226,)  # ImageNet's, averaged over the channels
+    else:
+        mean, std = IMAGENET_MEAN, IMAGENET_STD
+    channels = 1 if mode == "gray" else 3
+    return DataSpec(
+        modality="image",
+        reader="image_folder",
+        inputs={"image": InputSpec((channels, wanted, wanted), "uint8", 1 / 255, tuple(mean), tuple(std))},
+        preprocessing={
+            "size": wanted,
+            "resize": resize,
+            "interpolation": old.get("interpolation", "bilinear"),
+            "color": mode,
+            "mirror": mirror,
+        },
+    )
+
+
+def canonical(image: Image.Image, how: Mapping[str, Any]) -> Tensor:
+    """A PIL image -> uint8 (C, h, w) with min(h, w) = how["resize"]: a pure function of the file and the spec.
+
+    Training crops, evaluation and prediction all start from exactly this.
+    """
+    short = how["resize"]
+    mode = "L" if how["color"] == "gray" else "RGB"
+    if image.format == "JPEG":
+        image.draft(mode, (short, short))  # decodes at 1/2, 1/4 or 1/8 when that is still larger than `short`
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":  # 16-bit and float: PIL would clip at 255
+        array = np.asarray(image, dtype=np.float64)
+        top = 65535.0 if array.max(initial=0) > 255 else 255.0
+        image = Image.fromarray((array.clip(0, top) * (255 / top)).astype(np.uint8))
+    if image.mode != mode:
+        image = image.convert("RGBA").convert(mode) if image.mode == "P" else image.convert(mode)
+    w, h = image.size
+    scale = short / min(w, h)
+    size = (max(short, round(w * scale)), max(short, round(h * scale)))
+    if size != (w, h):
+        image = image.resize(size, _RESAMPLE[how["interpolation"]])
+    array = np.array(image, dtype=np.uint8)  # a copy: torch wants to own writable memory
+    pixels = torch.from_numpy(array)
+    return pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1)  # (C, h, w)
+
+
+def decode(path: str, how: Mapping[str, Any]) -> Tensor:
+    """A file -> uint8 (C, h, w). Raises DataError that names the file and the reason."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.filterwarnings("ignore", message="Palette images with Transparency")
+            with open(path, "rb") as file, Image.open(file) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise ValueError(f"{image.width}x{image.height} pixels is more than {MAX_PIXELS:,}")
+                if min(image.size) < 1:
+                    raise ValueError("no pixels")
+                return canonical(image, how)
+    except _UNREADABLE as error:
+        raise DataError(
+            f"cannot read the image {clean(path)}: {_reason(path, error)}",
+            "repair or remove it, or train with --set train.on_bad_sample=skip",
+        ) from None
+
+
+def _reason(path: str, error: BaseException) -> str:
+    try:
+        if os.path.getsize(path) == 0:
+            return "the file is empty"
+        with open(path, "rb") as file:
+            head = file.read(64).lstrip().lower()
+        if head.startswith((b"<!doctype", b"<html")):
+            return "it is a web page, not an image"
+        if head.startswith(b"version https://git-lfs"):
+            return "it is a Git LFS pointer; run `git lfs pull`"
+    except OSError:
+        pass
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image in a known format"
+    if isinstance(error, FileNotFoundError):
+        return "the file does not exist"
+    return clean(error) or type(error).__name__
+
+
+class ImageFiles(Samples):
+    """Images on disk. Paths are packed bytes: a million of them must not become a million Python objects, which
+    loader workers would copy page by page."""
+
+    def __init__(self, root: Path, paths: Sequence[str], targets: Mapping[str, Tensor], how: Mapping[str, Any]) -> None:
+        self.root, self.targets, self.how = str(root), targets, dict(how)
+        encoded = [os.fsencode(path) for path in paths]
+        self.packed = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        self.ends = np.cumsum([len(path) for path in encoded], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def name(self, index: int) -> str:
+        start = self.ends[index - 1] if index else 0
+        return os.fsdecode(self.packed[start : self.ends[index]].tobytes())
+
+    def __getitem__(self, index: int) -> Inputs:
+        return {"image": decode(os.path.join(self.root, self.name(index)), self.how)}
+
+
+class ImageArrays(Samples):
+    """Images already decoded, (N, C, h, w) uint8."""
+
+    in_memory = True
+
+    def __init__(self, images: Tensor, names: Sequence[str], targets: Mapping[str, Tensor]) -> None:
+        self.images, self.names, self.targets = images, list(names), targets
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def name(self, index: int) -> str:
+        return self.names[index]
+
+    def __getitem__(self, index: int) -> Inputs:
+        return {"image": self.images[index]}
+
+
+def class_target(codes: Any, classes: tuple[str, ...]) -> tuple[dict[str, Tensor], Target]:
+    return {"label": torch.as_tensor(codes, dtype=torch.int64)}, Target("class", classes)
+
+
+def scan(root: Path, notes: list[str]) -> list[tuple[str, int]]:
+    """Image files below `root` as (relative path, bytes), sorted by name.
+
+    Hidden files and folders, linked folders and files of other types are left out, and said so in `notes`.
+    """
+    found: list[tuple[str, int]] = []
+    hidden = linked = other = 0
+    stack = [""]
+    while stack:
+        folder = stack.pop()
+        try:
+            entries = list(os.scandir(root / folder))
+        except OSError as error:
+            raise DataError(f"cannot list the folder {clean(root / folder)}: {error.strerror}") from None
+        for entry in entries:
+            relative = f"{folder}/{entry.name}" if folder else entry.name
+            if entry.name.startswith((".", "__MACOSX")):
+                hidden += 1
+            elif entry.is_dir():
+                if entry.is_symlink():
+                    linked += 1
+                else:
+                    stack.append(relative)
+            elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+                try:
+                    found.append((relative, entry.stat().st_size))
+                except OSError:
+                    raise DataError(f"cannot read the image {clean(entry.path)}: it is a link to nothing") from None
+            else:
+                other += 1
+    for count, what in (
+        (hidden, "hidden entries"),
+        (linked, "linked folders"),
+        (other, "files that are not images"),
+    ):
+        if count:
+            notes.append(f"{root}: skipped {count} {what}")
+    return sorted(found)
+
+
+def build_arrays(
+    known: DataSpec | None,
+    spec: DataSpec,
+    images: Sequence[Image.Image],
+    labels: Sequence[str],
+    *,
+    names: Sequence[str],
+    where: str,
+    classes: list[str | int] | None,
+    limit_per_class: int | None,
+    limit_seed: int,
+    val_fraction: float,
+    test_fraction: float,
+    fold: Mapping[str, int] | None,
+) -> Data:
+    """A Data from images in memory, all of one size, with one class name each."""
+    old = known.targets.get("label") if known is not None else None
+    kept, codes, order, notes = _splits.encode(list(labels), classes, old, where)
+    chosen = [names[i] for i in kept]
+    parts = _splits.split(chosen, codes, val_fraction, test_fraction, fold)
+    parts["train"] = _splits.limit(chosen, codes, parts["train"], limit_per_class, limit_seed)
+    made: dict[str, Samples] = {}
+    for part, at in parts.items():
+        pixels = torch.stack([canonical(images[kept[i]], spec.preprocessing) for i in at])
+        made[part] = ImageArrays(pixels, [chosen[i] for i in at], class_target(codes[at], order)[0])
+    spec = dataclasses.replace(
+        spec,
+        targets={"label": Target("class", order)},
+        sizes={part: len(at) for part, at in parts.items()},
+        fingerprint=_splits.fingerprint(
+            [(chosen[i], images[kept[i]].tobytes().hex(), labels[kept[i]]) for at in parts.values() for i in at]
+        ),
+    )
+    return Data(spec, made.get("train"), made.get("val"), made.get("test"), notes=tuple(notes))

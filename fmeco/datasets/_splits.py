@@ -1,0 +1,123 @@
+"""Which samples go where: classes by name, splits by a hash of the sample's name.
+
+Nothing here depends on the order in which files are listed, and adding a file moves no other file to another split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmeco.core import ConfigError, DataError, Target, listing, nearest
+
+Indices = NDArray[np.int64]
+
+
+def ranks(names: Sequence[str], salt: str) -> Indices:
+    """A pseudo-random 63-bit number per name, the same on every machine."""
+    return np.array(
+        [int.from_bytes(hashlib.blake2b(f"{salt}/{n}".encode(), digest_size=8).digest(), "big") >> 1 for n in names],
+        dtype=np.int64,
+    )
+
+
+def natural(labels: Sequence[str]) -> list[str]:
+    """Distinct labels in order: by value when all are whole numbers, else by name."""
+    distinct = set(labels)
+    if all(label.lstrip("-").isdigit() for label in distinct):
+        return sorted(distinct, key=lambda label: (int(label), label))
+    return sorted(distinct)
+
+
+def encode(
+    labels: Sequence[str], classes: Sequence[str | int] | None, known: Target | None, where: str
+) -> tuple[Indices, Indices, tuple[str, ...], list[str]]:
+    """Class names -> codes. The order comes from the checkpoint (`known`), else from `classes`, else from the names.
+
+    Returns (positions kept, their codes, class names, notes). Raises DataError for labels that a checkpoint does not
+    know, ConfigError for `classes` that the data does not have, DataError for fewer than two classes.
+    """
+    notes: list[str] = []
+    present = natural(labels)
+    chosen = [str(name) for name in classes] if classes is not None else None
+    if chosen is not None:
+        if absent := [name for name in chosen if name not in present]:
+            raise ConfigError(
+                f"{where}: dataset.classes names {listing(absent)}, which the data does not have{nearest(absent[0], present)}",
+                f"classes in the data: {listing(present, 20)}",
+            )
+        if len(set(chosen)) < len(chosen):
+            raise ConfigError(f"{where}: dataset.classes names a class twice")
+    if known is not None:
+        order = known.classes
+        if strange := [name for name in (chosen or present) if name not in order]:
+            raise DataError(
+                f"{where}: the checkpoint has no class {listing(strange)}; it knows: {listing(order, 20)}",
+                "choose among the data's classes with --set dataset.classes=[...], or finetune for the new ones",
+            )
+        if absent := [name for name in order if name not in (chosen or present)]:
+            notes.append(f"{where}: no samples of {listing(absent)}")
+    else:
+        order = tuple(chosen or present)
+        if len(order) < 2:
+            raise DataError(
+                f"{where}: {'only one class (' + order[0] + ')' if order else 'no classes'}: a classifier needs two",
+                "class folders (one folder of images per class) or a label column give the classes",
+            )
+    table = {name: code for code, name in enumerate(order)}
+    wanted = set(chosen or order)
+    kept = np.array([i for i, label in enumerate(labels) if label in wanted], dtype=np.int64)
+    codes = np.array([table[labels[i]] for i in kept], dtype=np.int64)
+    return kept, codes, order, notes
+
+
+def split(
+    names: Sequence[str], codes: Indices, val: float, test: float = 0.0, fold: Mapping[str, int] | None = None
+) -> dict[str, Indices]:
+    """Positions of train, val and test, stratified by code. Every class with two samples or more has one in train
+    and one in val. Raises ConfigError for a fold that does not exist or fractions that leave nothing to train on."""
+    if val + test >= 1:
+        raise ConfigError(f"dataset: val_fraction {val} and test_fraction {test} leave nothing to train on")
+    if fold is not None:
+        n, of = fold.get("fold", 0), fold.get("of", 0)
+        if set(fold) != {"fold", "of"} or not 1 <= n <= of or of < 2:
+            raise ConfigError(
+                f"dataset.split: {{fold: 1, of: 5}} names one of `of` folds, 1 to {max(of, 2)}; got {dict(fold)}"
+            )
+    order = np.argsort(ranks(names, "split"), kind="stable")
+    parts: dict[str, list[Indices]] = {"train": [], "val": [], "test": []}
+    for code in np.unique(codes):
+        members = order[codes[order] == code]
+        n_test = min(max(round(len(members) * test), 1), len(members) - 1) if test and len(members) > 2 else 0
+        held, rest = members[:n_test], members[n_test:]
+        if fold is not None:
+            in_val = np.arange(len(rest)) % fold["of"] == fold["fold"] - 1
+        else:
+            n_val = min(max(round(len(members) * val), 1), len(rest) - 1) if len(rest) > 1 else 0
+            in_val = np.arange(len(rest)) < n_val
+        for part, chosen in (("test", held), ("val", rest[in_val]), ("train", rest[~in_val])):
+            parts[part].append(chosen)
+    return {part: np.sort(np.concatenate(chosen)) for part, chosen in parts.items() if sum(map(len, chosen))}
+
+
+def limit(names: Sequence[str], codes: Indices, positions: Indices, per_class: int | None, seed: int) -> Indices:
+    """At most `per_class` of `positions` per class. A larger limit keeps all that a smaller one keeps."""
+    if per_class is None:
+        return positions
+    draw = ranks([names[i] for i in positions], f"limit-{seed}")
+    kept: list[Indices] = []
+    for code in np.unique(codes[positions]):
+        members = np.flatnonzero(codes[positions] == code)
+        kept.append(positions[members[np.argsort(draw[members], kind="stable")][:per_class]])
+    return np.sort(np.concatenate(kept))
+
+
+def fingerprint(rows: Sequence[tuple[object, ...]]) -> str:
+    """SHA-256 over sorted rows, one per sample: (relative path, size, label) for files."""
+    digest = hashlib.sha256()
+    for row in sorted(map(str, rows)):
+        digest.update(row.encode("utf-8", "surrogateescape") + b"\n")
+    return digest.hexdigest()

@@ -1,0 +1,276 @@
+"""Tables: reading CSV, and rows of numeric and categorical columns as inputs."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fmeco.core import (
+    ConfigError,
+    Data,
+    DataError,
+    DataSpec,
+    Inputs,
+    InputSpec,
+    Samples,
+    Target,
+    clean,
+    listing,
+    nearest,
+)
+from fmeco.datasets import _splits
+from fmeco.datasets._splits import Indices
+
+Table = dict[str, list[str]]
+MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})
+
+
+def is_missing(text: str) -> bool:
+    return text.strip().lower() in MISSING
+
+
+def is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def is_decimal(text: str) -> bool:
+    """A number that is not a plain whole number, such as 3.5 or 1e-3: never the code of a class."""
+    return is_number(text) and not text.strip().lstrip("+-").isdigit()
+
+
+def read_csv(path: str) -> Table:
+    """A CSV or TSV file with a header -> column name -> values as text. Raises DataError with file and line."""
+    file = Path(path)
+    if not file.is_file():
+        raise DataError(f"{clean(path)}: no such file")
+    try:
+        text = file.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{clean(path)}: not UTF-8 text (byte {error.start})", "save it as UTF-8") from None
+    except OSError as error:
+        raise DataError(f"{clean(path)}: {error.strerror}") from None
+    first = text.partition("\n")[0]
+    delimiter = max(",;\t", key=first.count)
+    try:
+        rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True) if row]
+    except csv.Error as error:
+        raise DataError(f"{clean(path)}: not a valid CSV table: {error}") from None
+    if len(rows) < 2:
+        raise DataError(f"{clean(path)}: {'no rows below the header' if rows else 'the file is empty'}")
+    header = [name.strip() for name in rows[0]]
+    if twice := {name for name in header if header.count(name) > 1}:
+        raise DataError(f"{clean(path)}:1: the column {listing(twice)} appears more than once")
+    for line, row in enumerate(rows[1:], 2):
+        if len(row) != len(header):
+            raise DataError(f"{clean(path)}: row {line} has {len(row)} values, the header has {len(header)}")
+    return {name: [row[i].strip() for row in rows[1:]] for i, name in enumerate(header)}
+
+
+def column(table: Table, name: str, path: str) -> list[str]:
+    if name not in table:
+        raise ConfigError(
+            f"{clean(path)}: no column '{clean(name)}'{nearest(name, table)}; it has: {listing(table, 20)}"
+        )
+    return table[name]
+
+
+def numbers(values: Sequence[str], path: str, name: str) -> Tensor:
+    """Text -> float32 (N,). Raises DataError that names the row of what is no finite number."""
+    for row, value in enumerate(values):
+        if not is_number(value):
+            raise DataError(
+                f"{clean(path)}: column '{clean(name)}', row {row + 2}: '{clean(value, 40)}' is not a number",
+                "a target must be a finite number in every row",
+            )
+    return torch.tensor([float(value) for value in values], dtype=torch.float32)
+
+
+def split_by_column(values: Sequence[str], path: str, name: str) -> dict[str, Indices]:
+    spoken = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+    if strange := sorted({value for value in values if value.lower() not in spoken}):
+        raise DataError(f"{clean(path)}: column '{clean(name)}' says {listing(strange)}; it may say train, val or test")
+    parts = np.array([spoken[value.lower()] for value in values])
+    return {part: np.flatnonzero(parts == part) for part in ("train", "val", "test") if (parts == part).any()}
+
+
+def fit_columns(table: Table, features: Sequence[str], train: Indices) -> dict[str, Any]:
+    """Column statistics, from the training rows alone: what `preprocessing` of a table holds.
+
+    Numeric: mean and std, missing values become the mean, plus a 0/1 column where any were missing.
+    Categorical: the categories seen, numbered from 1; 0 stands for missing and for ones never seen.
+    """
+    numeric: list[dict[str, Any]] = []
+    categorical: list[dict[str, Any]] = []
+    for name in features:
+        values = [table[name][i] for i in train]
+        present = [value for value in values if not is_missing(value)]
+        if all(is_number(value) for value in table[name] if not is_missing(value)):
+            x = np.array([float(value) for value in present] or [0.0])
+            numeric.append(
+                {
+                    "name": name,
+                    "mean": float(x.mean()),
+                    "std": float(x.std()) or 1.0,
+                    "missing": len(present) < len(values),
+                }
+            )
+        else:
+            categorical.append({"name": name, "categories": sorted(set(present))})
+    return {"numeric": numeric, "categorical": categorical}
+
+
+def table_spec(how: Mapping[str, Any]) -> DataSpec:
+    """Inputs `columns` (F,) float32, standardised, and `categories` (K,) int64 with K sizes in preprocessing."""
+    flags = sum(one["missing"] for one in how["numeric"])
+    inputs: dict[str, InputSpec] = {}
+    if how["numeric"]:
+        inputs["columns"] = InputSpec(
+            (len(how["numeric"]) + flags,),
+            "float32",
+            1.0,
+            tuple(one["mean"] for one in how["numeric"]) + (0.0,) * flags,
+            tuple(one["std"] for one in how["numeric"]) + (1.0,) * flags,
+        )
+    if how["categorical"]:
+        inputs["categories"] = InputSpec((len(how["categorical"]),), "int64")
+    return DataSpec(modality="table", inputs=inputs, preprocessing=how, reader="csv_table")
+
+
+class Rows(Samples):
+    """Rows of a table by the spec's column statistics."""
+
+    in_memory = True
+
+    def __init__(
+        self,
+        table: Table,
+        at: Indices,
+        targets: Mapping[str, Tensor],
+        how: Mapping[str, Any],
+        names: Sequence[str],
+    ) -> None:
+        self.targets, self.names = targets, [names[i] for i in at]
+        numeric = np.empty((len(at), len(how["numeric"])), dtype=np.float32)
+        flags: list[np.ndarray[Any, Any]] = []
+        for j, one in enumerate(how["numeric"]):
+            values = [table[one["name"]][i] for i in at]
+            for i, value in zip(at, values, strict=True):
+                if not is_missing(value) and not is_number(value):
+                    raise DataError(
+                        f"{names[i]}: column '{clean(one['name'])}': '{clean(value, 40)}' is not a number, "
+                        "and the column was numeric in training"
+                    )
+            gone = np.array([is_missing(value) for value in values], dtype=bool)
+            numeric[:, j] = [one["mean"] if miss else float(value) for miss, value in zip(gone, values, strict=True)]
+            if one["missing"]:
+                flags.append(gone.astype(np.float32)[:, None])
+        self.columns = torch.from_numpy(np.concatenate([numeric, *flags], axis=1))  # (N, F)
+        self.categories = torch.zeros(len(at), len(how["categorical"]), dtype=torch.int64)  # (N, K)
+        self.unseen: dict[str, set[str]] = {}
+        for j, one in enumerate(how["categorical"]):
+            codes = {name: code for code, name in enumerate(one["categories"], 1)}
+            values = [table[one["name"]][i] for i in at]
+            self.categories[:, j] = torch.tensor([codes.get(value, 0) for value in values], dtype=torch.int64)
+            if strange := {value for value in values if value not in codes and not is_missing(value)}:
+                self.unseen[one["name"]] = strange
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, index: int) -> str:
+        return self.names[index]
+
+    def __getitem__(self, index: int) -> Inputs:
+        inputs: Inputs = {}
+        if self.columns.shape[1]:
+            inputs["columns"] = self.columns[index]
+        if self.categories.shape[1]:
+            inputs["categories"] = self.categories[index]
+        return inputs
+
+
+def match_columns(table: Table, how: Mapping[str, Any], path: str) -> list[str]:
+    """Hold a new table to the columns of training. Raises DataError for absent ones; returns notes on extra ones."""
+    wanted = [one["name"] for one in (*how["numeric"], *how["categorical"])]
+    if absent := [name for name in wanted if name not in table]:
+        raise DataError(f"{clean(path)}: the model needs the column {listing(absent)}{nearest(absent[0], table)}")
+    extra = [name for name in table if name not in wanted]
+    return [f"{clean(path)}: columns the model does not use: {listing(extra)}"] if extra else []
+
+
+def build_table(
+    known: DataSpec | None,
+    whole: bool,
+    table: Table,
+    labels: Sequence[str],
+    *,
+    where: str,
+    names: Sequence[str],
+    features: Sequence[str],
+    task: str,
+    classes: list[str | int] | None,
+    limit_per_class: int | None,
+    limit_seed: int,
+    val_fraction: float,
+    test_fraction: float,
+    fold: Mapping[str, int] | None,
+    parts: dict[str, Indices] | None = None,
+) -> Data:
+    """A Data from columns as text, and one label per row. What csv_table and sklearn share."""
+    if known is not None and known.modality != "table":
+        raise ConfigError(f"this checkpoint is for {known.modality} data, and the dataset is a table")
+    old = known.targets.get("label") if known is not None else None
+    if blank := [names[i] for i, label in enumerate(labels) if is_missing(label)]:
+        raise DataError(f"no target value in {listing(blank)}", "fill or remove these rows")
+    kind = old.kind if old is not None else task
+    if kind == "auto":
+        # Decimals are amounts. Whole numbers are amounts when they are many, as prices and ages are.
+        many = len(set(labels)) > max(20, len(labels) // 20)
+        kind = "number" if all(map(is_number, labels)) and (many or any(map(is_decimal, labels))) else "class"
+    notes: list[str] = []
+    if kind == "number":
+        kept = np.arange(len(labels))
+        values: Tensor = numbers(labels, where, "target")
+        codes, target = np.zeros(len(labels), np.int64), old or Target("number")
+    else:
+        kept, codes, class_names, notes = _splits.encode(list(labels), classes, old, where)
+        values, target = torch.from_numpy(codes), Target("class", class_names)
+    chosen = [names[i] for i in kept]
+    if whole:
+        parts = {"test": np.arange(len(kept))}
+    elif parts is not None:
+        parts = {part: np.flatnonzero(np.isin(kept, at)) for part, at in parts.items()}
+    else:
+        parts = _splits.split(chosen, codes, val_fraction, test_fraction, fold)
+    if "train" in parts:
+        parts["train"] = _splits.limit(chosen, codes, parts["train"], limit_per_class, limit_seed)
+    if known is not None:
+        how: Mapping[str, Any] = known.preprocessing
+        notes += match_columns(table, how, where)
+    else:
+        how = fit_columns(table, features, kept[parts["train"]])
+    made = {part: Rows(table, kept[at], {"label": values[at]}, how, names) for part, at in parts.items()}
+    notes += [
+        f"{part}: column '{clean(name)}' has categories not seen in training: {listing(sorted(strange))}"
+        for part, rows in made.items()
+        for name, strange in rows.unseen.items()
+    ]
+    spec = dataclasses.replace(
+        table_spec(how),
+        targets={"label": target},
+        sizes={part: len(at) for part, at in parts.items()},
+        fingerprint=_splits.fingerprint([(names[i], labels[i], *(table[c][i] for c in features)) for i in kept]),
+    )
+    return Data(spec, made.get("train"), made.get("val"), made.get("test"), notes=tuple(notes))

@@ -1,0 +1,97 @@
+"""A CSV or TSV table: numeric and categorical columns, missing values, and a target column."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import numpy as np
+
+from fmeco.core import (
+    Classes,
+    ConfigError,
+    Data,
+    DataSpec,
+    Doc,
+    FilePath,
+    Fold,
+    LimitPerClass,
+    LimitSeed,
+    Samples,
+    TestFraction,
+    ValFraction,
+    clean,
+    nearest,
+)
+from fmeco.datasets import _tables
+
+
+def build(
+    known: DataSpec | None,
+    whole: bool,
+    *,
+    path: Annotated[FilePath, Doc("the table, with a header")],
+    target: Annotated[str, Doc("column to predict")] = "label",
+    features: Annotated[
+        list[str] | None, Doc("columns to use; null = all but the target, `drop` and split_column")
+    ] = None,
+    drop: Annotated[list[str], Doc("columns to leave out, such as an id")] = [],  # noqa: B006  read, never changed
+    split_column: Annotated[
+        str | None, Doc("column that says train, val or test; null = split by val_fraction")
+    ] = None,
+    task: Annotated[
+        Literal["auto", "class", "number"],
+        Doc("auto = number if the target has decimals or many values, else class"),
+    ] = "auto",
+    classes: Classes = None,
+    limit_per_class: LimitPerClass = None,
+    limit_seed: LimitSeed = 0,
+    val_fraction: ValFraction = 0.2,
+    test_fraction: TestFraction = 0.0,
+    split: Fold = None,
+) -> Data:
+    table = _tables.read_csv(path)
+    labels = _tables.column(table, target, path)
+    left_out = {target, *drop, *([split_column] if split_column else [])}
+    for name in (*drop, *(features or [])):
+        _tables.column(table, name, path)
+    used = features if features is not None else [name for name in table if name not in left_out]
+    if target in used or not used:
+        raise ConfigError(
+            f"{clean(path)}: {'the target is among the features' if used else 'no columns are left to learn from'}"
+        )
+    parts = _tables.split_by_column(table[split_column], path, split_column) if split_column in table else None
+    if split_column is not None and parts is None:
+        raise ConfigError(f"{clean(path)}: no column '{clean(split_column)}'{nearest(split_column, table)}")
+    shown = {name: table[name] for name in table if name in used or (known is not None and name not in left_out)}
+    return _tables.build_table(
+        known,
+        whole,
+        shown,
+        labels,
+        where=clean(path),
+        names=[f"{path}:{row}" for row in range(2, len(labels) + 2)],
+        features=used,
+        task=task,
+        classes=classes,
+        limit_per_class=limit_per_class,
+        limit_seed=limit_seed,
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+        fold=split,
+        parts=parts,
+    )
+
+
+def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
+    """The rows of CSV files; the target column may be absent."""
+    merged: _tables.Table = {}
+    names: list[str] = []
+    for path in sources:
+        table = _tables.read_csv(path)
+        _tables.match_columns(table, spec.preprocessing, path)
+        rows = len(next(iter(table.values())))
+        names += [f"{path}:{row}" for row in range(2, rows + 2)]
+        for one in (*spec.preprocessing["numeric"], *spec.preprocessing["categorical"]):
+            merged.setdefault(one["name"], []).extend(table[one["name"]])
+    return _tables.Rows(merged, np.arange(len(names)), {}, spec.preprocessing, names)

@@ -1,0 +1,176 @@
+"""A folder of images: one folder per class, alone or inside train/, val/ and test/."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+
+from fmeco.core import (
+    Classes,
+    Color,
+    ConfigError,
+    Data,
+    DataError,
+    DataSpec,
+    Doc,
+    FilePath,
+    Fold,
+    ImageSize,
+    LimitPerClass,
+    LimitSeed,
+    Samples,
+    ValFraction,
+    clean,
+    listing,
+)
+from fmeco.datasets import _images, _splits
+
+_FOLDERS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+
+
+def build(
+    known: DataSpec | None,
+    whole: bool,
+    *,
+    path: Annotated[FilePath | None, Doc("folder with train/, val/, test/, or with class folders directly")] = None,
+    train: Annotated[FilePath | None, Doc("folder of class folders, instead of `path`")] = None,
+    val: Annotated[FilePath | None, Doc("folder of class folders, instead of `path`")] = None,
+    test: Annotated[FilePath | None, Doc("folder of class folders, instead of `path`")] = None,
+    classes: Classes = None,
+    limit_per_class: LimitPerClass = None,
+    limit_seed: LimitSeed = 0,
+    val_fraction: ValFraction = 0.2,
+    split: Fold = None,
+    image_size: ImageSize = None,
+    color: Color = None,
+) -> Data:
+    notes: list[str] = []
+    folders = _folders(path, {"train": train, "val": val, "test": test}, whole)
+    scanned = {
+        part: [(f"{file.split('/')[0]}", file, size) for file, size in _images.scan(folder, notes) if "/" in file]
+        for part, folder in folders.items()
+    }
+    for part, folder in folders.items():
+        _inspect(folder, [label for label, _, _ in scanned[part]], notes)
+
+    # Classes are those of the training folder; every other folder is held to them by name.
+    first = next(iter(scanned))
+    old = known.targets.get("label") if known is not None else None
+    _, _, names, found = _splits.encode([row[0] for row in scanned[first]], classes, old, str(folders[first]))
+    notes += found
+    target = _images.class_target([], names)[1]
+    spec = _images.image_spec(known, size=image_size, color=color)
+
+    parts: dict[str, ImageSet] = {}
+    for part, rows in scanned.items():
+        labels = [row[0] for row in rows]
+        chosen = None if classes is None else [c for c in classes if str(c) in labels]
+        kept, codes, _, found = _splits.encode(labels, chosen, target, str(folders[part]))
+        notes += found if part != first else []
+        parts[part] = ImageSet(folders[part], [rows[i] for i in kept], codes)
+    if whole and "path" in parts:
+        parts = {"test": parts["path"]}
+    elif "path" in parts or "val" not in parts:
+        source = parts.pop("path", None) or parts["train"]
+        cut = _splits.split([row[1] for row in source.rows], source.codes, val_fraction, fold=split)
+        parts = {
+            **{part: source.take(at) for part, at in cut.items()},
+            **{p: v for p, v in parts.items() if p != "train"},
+        }
+    elif split is not None:
+        raise ConfigError(f"dataset.split: {clean(path or train)} has a validation folder of its own")
+    if "train" in parts:
+        rows = [row[1] for row in parts["train"].rows]
+        parts["train"] = parts["train"].take(
+            _splits.limit(rows, parts["train"].codes, np.arange(len(rows)), limit_per_class, limit_seed)
+        )
+    spec = dataclasses.replace(
+        spec,
+        targets={"label": target},
+        sizes={part: len(of.rows) for part, of in parts.items()},
+        fingerprint=_splits.fingerprint([(row[1], row[2]) for part in parts.values() for row in part.rows]),
+    )
+    made = {
+        part: _images.ImageFiles(
+            of.root, [row[1] for row in of.rows], _images.class_target(of.codes, names)[0], spec.preprocessing
+        )
+        for part, of in parts.items()
+    }
+    return Data(spec, made.get("train"), made.get("val"), made.get("test"), notes=tuple(dict.fromkeys(notes)))
+
+
+def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
+    """Image files, and the images below folders, in the order given."""
+    files: list[str] = []
+    for source in sources:
+        if Path(source).is_dir():
+            inside = [str(Path(source) / file) for file, _ in _images.scan(Path(source), [])]
+            if not inside:
+                raise DataError(f"{clean(source)}: no images in this folder")
+            files += inside
+        else:
+            files.append(source)
+    return _images.ImageFiles(Path(), files, {}, spec.preprocessing)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSet:
+    root: Path
+    rows: list[tuple[str, str, int]]  # label, relative path, bytes
+    codes: _splits.Indices
+
+    def take(self, at: _splits.Indices) -> ImageSet:
+        return ImageSet(self.root, [self.rows[i] for i in at], self.codes[at])
+
+
+def _folders(path: str | None, parts: dict[str, str | None], whole: bool) -> dict[str, Path]:
+    """Where each split is. {"path": P} when P holds class folders directly. Training comes first."""
+    given = {part: Path(folder) for part, folder in parts.items() if folder is not None}
+    if (path is None) == (not given):
+        raise ConfigError("dataset: image_folder needs either `path` or `train` (with `val` and `test`)")
+    if path is not None:
+        root = Path(path)
+        if not root.is_dir():
+            raise DataError(f"{clean(path)}: {'not a folder' if root.exists() else 'no such folder'}")
+        present = {part: root / name for part, names in _FOLDERS.items() for name in names if (root / name).is_dir()}
+        given = present if "train" in present or (whole and present) else {"path": root}
+    elif "train" not in given and not whole:
+        raise ConfigError("dataset: image_folder needs `train` beside `val` and `test`")
+    for folder in given.values():
+        if not folder.is_dir():
+            raise DataError(f"{clean(folder)}: no such folder")
+    return given
+
+
+def _inspect(folder: Path, labels: list[str], notes: list[str]) -> None:
+    empty = sorted(
+        {
+            entry.name
+            for entry in folder.iterdir()
+            if entry.is_dir() and not entry.is_symlink() and not entry.name.startswith((".", "__MACOSX"))
+        }
+        - set(labels)
+    )
+    if not labels:
+        loose = any(entry.suffix.lower() in _images.SUFFIXES for entry in folder.iterdir() if entry.is_file())
+        raise DataError(
+            f"{clean(folder)}: {'images, but no class folders' if loose else 'no images'}",
+            "put the images of each class in a folder of its own, named after the class",
+        )
+    if empty:
+        raise DataError(
+            f"{clean(folder)}: no images in the class folder {listing(empty)}",
+            "fill or remove it, or choose classes with dataset.classes",
+        )
+    lower: dict[str, str] = {}
+    for name in dict.fromkeys(labels):
+        if (twin := lower.setdefault(name.lower(), name)) != name:
+            notes.append(f"{folder}: the classes '{clean(twin)}' and '{clean(name)}' differ only in case")

@@ -1,0 +1,45 @@
+"""The tables that scikit-learn ships: real data, no download."""
+
+from __future__ import annotations
+
+from fmeco.core import Classes, Data, DataSpec, Fold, LimitPerClass, LimitSeed, TestFraction, ValFraction
+from fmeco.datasets import _tables
+
+NAMES = ("breast_cancer", "diabetes", "iris", "wine")
+
+
+def build(
+    known: DataSpec | None,
+    whole: bool,
+    arch: str,
+    *,
+    classes: Classes = None,
+    limit_per_class: LimitPerClass = None,
+    limit_seed: LimitSeed = 0,
+    val_fraction: ValFraction = 0.2,
+    test_fraction: TestFraction = 0.2,
+    split: Fold = None,
+) -> Data:
+    from sklearn import datasets
+
+    raw = getattr(datasets, f"load_{arch}")()
+    features = [str(name) for name in raw.feature_names]
+    table = {name: [repr(float(value)) for value in raw.data[:, j]] for j, name in enumerate(features)}
+    kinds = getattr(raw, "target_names", None)
+    labels = [repr(float(v)) for v in raw.target] if kinds is None else [str(kinds[v]) for v in raw.target]
+    return _tables.build_table(
+        known,
+        False,
+        table,
+        labels,
+        where=f"sklearn/{arch}",
+        names=[f"{arch}:{row}" for row in range(len(labels))],
+        features=features,
+        task="number" if kinds is None else "class",
+        classes=classes,
+        limit_per_class=limit_per_class,
+        limit_seed=limit_seed,
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+        fold=split,
+    )

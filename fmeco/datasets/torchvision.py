@@ -1,0 +1,201 @@
+"""Public image datasets of torchvision, downloaded on first use: torchvision/cifar10, torchvision/flowers102, ..."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+
+from fmeco.core import (
+    Classes,
+    Color,
+    Data,
+    DataError,
+    DataSpec,
+    Doc,
+    FilePath,
+    Fold,
+    ImageSize,
+    Inputs,
+    LimitPerClass,
+    LimitSeed,
+    Samples,
+    ValFraction,
+    clean,
+)
+from fmeco.datasets import _images, _splits
+from fmeco.nn import import_torchvision
+
+NAMES = (
+    "cifar10",
+    "cifar100",
+    "country211",
+    "dtd",
+    "eurosat",
+    "fashion_mnist",
+    "fgvc_aircraft",
+    "flowers102",
+    "food101",
+    "gtsrb",
+    "imagenette",
+    "kmnist",
+    "mnist",
+    "oxford_iiit_pet",
+    "rendered_sst2",
+    "stl10",
+    "svhn",
+    "usps",
+)
+_TRAIN_FLAG = {"train": {"train": True}, "test": {"train": False}}
+_TWO = {"train": {"split": "train"}, "test": {"split": "test"}}
+_THREE = {"train": {"split": "train"}, "val": {"split": "val"}, "test": {"split": "test"}}
+# name -> (class in torchvision.datasets, the published splits as its arguments, native image size)
+_SOURCES: dict[str, tuple[str, dict[str, dict[str, Any]], int]] = {
+    "cifar10": ("CIFAR10", _TRAIN_FLAG, 32),
+    "cifar100": ("CIFAR100", _TRAIN_FLAG, 32),
+    "country211": ("Country211", {**_TWO, "val": {"split": "valid"}}, 224),
+    "dtd": ("DTD", _THREE, 224),
+    "eurosat": ("EuroSAT", {"train": {}}, 64),
+    "fashion_mnist": ("FashionMNIST", _TRAIN_FLAG, 28),
+    "fgvc_aircraft": ("FGVCAircraft", _THREE, 224),
+    "flowers102": ("Flowers102", _THREE, 224),
+    "food101": ("Food101", _TWO, 224),
+    "gtsrb": ("GTSRB", _TWO, 32),
+    "imagenette": ("Imagenette", {"train": {"split": "train"}, "test": {"split": "val"}}, 224),
+    "kmnist": ("KMNIST", _TRAIN_FLAG, 28),
+    "mnist": ("MNIST", _TRAIN_FLAG, 28),
+    "oxford_iiit_pet": ("OxfordIIITPet", {"train": {"split": "trainval"}, "test": {"split": "test"}}, 224),
+    "rendered_sst2": ("RenderedSST2", _THREE, 224),
+    "stl10": ("STL10", _TWO, 96),
+    "svhn": ("SVHN", _TWO, 32),
+    "usps": ("USPS", _TRAIN_FLAG, 16),
+}
+
+_ORIENTED = (
+    "gtsrb",
+    "kmnist",
+    "mnist",
+    "rendered_sst2",
+    "svhn",
+    "usps",
+)  # a mirror image means something else
+
+
+def build(
+    known: DataSpec | None,
+    arch: str,
+    *,
+    root: Annotated[FilePath, Doc("folder that keeps the download")] = "data",
+    download: Annotated[bool, Doc("fetch the data if it is not there")] = True,
+    classes: Classes = None,
+    limit_per_class: LimitPerClass = None,
+    limit_seed: LimitSeed = 0,
+    val_fraction: ValFraction = 0.1,
+    split: Fold = None,
+    image_size: ImageSize = None,
+    color: Color = None,
+) -> Data:
+    """The published test split is `test`; validation is the published one, else cut from training by name."""
+    kind, published, size = _SOURCES[arch]
+    sets = {part: _open(kind, root, download, arguments) for part, arguments in published.items()}
+    first = sets["train"][0]
+    native = "gray" if getattr(first, "mode", "RGB") == "L" else "rgb"
+    spec = _images.image_spec(
+        known,
+        size=image_size,
+        color=color,
+        default_size=size,
+        native=native,  # type: ignore[arg-type]
+        mirror=arch not in _ORIENTED,
+    )
+    old = known.targets.get("label") if known is not None else None
+    where = f"torchvision/{arch}"
+    notes: list[str] = []
+    parts: dict[str, tuple[str, _splits.Indices, _splits.Indices]] = {}  # split -> source split, positions, codes
+    target = old
+    for part, dataset in sets.items():
+        labels = _labels(dataset)
+        kept, codes, names, found = _splits.encode(labels, classes, target, where)
+        target = target or _images.class_target([], names)[1]
+        notes += found
+        parts[part] = (part, kept, codes)
+    assert target is not None
+    if "val" not in parts:
+        _, kept, codes = parts["train"]
+        rows = [f"{i:06}" for i in kept]
+        for part, at in _splits.split(rows, codes, val_fraction, fold=split).items():
+            parts[part] = ("train", kept[at], codes[at])
+    source, kept, codes = parts["train"]
+    at = _splits.limit([f"{i:06}" for i in kept], codes, np.arange(len(kept)), limit_per_class, limit_seed)
+    parts["train"] = (source, kept[at], codes[at])
+    spec = dataclasses.replace(
+        spec,
+        targets={"label": target},
+        sizes={part: len(at) for part, (_, at, _) in parts.items()},
+        fingerprint=_splits.fingerprint(
+            [
+                (where, source, int(i), int(c))
+                for source, at, codes in parts.values()
+                for i, c in zip(at, codes, strict=True)
+            ]
+        ),
+    )
+    made = {
+        part: _Images(sets[source], at, codes, spec, f"{arch}-{source}") for part, (source, at, codes) in parts.items()
+    }
+    return Data(spec, made.get("train"), made.get("val"), made.get("test"), notes=tuple(dict.fromkeys(notes)))
+
+
+class _Images(Samples):
+    def __init__(self, dataset: Any, at: _splits.Indices, codes: _splits.Indices, spec: DataSpec, label: str) -> None:
+        self.dataset, self.at, self.label, self.how = dataset, at, label, dict(spec.preprocessing)
+        self.targets = {"label": torch.from_numpy(codes)}
+
+    def __len__(self) -> int:
+        return len(self.at)
+
+    def name(self, index: int) -> str:
+        return f"{self.label}-{self.at[index]:06}"
+
+    def __getitem__(self, index: int) -> Inputs:
+        try:
+            image = self.dataset[int(self.at[index])][0]
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DataError(f"cannot read the image {self.name(index)}: {clean(error)}") from None
+        return {"image": _images.canonical(image, self.how)}
+
+
+def _open(kind: str, root: str, download: bool, arguments: dict[str, Any]) -> Any:
+    """Open (and fetch) one split of the library's dataset. Raises ResourceError or DataError."""
+    from urllib.error import URLError
+
+    from fmeco.errors import ResourceError
+
+    torchvision = import_torchvision()
+    try:
+        return getattr(torchvision.datasets, kind)(root, download=download, **arguments)
+    except (URLError, ConnectionError, TimeoutError) as error:
+        raise ResourceError(
+            f"could not download {kind}: {clean(error)}",
+            f"check the network, or put the files under {clean(root)} yourself",
+        ) from None
+    except (RuntimeError, OSError) as error:
+        if "download" in str(error).lower() or not download:
+            raise DataError(f"{kind} is not complete under {clean(root)}: {clean(error)}") from None
+        raise ResourceError(f"could not prepare {kind} under {clean(root)}: {clean(error)}") from None
+
+
+def _labels(dataset: Any) -> Sequence[str]:
+    """Class names per sample. The library's datasets keep their labels under different names."""
+    codes: Any = next(
+        (getattr(dataset, name) for name in ("targets", "labels", "_labels") if hasattr(dataset, name)), None
+    )
+    if codes is None:
+        pairs = getattr(dataset, "samples", None) or dataset._samples
+        codes = [code for _, code in pairs]
+    names = getattr(dataset, "classes", None)
+    codes = [int(code) for code in codes]
+    return [str(code) if names is None else str(names[code]) for code in codes]

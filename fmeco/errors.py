@@ -1,0 +1,97 @@
+"""Errors that a user can act on. Each class is one exit code of the command line; torch is not imported here."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+
+
+class FmecoError(Exception):
+    """A failure that is not a bug in fmeco.
+
+    Attributes:
+        message: one sentence or list that names the file, key or value at fault.
+        hints: what to do, one line each.
+    """
+
+    exit_code = 1
+    code = "bug"
+
+    def __init__(self, message: str, *hints: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hints = tuple(hint for hint in hints if hint)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Loader workers send exceptions between processes; the default would drop the hints.
+        return type(self), (self.message, *self.hints)
+
+    def __str__(self) -> str:
+        return "\n".join([self.message, *(f"  hint: {hint}" for hint in self.hints)])
+
+
+class ConfigError(FmecoError):
+    """Usage, configuration, a missing plug-in or extra, a REF that is not found, an output that is in the way."""
+
+    exit_code, code = 2, "config"
+
+
+class DataError(FmecoError):
+    """Missing path, empty or single class, unreadable sample, NaN in a target, dead loader worker."""
+
+    exit_code, code = 3, "data"
+
+
+class CheckpointError(FmecoError):
+    """A checkpoint that is invalid, changed, of another modality, or fits too little of the model."""
+
+    exit_code, code = 4, "checkpoint"
+
+
+class Diverged(FmecoError):
+    """The loss or a gradient is not finite, or the representation collapsed."""
+
+    exit_code, code = 5, "diverged"
+
+
+class ResourceError(FmecoError):
+    """Out of memory, or a download that failed."""
+
+    exit_code, code = 6, "resource"
+
+
+class DiskError(FmecoError):
+    """The disk is full or not writable."""
+
+    exit_code, code = 7, "disk"
+
+
+class Stopped(FmecoError):
+    """A signal ended the run after its state was saved: `fmeco resume` goes on from there."""
+
+    exit_code, code = 75, "stopped"
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return " (did you mean 'x'?)" for the closest known word, or ""."""
+    by_lower = {name.lower(): name for name in known}
+    match = difflib.get_close_matches(word.lower(), list(by_lower), n=1, cutoff=0.6)
+    return f" (did you mean '{by_lower[match[0]]}'?)" if match else ""
+
+
+# C0 and C1 controls, and the BiDi overrides that make a terminal show text in another order than it is stored.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def clean(text: object, limit: int = 500) -> str:
+    """Make text from a file safe to print: control and BiDi characters are escaped, long text is cut."""
+    shown = _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", str(text))
+    return shown if len(shown) <= limit else shown[:limit] + "…"
+
+
+def listing(names: Iterable[object], limit: int = 10) -> str:
+    """Join names for a message, the first `limit` of them, and say how many more there are."""
+    shown = [clean(name, 120) for name in names]
+    more = f" and {len(shown) - limit} more" if len(shown) > limit else ""
+    return ", ".join(shown[:limit]) + more

@@ -1,0 +1,84 @@
+"""Where a run reports: the terminal (stderr), run.log, metrics.jsonl and, if it is installed, TensorBoard."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger("fmeco")
+
+
+def say(message: str) -> None:
+    """A line for the user: on the terminal above any progress bar, and in run.log."""
+    logger.info(message)
+
+
+class _Terminal(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def to_terminal(quiet: bool = False) -> None:
+    """Send `say` to stderr. Called by the command line; as a library fmeco is silent."""
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    for handler in [h for h in logger.handlers if isinstance(h, _Terminal)]:
+        logger.removeHandler(handler)
+    if not quiet:
+        logger.addHandler(_Terminal())
+
+
+class Log:
+    """The files of one run. Numbers that are not finite become null: metrics.jsonl is strict JSON."""
+
+    def __init__(self, run: Path, *, tensorboard: bool | str, resume_at: int | None = None, size: int = 0) -> None:
+        run.mkdir(parents=True, exist_ok=True)
+        self.file = open(run / "metrics.jsonl", "ab")  # noqa: SIM115
+        if resume_at is not None:  # forget what a killed run wrote after its last checkpoint
+            self.file.truncate(size)
+            self.file.seek(0, os.SEEK_END)
+        self.handler = logging.FileHandler(run / "run.log", encoding="utf-8")
+        self.handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        logger.setLevel(logging.INFO)
+        logger.addHandler(self.handler)
+        self.board: Any = None
+        if tensorboard is True or (tensorboard == "auto" and importlib.util.find_spec("tensorboard")):
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                from fmeco.errors import ConfigError
+
+                raise ConfigError(
+                    "train.tensorboard is true, but tensorboard is not installed",
+                    "pip install 'fmeco[tensorboard]'",
+                ) from None
+            self.board = SummaryWriter(str(run / "tensorboard"), purge_step=resume_at)
+
+    def write(self, kind: str, step: int, epoch: float, values: dict[str, float]) -> None:
+        """One line of metrics.jsonl: {"kind": "train" | "val" | ..., "step", "epoch", ...values}."""
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        line = json.dumps({"kind": kind, "step": step, "epoch": round(epoch, 6), **finite}, ensure_ascii=False) + "\n"
+        self.file.write(line.encode())
+        self.file.flush()
+        if self.board is not None:
+            for name, value in values.items():
+                self.board.add_scalar(f"{kind}/{name}", value, step)
+
+    def size(self) -> int:
+        """Bytes of metrics.jsonl so far; a checkpoint remembers it."""
+        return self.file.tell()
+
+    def close(self) -> None:
+        self.file.close()
+        logger.removeHandler(self.handler)
+        self.handler.close()
+        if self.board is not None:
+            self.board.close()

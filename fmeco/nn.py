@@ -1,0 +1,80 @@
+"""What several plug-ins share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fmeco.errors import ConfigError
+
+
+def import_torchvision() -> Any:
+    """torchvision, imported late: it takes two seconds. A pair that does not match torch is one clear sentence."""
+    try:
+        import torchvision
+
+        return torchvision
+    except (RuntimeError, ImportError, AttributeError, OSError) as error:
+        raise ConfigError(
+            f"torchvision cannot be used with this torch ({torch.__version__}): {str(error).splitlines()[0]}",
+            "install torch and torchvision together, from the same index: pip install --upgrade torch torchvision",
+        ) from None
+
+
+def mlp(widths: list[int], *, batch_norm: bool, dropout: float) -> nn.Sequential:
+    """Linear, batch norm, ReLU, dropout for each step of `widths`: (B, widths[0]) -> (B, widths[-1])."""
+    layers: list[nn.Module] = []
+    for before, after in zip(widths[:-1], widths[1:], strict=True):
+        layers.append(nn.Linear(before, after))
+        if batch_norm:
+            layers.append(nn.BatchNorm1d(after))
+        layers.append(nn.ReLU())
+        if dropout:
+            layers.append(nn.Dropout(dropout))
+    return nn.Sequential(*layers)
+
+
+def head(width: int, outputs: int, dropout: float) -> nn.Sequential:
+    """The linear head of an objective, (B, width) -> (B, outputs); starts at zero so that the first predictions are
+    the same for every class and a pretrained backbone gets no random gradient."""
+    linear = nn.Linear(width, outputs)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return nn.Sequential(nn.Dropout(dropout), linear)
+
+
+# ---------------------------------------------------------------- metrics of ranked scores
+
+
+def roc_auc(scores: Tensor, positive: Tensor) -> float:
+    """Area under the ROC curve of scores (N,) for bool labels (N,): the share of (positive, negative) pairs ranked
+    right, ties counting half (Mann-Whitney). nan when one side is empty."""
+    n_pos = int(positive.sum())
+    n_neg = len(positive) - n_pos
+    if n_pos == 0 or n_neg == 0:
+        return float("nan")
+    values, inverse, counts = scores.double().unique(return_inverse=True, return_counts=True)
+    last = counts.cumsum(0).double()
+    mean_rank = last - (counts.double() - 1) / 2  # ranks from 1; ties share their mean
+    rank_sum = mean_rank[inverse][positive].sum()
+    return float((rank_sum - n_pos * (n_pos + 1) / 2) / (n_pos * n_neg))
+
+
+def average_precision(scores: Tensor, positive: Tensor) -> float:
+    """Average precision of scores (N,) for bool labels (N,): sum over thresholds of precision times the recall gained.
+    nan without positives."""
+    n_pos = int(positive.sum())
+    if n_pos == 0:
+        return float("nan")
+    _, inverse = scores.double().unique(return_inverse=True)
+    levels = int(inverse.max()) + 1
+    hits = torch.zeros(levels, dtype=torch.float64).index_add_(0, inverse, positive.double()).flip(0)
+    total = (
+        torch.zeros(levels, dtype=torch.float64)
+        .index_add_(0, inverse, torch.ones(len(scores), dtype=torch.float64))
+        .flip(0)
+    )
+    precision = hits.cumsum(0) / total.cumsum(0)
+    return float((precision * hits).sum() / n_pos)

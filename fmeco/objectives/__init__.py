@@ -1,0 +1,1 @@
+"""objectives: what is learned: Batch -> Loss; one plug-in per file."""

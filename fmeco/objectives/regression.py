@@ -1,0 +1,69 @@
+"""A number per sample, learned in units of its standard deviation over the training split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from fmeco.core import Backbone, Batch, ConfigError, DataSpec, Doc, Ge, Gt, Loss, Lt, Objective, Target
+from fmeco.nn import head
+
+
+def build(
+    backbone: Backbone,
+    spec: DataSpec,
+    *,
+    target: Annotated[str, Doc("which target of the dataset")] = "label",
+    loss: Literal["mse", "mae", "huber"] = "mse",
+    delta: Annotated[float, Doc("where huber turns from square to linear, in standard deviations"), Gt(0)] = 1.0,
+    dropout: Annotated[float, Doc("before the head"), Ge(0), Lt(1)] = 0.0,
+) -> Objective:
+    described = spec.targets.get(target)
+    if described is None or described.kind != "number":
+        kind = "no such target" if described is None else f"it is of kind {described.kind}"
+        raise ConfigError(f"objective regression needs a number target '{target}': {kind}")
+    return Regression(backbone, described, target, loss, delta, dropout)
+
+
+class Regression(Objective):
+    directions: Mapping[str, Literal["max", "min"]] = {"rmse": "min", "mae": "min", "r2": "max"}
+
+    def __init__(self, backbone: Backbone, scale: Target, target: str, kind: str, delta: float, dropout: float) -> None:
+        super().__init__()
+        self.backbone, self.scale, self.target, self.kind, self.delta = backbone, scale, target, kind, delta
+        self.head = head(backbone.width, 1, dropout)
+
+    def scaled(self, batch: Batch) -> Tensor:
+        scores: Tensor = self.head(self.backbone(batch.views[0]).vector)
+        return scores.float()[:, 0]  # (B,), in standard deviations from the mean
+
+    def loss(self, batch: Batch) -> Loss:
+        value = batch.target[self.target]
+        assert isinstance(value, Tensor)
+        wanted = (value - self.scale.mean) / self.scale.std
+        got = self.scaled(batch)
+        if self.kind == "mse":
+            return Loss(F.mse_loss(got, wanted, reduction="sum"), len(got))
+        if self.kind == "mae":
+            return Loss(F.l1_loss(got, wanted, reduction="sum"), len(got))
+        return Loss(F.huber_loss(got, wanted, reduction="sum", delta=self.delta), len(got))
+
+    def rows(self, batch: Batch) -> dict[str, Tensor]:
+        value = batch.target[self.target]
+        assert isinstance(value, Tensor)
+        return {"value": value, "predicted": self.scaled(batch) * self.scale.std + self.scale.mean}
+
+    def metrics(self, rows: dict[str, Tensor]) -> dict[str, float]:
+        value, error = rows["value"].double(), (rows["predicted"] - rows["value"]).double()  # (N,)
+        out = {"rmse": float(error.square().mean().sqrt()), "mae": float(error.abs().mean())}
+        spread = float((value - value.mean()).square().sum())
+        return out | ({"r2": 1 - float(error.square().sum()) / spread} if spread > 0 else {})
+
+    def predict(self, batch: Batch) -> dict[str, Tensor]:
+        return {"value": self.scaled(batch) * self.scale.std + self.scale.mean}
+
+    def decode(self, outputs: dict[str, Tensor]) -> list[dict[str, str | float]]:
+        return [{"prediction": value} for value in outputs["value"].tolist()]

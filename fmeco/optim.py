@@ -1,0 +1,268 @@
+"""Optimizers and schedules: thin keyword-only functions, whose signatures are their config sections.
+
+An optimizer takes `params`: groups {"params": [...], "decay": bool, "scale": float}, made by `parameter_groups`.
+A schedule is pure: (step, total, history) -> the factor on the learning rate, where `history` holds the validation
+score of every evaluation so far, higher being better.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any
+
+import torch
+from torch import nn
+
+from fmeco.plugins import Doc, Ge, Gt, Le, Lt
+
+Groups = list[dict[str, Any]]
+
+
+def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], scales: Mapping[str, float]) -> Groups:
+    """Sort parameters into groups by learning-rate scale and weight decay; scale 0 freezes.
+
+    Biases, norms and other vectors are not decayed: decay is for weights that multiply.
+    """
+    groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    for name, parameter in named:
+        scale = scales[name]
+        parameter.requires_grad_(scale > 0)
+        if scale > 0:
+            decay = parameter.ndim > 1
+            group = groups.setdefault((scale, decay), {"params": [], "names": [], "decay": decay, "scale": scale})
+            group["params"].append(parameter)
+            group["names"].append(name)
+    return list(groups.values())
+
+
+def _groups(params: Groups, lr: float, weight_decay: float) -> Groups:
+    """The groups in torch.optim's words; `base_lr` is what a schedule multiplies."""
+    return [
+        {
+            "params": g["params"],
+            "lr": lr * g["scale"],
+            "base_lr": lr * g["scale"],
+            "weight_decay": weight_decay if g["decay"] else 0.0,
+        }
+        for g in params
+    ]
+
+
+# ---------------------------------------------------------------- optimizers
+
+
+def sgd(
+    params: Groups,
+    *,
+    lr: Annotated[float, Gt(0)] = 0.1,
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.9,
+    nesterov: bool = False,
+    weight_decay: Annotated[float, Ge(0)] = 0.0,
+) -> torch.optim.Optimizer:
+    """Stochastic gradient descent; with `momentum: 0` and `train.batch_size: full`, plain gradient descent."""
+    return torch.optim.SGD(
+        _groups(params, lr, weight_decay), lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0
+    )
+
+
+def adam(
+    params: Groups,
+    *,
+    lr: Annotated[float, Gt(0)] = 1e-3,
+    betas: list[float] = [0.9, 0.999],
+    eps: Annotated[float, Gt(0)] = 1e-8,
+    weight_decay: Annotated[float, Ge(0)] = 0.0,
+    amsgrad: bool = False,
+) -> torch.optim.Optimizer:
+    """Adam, https://arxiv.org/abs/1412.6980."""
+    return torch.optim.Adam(_groups(params, lr, weight_decay), lr=lr, betas=_pair(betas), eps=eps, amsgrad=amsgrad)
+
+
+def adamw(
+    params: Groups,
+    *,
+    lr: Annotated[float, Gt(0)] = 1e-3,
+    betas: list[float] = [0.9, 0.999],
+    eps: Annotated[float, Gt(0)] = 1e-8,
+    weight_decay: Annotated[float, Ge(0)] = 0.05,
+    amsgrad: bool = False,
+) -> torch.optim.Optimizer:
+    """Adam with decoupled weight decay, https://arxiv.org/abs/1711.05101."""
+    return torch.optim.AdamW(_groups(params, lr, weight_decay), lr=lr, betas=_pair(betas), eps=eps, amsgrad=amsgrad)
+
+
+def nadam(
+    params: Groups,
+    *,
+    lr: Annotated[float, Gt(0)] = 2e-3,
+    betas: list[float] = [0.9, 0.999],  # noqa: B006
+    weight_decay: Annotated[float, Ge(0)] = 0.0,
+) -> torch.optim.Optimizer:
+    """Adam with Nesterov momentum, https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ."""
+    return torch.optim.NAdam(_groups(params, lr, weight_decay), lr=lr, betas=_pair(betas))
+
+
+def radam(
+    params: Groups,
+    *,
+    lr: Annotated[float, Gt(0)] = 1e-3,
+    betas: list[float] = [0.9, 0.999],  # noqa: B006
+    weight_decay: Annotated[float, Ge(0)] = 0.0,
+) -> torch.optim.Optimizer:
+    """Rectified Adam, https://arxiv.org/abs/1908.03265."""
+    return torch.optim.RAdam(_groups(params, lr, weight_decay), lr=lr, betas=_pair(betas))
+
+
+def adamax(
+    params: Groups,
+    *,
+    lr: Annotated[float, Gt(0)] = 2e-3,
+    betas: list[float] = [0.9, 0.999],  # noqa: B006
+    weight_decay: Annotated[float, Ge(0)] = 0.0,
+) -> torch.optim.Optimizer:
+    """Adam with the infinity norm, https://arxiv.org/abs/1412.6980 section 7."""
+    return torch.optim.Adamax(_groups(params, lr, weight_decay), lr=lr, betas=_pair(betas))
+
+
+def rmsprop(
+    params: Groups,
+    *,
+    lr: Annotated[float, Gt(0)] = 1e-2,
+    alpha: Annotated[float, Ge(0), Lt(1)] = 0.99,
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.0,
+    weight_decay: Annotated[float, Ge(0)] = 0.0,
+) -> torch.optim.Optimizer:
+    """RMSprop, https://arxiv.org/abs/1308.0850 section 4.2."""
+    return torch.optim.RMSprop(_groups(params, lr, weight_decay), lr=lr, alpha=alpha, momentum=momentum)
+
+
+def adagrad(
+    params: Groups, *, lr: Annotated[float, Gt(0)] = 1e-2, weight_decay: Annotated[float, Ge(0)] = 0.0
+) -> torch.optim.Optimizer:
+    """Adagrad, https://jmlr.org/papers/v12/duchi11a.html."""
+    return torch.optim.Adagrad(_groups(params, lr, weight_decay), lr=lr)
+
+
+def adadelta(
+    params: Groups,
+    *,
+    lr: Annotated[float, Gt(0)] = 1.0,
+    rho: Annotated[float, Ge(0), Le(1)] = 0.9,
+    weight_decay: Annotated[float, Ge(0)] = 0.0,
+) -> torch.optim.Optimizer:
+    """Adadelta, https://arxiv.org/abs/1212.5701."""
+    return torch.optim.Adadelta(_groups(params, lr, weight_decay), lr=lr, rho=rho)
+
+
+def adafactor(
+    params: Groups, *, lr: Annotated[float, Gt(0)] = 1e-2, weight_decay: Annotated[float, Ge(0)] = 0.0
+) -> torch.optim.Optimizer:
+    """Adafactor: second moments by row and column, https://arxiv.org/abs/1804.04235."""
+    return torch.optim.Adafactor(_groups(params, lr, weight_decay), lr=lr)
+
+
+def _pair(betas: Sequence[float]) -> tuple[float, float]:
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        from fmeco.errors import ConfigError
+
+        raise ConfigError(f"optimizer.betas: expected two numbers from 0 to 1, got {list(betas)}")
+    return betas[0], betas[1]
+
+
+# ---------------------------------------------------------------- schedules
+
+
+def constant(
+    step: float,
+    total: float,
+    history: Sequence[float],
+    *,
+    warmup: Annotated[float, Doc("share of the run"), Ge(0), Lt(1)] = 0.0,
+) -> float:
+    """Full rate after the warm-up."""
+    return _warm(step, total, warmup)[0]
+
+
+def cosine(
+    step: float,
+    total: float,
+    history: Sequence[float],
+    *,
+    warmup: Annotated[float, Doc("share of the run"), Ge(0), Lt(1)] = 0.05,
+    final: Annotated[float, Doc("factor at the end"), Ge(0), Le(1)] = 0.0,
+) -> float:
+    """Half a cosine from 1 to `final`, https://arxiv.org/abs/1608.03983 equation (5)."""
+    warm, progress = _warm(step, total, warmup)
+    return warm * (final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2)
+
+
+def linear(
+    step: float,
+    total: float,
+    history: Sequence[float],
+    *,
+    warmup: Annotated[float, Doc("share of the run"), Ge(0), Lt(1)] = 0.05,
+    final: Annotated[float, Doc("factor at the end"), Ge(0), Le(1)] = 0.0,
+) -> float:
+    """A straight line from 1 to `final`."""
+    warm, progress = _warm(step, total, warmup)
+    return warm * (1 + (final - 1) * progress)
+
+
+def step(
+    step: float,
+    total: float,
+    history: Sequence[float],
+    *,
+    warmup: Annotated[float, Doc("share of the run"), Ge(0), Lt(1)] = 0.0,
+    at: Annotated[list[float], Doc("shares of the run after which the rate drops")] = [0.5, 0.75],  # noqa: B006
+    gamma: Annotated[float, Doc("factor of each drop"), Gt(0), Lt(1)] = 0.1,
+) -> float:
+    """A staircase."""
+    return _warm(step, total, warmup)[0] * gamma ** sum(step >= share * total for share in at)
+
+
+def one_cycle(
+    step: float,
+    total: float,
+    history: Sequence[float],
+    *,
+    warmup: Annotated[float, Doc("share of the run that rises"), Gt(0), Lt(1)] = 0.3,
+    start: Annotated[float, Doc("factor at the start"), Gt(0), Le(1)] = 0.04,
+    final: Annotated[float, Ge(0), Le(1)] = 0.0,
+) -> float:
+    """Up by half a cosine, down by another, https://arxiv.org/abs/1708.07120."""
+    rise = warmup * total
+    if step < rise:
+        return start + (1 - start) * (1 - math.cos(math.pi * step / rise)) / 2
+    progress = (step - rise) / max(total - rise, 1e-9)
+    return final + (1 - final) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+
+
+def plateau(
+    step: float,
+    total: float,
+    history: Sequence[float],
+    *,
+    warmup: Annotated[float, Doc("share of the run"), Ge(0), Lt(1)] = 0.0,
+    patience: Annotated[int, Doc("evaluations without a better score before the rate drops"), Gt(0)] = 3,
+    gamma: Annotated[float, Doc("factor of each drop"), Gt(0), Lt(1)] = 0.1,
+) -> float:
+    """Drops when the validation score stops rising."""
+    best, waited, drops = -math.inf, 0, 0
+    for score in history:
+        if score > best:
+            best, waited = score, 0
+        else:
+            waited += 1
+            if waited >= patience:
+                drops, waited = drops + 1, 0
+    return _warm(step, total, warmup)[0] * gamma**drops
+
+
+def _warm(step: float, total: float, warmup: float) -> tuple[float, float]:
+    """(the factor of a linear warm-up, the finished share of what comes after it)."""
+    rise = warmup * total
+    warm = min(1.0, (step + 1) / (rise + 1))
+    return warm, min(1.0, max(0.0, (step - rise) / max(total - rise, 1e-9)))

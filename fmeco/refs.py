@@ -1,0 +1,164 @@
+"""REF -> where weights come from: a run, a checkpoint, a foreign file, or a library's published weights."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from fmeco import checkpoint, config
+from fmeco.config import Choice
+from fmeco.core import DataSpec, InputSpec
+from fmeco.errors import CheckpointError, ConfigError, ResourceError, clean, nearest
+from fmeco.log import say
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights to start from, and how their inputs were made."""
+
+    ref: str
+    backbone: Choice
+    state: Mapping[str, Tensor]  # the backbone's tensors
+    spec: DataSpec  # of a checkpoint: everything; of a foreign file: preprocessing only
+    checkpoint: checkpoint.Checkpoint | None = None  # None for foreign weights
+
+
+def find_checkpoint(ref: str | Path) -> checkpoint.Checkpoint:
+    """The checkpoint that a run directory (its best) or a checkpoint directory names. Raises ConfigError when there is
+    none, CheckpointError when it is not whole."""
+    path = Path(ref)
+    if not path.exists():
+        runs = [str(run) for run in Path("runs").glob("*")]
+        raise ConfigError(
+            f"{clean(ref)}: no such run, checkpoint or file{nearest(str(ref), runs)}",
+            "a REF is a path, or published weights such as torchvision/resnet18@DEFAULT",
+        )
+    if path.is_dir() and not (path / checkpoint.MANIFEST).exists():
+        folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+        path = next((folder / name for name in ("best", "last") if (folder / name).exists()), path)
+        if path == Path(ref):
+            if (path / "config.yaml").exists():
+                raise CheckpointError(f"{clean(ref)} has no checkpoint yet", f"fmeco resume {clean(ref)}")
+            raise CheckpointError(f"{clean(ref)} is neither a run nor a checkpoint: it holds no {checkpoint.MANIFEST}")
+    return checkpoint.open_checkpoint(path.resolve())
+
+
+def resolve(ref: str, backbone: Choice | None) -> Source:
+    """Find the weights that REF names. `backbone` is the config's, needed for foreign files alone.
+
+    Raises ConfigError, CheckpointError, ResourceError.
+    """
+    path = Path(ref)
+    if path.is_file():
+        if path.suffix not in SUFFIXES:
+            raise ConfigError(f"{clean(ref)} is not a file of weights", f"known: {', '.join(SUFFIXES)}")
+        if backbone is None:
+            raise ConfigError(
+                f"{clean(ref)} does not say which architecture it belongs to",
+                "add the line `backbone: NAME` to the config, or --set backbone=NAME; `fmeco list backbones` shows the names",
+            )
+        spec = _imagenet()
+        weights = backbone.options.get("weights")
+        if weights is None:
+            say(f"{path.name} holds no preprocessing: ImageNet's is assumed ({_shown(spec)})")
+        return Source(str(path), backbone, checkpoint.read_foreign(path), spec)
+    if path.exists() or "@" not in ref:
+        found = find_checkpoint(ref)
+        raw = found.meta["config"].get("backbone")
+        if raw is None:
+            raise CheckpointError(
+                f"{clean(ref)} was made with a backbone given in Python: {found.meta.get('needs')}",
+                "hand it in again: fmeco.finetune(..., backbone=...)",
+            )
+        own = config.choice("backbone", raw)
+        if backbone is not None and (backbone.spelled != own.spelled or _structure(backbone) != _structure(own)):
+            raise ConfigError(
+                f"the config's backbone ({backbone.spelled} {dict(backbone.options)}) contradicts the checkpoint's "
+                f"({own.spelled} {dict(own.options)})",
+                "leave `backbone:` out: the checkpoint knows it",
+            )
+        return Source(str(ref), own, found.tensors("backbone"), found.spec, found)
+    name, _, weights = ref.partition("@")
+    own = config.choice("backbone", {"name": name})
+    if backbone is not None:
+        if backbone.spelled != own.spelled:
+            raise ConfigError(f"the config's backbone ({backbone.spelled}) contradicts {clean(ref)}")
+        own = backbone
+    return published(own, weights)
+
+
+def published(backbone: Choice, weights: str) -> Source:
+    """The library's own weights for an architecture, downloaded once, hashed in full on every load."""
+    find = getattr(backbone.plugin.load(), "pretrained", None)
+    if find is None or backbone.arch is None:
+        raise ConfigError(f"the backbone {backbone.spelled} has no published weights")
+    url, digits, spec = find(backbone.arch, weights)
+    folder = Path(torch.hub.get_dir()) / "checkpoints"  # noqa: TID251  the folder that torch's users already have
+    path = folder / os.path.basename(url)
+    if not path.is_file():
+        _download(url, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if not digest.startswith(digits):
+        raise CheckpointError(
+            f"{path} is not the file that was published: its SHA-256 begins {digest[: len(digits)]}, not {digits}",
+            "delete it, and it will be downloaded again",
+        )
+    say(f"{backbone.spelled}@{weights}: preprocessing of these weights: {_shown(spec)}")
+    return Source(f"{backbone.spelled}@{weights}", backbone, checkpoint.read_foreign(path), spec)
+
+
+def _download(url: str, path: Path) -> None:
+    """Fetch a file next to its place and move it there when it is whole."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with urllib.request.urlopen(url, timeout=60) as answer, open(temporary, "wb") as file:
+            size = int(answer.headers.get("Content-Length") or 0)
+            with tqdm(total=size or None, unit="B", unit_scale=True, desc=path.name, disable=None) as bar:
+                while block := answer.read(1 << 20):
+                    file.write(block)
+                    bar.update(len(block))
+            if size and file.tell() != size:
+                raise ResourceError(f"the download of {url} broke off at {file.tell()} of {size} bytes", "try again")
+        os.replace(temporary, path)
+    except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
+        raise ResourceError(
+            f"could not download {url}: {clean(getattr(error, 'reason', error))}",
+            f"check the network, or put the file at {path} yourself",
+        ) from None
+    except OSError as error:
+        raise checkpoint.disk_error(error, path, 0) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _imagenet() -> DataSpec:
+    return DataSpec(
+        "image",
+        {"image": InputSpec((3, 224, 224), "uint8", 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))},
+        preprocessing={"size": 224, "resize": 256, "interpolation": "bilinear", "color": "rgb"},
+        reader="image_folder",
+    )
+
+
+def _shown(spec: DataSpec) -> str:
+    how = spec.preprocessing
+    return f"{how['size']} pixels from {how['resize']}, {how['interpolation']}, {how['color']}"
+
+
+def _structure(backbone: Choice) -> dict[str, Any]:
+    """The options without `weights`, which say where values come from, not what the model is."""
+    return {key: value for key, value in backbone.options.items() if key != "weights"}

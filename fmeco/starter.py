@@ -1,0 +1,63 @@
+"""`fmeco init`: starter configs, with every choice that a newcomer makes explained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fmeco import config
+from fmeco.errors import ConfigError, DiskError
+
+PRETRAIN = """\
+# fmeco pretrain {pretrain}
+# `fmeco describe KIND NAME` explains every key, `fmeco list KIND` every choice.
+dataset: {dataset}
+backbone: {backbone}
+optimizer: {{name: adamw, lr: 1.0e-3, weight_decay: 0.05}}
+schedule: {{name: cosine, warmup: 0.05}}
+train: {{epochs: {epochs}, batch_size: 64}}
+seed: 0
+"""
+FINETUNE = """\
+# fmeco finetune {finetune} --from RUN     RUN is what pretrain printed; the backbone comes with it
+dataset: {dataset}
+train: {{batch_size: 32}}
+seed: 0
+"""
+
+
+def write(folder: Path, dataset: str | None, backbone: str | None, force: bool) -> list[Path]:
+    """Write pretrain.yaml and finetune.yaml. Without a dataset: the first five of scikit-learn's digits, then the others."""
+    section = config.dataset_section(dataset) if dataset is not None else "digits"
+    table = (isinstance(section, dict) and section["name"] == "csv_table") or (
+        isinstance(section, str) and section.split("/")[0] in ("sklearn", "breast_cancer", "wine", "diabetes", "iris")
+    )
+    if isinstance(section, dict):
+        first = second = (
+            "{"
+            + ", ".join(f"{key}: {value!r}" if key == "path" else f"{key}: {value}" for key, value in section.items())
+            + "}"
+        )
+    elif section == "digits":
+        first, second = (
+            "{name: digits, classes: [0, 1, 2, 3, 4]}",
+            "{name: digits, classes: [5, 6, 7, 8, 9], limit_per_class: 10}",
+        )
+    else:
+        first = second = f"{{name: {section}}}"
+    chosen = backbone or ("mlp" if table else "resnet18")
+    paths = [folder / "pretrain.yaml", folder / "finetune.yaml"]
+    if taken := [str(path) for path in paths if path.exists() and not force]:
+        raise ConfigError(f"{' and '.join(taken)} exist already", "--force replaces them")
+    texts = [
+        PRETRAIN.format(pretrain=paths[0], dataset=first, backbone=chosen, epochs=5 if section == "digits" else 10),
+        FINETUNE.format(finetune=paths[1], dataset=second),
+    ]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, text in zip(paths, texts, strict=True):
+            path.write_text(text, "utf-8")
+    except OSError as error:
+        raise DiskError(f"cannot write {folder}: {error.strerror}") from None
+    for path, stage in zip(paths, ("pretrain", "finetune"), strict=True):
+        config.load(path, stage=stage)  # type: ignore[arg-type]  what init writes is valid
+    return paths

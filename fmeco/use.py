@@ -1,0 +1,312 @@
+"""Using a checkpoint: load, evaluate, predict, embed, info. Reads backbone, objective and data description only."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fmeco import checkpoint, config, loop, refs
+from fmeco.core import Backbone, Data, DataSpec, Objective, Samples
+from fmeco.errors import CheckpointError, ConfigError, DataError, clean, listing
+from fmeco.loader import choose_workers, evaluation_batches
+from fmeco.log import say
+from fmeco.plugins import find
+from fmeco.run import build_backbone
+
+
+@dataclass
+class Model:
+    """A trained model and everything its inputs need, loaded by `fmeco.load(REF)`."""
+
+    checkpoint: checkpoint.Checkpoint
+    spec: DataSpec
+    objective: Objective
+    device: torch.device
+    precision: str = "fp32"
+
+    def predict(self, inputs: Sequence[str | Path], *, batch_size: int = 64) -> list[dict[str, Any]]:
+        """One dict per input, in order: input, prediction, probability (where there is one), error (or None).
+
+        inputs: files (or folders of them, or tables, whose rows count one by one), read exactly as in training.
+        """
+        samples = _reader(self.spec)(self.spec, [str(path) for path in inputs])
+        rows: list[dict[str, Any]] = []
+        for batch, names, bad in self._batches(samples, batch_size):
+            decoded = iter(
+                self.objective.decode(loop.forward(self.objective, batch, "predict", self.device, self.precision))
+                if len(batch)
+                else []
+            )
+            for name in names:
+                answer = {"prediction": None, "error": bad[name]} if name in bad else {**next(decoded), "error": None}
+                rows.append(
+                    {
+                        "input": name,
+                        "prediction": answer["prediction"],
+                        "probability": answer.get("probability"),
+                        "error": answer["error"],
+                    }
+                )
+        return rows
+
+    def embed(self, samples: Samples, *, batch_size: int = 64) -> tuple[Tensor, list[int], list[str]]:
+        """Features (N, D) of the samples that can be read, their positions, and what could not be read."""
+        out: list[Tensor] = []
+        kept: list[int] = []
+        skipped: list[str] = []
+        for batch in evaluation_batches(
+            self._data(samples),
+            samples,
+            batch_size=batch_size,
+            workers=choose_workers("auto", samples),
+            device=self.device,
+        ):
+            skipped += batch.skipped
+            if len(batch):
+                with torch.inference_mode():
+                    out.append(self.objective.product(batch.views[0]).vector.float().cpu())
+                kept += batch.index.tolist()
+        return torch.cat(out) if out else torch.zeros(0, self.objective.product.width), kept, skipped
+
+    def _data(self, samples: Samples) -> Data:
+        return Data(self.spec, test=samples)
+
+    def _batches(self, samples: Samples, size: int) -> Iterator[tuple[Any, list[str], dict[str, str]]]:
+        start = 0
+        for batch in evaluation_batches(
+            self._data(samples),
+            samples,
+            batch_size=size,
+            workers=choose_workers("auto", samples),
+            device=self.device,
+        ):
+            stop = min(start + size, len(samples))
+            good = set(batch.index.tolist())
+            missing = [samples.name(i) for i in range(start, stop) if i not in good]
+            yield (
+                batch,
+                [samples.name(i) for i in range(start, stop)],
+                dict(zip(missing, batch.skipped, strict=True)),
+            )
+            start = stop
+
+
+def load(ref: str | Path, *, backbone: Backbone | None = None) -> Model:
+    """A trained model, ready to use. Runs no code of the checkpoint. Raises ConfigError, CheckpointError."""
+    found = refs.find_checkpoint(ref)
+    raw, spec = found.meta["config"], found.spec
+    if backbone is None and "backbone" not in raw:
+        raise CheckpointError(
+            f"{clean(ref)} needs {listing(found.meta.get('needs', []))}",
+            "hand it in: fmeco.load(REF, backbone=...)",
+        )
+    own = None if backbone is not None else config.choice("backbone", raw["backbone"])
+    body = backbone or build_backbone(own, spec)
+    chosen = config.choice("objective", raw["objective"])
+    objective: Objective = chosen.plugin.build({"backbone": body, "spec": spec}, chosen.options)
+    checkpoint.load_exactly(body.library, found.tensors("backbone"), str(found.path))
+    stored = found.tensors("objective")
+    mine = checkpoint.split_state(objective)[1]
+    if set(mine) != set(stored) or any(mine[name].shape != stored[name].shape for name in mine):
+        raise CheckpointError(f"{found.path / 'objective.safetensors'} does not fit the objective {chosen.name}")
+    with torch.no_grad():
+        for name, tensor in mine.items():
+            tensor.copy_(stored[name])
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    objective.to(device).eval()
+    return Model(found, spec, objective, device)
+
+
+def evaluate(
+    ref: str | Path, *, dataset: str | None = None, split: str | None = None, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Metrics of a checkpoint on a split: of the dataset it was trained on, or of another with the same classes.
+
+    split: val or test; default test where there is one. A `dataset` path without split folders is used whole.
+    Returns {"checkpoint", "split", "samples", "metrics"}; metrics are named SPLIT_NAME.
+    """
+    model = load(ref)
+    data = _data_for(model, ref, dataset, overrides)
+    part = split or ("test" if data.test is not None else "val" if data.val is not None else "train")
+    samples = data.split(part)
+    for note in data.notes:
+        say(note)
+    for name, target in model.spec.targets.items():
+        other = data.spec.targets.get(name)
+        if other is None or (other.kind, other.classes) != (target.kind, target.classes):
+            raise DataError(f"the dataset's target '{name}' is not the checkpoint's")
+    batches = evaluation_batches(
+        dataclasses.replace(data, spec=dataclasses.replace(data.spec, inputs=model.spec.inputs)),
+        samples,
+        batch_size=64,
+        workers=choose_workers("auto", samples),
+        device=model.device,
+    )
+    with loop.memory_errors():
+        metrics, _ = loop.evaluate(model.objective, batches, model.device, model.precision)
+    return {
+        "checkpoint": str(model.checkpoint.path),
+        "split": part,
+        "samples": len(samples),
+        "metrics": {f"{part}_{name}": value for name, value in metrics.items()},
+    }
+
+
+def predict(ref: str | Path, inputs: Sequence[str], *, output: Path | None = None) -> list[dict[str, Any]]:
+    """Predict files, folders or tables; with `output` (.csv or .jsonl) also write the rows there. Raises DataError when
+    nothing could be read."""
+    if output is not None and output.suffix not in (".csv", ".jsonl"):
+        raise ConfigError(f"--output {output}: expected a name that ends in .csv or .jsonl")
+    if absent := [path for path in inputs if not Path(path).exists()]:
+        raise DataError(f"no such file or folder: {listing(absent)}")
+    rows = load(ref).predict(inputs)
+    if rows and all(row["error"] for row in rows):
+        raise DataError(f"none of the {len(rows)} inputs could be read; the first: {rows[0]['error']}")
+    if output is not None:
+        try:
+            with open(output, "w", encoding="utf-8", newline="") as file:
+                if output.suffix == ".jsonl":
+                    file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+                else:
+                    write_csv(rows, file)
+        except OSError as error:
+            raise checkpoint.disk_error(error, output, 0) from None
+    return rows
+
+
+def write_csv(rows: Sequence[Mapping[str, Any]], file: Any) -> None:
+    writer = csv.DictWriter(file, ["input", "prediction", "probability", "error"])
+    writer.writeheader()
+    writer.writerows(
+        {**row, "probability": None if row["probability"] is None else f"{row['probability']:.6f}"} for row in rows
+    )
+
+
+def embed(
+    ref: str | Path,
+    *,
+    dataset: str | None,
+    output: Path,
+    split: str | None = None,
+    overrides: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Write features (N, D), names, and labels where there are any, of a dataset to an .npz file."""
+    if output.suffix != ".npz":
+        raise ConfigError(f"--output {output}: expected a name that ends in .npz")
+    model = load(ref)
+    # A new task's labels are its own: only how inputs are made is taken from the checkpoint.
+    data = _data_for(model, ref, dataset, overrides, known=model.spec.preprocessing_only() if dataset else None)
+    samples = data.split(split or ("test" if data.test is not None else "val"))
+    features, kept, skipped = model.embed(samples)
+    for one in skipped:
+        say(one)
+    arrays: dict[str, Any] = {
+        "features": features.numpy(),
+        "names": np.array([samples.name(i) for i in kept]),
+    }
+    for name, target in data.spec.targets.items():
+        values = samples.targets.get(name)
+        if isinstance(values, Tensor):
+            arrays[name] = values[kept].numpy()
+            if target.classes:
+                arrays[f"{name}_classes"] = np.array(target.classes)
+    try:
+        np.savez(output, **arrays)
+    except OSError as error:
+        raise checkpoint.disk_error(error, output, 0) from None
+    return {
+        "output": str(output.resolve()),
+        "samples": len(kept),
+        "width": int(features.shape[1]),
+        "skipped": len(skipped),
+    }
+
+
+def _data_for(
+    model: Model,
+    ref: str | Path,
+    dataset: str | None,
+    overrides: Sequence[str],
+    known: DataSpec | None = None,
+) -> Data:
+    """The dataset to use a checkpoint on: --dataset, or the one it was trained on, each read by the checkpoint's spec."""
+    whole = dataset is not None and Path(dataset).exists()
+    if dataset is not None:
+        raw: Any = config.dataset_section(dataset)
+        options = model.checkpoint.meta["config"].get("dataset", {})
+        if isinstance(raw, dict) and raw["name"] == options.get(
+            "name"
+        ):  # column names and the like stay as in training
+            layout = ("target", "features", "drop", "task", "image_column", "label_column", "separator")
+            raw = {**{key: options[key] for key in layout if key in options}, **raw}
+    else:
+        run = Path(ref) / "config.yaml"
+        raw = model.checkpoint.meta["config"].get("dataset")
+        if run.is_file():  # holds absolute paths
+            raw = config.parse_yaml(run.read_text("utf-8"), str(run))[0].get("dataset")
+        if raw is None:
+            raise ConfigError("this checkpoint was trained on data given in Python", "name a dataset: --dataset X")
+    section = config.load(
+        {"stage": "finetune", "from": "-", "dataset": raw}, stage="finetune", overrides=overrides, name="-"
+    ).dataset
+    assert section is not None
+    data: Data = section.plugin.build(
+        {"known": known or model.spec, "whole": whole, "arch": section.arch}, section.options
+    )
+    if data.spec.modality != model.spec.modality:
+        raise CheckpointError(
+            f"the checkpoint is for {model.spec.modality} data, and this dataset holds {data.spec.modality} data"
+        )
+    return data
+
+
+def _reader(spec: DataSpec) -> Callable[[DataSpec, Sequence[str]], Samples]:
+    reader = getattr(find("datasets", spec.reader)[0].load(), "read", None) if spec.reader else None
+    if reader is None:
+        raise ConfigError(
+            f"the dataset plug-in '{spec.reader or '?'}' has no read(spec, sources): it cannot read new inputs"
+        )
+    return reader  # type: ignore[no-any-return]
+
+
+def info(ref: str | Path) -> dict[str, Any]:
+    """What a checkpoint is, after checking every file of it against the manifest."""
+    found = refs.find_checkpoint(ref)
+    checkpoint.verify(found)
+    meta, spec = found.meta, found.spec
+    outside = {"name": "given in Python"}
+    backbone, objective, dataset = (
+        meta["config"].get(section, outside) for section in ("backbone", "objective", "dataset")
+    )
+    return {
+        "checkpoint": str(found.path),
+        "id": found.id,
+        "verified": len(found.manifest["files"]),
+        "format": found.manifest["format"],
+        "stage": meta["stage"],
+        "step": meta["step"],
+        "epoch": round(meta["epoch"], 4),
+        "backbone": backbone["name"],
+        "objective": objective["name"],
+        "parameters": meta["parameters"],
+        "dataset": dataset["name"],
+        "modality": spec.modality,
+        "targets": {name: ", ".join(target.classes) or target.kind for name, target in spec.targets.items()},
+        "preprocessing": {key: value for key, value in spec.preprocessing.items() if not isinstance(value, list)},
+        "sizes": dict(spec.sizes),
+        "metrics": dict(meta["metrics"]),
+        "parents": ", ".join(found.manifest["parents"]) or "none",
+        "licence": meta["licence"] or "not stated",
+        "needs": ", ".join(meta["needs"]) or "fmeco alone",
+        "versions": meta["versions"],
+        "resumable": "trainer.json" in found.manifest["files"] and (found.path / "trainer.json").exists(),
+    }
