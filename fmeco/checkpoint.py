@@ -165,7 +165,7 @@ def disk_error(error: OSError, path: Path, needed: int) -> DiskError:
 
 
 def _pack(stem: str, named: Mapping[str, Tensor], aliases: dict[str, str]) -> bytes:
-    seen: dict[tuple[int, int, torch.Size], str] = {}
+    seen: dict[tuple[Any, ...], str] = {}
     out: dict[str, Tensor] = {}
     for name, tensor in named.items():
         tensor = tensor.detach()
@@ -175,7 +175,8 @@ def _pack(stem: str, named: Mapping[str, Tensor], aliases: dict[str, str]) -> by
             continue
         seen[key] = name
         out[name] = tensor.to("cpu").contiguous()
-    return safetensors.save(out)
+    body: bytes = safetensors.save(out)
+    return body
 
 
 def _json(value: Mapping[str, Any]) -> bytes:
@@ -234,10 +235,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
         files = manifest["files"]
         if not isinstance(manifest["format"], int):
             raise TypeError("format")
-        if any(
-            "/" in name or name.startswith(".") or not isinstance(entry["size"], int) for name, entry in files.items()
-        ):
-            raise ValueError("file names")
+        for name, entry in files.items():
+            odd = "/" in name or name.startswith(".")
+            if odd or not isinstance(entry["size"], int) or not isinstance(entry["sha256"], str):
+                raise ValueError(name)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(
             f"{path / MANIFEST} is not a manifest: this is not an fmeco checkpoint, or it was changed"

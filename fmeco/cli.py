@@ -73,7 +73,7 @@ def _run(
     *,
     json_mode: bool,
     debug: bool,
-    plugin: list[Path] = [],  # noqa: B006
+    plugin: list[Path] = [],
     show: Callable[[Any], None] | None = None,
 ) -> None:
     """Do a command's work, print its result, and turn every failure into a message and an exit code."""
@@ -138,7 +138,7 @@ def main() -> None:
 def pretrain(
     config: Annotated[Path, typer.Argument(help="A YAML file; `fmeco init` writes one.")],
     ref: From = None,
-    set_: Sets = [],  # noqa: B006
+    set_: Sets = [],
     out: Out = None,
     force: Force = False,
     json_: Json = False,
@@ -231,7 +231,7 @@ def finetune(
 def resume(
     run_: Annotated[Path, typer.Argument(metavar="RUN", help="The run's directory.")],
     epochs: Annotated[str | None, typer.Option(help="N epochs in all, or +N more.")] = None,
-    set_: Sets = [],  # noqa: B006
+    set_: Sets = [],
     json_: Json = False,
     plugin: Plugins = [],
     debug: Debug = False,
@@ -251,7 +251,7 @@ def evaluate(
     ref: Annotated[str, typer.Argument(metavar="REF")],
     dataset: Dataset = None,
     split: Annotated[str | None, typer.Option(help="val or test (default: test where there is one).")] = None,
-    set_: Sets = [],  # noqa: B006
+    set_: Sets = [],
     json_: Json = False,
     plugin: Plugins = [],
     debug: Debug = False,
@@ -311,7 +311,7 @@ def embed(
     output: Annotated[Path, typer.Option(help="An .npz file: features, names, labels.")],
     dataset: Dataset = None,
     split: Annotated[str | None, typer.Option(help="train, val or test.")] = None,
-    set_: Sets = [],  # noqa: B006
+    set_: Sets = [],
     json_: Json = False,
     plugin: Plugins = [],
     debug: Debug = False,
@@ -337,7 +337,7 @@ def check(
     configs: Annotated[list[Path] | None, typer.Argument(metavar="[CONFIG]...")] = None,
     ref: From = None,
     dataset: Dataset = None,
-    set_: Sets = [],  # noqa: B006
+    set_: Sets = [],
     json_: Json = False,
     plugin: Plugins = [],
     allow_partial: Partial = False,
@@ -560,12 +560,14 @@ def _typed(one: Mapping[str, Any]) -> dict[str, Any]:
         )
         if schema.get("type") == "array":
             return f"list of {name(schema.get('items', {}))}"
-        return {
+        kind = schema.get("type", "any")
+        words = {
             "string": "text",
             "integer": "whole number",
             "boolean": "true or false",
             "object": "mapping",
-        }.get(schema.get("type", ""), schema.get("type", "any")) + bounds
+        }
+        return words.get(kind, str(kind)) + bounds
 
     return {"type": name(one), "default": one.get("default"), "help": one.get("description", "")}
 

@@ -28,6 +28,9 @@ PLUGIN_SECTIONS = {
     "augment": "augment",
     "transfer": "strategies",
 }
+# A section that gives keys alone means this plug-in.
+DEFAULT_NAMES = {"optimizer": "adamw", "schedule": "cosine", "transfer": "full"}
+FINETUNE_LR = 5e-4  # adamw's, when a finetuning config says nothing: it starts near a solution
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
 
@@ -43,9 +46,12 @@ class Train(BaseModel):
     steps: Annotated[int | None, Doc("optimizer steps, instead of epochs"), Gt(0)] = None
     budget: Annotated[str | None, Doc("a time such as 90s, 10m or 2h: train as many steps as fit")] = None
     batch_size: Annotated[
-        int | Literal["full"],
-        Doc("samples per optimizer step, over all ranks and micro-batches; full = gradient descent"),
-    ] = 64
+        int | Literal["auto", "full"],
+        Doc(
+            "samples per optimizer step, over all ranks and micro-batches; full = gradient descent; "
+            "auto = 64, or fewer (down to 8) where an epoch would have less than ten steps"
+        ),
+    ] = "auto"
     micro_batch: Annotated[int | Literal["auto"], Doc("samples per forward pass; auto = batch_size, at most 256")] = (
         "auto"
     )
@@ -310,7 +316,8 @@ def parse_yaml(text: str, where: str) -> tuple[Any, Marks]:
     try:
         depth = nodes = documents = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            line = event.start_mark.line + 1
+            start: Any = event.start_mark
+            line = start.line + 1
             documents += isinstance(event, yaml.DocumentStartEvent)
             nodes += isinstance(event, yaml.NodeEvent)
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -318,15 +325,15 @@ def parse_yaml(text: str, where: str) -> tuple[Any, Marks]:
                 raise ConfigError(
                     f"{where}:{line}: YAML anchors and aliases (&, *) are not allowed; write the value out"
                 )
-            if getattr(event, "tag", None) is not None:
-                raise ConfigError(f"{where}:{line}: YAML tags ({clean(event.tag)}) are not allowed")
+            if (tag := getattr(event, "tag", None)) is not None:
+                raise ConfigError(f"{where}:{line}: YAML tags ({clean(tag)}) are not allowed")
             if documents > 1:
                 raise ConfigError(f"{where}:{line}: more than one document in the file")
             if depth > 32 or nodes > 5000:
                 raise ConfigError(f"{where}:{line}: nested too deeply or too long for a config")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
+        mark: Any = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
         raise ConfigError(f"{where}{line}: not valid YAML: {clean(error.problem or error.context)}") from None
     except yaml.YAMLError as error:
@@ -356,7 +363,8 @@ def _plain(node: yaml.Node, where: str, path: tuple[Any, ...], marks: Marks, pro
             out[key] = _plain(value_node, where, (*path, key), marks, problems)
             marks[(*path, key)] = at
         return out
-    return scalar(node.value) if node.style is None else node.value
+    quoted = isinstance(node, yaml.ScalarNode) and node.style is not None
+    return node.value if quoted else scalar(node.value)
 
 
 def scalar(text: str) -> Any:
@@ -458,7 +466,9 @@ class _Check:
         seed = tree.get("seed", 0)
         if type(seed) is not int or not 0 <= seed < 2**31:
             self.say(("seed",), f"expected a whole number from 0 to 2147483647, got {_shown(seed)}")
-        transfer, head, allow_partial = dict(self._mapping(tree, "transfer")), "auto", False
+        transfer = dict(self._mapping(tree, "transfer"))
+        head: Any = "auto"
+        allow_partial: Any = False
         if transfer:
             head, allow_partial = transfer.pop("head", "auto"), transfer.pop("allow_partial", False)
             if head not in ("auto", "fresh"):
@@ -468,31 +478,21 @@ class _Check:
         if stage == "pretrain" and source is None:
             if transfer:
                 self.say(("transfer",), "only for runs that start from a checkpoint (--from)")
-            for section in ("backbone",):
-                if tree.get(section) is None:
-                    self.say((section,), "missing: a pretraining config names one, as in `backbone: resnet18`")
+            if tree.get("backbone") is None:
+                self.say(("backbone",), "missing: a pretraining config names one, as in `backbone: resnet18`")
+        tree = {**tree, "optimizer": tree.get("optimizer") or {}, "schedule": tree.get("schedule") or {}}
+        if stage == "finetune" and tree["optimizer"] in ({}, "adamw"):
+            tree["optimizer"] = {"name": "adamw", "lr": FINETUNE_LR}
         choices = {s: self._choice(tree, s) for s in PLUGIN_SECTIONS if s != "transfer"}
         if transfer or source is not None or stage == "finetune":
-            choices["transfer"] = self._choice({"transfer": {"strategy": "full", **transfer}}, "transfer")
+            choices["transfer"] = self._choice({"transfer": transfer}, "transfer")
         sections = {name: self._section(model, self._mapping(tree, name), (name,)) for name, model in SECTIONS.items()}
-        # The stage's defaults: a finetuned model starts near a solution, so its steps are smaller.
-        if choices["optimizer"] is None and tree.get("optimizer") is None:
-            lr = 1e-3 if stage == "pretrain" else 5e-4
-            choices["optimizer"] = self._choice({"optimizer": {"name": "adamw", "lr": lr}}, "optimizer")
-        if choices["schedule"] is None and tree.get("schedule") is None:
-            choices["schedule"] = self._choice({"schedule": "cosine"}, "schedule")
         if self.problems:
             return None
+        parts: dict[str, Any] = {"transfer": None, **choices, **sections}
         return RunConfig(
-            stage=stage,
-            source=source,
-            head=head,
-            allow_partial=allow_partial,
-            seed=seed,
-            name="",
-            **{"transfer": None, **choices},
-            **sections,
-        )  # type: ignore[arg-type]
+            stage=stage, source=source, head=head, allow_partial=allow_partial, seed=seed, name="", **parts
+        )
 
     def _mapping(self, tree: Mapping[str, Any], section: str) -> Mapping[str, Any]:
         value = tree.get(section)
@@ -515,7 +515,7 @@ class _Check:
         if not isinstance(value, Mapping):
             self.say((section,), f"expected a name or a section of keys, got {_shown(value)}")
             return None
-        name = value.get(word)
+        name = value.get(word, DEFAULT_NAMES.get(section))
         if not isinstance(name, str):
             self.say(
                 (section, word) if word in value else (section,),
@@ -573,7 +573,9 @@ def _explain(
         place: list[Any] = []
         value: Any = raw
         for part in item["loc"]:  # keep what is a place in the config; union members are not
-            if (isinstance(value, Mapping) and part in value) or (isinstance(value, list) and isinstance(part, int)):
+            if isinstance(value, Mapping) and part in value:
+                value = value[part]
+            elif isinstance(value, list) and isinstance(part, int):
                 value = value[part]
             elif item["type"] in ("missing", "extra_forbidden") and part == item["loc"][-1]:
                 pass

@@ -9,7 +9,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, final
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -359,7 +359,8 @@ class Backbone(nn.Module, ABC):
         return order.index(name.rpartition(".")[0])
 
 
-class Loss(NamedTuple):
+@dataclass(frozen=True)
+class Loss:
     """A loss as a sum and what it is a sum over: the loop divides once, over micro-batches and ranks.
 
     parts: further named sums over the same count, for the log.
@@ -367,7 +368,7 @@ class Loss(NamedTuple):
 
     sum: Tensor
     count: Tensor | float
-    parts: dict[str, Tensor] = {}
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class View(NamedTuple):
@@ -389,7 +390,6 @@ class Objective(nn.Module, ABC):
     directions: Mapping[str, Literal["max", "min"]] = {}
     backbone: Backbone
 
-    @final
     def forward(self, batch: Batch, mode: Mode) -> Any:
         """The one entry, so that whatever wraps an objective (compile, data parallel) sees every call."""
         return getattr(self, {"loss": "loss", "rows": "rows", "predict": "predict"}[mode])(batch)

@@ -86,6 +86,10 @@ class Loader:
         bounds = [start + (end - start) * i // parts for i in range(parts + 1)]
         return list(zip(bounds[:-1], bounds[1:], strict=True))
 
+    def samples_in(self, step: int) -> int:
+        start, end = self.steps[step % len(self.steps)]
+        return end - start
+
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """The micro-batches of steps start..stop-1, in order, on the device, augmented and standardised."""
         plan = _Plan(self, start, stop)

@@ -17,8 +17,8 @@ from tqdm import tqdm
 from fmeco import checkpoint
 from fmeco.config import Train, seconds
 from fmeco.core import Batch, Objective, mix
-from fmeco.errors import Diverged, ResourceError, Stopped, clean, listing
-from fmeco.loader import Loader
+from fmeco.errors import CheckpointError, DataError, Diverged, ResourceError, Stopped, clean, listing
+from fmeco.loader import Loader, epoch_order
 from fmeco.log import Log, say
 
 MAX_SKIPPED_STEPS = 20  # in a row, with on_nonfinite: skip
@@ -37,6 +37,7 @@ class State:
     best_step: int = 0
     waited: int = 0  # evaluations since the best
     bad_samples: list[str] = field(default_factory=list)
+    window: list[tuple[float, float, int]] = field(default_factory=list)  # loss, norm, samples of unlogged steps
     finished: bool = False
 
 
@@ -65,6 +66,7 @@ class Session:
     state: State = field(default_factory=State)
     average: dict[str, Tensor] | None = None  # the EMA of every tensor of the objective, by name
     metrics: dict[str, float] = field(default_factory=dict)  # of the newest evaluation
+    measured_at: int = -1  # the step of it
     scaler: torch.amp.GradScaler | None = None  # for fp16
 
 
@@ -77,7 +79,7 @@ def train(s: Session) -> None:
     budget = seconds(s.train.budget) if s.train.budget else math.inf
     evaluation_seconds = 0.0
     last_save = time.monotonic()
-    window, window_start, skipped = _Window(), time.monotonic(), 0
+    window_start, skipped = time.monotonic(), 0
     parameters = [p for group in s.optimizer.param_groups for p in group["params"]]
     batches = s.loader.batches(state.step, state.total)
     _train_mode(s.objective)
@@ -120,72 +122,57 @@ def train(s: Session) -> None:
                 _average(s.average, s.objective, s.train.ema or 0.0, state.step)
             s.objective.after_step(state.step / state.total)
 
-            window.add(loss, norm, s.loader, state.step - 1)
+            state.window.append((loss, norm, s.loader.samples_in(state.step - 1)))
             bar.update()
             if state.step % s.train.log_every == 0 or state.step == state.total:
-                now = time.monotonic()
-                values = {
-                    "loss": window.loss,
-                    "grad_norm": window.norm,
-                    "lr": s.optimizer.param_groups[0]["lr"],
-                }
-                rate = window.samples / max(now - window_start, 1e-9)
-                s.log.write("train", state.step, epoch, {**values, "samples_per_second": rate})
-                bar.set_postfix_str(f"loss {window.loss:.4f}, {rate:.0f} samples/s")
-                window, window_start = _Window(), now
+                bar.set_postfix_str(_log(s, epoch, time.monotonic() - window_start))
+                window_start = time.monotonic()
 
             out_of_time = time.monotonic() - started + evaluation_seconds >= budget
             ends = state.step == state.total or out_of_time
+            evaluated = s.validate is not None and (state.step % s.evaluate_every == 0 or ends)
             improved = False
-            if s.validate is not None and (state.step % s.evaluate_every == 0 or ends):
+            if evaluated:
                 before = time.monotonic()
-                with evaluated_weights(s):
-                    s.metrics = s.validate()
-                _train_mode(s.objective)
+                improved = _evaluate(s, epoch)
                 evaluation_seconds = time.monotonic() - before
                 window_start += evaluation_seconds
-                improved = _score(s)
-                s.log.write("val", state.step, epoch, s.metrics)
-                shown = ", ".join(f"{name} {value:.4f}" for name, value in s.metrics.items() if "/" not in name)
-                say(f"epoch {epoch:g}, step {state.step}: {shown}{'  *' if improved else ''}")
                 if s.train.early_stop is not None and state.waited >= s.train.early_stop:
                     say(f"early stop: no better {s.best_metric} in {state.waited} evaluations")
                     ends = True
             state.finished = ends
             state.seconds = time.monotonic() - started
-            every = s.train.save_every
-            due = (
-                state.step % every == 0
-                if every != "auto"
-                else (state.step % s.evaluate_every == 0 and time.monotonic() - last_save > MIN_SECONDS_BETWEEN_SAVES)
-            )
+            if s.train.save_every == "auto":
+                due = evaluated and time.monotonic() - last_save > MIN_SECONDS_BETWEEN_SAVES
+            else:
+                due = state.step % s.train.save_every == 0
             if ends or due or improved:
-                full = ends or due
-                _save(s, full=full, best=improved or s.validate is None)
-                last_save = time.monotonic() if full else last_save
+                _save(s, full=ends or due, best=improved or s.validate is None)
+                last_save = time.monotonic() if ends or due else last_save
 
 
-class _Window:
-    """Means over the steps since the last log line."""
+def _log(s: Session, epoch: float, elapsed: float) -> str:
+    """Write the mean of the steps since the last line, and return it for the progress bar."""
+    window = s.state.window
+    loss, norm = (sum(step[k] for step in window) / len(window) for k in (0, 1))
+    rate = sum(step[2] for step in window) / max(elapsed, 1e-9)
+    lr = s.optimizer.param_groups[0]["lr"]
+    s.log.write("train", s.state.step, epoch, {"loss": loss, "grad_norm": norm, "lr": lr, "samples_per_second": rate})
+    s.state.window = []
+    return f"loss {loss:.4f}, {rate:.0f} samples/s"
 
-    def __init__(self) -> None:
-        self.losses: list[float] = []
-        self.norms: list[float] = []
-        self.samples = 0
 
-    def add(self, loss: float, norm: float, loader: Loader, step: int) -> None:
-        self.losses.append(loss)
-        self.norms.append(norm)
-        start, end = loader.steps[step % len(loader.steps)]
-        self.samples += end - start
-
-    @property
-    def loss(self) -> float:
-        return sum(self.losses) / len(self.losses)
-
-    @property
-    def norm(self) -> float:
-        return sum(self.norms) / len(self.norms)
+def _evaluate(s: Session, epoch: float) -> bool:
+    """Measure the validation split. Returns whether it is the best so far."""
+    assert s.validate is not None
+    with evaluated_weights(s):
+        s.metrics, s.measured_at = s.validate(), s.state.step
+    _train_mode(s.objective)
+    improved = _score(s)
+    s.log.write("val", s.state.step, epoch, s.metrics)
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in s.metrics.items() if "/" not in name)
+    say(f"epoch {epoch:g}, step {s.state.step}: {shown}{'  *' if improved else ''}")
+    return improved
 
 
 def _gradients(s: Session, batches: Iterator[Batch], parameters: list[nn.Parameter]) -> tuple[float, float]:
@@ -198,7 +185,7 @@ def _gradients(s: Session, batches: Iterator[Batch], parameters: list[nn.Paramet
     if s.device.type == "cuda":
         torch.cuda.manual_seed(int(mix(s.seed, s.state.step)) & 0x7FFFFFFFFFFFFFFF)
     micros = s.loader.micros(s.state.step)
-    expected = float(micros[-1][1] - micros[0][0])
+    expected = float(s.loader.samples_in(s.state.step))
     total, count = 0.0, 0.0
     for _ in micros:
         batch = next(batches)
@@ -235,8 +222,6 @@ def _update(s: Session, parameters: list[nn.Parameter], norm: float) -> None:
 def _not_finite(s: Session, loss: float, norm: float, factor: float, skipped: int) -> None:
     """The weights are still those of before this step; say what is known of it, and stop or skip."""
     start, end = s.loader.micros(s.state.step)[0][0], s.loader.micros(s.state.step)[-1][1]
-    from fmeco.loader import epoch_order
-
     order = epoch_order(len(s.loader.samples), s.seed, s.state.step // s.loader.steps_per_epoch, s.loader.balance)
     names = [s.loader.samples.name(i) for i in order[start:end].tolist()]
     what = f"step {s.state.step}: the loss is {loss}, the gradient's norm {norm}, the learning rate factor {factor:.3g}"
@@ -279,16 +264,12 @@ def evaluate(
     for batch in batches:
         if batch.skipped:
             if bad is None:
-                from fmeco.errors import DataError
-
                 raise DataError(batch.skipped[0], "repair or remove it, or train with --set train.on_bad_sample=skip")
             bad += batch.skipped
         if len(batch):
             rows = forward(objective, batch, "rows", device, precision)
             gathered.append({**rows, "index": batch.index})
     if not gathered:
-        from fmeco.errors import DataError
-
         raise DataError("no sample of this split could be read")
     rows = {name: torch.cat([part[name] for part in gathered]) for name in gathered[0]}
     order = rows["index"].argsort(stable=True)
@@ -379,7 +360,8 @@ def _save(s: Session, *, full: bool, best: bool = False) -> None:
     )
     meta = {
         **s.meta,
-        "metrics": {f"val_{name}": value for name, value in s.metrics.items()},
+        # Metrics belong to the weights they were measured with; a save between evaluations has none.
+        "metrics": {f"val_{k}": v for k, v in s.metrics.items()} if s.measured_at == s.state.step else {},
         "epoch": s.state.step / s.loader.steps_per_epoch,
         "best": best,
     }
@@ -419,7 +401,7 @@ def restore(s: Session, saved: checkpoint.Checkpoint) -> None:
     _, rest = checkpoint.split_state(s.objective)
     stored = saved.tensors("objective")
     if set(rest) != set(stored):
-        raise checkpoint.CheckpointError(f"{saved.path}: objective.safetensors does not fit the objective")
+        raise CheckpointError(f"{saved.path}: objective.safetensors does not fit the objective")
     with torch.no_grad():
         for name, tensor in rest.items():
             tensor.copy_(stored[name])
@@ -439,7 +421,6 @@ def restore(s: Session, saved: checkpoint.Checkpoint) -> None:
     total = s.state.total
     s.state = State(**trainer["state"])
     s.state.total = total
-    s.metrics = {name.removeprefix("val_"): value for name, value in saved.meta["metrics"].items()}
     if trainer["threads"] != torch.get_num_threads():
         say(
             f"this run used {trainer['threads']} threads and now has {torch.get_num_threads()}: it goes on, but not bit for bit"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import torch
@@ -10,12 +11,10 @@ from torch import Tensor, nn
 from fmeco.errors import ConfigError
 
 
-def import_torchvision() -> Any:
+def import_torchvision(module: str = "torchvision") -> Any:
     """torchvision, imported late: it takes two seconds. A pair that does not match torch is one clear sentence."""
     try:
-        import torchvision
-
-        return torchvision
+        return importlib.import_module(module)
     except (RuntimeError, ImportError, AttributeError, OSError) as error:
         raise ConfigError(
             f"torchvision cannot be used with this torch ({torch.__version__}): {str(error).splitlines()[0]}",
@@ -55,7 +54,7 @@ def roc_auc(scores: Tensor, positive: Tensor) -> float:
     n_neg = len(positive) - n_pos
     if n_pos == 0 or n_neg == 0:
         return float("nan")
-    values, inverse, counts = scores.double().unique(return_inverse=True, return_counts=True)
+    _values, inverse, counts = scores.double().unique(return_inverse=True, return_counts=True)
     last = counts.cumsum(0).double()
     mean_rank = last - (counts.double() - 1) / 2  # ranks from 1; ties share their mean
     rank_sum = mean_rank[inverse][positive].sum()

@@ -96,7 +96,7 @@ def nadam(
     params: Groups,
     *,
     lr: Annotated[float, Gt(0)] = 2e-3,
-    betas: list[float] = [0.9, 0.999],  # noqa: B006
+    betas: list[float] = [0.9, 0.999],
     weight_decay: Annotated[float, Ge(0)] = 0.0,
 ) -> torch.optim.Optimizer:
     """Adam with Nesterov momentum, https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ."""
@@ -107,7 +107,7 @@ def radam(
     params: Groups,
     *,
     lr: Annotated[float, Gt(0)] = 1e-3,
-    betas: list[float] = [0.9, 0.999],  # noqa: B006
+    betas: list[float] = [0.9, 0.999],
     weight_decay: Annotated[float, Ge(0)] = 0.0,
 ) -> torch.optim.Optimizer:
     """Rectified Adam, https://arxiv.org/abs/1908.03265."""
@@ -118,7 +118,7 @@ def adamax(
     params: Groups,
     *,
     lr: Annotated[float, Gt(0)] = 2e-3,
-    betas: list[float] = [0.9, 0.999],  # noqa: B006
+    betas: list[float] = [0.9, 0.999],
     weight_decay: Annotated[float, Ge(0)] = 0.0,
 ) -> torch.optim.Optimizer:
     """Adam with the infinity norm, https://arxiv.org/abs/1412.6980 section 7."""
@@ -216,7 +216,7 @@ def step(
     history: Sequence[float],
     *,
     warmup: Annotated[float, Doc("share of the run"), Ge(0), Lt(1)] = 0.0,
-    at: Annotated[list[float], Doc("shares of the run after which the rate drops")] = [0.5, 0.75],  # noqa: B006
+    at: Annotated[list[float], Doc("shares of the run after which the rate drops")] = [0.5, 0.75],
     gamma: Annotated[float, Doc("factor of each drop"), Gt(0), Lt(1)] = 0.1,
 ) -> float:
     """A staircase."""

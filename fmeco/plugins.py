@@ -19,7 +19,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge as Ge
+from annotated_types import Gt as Gt
+from annotated_types import Le as Le
+from annotated_types import Lt as Lt
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from fmeco.errors import ConfigError, FmecoError, clean, listing, nearest
@@ -47,7 +50,7 @@ ValFraction = Annotated[
 ]
 TestFraction = Annotated[float, Doc("share of each class held out for testing; 0 = no test split"), Ge(0), Lt(1)]
 Fold = Annotated[
-    dict[Literal["fold", "of"], int] | None,
+    dict[str, int] | None,
     Doc("{fold: 1, of: 5}: validate on that fold of a cross-validation instead of on val_fraction"),
 ]
 ImageSize = Annotated[

@@ -346,7 +346,7 @@ def prepare(settings: RunConfig, data: Data | None = None, own_backbone: Backbon
     )
     objective.to(device)
     if channels_last:
-        objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        objective.to(memory_format=torch.channels_last)
     if settings.train.compile:
         objective.backbone.compile()
 
@@ -360,7 +360,11 @@ def prepare(settings: RunConfig, data: Data | None = None, own_backbone: Backbon
     groups = optim.parameter_groups(objective.named_parameters(), scales)
     optimizer = settings.optimizer.plugin.build({"params": groups}, settings.optimizer.options)
 
-    size = len(samples) if settings.train.batch_size == "full" else min(settings.train.batch_size, len(samples))
+    wanted = settings.train.batch_size
+    if wanted == "auto":
+        wanted = min(64, max(8, len(samples) // 10))
+        settings = settings.replace(train=settings.train.model_copy(update={"batch_size": wanted}))
+    size = len(samples) if wanted == "full" else min(wanted, len(samples))
     micro = min(size, MICRO_BATCH) if settings.train.micro_batch == "auto" else min(size, settings.train.micro_batch)
     if objective.coupled and micro < size:
         raise ConfigError(

@@ -14,13 +14,12 @@ dataset: {dataset}
 backbone: {backbone}
 optimizer: {{name: adamw, lr: 1.0e-3, weight_decay: 0.05}}
 schedule: {{name: cosine, warmup: 0.05}}
-train: {{epochs: {epochs}, batch_size: 64}}
+train: {{epochs: {epochs}}}
 seed: 0
 """
 FINETUNE = """\
 # fmeco finetune {finetune} --from RUN     RUN is what pretrain printed; the backbone comes with it
 dataset: {dataset}
-train: {{batch_size: 32}}
 seed: 0
 """
 
@@ -58,6 +57,6 @@ def write(folder: Path, dataset: str | None, backbone: str | None, force: bool) 
             path.write_text(text, "utf-8")
     except OSError as error:
         raise DiskError(f"cannot write {folder}: {error.strerror}") from None
-    for path, stage in zip(paths, ("pretrain", "finetune"), strict=True):
-        config.load(path, stage=stage)  # type: ignore[arg-type]  what init writes is valid
+    config.load(paths[0], stage="pretrain")  # what init writes is valid
+    config.load(paths[1], stage="finetune")
     return paths

@@ -40,7 +40,11 @@ def main() -> None:
         run = fmeco.pretrain({**first, "seed": seed}, out=given.out / f"pretrain-{seed}", force=True)
         source.append((fmeco.evaluate(run.run)["metrics"]["test_accuracy"], run.seconds))
         for labels in given.labels:
-            task = {**second, "seed": seed, "dataset": {**second["dataset"], **on, "limit_per_class": labels, "limit_seed": seed}}
+            task = {
+                **second,
+                "seed": seed,
+                "dataset": {**second["dataset"], **on, "limit_per_class": labels, "limit_seed": seed},
+            }
             for name in ("transfer", "scratch"):
                 out = given.out / f"{name}-{labels}-{seed}"
                 if name == "transfer":
@@ -48,11 +52,18 @@ def main() -> None:
                 else:
                     task["dataset"]["image_size"] = first["dataset"]["image_size"]
                     optimizer = config.peek(given.out / f"transfer-{labels}-{seed}" / "config.yaml")["optimizer"]
-                    done = fmeco.pretrain({**task, "backbone": first["backbone"], "optimizer": optimizer}, out=out, force=True)
+                    done = fmeco.pretrain(
+                        {**task, "backbone": first["backbone"], "optimizer": optimizer}, out=out, force=True
+                    )
                 accuracy = fmeco.evaluate(done.run)["metrics"]["test_accuracy"]
                 found.setdefault((labels, name), []).append((accuracy, done.seconds))
-                print(f"seed {seed}, {labels} labels per class, {name}: {accuracy:.3f} in {done.seconds:.0f} s", flush=True)
-    print(f"\n{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}, {given.seeds} seeds\n")
+                print(
+                    f"seed {seed}, {labels} labels per class, {name}: {accuracy:.3f} in {done.seconds:.0f} s",
+                    flush=True,
+                )
+    print(
+        f"\n{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}, {given.seeds} seeds\n"
+    )
     print("| labels per class | start | test accuracy, mean ± std | each seed | seconds |\n|---|---|---|---|---|")
     print(row("all", "source task (the five pretraining classes)", source))
     for (labels, name), values in found.items():
@@ -62,8 +73,10 @@ def main() -> None:
 def row(labels: str, name: str, values: list[tuple[float, float]]) -> str:
     scores = [score for score, _ in values]
     spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
-    return (f"| {labels} | {name} | {statistics.mean(scores):.3f} ± {spread:.3f} | {', '.join(f'{score:.3f}' for score in scores)} "
-            f"| {statistics.mean(seconds for _, seconds in values):.0f} |")
+    return (
+        f"| {labels} | {name} | {statistics.mean(scores):.3f} ± {spread:.3f} | {', '.join(f'{score:.3f}' for score in scores)} "
+        f"| {statistics.mean(seconds for _, seconds in values):.0f} |"
+    )
 
 
 if __name__ == "__main__":

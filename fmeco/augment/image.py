@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -91,7 +91,6 @@ class ImageAugment(Augment):
         self.size = spec.inputs["image"].shape[-1]
         self.shift, self.crop_scale, self.flip, self.color, self.erase = shift, crop_scale, flip, color, erase
         self.ops, self.magnitude = ops, magnitude
-        self.functional = import_torchvision().transforms.v2.functional if ops else None
 
     def sample(self, inputs: Inputs, key: int) -> Inputs:
         rng = random.Random(key)
@@ -141,9 +140,9 @@ class ImageAugment(Augment):
         inside &= (uniform(keys, 5) < self.erase).view(-1, 1, 1)
         return x.masked_fill(inside.unsqueeze(1).to(x.device), 127)
 
-    def _operation(self, image: Tensor, rng: random.Random) -> Tensor:
+    def _operation(self, image: Tensor, rng: random.Random) -> Any:
         """One operation of TrivialAugment's wide space, or of RandAugment's at a fixed magnitude."""
-        f = self.functional
+        f = import_torchvision("torchvision.transforms.v2.functional")
         level = rng.random() if self.magnitude is None else self.magnitude / 30
         sign = rng.choice((-1, 1))
         wide = self.magnitude is None

@@ -14,7 +14,7 @@ from fmeco.nn import mlp
 def build(
     spec: DataSpec,
     *,
-    hidden: Annotated[list[int], Doc("width of each layer")] = [256, 256],  # noqa: B006  read, never changed
+    hidden: Annotated[list[int], Doc("width of each layer")] = [256, 256],
     batch_norm: bool = True,
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0,
     embedding: Annotated[int, Doc("width of the embedding of each categorical column"), Ge(1)] = 8,

@@ -41,7 +41,7 @@ def build(
         Literal["library", "small"],
         Doc("small = a stride-1 3x3 first convolution without max-pool, for resnets on images of about 32 pixels"),
     ] = "library",
-    options: Annotated[dict[str, Scalar], Doc("further arguments of the library's constructor")] = {},  # noqa: B006  read only
+    options: Annotated[dict[str, Scalar], Doc("further arguments of the library's constructor")] = {},
 ) -> Backbone:
     """Loading `weights` is the caller's: weights change hands in one place only."""
     if "image" not in spec.inputs:
@@ -82,21 +82,17 @@ class Torchvision(Backbone):
         if not final:
             raise ConfigError(f"torchvision/{arch}: no class layer found")
         last = layers[final[-1]]
-        self.width = int(last.in_features if isinstance(last, nn.Linear) else last.in_channels)  # type: ignore[arg-type]
+        self.width = int(last.in_features if isinstance(last, nn.Linear) else last.in_channels)
         _replace(net, final[-1], nn.Identity())
         self.class_layers = (f"{final[-1]}.", "AuxLogits.", "aux1.", "aux2.")
         self.first = next(name for name, m in layers.items() if isinstance(m, nn.Conv2d))
         conv = layers[self.first]
         assert isinstance(conv, nn.Conv2d)
         if channels != conv.in_channels:
-            narrow = nn.Conv2d(
-                channels,
-                conv.out_channels,
-                conv.kernel_size,
-                conv.stride,
-                conv.padding,  # type: ignore[arg-type]
-                bias=conv.bias is not None,
-            )
+            size: Any = conv.kernel_size
+            pad: Any = conv.padding
+            stride: Any = conv.stride
+            narrow = nn.Conv2d(channels, conv.out_channels, size, stride, pad, bias=conv.bias is not None)
             with torch.no_grad():
                 narrow.weight.copy_(_channels(conv.weight, channels))
                 if conv.bias is not None and narrow.bias is not None:

@@ -33,7 +33,11 @@ def natural(labels: Sequence[str]) -> list[str]:
 
 
 def encode(
-    labels: Sequence[str], classes: Sequence[str | int] | None, known: Target | None, where: str
+    labels: Sequence[str],
+    classes: Sequence[str | int] | None,
+    known: Target | None,
+    where: str,
+    whose: str = "the checkpoint",
 ) -> tuple[Indices, Indices, tuple[str, ...], list[str]]:
     """Class names -> codes. The order comes from the checkpoint (`known`), else from `classes`, else from the names.
 
@@ -55,7 +59,7 @@ def encode(
         order = known.classes
         if strange := [name for name in (chosen or present) if name not in order]:
             raise DataError(
-                f"{where}: the checkpoint has no class {listing(strange)}; it knows: {listing(order, 20)}",
+                f"{where}: {whose} has no class {listing(strange)}; it knows: {listing(order, 20)}",
                 "choose among the data's classes with --set dataset.classes=[...], or finetune for the new ones",
             )
         if absent := [name for name in order if name not in (chosen or present)]:

@@ -161,7 +161,8 @@ class Rows(Samples):
         how: Mapping[str, Any],
         names: Sequence[str],
     ) -> None:
-        self.targets, self.names = targets, [names[i] for i in at]
+        self.targets: Mapping[str, Tensor] = targets
+        self.names: list[str] = [names[i] for i in at.tolist()]
         numeric = np.empty((len(at), len(how["numeric"])), dtype=np.float32)
         flags: list[np.ndarray[Any, Any]] = []
         for j, one in enumerate(how["numeric"]):
@@ -247,7 +248,9 @@ def build_table(
     else:
         kept, codes, class_names, notes = _splits.encode(list(labels), classes, old, where)
         values, target = torch.from_numpy(codes), Target("class", class_names)
-    chosen = [names[i] for i in kept]
+    # A row is known by its content: moving the file, or adding rows, moves no row to another split.
+    rows = list(zip(labels, *(table[name] for name in features), strict=True))
+    chosen = ["\t".join(rows[i]) for i in kept.tolist()]
     if whole:
         parts = {"test": np.arange(len(kept))}
     elif parts is not None:
@@ -264,13 +267,13 @@ def build_table(
     made = {part: Rows(table, kept[at], {"label": values[at]}, how, names) for part, at in parts.items()}
     notes += [
         f"{part}: column '{clean(name)}' has categories not seen in training: {listing(sorted(strange))}"
-        for part, rows in made.items()
-        for name, strange in rows.unseen.items()
+        for part, samples in made.items()
+        for name, strange in samples.unseen.items()
     ]
     spec = dataclasses.replace(
         table_spec(how),
         targets={"label": target},
         sizes={part: len(at) for part, at in parts.items()},
-        fingerprint=_splits.fingerprint([(names[i], labels[i], *(table[c][i] for c in features)) for i in kept]),
+        fingerprint=_splits.fingerprint([rows[i] for i in kept.tolist()]),
     )
     return Data(spec, made.get("train"), made.get("val"), made.get("test"), notes=tuple(notes))

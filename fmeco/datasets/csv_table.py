@@ -35,7 +35,7 @@ def build(
     features: Annotated[
         list[str] | None, Doc("columns to use; null = all but the target, `drop` and split_column")
     ] = None,
-    drop: Annotated[list[str], Doc("columns to leave out, such as an id")] = [],  # noqa: B006  read, never changed
+    drop: Annotated[list[str], Doc("columns to leave out, such as an id")] = [],
     split_column: Annotated[
         str | None, Doc("column that says train, val or test; null = split by val_fraction")
     ] = None,

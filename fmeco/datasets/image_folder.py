@@ -73,7 +73,7 @@ def build(
     for part, rows in scanned.items():
         labels = [row[0] for row in rows]
         chosen = None if classes is None else [c for c in classes if str(c) in labels]
-        kept, codes, _, found = _splits.encode(labels, chosen, target, str(folders[part]))
+        kept, codes, _, found = _splits.encode(labels, chosen, target, str(folders[part]), "the training folder")
         notes += found if part != first else []
         parts[part] = ImageSet(folders[part], [rows[i] for i in kept], codes)
     if whole and "path" in parts:
@@ -88,9 +88,9 @@ def build(
     elif split is not None:
         raise ConfigError(f"dataset.split: {clean(path or train)} has a validation folder of its own")
     if "train" in parts:
-        rows = [row[1] for row in parts["train"].rows]
+        files = [row[1] for row in parts["train"].rows]
         parts["train"] = parts["train"].take(
-            _splits.limit(rows, parts["train"].codes, np.arange(len(rows)), limit_per_class, limit_seed)
+            _splits.limit(files, parts["train"].codes, np.arange(len(files)), limit_per_class, limit_seed)
         )
     spec = dataclasses.replace(
         spec,

@@ -132,7 +132,7 @@ class Classification(Objective):
         if auc == auc:  # not a number when a class has no samples
             out["auc"] = auc
         return out | {
-            f"recall/{name}": float(hits[c] / support[c]) for c, name in enumerate(self.classes) if support[c]
+            f"recall/{name}": int(hits[c]) / int(support[c]) for c, name in enumerate(self.classes) if support[c]
         }
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:

@@ -1,0 +1,116 @@
+"""No test touches the network or the user's home; each runs in a folder of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from fmeco import cli
+
+torch.set_num_threads(1)  # tests run side by side, and "same bits" is promised per thread count
+
+
+@dataclass
+class Answer:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch-home"))
+    real = socket.socket.connect
+
+    def connect(self: socket.socket, address: Any) -> None:
+        if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise AssertionError(f"a test reached for the network: {address}")
+        real(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+
+
+@pytest.fixture
+def fmeco() -> Callable[..., Answer]:
+    """Run a command line in this process."""
+
+    def call(*arguments: Any) -> Answer:
+        result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return Answer(result.exit_code, result.stdout, result.stderr)
+
+    return call
+
+
+def process(*arguments: Any, **how: Any) -> subprocess.Popen[str]:
+    """Start a command line in a real second process, single-threaded like this one."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "fmeco", *map(str, arguments)],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=env,
+        **how,
+    )
+
+
+def picture(path: Path, colour: tuple[int, int, int], seed: int = 0, size: tuple[int, int] = (40, 32)) -> Path:
+    """A noisy image of mostly one colour."""
+    noise = np.random.default_rng(seed).integers(-60, 60, (size[1], size[0], 3))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((np.array(colour) + noise).clip(0, 255).astype("uint8")).save(path)
+    return path
+
+
+COLOURS = {"blue": (40, 40, 200), "green": (40, 200, 40), "red": (200, 40, 40), "white": (220, 220, 220)}
+
+
+def photos(root: Path, classes: tuple[str, ...] = ("blue", "green", "red"), each: int = 12) -> Path:
+    """A folder of class folders."""
+    for c, name in enumerate(classes):
+        for i in range(each):
+            picture(root / name / f"{i:02}.png", COLOURS[name], seed=100 * c + i)
+    return root
+
+
+def tiny(**changes: Any) -> dict[str, Any]:
+    """A config that trains in well under a second."""
+    base: dict[str, Any] = {
+        "dataset": {"name": "digits", "classes": [0, 1, 2], "image_size": 8, "limit_per_class": 20},
+        "backbone": {"name": "mlp", "hidden": [32]},
+        "optimizer": {"name": "adamw", "lr": 0.01},
+        "train": {"epochs": 3, "batch_size": 16, "tensorboard": False},
+    }
+    for key, value in changes.items():
+        base[key] = {**base[key], **value} if isinstance(value, dict) and isinstance(base.get(key), dict) else value
+    return base
+
+
+def write(path: str | Path, config: Any) -> Path:
+    """A config as a YAML file."""
+    import yaml
+
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(config if isinstance(config, str) else yaml.safe_dump(config, sort_keys=False), "utf-8")
+    return Path(path)

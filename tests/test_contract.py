@@ -1,0 +1,246 @@
+"""Every plug-in keeps its kind's promises."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fmeco import checkpoint, config, optim
+from fmeco.core import Batch, Data, DataSpec, InputSpec, Target, mix
+from fmeco.loader import Loader
+from fmeco.plugins import INJECTED, plugins
+
+from .conftest import photos, write
+
+IMAGE = DataSpec("image", {"image": InputSpec((3, 32, 32), "uint8", 1 / 255, (0.5,) * 3, (0.25,) * 3)})
+TARGETS = {
+    "classification": Target("class", ("a", "b", "c"), (2, 1, 1)),
+    "multilabel": Target("multilabel", ("a", "b", "c"), (2, 2, 2)),
+    "regression": Target("number", mean=3.0, std=2.0),
+}
+VALUES = {
+    "classification": torch.tensor([0, 1, 2, 0]),
+    "multilabel": torch.tensor([[1.0, 0, 1], [0, 1, 1], [1, 1, 0], [0, 0, 0]]),
+    "regression": torch.tensor([1.0, 2.0, 5.0, 4.0]),
+}
+# One architecture per family of the library; scripts/sweep.py walks all of them.
+FAMILIES = (
+    "resnet18 mobilenet_v3_small shufflenet_v2_x0_5 squeezenet1_1 mnasnet0_5 efficientnet_b0 regnet_x_400mf "
+    "densenet121 vgg11 alexnet googlenet inception_v3 convnext_tiny vit_b_32 swin_t maxvit_t"
+).split()
+SIZES = {"inception_v3": 96, "vit_b_32": 32, "vgg11": 32, "alexnet": 64, "maxvit_t": 224, "squeezenet1_1": 64}
+
+
+def backbone(name: str, spec: DataSpec, **options: Any) -> Any:
+    choice = config.choice("backbone", {"name": name, **options})
+    return choice.plugin.build({"spec": spec, "arch": choice.arch}, choice.options)
+
+
+def test_every_kind_has_plugins() -> None:
+    expected = {
+        "datasets": {"digits", "image_folder", "csv_images", "torchvision", "csv_table", "sklearn", "fake_images"},
+        "backbones": {"torchvision", "mlp"},
+        "objectives": {"classification", "multilabel", "regression"},
+        "augment": {"none", "image"},
+        "optimizers": {"sgd", "adam", "adamw", "rmsprop"},
+        "schedules": {"cosine", "linear", "step", "one_cycle", "constant", "plateau"},
+        "strategies": {"full", "probe"},
+    }
+    assert set(expected) == set(INJECTED)
+    for kind, names in expected.items():
+        found = plugins(kind)
+        assert names <= set(found), kind
+        assert all(plugin.help for plugin in found.values()), "every plug-in says what it is"
+
+
+def make_data(name: str, arch: str | None, tmp_path: Path) -> Data:
+    raw: dict[str, Any] = {"name": f"{name}/{arch}" if arch else name}
+    if name in ("digits", "fake_images"):
+        raw["image_size"] = 16
+    if name == "image_folder":
+        raw |= {"path": str(photos(tmp_path / "photos")), "image_size": 16}
+    if name == "csv_images":
+        photos(tmp_path / "photos")
+        rows = [f"{c}/{i:02}.png,{c}" for c in ("blue", "red") for i in range(10)]
+        raw |= {"path": str(write(tmp_path / "photos" / "t.csv", "path,label\n" + "\n".join(rows))), "image_size": 16}
+    if name == "csv_table":
+        rows = [f"{i},{'xyz'[i % 3]},{'' if i % 7 == 0 else i * 0.5},{'ab'[i % 2]}" for i in range(40)]
+        raw |= {"path": str(write(tmp_path / "t.csv", "n,c,m,label\n" + "\n".join(rows)))}
+    choice = config.choice("dataset", raw)
+    data: Data = choice.plugin.build({"known": None, "whole": False, "arch": choice.arch}, choice.options)
+    return data
+
+
+DATASETS = [
+    (name, arch) for name, plugin in plugins("datasets").items() if name != "torchvision" for arch in plugin.names or (None,)
+]
+
+
+@pytest.mark.parametrize(("name", "arch"), DATASETS)
+def test_dataset(name: str, arch: str | None, tmp_path: Path) -> None:
+    data, again = make_data(name, arch, tmp_path), make_data(name, arch, tmp_path)
+    assert data.spec == again.spec, "the same data has the same description and fingerprint"
+    assert data.spec == DataSpec.from_json(data.spec.to_json()), "the description survives JSON"
+    names: list[str] = []
+    for part in ("train", "val"):
+        samples = data.split(part)
+        assert len(samples) == data.spec.sizes[part]
+        names += [samples.name(i) for i in range(len(samples))]
+        for target in data.spec.targets:
+            assert len(samples.targets[target]) == len(samples)
+        first = samples[0]
+        assert set(first) == set(data.spec.inputs)
+        for key, one in data.spec.inputs.items():
+            assert str(first[key].dtype) == f"torch.{one.dtype}"
+            assert torch.equal(first[key], data.split(part)[0][key]), "reading has no memory"
+    assert len(set(names)) == len(names), "no sample is in two splits"
+
+
+def batch(spec: DataSpec, values: torch.Tensor, count: int = 4) -> Batch:
+    inputs = {}
+    for name, one in spec.inputs.items():
+        generator = torch.Generator().manual_seed(1)
+        shape = (count, *one.shape)
+        inputs[name] = torch.randn(shape, generator=generator) if one.dtype != "int64" else torch.ones(shape, dtype=torch.int64)
+    return Batch([inputs], {"label": values}, torch.arange(count), mix(0, torch.arange(count)).unsqueeze(0))
+
+
+@pytest.mark.parametrize("arch", [*FAMILIES, "mlp"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_backbone(arch: str, channels: int) -> None:
+    if channels == 1 and arch not in ("resnet18", "vit_b_32", "densenet121", "mlp"):
+        pytest.skip("one-channel images take the same path in every family")
+    size = SIZES.get(arch, 32)
+    spec = DataSpec("image", {"image": InputSpec((channels, size, size), "uint8", 1 / 255, (0.5,) * channels, (0.25,) * channels)})
+    made = backbone(arch, spec)
+    made.train()
+    x = batch(spec, VALUES["classification"], 2).views[0]
+    features = made(x).vector
+    assert features.shape == (2, made.width)
+    features.square().sum().backward()
+    without = [name for name, p in made.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert not without
+    state = made.library.state_dict()
+    other = backbone(arch, spec)
+    report = checkpoint.transplant(other, state, source="test")
+    assert report.share == 1.0
+    assert not report.missing
+    assert not report.unexpected
+    assert not report.left_out
+    made.eval(), other.eval()
+    with torch.inference_mode():
+        assert torch.equal(made(x).vector, other(x).vector)
+    depths = [made.depth_of(name) for name, _ in made.library.named_parameters()]
+    assert min(depths) == 0
+    assert len(set(depths)) > 1
+
+
+@pytest.mark.parametrize("name", list(plugins("objectives")))
+@pytest.mark.parametrize("body", ["mlp", "resnet18"])
+def test_objective(name: str, body: str) -> None:
+    spec = DataSpec("image", IMAGE.inputs, targets={"label": TARGETS[name]}, sizes={"train": 4})
+    made_from = backbone(body, spec)
+    choice = config.choice("objective", name)
+    made = choice.plugin.build({"backbone": made_from, "spec": spec}, choice.options)
+    one = batch(spec, VALUES[name])
+    # The head starts at zero, so the backbone's first gradient is zero; one step of the head wakes it.
+    for _ in range(2):
+        made.zero_grad()
+        loss = made(one, "loss")
+        assert torch.isfinite(loss.sum)
+        loss.sum.backward()
+        optim.sgd(optim.parameter_groups(made.named_parameters(), {n: 1.0 for n, _ in made.named_parameters()}), lr=0.1).step()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in made.parameters())
+    assert sum(float(p.grad.abs().sum()) > 0 for p in made.parameters()) > 0.9 * len(list(made.parameters()))
+    made.eval()
+    with torch.inference_mode():
+        rows = made(one, "rows")
+        metrics = made.metrics(rows)
+        assert set(made.directions) >= {metric for metric in metrics if "/" not in metric}
+        assert next(iter(made.directions)) in metrics
+        assert all(len(values) == 4 for values in rows.values())
+        decoded = made.decode(made(one, "predict"))
+    assert len(decoded) == 4
+    assert all("prediction" in row for row in decoded)
+    product, rest = checkpoint.split_state(made)
+    assert len(product) + len(rest) == len(made.state_dict()), "every tensor is in one of the two files"
+    for tensor, classes in made.class_rows().items():
+        assert len(dict(made.named_parameters())[tensor]) == len(classes)
+
+
+@pytest.mark.parametrize("name", ["none", *plugins("augment")["image"].names])
+def test_augment_depends_on_its_keys_alone(name: str, tmp_path: Path) -> None:
+    data = make_data("image_folder", None, tmp_path)
+    choice = config.choice("augment", {"name": name} if name == "none" else {"name": name, "erase": 0.5, "color": 0.5})
+    augment = choice.plugin.build({"spec": data.spec, "arch": choice.arch}, choice.options)
+    samples = data.split("train")
+
+    def views(seed: int, workers: int) -> list[torch.Tensor]:
+        from fmeco.core import View
+
+        loader = Loader(data, samples, (View(), View(augment=False)), augment, 8, 3, seed, workers, torch.device("cpu"))
+        torch.manual_seed(workers)  # must not matter
+        return [x for one in loader.batches(0, 6) for x in (one.views[0]["image"], one.views[1]["image"])]
+
+    first, same, other = views(0, 0), views(0, 2), views(1, 0)
+    assert all(torch.equal(a, b) for a, b in zip(first, same, strict=True))
+    assert all(x.shape[1:] == (3, 16, 16) and x.dtype == torch.float32 for x in first)
+    assert any(not torch.equal(a, b) for a, b in zip(first[::2], other[::2], strict=True))
+    if name != "none":
+        assert any(not torch.equal(a, b) for a, b in zip(first[::2], first[1::2], strict=True)), "it varies something"
+
+
+@pytest.mark.parametrize("name", list(plugins("optimizers")))
+def test_optimizer(name: str) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 1)
+    groups = optim.parameter_groups(model.named_parameters(), {"weight": 1.0, "bias": 1.0})
+    choice = config.choice("optimizer", {"name": name, "weight_decay": 0.01})
+    optimizer = choice.plugin.build({"params": groups}, choice.options)
+    assert sorted(group["weight_decay"] for group in optimizer.param_groups) == [0.0, 0.01], "biases are not decayed"
+    x, y = torch.randn(64, 4), torch.randn(64, 1)
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = (model(x) - y).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("name", list(plugins("schedules")))
+def test_schedule(name: str) -> None:
+    choice = config.choice("schedule", {"name": name, "warmup": 0.1})
+    module = choice.plugin.load()
+    factor = getattr(module, choice.plugin.function)
+    values = [factor(step, 100, [], **choice.options) for step in range(100)]
+    assert all(0 <= value <= 1 + 1e-9 for value in values)
+    assert max(values) == pytest.approx(1, abs=0.02)
+    assert values[0] < 0.15 < max(values), "warm-up starts low"
+    assert list(inspect.signature(factor).parameters)[:3] == ["step", "total", "history"]
+    if name == "plateau":
+        assert factor(50, 100, [0.5, 0.4, 0.4, 0.4], **choice.options) == pytest.approx(0.1)
+    if name in ("cosine", "linear", "one_cycle"):
+        assert values[-1] < 0.05
+
+
+def test_frozen_parameters_do_not_move_and_frozen_norms_keep_their_statistics() -> None:
+    from fmeco.loop import _train_mode
+
+    spec = DataSpec("image", IMAGE.inputs, targets={"label": TARGETS["classification"]})
+    made = config.choice("objective", "classification").plugin.build({"backbone": backbone("resnet18", spec), "spec": spec}, config.choice("objective", "classification").options)
+    depths = {name: 0 if name.startswith("backbone") else None for name, _ in made.named_parameters()}
+    strategy = config.choice("transfer", {"strategy": "probe"})
+    groups = optim.parameter_groups(made.named_parameters(), strategy.plugin.build({"depths": depths}, strategy.options))
+    optimizer = optim.sgd(groups, lr=0.1)
+    before = {name: t.clone() for name, t in made.state_dict().items()}
+    _train_mode(made)
+    made(batch(spec, VALUES["classification"]), "loss").sum.backward()
+    optimizer.step()
+    changed = {name for name, t in made.state_dict().items() if not torch.equal(t, before[name])}
+    assert changed == {"head.1.weight", "head.1.bias"}

@@ -1,0 +1,243 @@
+"""A run that was killed, and resumed, ends in the same bits as one that was not."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import fmeco as api
+from fmeco import checkpoint
+from fmeco.errors import ConfigError, DataError, Stopped
+
+from .conftest import Answer, photos, process, tiny, write
+
+
+def contents(run: Path) -> dict[str, Any]:
+    """Everything that a run promises to reproduce: weights, optimizer, state and the log without its times."""
+    got = checkpoint.open_checkpoint((run / "checkpoints" / "last").resolve())
+    best = checkpoint.open_checkpoint((run / "checkpoints" / "best").resolve())
+    state = {key: value for key, value in got.trainer()["state"].items() if key != "seconds"}
+    lines = [{k: v for k, v in json.loads(line).items() if k != "samples_per_second"} for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {
+        "tensors": {stem: got.tensors(stem) for stem in ("backbone", "objective", "trainer")},
+        "best": {stem: best.tensors(stem) for stem in ("backbone", "objective")}, "best step": best.meta["step"],
+        "state": state, "lines": lines,
+    }
+
+
+def assert_same(a: Path, b: Path) -> None:
+    one, two = contents(a), contents(b)
+    for part in ("tensors", "best"):
+        for stem, tensors in one[part].items():
+            assert set(tensors) == set(two[part][stem])
+            for name, tensor in tensors.items():
+                assert torch.equal(tensor, two[part][stem][name]), f"{part} {stem} {name}"
+    assert one["state"] == two["state"]
+    assert one["best step"] == two["best step"]
+    assert one["lines"] == two["lines"]
+
+
+class After:
+    """Asks a run to stop after so many steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "ema": {"train": {"ema": 0.9, "clip_norm": 0.5}},
+    "accumulation": {"train": {"micro_batch": 5}},
+    "saving every 2 steps": {"train": {"save_every": 2, "keep": 1}},
+    "balanced": {"train": {"sampler": "balanced"}},
+    "early stop": {"train": {"early_stop": 2, "epochs": 6}, "evaluate": {"every": 0.5}},
+    "plateau": {"schedule": {"name": "plateau", "patience": 1}},
+    "one cycle, rmsprop": {"schedule": "one_cycle", "optimizer": {"name": "rmsprop", "lr": 1e-3, "momentum": 0.9}},
+    "sgd": {"optimizer": {"name": "sgd", "lr": 0.05, "nesterov": True}},
+    "adafactor": {"optimizer": "adafactor"},
+    "radam": {"optimizer": "radam"},
+    "bf16": {"train": {"precision": "bf16"}},
+    "dropout and mixup": {"backbone": {"name": "mlp", "hidden": [32], "dropout": 0.3}, "objective": {"name": "classification", "mixup": 0.4, "cutmix": 1.0}},
+    "table": {"dataset": {"name": "wine", "classes": None, "image_size": None, "limit_per_class": None}},
+}
+
+
+@pytest.mark.parametrize("case", list(SETTINGS))
+def test_stopped_anywhere_it_ends_the_same(case: str) -> None:
+    config = tiny(**SETTINGS[case])
+    if case == "table":
+        config["dataset"] = "wine"
+    whole = api.pretrain(config, out="whole")
+    steps = checkpoint.open_checkpoint((Path("whole") / "checkpoints/last").resolve()).meta["step"]
+    assert steps >= 6
+    rng = random.Random(case)
+    out = Path("cut")
+    with pytest.raises(Stopped):
+        api.pretrain(config, out=out, stop=After(rng.randrange(1, steps - 2)))
+    with pytest.raises(Stopped):
+        api.resume(out, stop=After(1))
+    done = api.resume(out)
+    assert done.metrics == whole.metrics
+    assert_same(Path("whole"), out)
+
+
+def test_killed_at_random_moments_by_the_system_it_ends_the_same() -> None:
+    """Real processes, SIGKILL, a convolutional network, augmented image files, two loader workers against none."""
+    config = {
+        "dataset": {"name": "image_folder", "path": str(photos(Path("p").resolve(), each=40)), "image_size": 16},
+        "backbone": "resnet18",
+        "augment": {"name": "standard", "erase": 0.3},
+        "train": {"steps": 40, "batch_size": 8, "save_every": 3, "precision": "fp32", "tensorboard": False, "ema": 0.9, "workers": 0},
+        "evaluate": {"every": 1},
+    }
+    path = write("c.yaml", config)
+    child = process("pretrain", path, "--out", "whole")
+    _, err = child.communicate(timeout=280)
+    assert child.returncode == 0, err
+
+    rng = random.Random(3)
+    child = process("pretrain", path, "--out", "cut", "--set", "train.workers=2")
+    kills = 0
+    for attempt in range(12):
+        # Wait for it to get going, then strike at any moment: reading, stepping, evaluating, saving.
+        start, deadline = steps_done(Path("cut")), time.monotonic() + 60
+        while child.poll() is None and steps_done(Path("cut")) <= start and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0, 1.0))
+        if child.poll() is not None:
+            break
+        if kills < 3:
+            child.send_signal(signal.SIGKILL)
+            child.communicate()
+            kills += 1
+            child = process("resume", "cut", *(["--set", f"train.workers={attempt % 3}"]))
+        else:
+            child.communicate(timeout=280)
+    _, err = child.communicate(timeout=280)
+    assert child.returncode == 0, err
+    assert kills >= 2
+    assert_same(Path("whole"), Path("cut"))
+
+
+def steps_done(run: Path) -> int:
+    found = checkpoint.steps(run / "checkpoints")
+    return int(found[-1].name[5:]) if found else 0
+
+
+def test_a_signal_saves_and_says_how_to_go_on() -> None:
+    path = write("c.yaml", tiny(train={"epochs": 100000, "save_every": 10**6}, evaluate={"every": 10**6}))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        run = Path(f"run-{number}")
+        child = process("pretrain", path, "--out", run)
+        deadline = time.monotonic() + 60
+        while not (run / "metrics.jsonl").exists() or (run / "metrics.jsonl").stat().st_size == 0:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        child.send_signal(number)
+        _, err = child.communicate(timeout=60)
+        assert child.returncode == 75, err
+        assert f"fmeco resume {run}" in err
+        assert steps_done(run) > 0, "it was saved although no save was due"
+
+
+def test_killed_before_its_first_checkpoint_it_starts_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = api.pretrain(tiny(), out="whole")
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise SystemExit(9)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fmeco.loop._save", killed)
+        with pytest.raises(SystemExit):
+            api.pretrain(tiny(), out="cut")
+    assert not (Path("cut") / "checkpoints").exists()
+    assert api.resume("cut").metrics == whole.metrics
+    assert_same(Path("whole"), Path("cut"))
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(fmeco: Callable[..., Answer]) -> None:
+    config = tiny(train={"save_every": 2, "keep": 5})
+    api.pretrain(config, out="whole")
+    with pytest.raises(Stopped):
+        api.pretrain(config, out="cut", stop=After(6))
+    newest = checkpoint.steps(Path("cut/checkpoints"))[-1]
+    with open(newest / "trainer.safetensors", "r+b") as file:
+        file.truncate(1000)
+    answer = fmeco("resume", "cut")
+    assert answer.code == 0
+    assert "damaged" in answer.err
+    assert_same(Path("whole"), Path("cut"))
+
+
+def test_longer_runs_and_what_may_not_change() -> None:
+    api.pretrain(tiny(), out="run")
+    before = contents(Path("run"))
+    assert api.resume("run").metrics, "resuming a finished run changes nothing"
+    assert contents(Path("run"))["lines"] == before["lines"]
+    api.resume("run", epochs="+2")
+    config = yaml.safe_load(Path("run/config.yaml").read_text())
+    assert config["train"]["epochs"] == 5
+    lines = contents(Path("run"))["lines"]
+    assert max(line["epoch"] for line in lines) == 5
+    assert [line["epoch"] for line in lines if line["kind"] == "val"] == [1, 2, 3, 4, 5], "no epoch twice, none missing"
+    with pytest.raises(ConfigError, match="already has 5"):
+        api.resume("run", epochs="4")
+
+    root = photos(Path("p"))
+    api.pretrain({**tiny(), "dataset": {"name": "image_folder", "path": "p", "image_size": 8}}, out="files")
+    root.rename("moved")
+    api.resume("files", epochs="+1", overrides=["dataset.path=moved"])
+    (Path("moved") / "red" / "00.png").unlink()
+    with pytest.raises(DataError, match="not what it was"):
+        api.resume("files", epochs="+1")
+
+
+def test_one_process_per_run(fmeco: Callable[..., Answer]) -> None:
+    from fmeco.run import _locked
+
+    api.pretrain(tiny(), out="run")
+    with _locked(Path("run")):
+        answer = fmeco("resume", "run", "--epochs", "+1")
+    assert answer.code == 2
+    assert "in use by another process" in answer.err
+
+
+def test_the_written_config_repeats_the_run() -> None:
+    first = api.pretrain(tiny(), out="first")
+    again = api.pretrain("first/config.yaml", out="again")
+    assert again.metrics == first.metrics
+    assert_same(Path("first"), Path("again"))
+    source = {file.name: file.read_bytes() for file in first.checkpoint.iterdir()}
+    api.finetune(ref="first", dataset="digits", overrides=["train.epochs=1", "dataset.limit_per_class=5"], out="tuned")
+    assert source == {file.name: file.read_bytes() for file in first.checkpoint.iterdir()}, "the source is left as it was"
+
+
+def test_a_step_that_is_not_finite_never_reaches_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On skip, a poisoned step is left out; on stop, the newest checkpoint is from before it."""
+    from fmeco.objectives.classification import Classification
+
+    real = Classification.loss
+    calls = {"n": 0}
+
+    def poisoned(self: Any, batch: Any) -> Any:
+        calls["n"] += 1
+        loss = real(self, batch)
+        return type(loss)(loss.sum * float("nan"), loss.count) if calls["n"] == 4 else loss
+
+    monkeypatch.setattr(Classification, "loss", poisoned)
+    run = api.pretrain(tiny(train={"on_nonfinite": "skip"}), out="run")
+    assert run.metrics["val_accuracy"] > 0.5
+    assert "skipped step 3" in Path("run/run.log").read_text()
