@@ -40,7 +40,9 @@ def save(folder: Path, step: int = 1, value: float = 1.0) -> Path:
 
 
 def spec(channels: int = 3, size: int = 32) -> DataSpec:
-    return DataSpec("image", {"image": InputSpec((channels, size, size), "uint8", 1 / 255, (0.5,) * channels, (0.25,) * channels)})
+    return DataSpec(
+        "image", {"image": InputSpec((channels, size, size), "uint8", 1 / 255, (0.5,) * channels, (0.25,) * channels)}
+    )
 
 
 def build(name: str, of: DataSpec | None = None, **options: Any) -> Any:
@@ -50,11 +52,14 @@ def build(name: str, of: DataSpec | None = None, **options: Any) -> Any:
 
 # ---------------------------------------------------------------- writing
 
+
 def test_round_trip_with_modes_aliases_and_identity() -> None:
     shared = torch.randn(4, 5)
     old = os.umask(0o027)
     try:
-        path = checkpoint.write(Path("c"), 7, {"backbone": {"a": shared, "tied": shared, "b": torch.randn(3, 2).T}}, META, None, [], "")
+        path = checkpoint.write(
+            Path("c"), 7, {"backbone": {"a": shared, "tied": shared, "b": torch.randn(3, 2).T}}, META, None, [], ""
+        )
     finally:
         os.umask(old)
     got = checkpoint.open_checkpoint(path)
@@ -194,8 +199,14 @@ def test_full_disk_in_a_real_run(fmeco: Callable[..., Answer]) -> None:
     from .conftest import process, write
 
     child = process(
-        "pretrain", write("c.yaml", tiny(backbone={"name": "mlp", "hidden": [400, 400]})), "--out", "run",
-        preexec_fn=lambda: (signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)))[0],
+        "pretrain",
+        write("c.yaml", tiny(backbone={"name": "mlp", "hidden": [400, 400]})),
+        "--out",
+        "run",
+        preexec_fn=lambda: (
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
+            resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)),
+        )[0],
     )
     _, err = child.communicate(timeout=120)
     assert child.returncode == 7, err
@@ -205,6 +216,7 @@ def test_full_disk_in_a_real_run(fmeco: Callable[..., Answer]) -> None:
 
 
 # ---------------------------------------------------------------- other people's files
+
 
 class Payload:
     def __init__(self, how: Any, *arguments: Any) -> None:
@@ -222,8 +234,12 @@ def test_opening_a_file_runs_no_code() -> None:
     nested = io.BytesIO()
     torch.save(Payload(os.system, command), nested)
     payloads = [
-        Payload(os.system, command), Payload(subprocess.call, ["touch", str(marker)]), Payload(eval, f"open({str(marker)!r}, 'w')"),
-        Payload(exec, f"open({str(marker)!r}, 'w')"), Payload(_load_from_bytes, nested.getvalue()), Payload(open, str(marker), "w"),
+        Payload(os.system, command),
+        Payload(subprocess.call, ["touch", str(marker)]),
+        Payload(eval, f"open({str(marker)!r}, 'w')"),
+        Payload(exec, f"open({str(marker)!r}, 'w')"),
+        Payload(_load_from_bytes, nested.getvalue()),
+        Payload(open, str(marker), "w"),
         {"state_dict": {"w": torch.zeros(2), "x": Payload(os.system, command)}},
     ]
     for number, payload in enumerate(payloads):
@@ -251,13 +267,16 @@ def test_bombs_are_refused_before_they_go_off() -> None:
     torch.save({"w": torch.tensor([1.0, float("nan")])}, "nan.pt")
     with pytest.raises(CheckpointError, match="not finite"):
         checkpoint.read_foreign(Path("nan.pt"))
-    header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    header = (
+        b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    )
     Path("twin.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     with pytest.raises(CheckpointError, match="twice"):
         checkpoint.read_foreign(Path("twin.safetensors"))
 
 
 # ---------------------------------------------------------------- the transplant
+
 
 def state(name: str = "resnet18") -> dict[str, Tensor]:
     import torchvision
@@ -268,7 +287,8 @@ def state(name: str = "resnet18") -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
-    "prefix", ["", "module.", "_orig_mod.", "backbone.", "model.", "encoder.", "module.backbone.", "_orig_mod.module.encoder."]
+    "prefix",
+    ["", "module.", "_orig_mod.", "backbone.", "model.", "encoder.", "module.backbone.", "_orig_mod.module.encoder."],
 )
 def test_prefixes_are_stripped_when_that_makes_keys_fit(prefix: str) -> None:
     theirs = {prefix + key: value for key, value in state().items()}
@@ -294,7 +314,14 @@ def renamed(count: int) -> dict[str, Tensor]:
         (lambda: {"layers.0.weight": torch.zeros(4, 4)}, "resnet18"),
         (lambda: {}, "resnet18"),
     ],
-    ids=["resnet18 into resnet50", "resnet50 into resnet18", "resnet34 into resnet18", "20 renamed", "an mlp", "nothing"],
+    ids=[
+        "resnet18 into resnet50",
+        "resnet50 into resnet18",
+        "resnet34 into resnet18",
+        "20 renamed",
+        "an mlp",
+        "nothing",
+    ],
 )
 def test_what_does_not_fit_is_refused(theirs: Callable[[], dict[str, Tensor]], into: str) -> None:
     made = build(into)
@@ -341,7 +368,9 @@ def test_head_rows_follow_class_names_not_positions() -> None:
 def test_the_saved_backbone_is_the_librarys(fmeco: Callable[..., Answer]) -> None:
     import torchvision
 
-    config_ = tiny(backbone="resnet18", dataset={"name": "image_folder", "path": str(photos(Path("p"), each=6)), "image_size": 32})
+    config_ = tiny(
+        backbone="resnet18", dataset={"name": "image_folder", "path": str(photos(Path("p"), each=6)), "image_size": 32}
+    )
     for key in ("classes", "limit_per_class"):
         config_["dataset"].pop(key)
     run = api.pretrain({**config_, "train": {"epochs": 1, "batch_size": 8, "tensorboard": False}}, out="run")
@@ -352,8 +381,22 @@ def test_the_saved_backbone_is_the_librarys(fmeco: Callable[..., Answer]) -> Non
 
     # And back: a plain state dict of the library is a REF.
     torch.save(plain.state_dict(), "plain.pth")
-    answer = fmeco("finetune", "--from", "plain.pth", "--dataset", "p", "--set", "backbone=resnet18", "--set", "dataset.image_size=32",
-                   "--set", "train.epochs=1", "--out", "tuned", "--json")
+    answer = fmeco(
+        "finetune",
+        "--from",
+        "plain.pth",
+        "--dataset",
+        "p",
+        "--set",
+        "backbone=resnet18",
+        "--set",
+        "dataset.image_size=32",
+        "--set",
+        "train.epochs=1",
+        "--out",
+        "tuned",
+        "--json",
+    )
     assert answer.code == 0, answer.err
     assert "100.0% of the backbone" in answer.err
     assert "ImageNet's is assumed" in answer.err
@@ -365,7 +408,9 @@ def test_the_saved_backbone_is_the_librarys(fmeco: Callable[..., Answer]) -> Non
     assert "contradicts" in wrong.err
 
 
-def test_published_weights_are_verified_on_every_load(monkeypatch: pytest.MonkeyPatch, fmeco: Callable[..., Answer]) -> None:
+def test_published_weights_are_verified_on_every_load(
+    monkeypatch: pytest.MonkeyPatch, fmeco: Callable[..., Answer]
+) -> None:
     """A local file stands in for the library's server."""
     import hashlib
 
@@ -378,7 +423,17 @@ def test_published_weights_are_verified_on_every_load(monkeypatch: pytest.Monkey
     weight = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
     monkeypatch.setattr(type(weight.value), "url", property(lambda self: served.as_uri()), raising=False)
     photos(Path("p"), each=5)
-    command = ["finetune", "--from", "torchvision/resnet18@DEFAULT", "--dataset", "p", "--set", "dataset.image_size=32", "--set", "train.epochs=1"]
+    command = [
+        "finetune",
+        "--from",
+        "torchvision/resnet18@DEFAULT",
+        "--dataset",
+        "p",
+        "--set",
+        "dataset.image_size=32",
+        "--set",
+        "train.epochs=1",
+    ]
     answer = fmeco(*command)
     assert answer.code == 0, answer.err
     assert "preprocessing of these weights: 224 pixels from 256" in answer.err

@@ -28,7 +28,12 @@ def error(text: str, **how: object) -> str:
 # text -> everything the message must hold
 BAD = {
     "dataset: {name: digits}\nbakbone: mlp\n": ["c.yaml:2", "bakbone", "did you mean 'backbone'", "backbone: missing"],
-    "dataset: {name: digits}\nbackbone: resnet81\n": ["c.yaml:2", "backbone.name", "resnet81", "did you mean 'resnet18'"],
+    "dataset: {name: digits}\nbackbone: resnet81\n": [
+        "c.yaml:2",
+        "backbone.name",
+        "resnet81",
+        "did you mean 'resnet18'",
+    ],
     GOOD + "train: {epoch: 3}\n": ["c.yaml:3", "train.epoch", "did you mean 'epochs'"],
     GOOD + "train: {epochs: three}\n": ["c.yaml:3", "train.epochs", "a number", "'three'"],
     GOOD + "train: {epochs: true}\n": ["train.epochs", "a number", "true"],
@@ -81,7 +86,9 @@ def test_scalars_are_read_as_yaml_1_2() -> None:
 
 def test_set_overrides_and_expands_bare_names() -> None:
     path = write("c.yaml", GOOD + "optimizer: adamw\ntrain: {epochs: 3}\n")
-    got = config.load(path, overrides=["optimizer.lr=3e-4", "train.epochs=7", "backbone=resnet18", "dataset.classes=[1, 2]"])
+    got = config.load(
+        path, overrides=["optimizer.lr=3e-4", "train.epochs=7", "backbone=resnet18", "dataset.classes=[1, 2]"]
+    )
     assert got.optimizer.options["lr"] == 3e-4
     assert got.train.epochs == 7
     assert got.backbone is not None
@@ -118,7 +125,15 @@ def test_schema_accepts_what_load_accepts(fmeco: Callable[..., Answer]) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["pretrain", "--help"], ["list", "backbones"], ["describe", "optimizer", "adamw"], ["schema"], ["pretrain", "bad.yaml"], ["init", "new"]],
+    [
+        ["--help"],
+        ["pretrain", "--help"],
+        ["list", "backbones"],
+        ["describe", "optimizer", "adamw"],
+        ["schema"],
+        ["pretrain", "bad.yaml"],
+        ["init", "new"],
+    ],
     ids=" ".join,
 )
 def test_commands_that_need_no_torch_do_not_import_it(arguments: list[str]) -> None:

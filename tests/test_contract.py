@@ -28,10 +28,7 @@ VALUES = {
     "regression": torch.tensor([1.0, 2.0, 5.0, 4.0]),
 }
 # One architecture per family of the library; scripts/sweep.py walks all of them.
-FAMILIES = (
-    "resnet18 mobilenet_v3_small shufflenet_v2_x0_5 squeezenet1_1 mnasnet0_5 efficientnet_b0 regnet_x_400mf "
-    "densenet121 vgg11 alexnet googlenet inception_v3 convnext_tiny vit_b_32 swin_t maxvit_t"
-).split()
+FAMILIES = ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1", "mnasnet0_5", "efficientnet_b0", "regnet_x_400mf", "densenet121", "vgg11", "alexnet", "googlenet", "inception_v3", "convnext_tiny", "vit_b_32", "swin_t", "maxvit_t"]
 SIZES = {"inception_v3": 96, "vit_b_32": 32, "vgg11": 32, "alexnet": 64, "maxvit_t": 224, "squeezenet1_1": 64}
 
 
@@ -76,7 +73,10 @@ def make_data(name: str, arch: str | None, tmp_path: Path) -> Data:
 
 
 DATASETS = [
-    (name, arch) for name, plugin in plugins("datasets").items() if name != "torchvision" for arch in plugin.names or (None,)
+    (name, arch)
+    for name, plugin in plugins("datasets").items()
+    if name != "torchvision"
+    for arch in plugin.names or (None,)
 ]
 
 
@@ -105,7 +105,9 @@ def batch(spec: DataSpec, values: torch.Tensor, count: int = 4) -> Batch:
     for name, one in spec.inputs.items():
         generator = torch.Generator().manual_seed(1)
         shape = (count, *one.shape)
-        inputs[name] = torch.randn(shape, generator=generator) if one.dtype != "int64" else torch.ones(shape, dtype=torch.int64)
+        inputs[name] = (
+            torch.randn(shape, generator=generator) if one.dtype != "int64" else torch.ones(shape, dtype=torch.int64)
+        )
     return Batch([inputs], {"label": values}, torch.arange(count), mix(0, torch.arange(count)).unsqueeze(0))
 
 
@@ -115,7 +117,9 @@ def test_backbone(arch: str, channels: int) -> None:
     if channels == 1 and arch not in ("resnet18", "vit_b_32", "densenet121", "mlp"):
         pytest.skip("one-channel images take the same path in every family")
     size = SIZES.get(arch, 32)
-    spec = DataSpec("image", {"image": InputSpec((channels, size, size), "uint8", 1 / 255, (0.5,) * channels, (0.25,) * channels)})
+    spec = DataSpec(
+        "image", {"image": InputSpec((channels, size, size), "uint8", 1 / 255, (0.5,) * channels, (0.25,) * channels)}
+    )
     made = backbone(arch, spec)
     made.train()
     x = batch(spec, VALUES["classification"], 2).views[0]
@@ -153,7 +157,9 @@ def test_objective(name: str, body: str) -> None:
         loss = made(one, "loss")
         assert torch.isfinite(loss.sum)
         loss.sum.backward()
-        optim.sgd(optim.parameter_groups(made.named_parameters(), {n: 1.0 for n, _ in made.named_parameters()}), lr=0.1).step()
+        optim.sgd(
+            optim.parameter_groups(made.named_parameters(), {n: 1.0 for n, _ in made.named_parameters()}), lr=0.1
+        ).step()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in made.parameters())
     assert sum(float(p.grad.abs().sum()) > 0 for p in made.parameters()) > 0.9 * len(list(made.parameters()))
     made.eval()
@@ -233,10 +239,14 @@ def test_frozen_parameters_do_not_move_and_frozen_norms_keep_their_statistics() 
     from fmeco.loop import _train_mode
 
     spec = DataSpec("image", IMAGE.inputs, targets={"label": TARGETS["classification"]})
-    made = config.choice("objective", "classification").plugin.build({"backbone": backbone("resnet18", spec), "spec": spec}, config.choice("objective", "classification").options)
+    made = config.choice("objective", "classification").plugin.build(
+        {"backbone": backbone("resnet18", spec), "spec": spec}, config.choice("objective", "classification").options
+    )
     depths = {name: 0 if name.startswith("backbone") else None for name, _ in made.named_parameters()}
     strategy = config.choice("transfer", {"strategy": "probe"})
-    groups = optim.parameter_groups(made.named_parameters(), strategy.plugin.build({"depths": depths}, strategy.options))
+    groups = optim.parameter_groups(
+        made.named_parameters(), strategy.plugin.build({"depths": depths}, strategy.options)
+    )
     optimizer = optim.sgd(groups, lr=0.1)
     before = {name: t.clone() for name, t in made.state_dict().items()}
     _train_mode(made)

@@ -27,7 +27,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run on images and one on a table; never changed, only copied."""
     root = tmp_path_factory.mktemp("trained")
     api.pretrain(tiny(train={"epochs": 1}), out=root / "images")
-    table = {"dataset": "wine", "backbone": {"name": "mlp", "hidden": [8]}, "train": {"epochs": 1, "tensorboard": False}}
+    table = {
+        "dataset": "wine",
+        "backbone": {"name": "mlp", "hidden": [8]},
+        "train": {"epochs": 1, "tensorboard": False},
+    }
     api.pretrain(table, out=root / "table")
     return root
 
@@ -46,7 +50,10 @@ def flip(path: Path, at: int) -> None:
 
 
 def config_with(**dataset: object) -> Path:
-    return write("c.yaml", tiny(dataset={"name": "digits", **dataset}) if "name" not in dataset else {**tiny(), "dataset": dataset})
+    return write(
+        "c.yaml",
+        tiny(dataset={"name": "digits", **dataset}) if "name" not in dataset else {**tiny(), "dataset": dataset},
+    )
 
 
 def folder_config(path: str | Path, **extra: object) -> Path:
@@ -54,7 +61,10 @@ def folder_config(path: str | Path, **extra: object) -> Path:
 
 
 def table_config(text: str, **extra: object) -> Path:
-    return write("c.yaml", {**tiny(), "dataset": {"name": "csv_table", "path": str(write("t.csv", text)), "target": "y", **extra}})
+    return write(
+        "c.yaml",
+        {**tiny(), "dataset": {"name": "csv_table", "path": str(write("t.csv", text)), "target": "y", **extra}},
+    )
 
 
 GOOD_ROWS = "\n".join(f"{i},{'ab'[i % 2]},{i % 2}" for i in range(20))
@@ -75,53 +85,179 @@ def one_class_in_val_only() -> Path:
 # name -> (function (trained) -> arguments, exit code, what the message must hold)
 CASES: dict[str, tuple[Callable[[Path], list[object]], int, list[str]]] = {
     "no config": (lambda t: ["pretrain", "nowhere.yaml"], 2, ["nowhere.yaml", "no such config"]),
-    "typo in a key": (lambda t: ["pretrain", config_with(clases=[1, 2])], 2, ["c.yaml:", "dataset.clases", "did you mean 'classes'"]),
+    "typo in a key": (
+        lambda t: ["pretrain", config_with(clases=[1, 2])],
+        2,
+        ["c.yaml:", "dataset.clases", "did you mean 'classes'"],
+    ),
     "unknown option": (lambda t: ["pretrain", "--otu", "x"], 2, ["--otu"]),
     "unknown command": (lambda t: ["pretrian"], 2, ["pretrian"]),
     "unknown kind": (lambda t: ["list", "backbonez"], 2, ["backbonez", "did you mean 'backbone"]),
     "class that is not there": (lambda t: ["pretrain", config_with(classes=[0, 77])], 2, ["77", "classes in the data"]),
     "missing folder": (lambda t: ["pretrain", folder_config("nowhere")], 3, ["nowhere", "no such folder"]),
-    "empty folder": (lambda t: [Path("empty").mkdir(), "pretrain", folder_config("empty")][1:], 3, ["empty", "no images"]),
-    "images without class folders": (lambda t: [picture(Path("loose/1.png"), (1, 2, 3)), "pretrain", folder_config("loose")][1:], 3, ["loose", "no class folders"]),
+    "empty folder": (
+        lambda t: [Path("empty").mkdir(), "pretrain", folder_config("empty")][1:],
+        3,
+        ["empty", "no images"],
+    ),
+    "images without class folders": (
+        lambda t: [picture(Path("loose/1.png"), (1, 2, 3)), "pretrain", folder_config("loose")][1:],
+        3,
+        ["loose", "no class folders"],
+    ),
     "one class": (lambda t: ["pretrain", folder_config(photos(Path("one"), ("red",)))], 3, ["only one class", "red"]),
-    "empty class folder": (lambda t: [(photos(Path("p")) / "violet").mkdir(), "pretrain", folder_config("p")][1:], 3, ["violet", "no images"]),
+    "empty class folder": (
+        lambda t: [(photos(Path("p")) / "violet").mkdir(), "pretrain", folder_config("p")][1:],
+        3,
+        ["violet", "no images"],
+    ),
     "class in val alone": (lambda t: ["pretrain", folder_config(one_class_in_val_only())], 3, ["red", "training"]),
-    "corrupt image": (lambda t: ["pretrain", folder_config(corrupt_photos())], 3, ["05.png", "cannot read", "on_bad_sample=skip"]),
-    "corrupt image, found by check": (lambda t: ["check", folder_config(corrupt_photos())], 3, ["1 samples cannot be read", "05.png"]),
-    "NaN in a target": (lambda t: ["pretrain", table_config(f"x,c,y\n{GOOD_ROWS}\n5,a,nan")], 3, ["no target value", "t.csv:22"]),
-    "text in a number target": (lambda t: ["pretrain", table_config(f"x,c,y\n{GOOD_ROWS}\n5,a,much", task="number")], 3, ["row 22", "'much' is not a number"]),
+    "corrupt image": (
+        lambda t: ["pretrain", folder_config(corrupt_photos())],
+        3,
+        ["05.png", "cannot read", "on_bad_sample=skip"],
+    ),
+    "corrupt image, found by check": (
+        lambda t: ["check", folder_config(corrupt_photos())],
+        3,
+        ["1 samples cannot be read", "05.png"],
+    ),
+    "NaN in a target": (
+        lambda t: ["pretrain", table_config(f"x,c,y\n{GOOD_ROWS}\n5,a,nan")],
+        3,
+        ["no target value", "t.csv:22"],
+    ),
+    "text in a number target": (
+        lambda t: ["pretrain", table_config(f"x,c,y\n{GOOD_ROWS}\n5,a,much", task="number")],
+        3,
+        ["row 22", "'much' is not a number"],
+    ),
     "missing column": (lambda t: ["pretrain", table_config(f"x,c,z\n{GOOD_ROWS}")], 2, ["no column 'y'", "x, c, z"]),
     "ragged table": (lambda t: ["pretrain", table_config(f"x,c,y\n{GOOD_ROWS}\n1,2")], 3, ["row 22", "2 values", "3"]),
     "empty table": (lambda t: ["pretrain", table_config("")], 3, ["t.csv", "empty"]),
-    "binary table": (lambda t: [Path("t.csv").write_bytes(b"\xff\xfe\x00"), "finetune", "--from", t / "table", "--dataset", "t.csv"][1:], 3, ["t.csv", "not UTF-8"]),
-    "images for a table backbone": (lambda t: ["pretrain", write("c.yaml", {**tiny(), "dataset": "wine", "backbone": "resnet18"})], 2, ["resnet18", "takes images"]),
-    "wrong objective": (lambda t: ["pretrain", write("c.yaml", {**tiny(), "objective": "regression"})], 2, ["regression", "kind class"]),
-    "unknown metric": (lambda t: ["pretrain", write("c.yaml", {**tiny(), "evaluate": {"best": "acuracy"}})], 2, ["acuracy", "did you mean 'accuracy'"]),
+    "binary table": (
+        lambda t: [Path("t.csv").write_bytes(b"\xff\xfe\x00"), "finetune", "--from", t / "table", "--dataset", "t.csv"][
+            1:
+        ],
+        3,
+        ["t.csv", "not UTF-8"],
+    ),
+    "images for a table backbone": (
+        lambda t: ["pretrain", write("c.yaml", {**tiny(), "dataset": "wine", "backbone": "resnet18"})],
+        2,
+        ["resnet18", "takes images"],
+    ),
+    "wrong objective": (
+        lambda t: ["pretrain", write("c.yaml", {**tiny(), "objective": "regression"})],
+        2,
+        ["regression", "kind class"],
+    ),
+    "unknown metric": (
+        lambda t: ["pretrain", write("c.yaml", {**tiny(), "evaluate": {"best": "acuracy"}})],
+        2,
+        ["acuracy", "did you mean 'accuracy'"],
+    ),
     "no REF": (lambda t: ["finetune", "--dataset", "digits"], 2, ["--from REF"]),
-    "REF that is not there": (lambda t: ["finetune", "--from", "runs/none", "--dataset", "digits"], 2, ["runs/none", "no such run"]),
-    "dataset that is not there": (lambda t: ["finetune", "--from", t / "images", "--dataset", "digitz"], 2, ["digitz", "did you mean 'digits'"]),
+    "REF that is not there": (
+        lambda t: ["finetune", "--from", "runs/none", "--dataset", "digits"],
+        2,
+        ["runs/none", "no such run"],
+    ),
+    "dataset that is not there": (
+        lambda t: ["finetune", "--from", t / "images", "--dataset", "digitz"],
+        2,
+        ["digitz", "did you mean 'digits'"],
+    ),
     "not a checkpoint": (lambda t: [Path("d").mkdir(), "info", "d"][1:], 4, ["neither a run nor a checkpoint"]),
-    "foreign file without backbone": (lambda t: [torch.save({}, "w.pth"), "finetune", "--from", "w.pth", "--dataset", "digits"][1:], 2, ["backbone: NAME"]),
-    "one byte of the weights changed": (lambda t: ["info", damaged(t, lambda f: flip(f / "backbone.safetensors", -5))], 4, ["backbone.safetensors", "manifest"]),
-    "one byte of meta.json changed": (lambda t: ["predict", damaged(t, lambda f: flip(f / "meta.json", 40)), picture(Path("x.png"), (1, 2, 3))], 4, ["meta.json", "manifest"]),
-    "a file of the checkpoint missing": (lambda t: ["evaluate", damaged(t, lambda f: (f / "objective.safetensors").unlink())], 4, ["objective.safetensors", "missing"]),
-    "newer format": (lambda t: ["info", damaged(t, lambda f: (f / "manifest.json").write_text((f / "manifest.json").read_text().replace('"format": 1', '"format": 99')))], 4, ["format 99", "newer fmeco"]),
-    "checkpoint of another modality": (lambda t: ["finetune", "--from", t / "table", "--dataset", "digits"], 2, ["table data", "images"]),
-    "classes that the checkpoint does not know": (lambda t: ["evaluate", t / "images", "--dataset", "digits"], 3, ["no class 3", "0, 1, 2"]),
+    "foreign file without backbone": (
+        lambda t: [torch.save({}, "w.pth"), "finetune", "--from", "w.pth", "--dataset", "digits"][1:],
+        2,
+        ["backbone: NAME"],
+    ),
+    "one byte of the weights changed": (
+        lambda t: ["info", damaged(t, lambda f: flip(f / "backbone.safetensors", -5))],
+        4,
+        ["backbone.safetensors", "manifest"],
+    ),
+    "one byte of meta.json changed": (
+        lambda t: ["predict", damaged(t, lambda f: flip(f / "meta.json", 40)), picture(Path("x.png"), (1, 2, 3))],
+        4,
+        ["meta.json", "manifest"],
+    ),
+    "a file of the checkpoint missing": (
+        lambda t: ["evaluate", damaged(t, lambda f: (f / "objective.safetensors").unlink())],
+        4,
+        ["objective.safetensors", "missing"],
+    ),
+    "newer format": (
+        lambda t: [
+            "info",
+            damaged(
+                t,
+                lambda f: (f / "manifest.json").write_text(
+                    (f / "manifest.json").read_text().replace('"format": 1', '"format": 99')
+                ),
+            ),
+        ],
+        4,
+        ["format 99", "newer fmeco"],
+    ),
+    "checkpoint of another modality": (
+        lambda t: ["finetune", "--from", t / "table", "--dataset", "digits"],
+        2,
+        ["table data", "images"],
+    ),
+    "classes that the checkpoint does not know": (
+        lambda t: ["evaluate", t / "images", "--dataset", "digits"],
+        3,
+        ["no class 3", "0, 1, 2"],
+    ),
     "input that is not there": (lambda t: ["predict", t / "images", "no.png"], 3, ["no.png"]),
-    "inputs of which none can be read": (lambda t: [Path("x.png").write_text("<html>"), "predict", t / "images", "x.png"][1:], 3, ["x.png", "web page"]),
+    "inputs of which none can be read": (
+        lambda t: [Path("x.png").write_text("<html>"), "predict", t / "images", "x.png"][1:],
+        3,
+        ["x.png", "web page"],
+    ),
     "output name": (lambda t: ["predict", t / "images", "c.yaml", "--output", "x.xls"], 2, [".csv or .jsonl"]),
-    "output not empty": (lambda t: [Path("full/x").mkdir(parents=True), "pretrain", config_with(), "--out", "full"][1:], 2, ["not empty", "--force"]),
-    "output is a file": (lambda t: [Path("f").write_text(""), "pretrain", config_with(), "--out", "f"][1:], 2, ["f is a file"]),
+    "output not empty": (
+        lambda t: [Path("full/x").mkdir(parents=True), "pretrain", config_with(), "--out", "full"][1:],
+        2,
+        ["not empty", "--force"],
+    ),
+    "output is a file": (
+        lambda t: [Path("f").write_text(""), "pretrain", config_with(), "--out", "f"][1:],
+        2,
+        ["f is a file"],
+    ),
     "resume what is no run": (lambda t: [Path("d").mkdir(), "resume", "d"][1:], 2, ["not a run"]),
-    "resume with another learning rate": (lambda t: ["resume", t / "images", "--set", "optimizer.lr=1"], 2, ["same run", "optimizer.lr"]),
+    "resume with another learning rate": (
+        lambda t: ["resume", t / "images", "--set", "optimizer.lr=1"],
+        2,
+        ["same run", "optimizer.lr"],
+    ),
     "epochs that are no number": (lambda t: ["resume", t / "images", "--epochs", "few"], 2, ["few"]),
     "fold": (lambda t: ["pretrain", config_with(split={"fold": 6, "of": 5})], 2, ["fold"]),
     "plug-in file": (lambda t: ["pretrain", config_with(), "--plugin", "no.py"], 2, ["no.py", "no such file"]),
-    "diverged": (lambda t: ["pretrain", write("c.yaml", tiny(optimizer={"name": "sgd", "lr": 1e30}, schedule="constant"))], 5, ["not taken", "optimizer.lr"]),
-    "budget without end": (lambda t: ["pretrain", config_with(), "--set", "train.budget=0s", "--set", "train.epochs=null"], 2, ["budget"]),
-    "early stop of nothing": (lambda t: ["pretrain", write("c.yaml", {**tiny(), "train": {"early_stop": 0}})], 2, ["early_stop"]),
-    "unpublished weights": (lambda t: ["finetune", "--from", "torchvision/resnet18@NOPE", "--dataset", "digits"], 2, ["NOPE", "IMAGENET1K_V1"]),
+    "diverged": (
+        lambda t: ["pretrain", write("c.yaml", tiny(optimizer={"name": "sgd", "lr": 1e30}, schedule="constant"))],
+        5,
+        ["not taken", "optimizer.lr"],
+    ),
+    "budget without end": (
+        lambda t: ["pretrain", config_with(), "--set", "train.budget=0s", "--set", "train.epochs=null"],
+        2,
+        ["budget"],
+    ),
+    "early stop of nothing": (
+        lambda t: ["pretrain", write("c.yaml", {**tiny(), "train": {"early_stop": 0}})],
+        2,
+        ["early_stop"],
+    ),
+    "unpublished weights": (
+        lambda t: ["finetune", "--from", "torchvision/resnet18@NOPE", "--dataset", "digits"],
+        2,
+        ["NOPE", "IMAGENET1K_V1"],
+    ),
 }
 
 

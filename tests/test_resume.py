@@ -26,11 +26,16 @@ def contents(run: Path) -> dict[str, Any]:
     got = checkpoint.open_checkpoint((run / "checkpoints" / "last").resolve())
     best = checkpoint.open_checkpoint((run / "checkpoints" / "best").resolve())
     state = {key: value for key, value in got.trainer()["state"].items() if key != "seconds"}
-    lines = [{k: v for k, v in json.loads(line).items() if k != "samples_per_second"} for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        {k: v for k, v in json.loads(line).items() if k != "samples_per_second"}
+        for line in (run / "metrics.jsonl").read_text().splitlines()
+    ]
     return {
         "tensors": {stem: got.tensors(stem) for stem in ("backbone", "objective", "trainer")},
-        "best": {stem: best.tensors(stem) for stem in ("backbone", "objective")}, "best step": best.meta["step"],
-        "state": state, "lines": lines,
+        "best": {stem: best.tensors(stem) for stem in ("backbone", "objective")},
+        "best step": best.meta["step"],
+        "state": state,
+        "lines": lines,
     }
 
 
@@ -70,7 +75,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "adafactor": {"optimizer": "adafactor"},
     "radam": {"optimizer": "radam"},
     "bf16": {"train": {"precision": "bf16"}},
-    "dropout and mixup": {"backbone": {"name": "mlp", "hidden": [32], "dropout": 0.3}, "objective": {"name": "classification", "mixup": 0.4, "cutmix": 1.0}},
+    "dropout and mixup": {
+        "backbone": {"name": "mlp", "hidden": [32], "dropout": 0.3},
+        "objective": {"name": "classification", "mixup": 0.4, "cutmix": 1.0},
+    },
     "table": {"dataset": {"name": "wine", "classes": None, "image_size": None, "limit_per_class": None}},
 }
 
@@ -100,7 +108,15 @@ def test_killed_at_random_moments_by_the_system_it_ends_the_same() -> None:
         "dataset": {"name": "image_folder", "path": str(photos(Path("p").resolve(), each=40)), "image_size": 16},
         "backbone": "resnet18",
         "augment": {"name": "standard", "erase": 0.3},
-        "train": {"steps": 40, "batch_size": 8, "save_every": 3, "precision": "fp32", "tensorboard": False, "ema": 0.9, "workers": 0},
+        "train": {
+            "steps": 40,
+            "batch_size": 8,
+            "save_every": 3,
+            "precision": "fp32",
+            "tensorboard": False,
+            "ema": 0.9,
+            "workers": 0,
+        },
         "evaluate": {"every": 1},
     }
     path = write("c.yaml", config)
@@ -222,7 +238,9 @@ def test_the_written_config_repeats_the_run() -> None:
     assert_same(Path("first"), Path("again"))
     source = {file.name: file.read_bytes() for file in first.checkpoint.iterdir()}
     api.finetune(ref="first", dataset="digits", overrides=["train.epochs=1", "dataset.limit_per_class=5"], out="tuned")
-    assert source == {file.name: file.read_bytes() for file in first.checkpoint.iterdir()}, "the source is left as it was"
+    assert source == {file.name: file.read_bytes() for file in first.checkpoint.iterdir()}, (
+        "the source is left as it was"
+    )
 
 
 def test_a_step_that_is_not_finite_never_reaches_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,8 @@ def test_pretrain_finetune_evaluate_predict_embed(fmeco: Fmeco) -> None:
     photos(Path("first"), ("blue", "green", "red"))
     photos(Path("second"), ("red", "white"))
     config = {
-        "dataset": {"name": "image_folder", "path": "first", "image_size": 16}, "backbone": {"name": "mlp", "hidden": [32]},
+        "dataset": {"name": "image_folder", "path": "first", "image_size": 16},
+        "backbone": {"name": "mlp", "hidden": [32]},
         "train": {"epochs": 5, "batch_size": 8},
     }
     answer = fmeco("pretrain", write("c.yaml", config), "--out", "one", "--json")
@@ -103,8 +104,12 @@ def test_training_and_prediction_see_the_same_pixels(fmeco: Fmeco) -> None:
 
     val = _data_for(model, "run", None, ()).split("val")
     files = [f"p/{val.name(i)}" for i in range(len(val))]
-    seen = [forward(model.objective, batch, "predict", torch.device("cpu"), "fp32")["probability"].max(1).values
-            for batch in evaluation_batches(Data(model.spec, val=val), val, batch_size=4, workers=0, device=torch.device("cpu"))]
+    seen = [
+        forward(model.objective, batch, "predict", torch.device("cpu"), "fp32")["probability"].max(1).values
+        for batch in evaluation_batches(
+            Data(model.spec, val=val), val, batch_size=4, workers=0, device=torch.device("cpu")
+        )
+    ]
     predicted = model.predict(files, batch_size=4)
     assert torch.cat(seen).tolist() == [row["probability"] for row in predicted]
     one_by_one = [model.predict([file])[0]["probability"] for file in files]
@@ -114,7 +119,10 @@ def test_training_and_prediction_see_the_same_pixels(fmeco: Fmeco) -> None:
 def test_several_tasks_end_in_one_table(fmeco: Fmeco) -> None:
     api.pretrain(tiny(), out="source")
     for name, classes in (("easy", [0, 1]), ("hard", [3, 5, 8])):
-        write(f"{name}.yaml", {"dataset": {"name": "digits", "classes": classes, "limit_per_class": 10}, "train": {"epochs": 1}})
+        write(
+            f"{name}.yaml",
+            {"dataset": {"name": "digits", "classes": classes, "limit_per_class": 10}, "train": {"epochs": 1}},
+        )
     answer = fmeco("finetune", "easy.yaml", "hard.yaml", "--from", "source", "--out", "many")
     assert answer.code == 0, answer.err
     header, *rows = answer.out.splitlines()
@@ -131,9 +139,16 @@ def test_several_tasks_end_in_one_table(fmeco: Fmeco) -> None:
 
 def test_tables_with_missing_values_and_unknown_categories(fmeco: Fmeco) -> None:
     rng = np.random.default_rng(0)
-    rows = [(round(x, 3), "xyz"[i % 3], "" if i % 9 == 0 else round(-x, 3), "yes" if x > 0 else "no") for i, x in enumerate(rng.standard_normal(150))]
+    rows = [
+        (round(x, 3), "xyz"[i % 3], "" if i % 9 == 0 else round(-x, 3), "yes" if x > 0 else "no")
+        for i, x in enumerate(rng.standard_normal(150))
+    ]
     table = write("t.csv", "a,b,c,answer\n" + "\n".join(",".join(map(str, row)) for row in rows))
-    config = {"dataset": {"name": "csv_table", "path": str(table), "target": "answer"}, "backbone": {"name": "mlp", "hidden": [16]}, "train": {"epochs": 20, "batch_size": 16}}
+    config = {
+        "dataset": {"name": "csv_table", "path": str(table), "target": "answer"},
+        "backbone": {"name": "mlp", "hidden": [16]},
+        "train": {"epochs": 20, "batch_size": 16},
+    }
     answer = fmeco("pretrain", write("c.yaml", config), "--out", "run", "--json")
     assert answer.json["metrics"]["val_accuracy"] > 0.9
     write("new.csv", "b,a,c\nx,2.0,\nunheard,-2.0,2\n")
@@ -148,25 +163,60 @@ def test_tables_with_missing_values_and_unknown_categories(fmeco: Fmeco) -> None
     assert answer.json["samples"] == 150, "a table given by name is used whole"
     # Another question about the same columns.
     write("t2.csv", "a,b,c,amount\n" + "\n".join(f"{a},{b},{c},{a * 3 + 1.5}" for a, b, c, _ in rows))
-    answer = fmeco("finetune", "--from", "run", "--dataset", "t2.csv", "--set", "dataset.target=amount", "--set", "train.epochs=40", "--set", "train.batch_size=8", "--json")
+    answer = fmeco(
+        "finetune",
+        "--from",
+        "run",
+        "--dataset",
+        "t2.csv",
+        "--set",
+        "dataset.target=amount",
+        "--set",
+        "train.epochs=40",
+        "--set",
+        "train.batch_size=8",
+        "--json",
+    )
     assert answer.code == 0, answer.err
     assert answer.json["metrics"]["val_r2"] > 0.8
 
 
 def test_multilabel_and_numbers_from_a_csv_of_images(fmeco: Fmeco) -> None:
     photos(Path("p"), ("blue", "red", "white"), 10)
-    many = [f"{c}/{i:02}.png,{labels}" for c, labels in (("blue", "cold"), ("red", "warm"), ("white", "warm|cold")) for i in range(10)]
+    many = [
+        f"{c}/{i:02}.png,{labels}"
+        for c, labels in (("blue", "cold"), ("red", "warm"), ("white", "warm|cold"))
+        for i in range(10)
+    ]
     write("p/many.csv", "path,label\n" + "\n".join(many))
-    config = {"dataset": {"name": "csv_images", "path": "p/many.csv", "task": "multilabel", "image_size": 8}, "backbone": {"name": "mlp", "hidden": [32]},
-              "train": {"epochs": 20, "batch_size": 8}}
+    config = {
+        "dataset": {"name": "csv_images", "path": "p/many.csv", "task": "multilabel", "image_size": 8},
+        "backbone": {"name": "mlp", "hidden": [32]},
+        "train": {"epochs": 20, "batch_size": 8},
+    }
     answer = fmeco("pretrain", write("c.yaml", config), "--out", "many", "--json")
     assert answer.code == 0, answer.err
     assert answer.json["metrics"]["val_mean_ap"] > 0.9
     rows = fmeco("predict", "many", "p/white/00.png", "p/red/00.png", "--json").json["predictions"]
     assert [row["prediction"] for row in rows] == ["cold|warm", "warm"]
-    number = [f"{c}/{i:02}.png,{value + 0.5}" for c, value in (("blue", 10), ("red", 20), ("white", 30)) for i in range(10)]
+    number = [
+        f"{c}/{i:02}.png,{value + 0.5}" for c, value in (("blue", 10), ("red", 20), ("white", 30)) for i in range(10)
+    ]
     write("p/number.csv", "path,label\n" + "\n".join(number))
-    answer = fmeco("finetune", "--from", "many", "--dataset", "p/number.csv", "--set", "train.epochs=30", "--set", "optimizer.lr=5e-3", "--out", "number", "--json")
+    answer = fmeco(
+        "finetune",
+        "--from",
+        "many",
+        "--dataset",
+        "p/number.csv",
+        "--set",
+        "train.epochs=30",
+        "--set",
+        "optimizer.lr=5e-3",
+        "--out",
+        "number",
+        "--json",
+    )
     assert answer.code == 0, answer.err
     assert answer.json["metrics"]["val_r2"] > 0.8
     assert abs(fmeco("predict", "number", "p/white/00.png", "--json").json["predictions"][0]["prediction"] - 30.5) < 4
@@ -175,12 +225,26 @@ def test_multilabel_and_numbers_from_a_csv_of_images(fmeco: Fmeco) -> None:
 def test_gradient_descent_is_sgd_on_the_full_batch() -> None:
     """Loss by loss equal to gradient descent written out by hand."""
     api.pretrain(
-        {"dataset": {"name": "sklearn/wine", "val_fraction": 0.2}, "backbone": {"name": "mlp", "hidden": [4], "batch_norm": False},
-         "optimizer": {"name": "sgd", "lr": 0.5, "momentum": 0.0}, "schedule": "constant",
-         "train": {"steps": 6, "batch_size": "full", "micro_batch": 7, "log_every": 1, "save_every": 1, "keep": 9, "tensorboard": False}},
+        {
+            "dataset": {"name": "sklearn/wine", "val_fraction": 0.2},
+            "backbone": {"name": "mlp", "hidden": [4], "batch_norm": False},
+            "optimizer": {"name": "sgd", "lr": 0.5, "momentum": 0.0},
+            "schedule": "constant",
+            "train": {
+                "steps": 6,
+                "batch_size": "full",
+                "micro_batch": 7,
+                "log_every": 1,
+                "save_every": 1,
+                "keep": 9,
+                "tensorboard": False,
+            },
+        },
         out="run",
     )
-    logged = [json.loads(line)["loss"] for line in Path("run/metrics.jsonl").read_text().splitlines() if '"train"' in line]
+    logged = [
+        json.loads(line)["loss"] for line in Path("run/metrics.jsonl").read_text().splitlines() if '"train"' in line
+    ]
     first = checkpoint.open_checkpoint(Path("run/checkpoints/step-00000001"))
     model = api.load("run/checkpoints/step-00000001")
     from fmeco.core import standardize
@@ -230,14 +294,18 @@ def test_python_api_with_own_objects(fmeco: Fmeco) -> None:
         def __init__(self) -> None:
             super().__init__()
             self.width = 16
-            self.net = torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.ReLU(), torch.nn.Linear(16, 16), torch.nn.ReLU())
+            self.net = torch.nn.Sequential(
+                torch.nn.Linear(2, 16), torch.nn.ReLU(), torch.nn.Linear(16, 16), torch.nn.ReLU()
+            )
 
         def forward(self, inputs: Inputs) -> Features:
             return Features(pooled=self.net(inputs["point"]))
 
     spec = DataSpec("points", {"point": InputSpec((2,))}, {"label": Target("class", ("differ", "agree"))})
     data = Data(spec, Points(300, 0), Points(100, 1))
-    run = api.pretrain({"train": {"epochs": 30}, "optimizer": {"name": "adamw", "lr": 0.01}}, data=data, backbone=Body(), out="run")
+    run = api.pretrain(
+        {"train": {"epochs": 30}, "optimizer": {"name": "adamw", "lr": 0.01}}, data=data, backbone=Body(), out="run"
+    )
     assert run.metrics["val_accuracy"] > 0.9
     with pytest.raises(CheckpointError, match="a backbone given in Python"):
         api.load("run")
@@ -266,7 +334,11 @@ def test_check_shows_the_plan_and_writes_nothing(fmeco: Fmeco) -> None:
 
 def test_probe_trains_the_head_alone(fmeco: Fmeco) -> None:
     source = api.pretrain(tiny(), out="source")
-    tuned = api.finetune({"dataset": {"name": "digits", "classes": [4, 5]}, "transfer": "probe", "train": {"epochs": 2}}, ref="source", out="tuned")
+    tuned = api.finetune(
+        {"dataset": {"name": "digits", "classes": [4, 5]}, "transfer": "probe", "train": {"epochs": 2}},
+        ref="source",
+        out="tuned",
+    )
     a, b = (load_file(run.checkpoint / "backbone.safetensors") for run in (source, tuned))
     moved = {name for name in a if not torch.equal(a[name], b[name])}
     assert not moved
@@ -277,7 +349,21 @@ def test_list_describe_and_version_of_help(fmeco: Fmeco) -> None:
     assert "resnet18" in fmeco("list", "backbone").out
     assert "label_smoothing: number >= 0 < 1, default 0.0" in fmeco("describe", "objective", "classification").out
     assert fmeco("describe", "section", "train", "--json").json["keys"]["epochs"]["default"] is None
-    for command in ("pretrain", "finetune", "resume", "evaluate", "predict", "embed", "check", "info", "list", "describe", "init", "schema", "demo"):
+    for command in (
+        "pretrain",
+        "finetune",
+        "resume",
+        "evaluate",
+        "predict",
+        "embed",
+        "check",
+        "info",
+        "list",
+        "describe",
+        "init",
+        "schema",
+        "demo",
+    ):
         assert fmeco(command, "--help").code == 0
 
 

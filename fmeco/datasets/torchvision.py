@@ -74,6 +74,7 @@ _SOURCES: dict[str, tuple[str, dict[str, dict[str, Any]], int]] = {
     "usps": ("USPS", _TRAIN_FLAG, 16),
 }
 
+_GRAY = ("fashion_mnist", "kmnist", "mnist", "usps")
 _ORIENTED = (
     "gtsrb",
     "kmnist",
@@ -101,8 +102,7 @@ def build(
     """The published test split is `test`; validation is the published one, else cut from training by name."""
     kind, published, size = _SOURCES[arch]
     sets = {part: _open(kind, root, download, arguments) for part, arguments in published.items()}
-    first = sets["train"][0]
-    native = "gray" if getattr(first, "mode", "RGB") == "L" else "rgb"
+    native = "gray" if arch in _GRAY else "rgb"
     spec = _images.image_spec(
         known,
         size=image_size,
@@ -183,9 +183,9 @@ def _open(kind: str, root: str, download: bool, arguments: dict[str, Any]) -> An
             f"check the network, or put the files under {clean(root)} yourself",
         ) from None
     except (RuntimeError, OSError) as error:
-        if "download" in str(error).lower() or not download:
+        if "Error downloading" not in str(error):
             raise DataError(f"{kind} is not complete under {clean(root)}: {clean(error)}") from None
-        raise ResourceError(f"could not prepare {kind} under {clean(root)}: {clean(error)}") from None
+        raise ResourceError(f"could not download {kind} under {clean(root)}: {clean(error)}") from None
 
 
 def _labels(dataset: Any) -> Sequence[str]:

@@ -1,0 +1,279 @@
+"""A stranger's plug-in of each kind is one file, used by --plugin; fmeco's own rules hold for its own files."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import fmeco as api
+from fmeco import plugins
+from fmeco.errors import ConfigError
+
+from .conftest import Answer, write
+
+Fmeco = Callable[..., Answer]
+PACKAGE = Path(api.__file__).parent
+
+DATASET = '''
+"""Two moons of points; a CSV of x,y rows predicts."""
+from __future__ import annotations
+import dataclasses
+from typing import Annotated
+import torch
+from fmeco.core import Data, DataSpec, Doc, Gt, Inputs, InputSpec, Samples, Target, TestFraction
+
+KIND = "dataset"
+
+class Points(Samples):
+    in_memory = True
+    def __init__(self, x, y, names):
+        self.x, self.targets, self.names = x, {"label": y} if y is not None else {}, names
+    def __len__(self): return len(self.x)
+    def __getitem__(self, index) -> Inputs: return {"point": self.x[index]}
+    def name(self, index): return self.names[index]
+
+def build(known: DataSpec | None, *, samples: Annotated[int, Doc("points in all"), Gt(10)] = 200, spread: float = 0.1) -> Data:
+    g = torch.Generator().manual_seed(0)
+    t, y = torch.rand(samples, generator=g) * 3.14, torch.arange(samples) % 2
+    x = torch.stack([torch.cos(t) + y, torch.sin(t) * (1 - 2 * y) + y * 0.5], 1) + spread * torch.randn(samples, 2, generator=g)
+    names = [f"moon-{i}" for i in range(samples)]
+    cut = samples * 4 // 5
+    spec = DataSpec("points", {"point": InputSpec((2,))}, {"label": Target("class", ("up", "down"))}, {}, "moons", {"train": cut, "val": samples - cut}, f"moons-{samples}-{spread}")
+    return Data(spec, Points(x[:cut], y[:cut], names[:cut]), Points(x[cut:], y[cut:], names[cut:]))
+
+def read(spec: DataSpec, sources):
+    rows = [line.split(",") for source in sources for line in open(source).read().split()]
+    return Points(torch.tensor([[float(v) for v in row] for row in rows]), None, [",".join(row) for row in rows])
+'''
+BACKBONE = '''
+"""Random Fourier features and a layer."""
+from __future__ import annotations
+from typing import Annotated
+import torch
+from torch import nn
+from fmeco.core import Backbone, DataSpec, Doc, Features, Gt, Inputs
+
+KIND = "backbone"
+RENAMED = {"dim": "width"}
+
+class Fourier(Backbone):
+    def __init__(self, inputs: int, width: int):
+        super().__init__()
+        self.width = width
+        self.first, self.second = nn.Linear(inputs, width), nn.Linear(width, width)
+    def forward(self, inputs: Inputs) -> Features:
+        x = torch.cat([v.flatten(1) for v in inputs.values()], 1)
+        return Features(pooled=torch.relu(self.second(torch.sin(self.first(x)))))
+
+def build(spec: DataSpec, *, width: Annotated[int, Doc("features"), Gt(0)] = 32) -> Backbone:
+    return Fourier(sum(torch.Size(one.shape).numel() for one in spec.inputs.values()), width)
+'''
+OBJECTIVE = '''
+"""The hinge loss of two classes."""
+from __future__ import annotations
+import torch
+from torch import nn
+from fmeco.core import Backbone, Batch, ConfigError, DataSpec, Loss, Objective
+
+KIND = "objective"
+
+def check(margin: float) -> list[str]:
+    return [] if margin > 0 else [f"margin must be positive, not {margin}"]
+
+def build(backbone: Backbone, spec: DataSpec, *, margin: float = 1.0) -> Objective:
+    if len(spec.targets["label"].classes) != 2:
+        raise ConfigError("hinge is for two classes")
+    return Hinge(backbone, spec.targets["label"].classes, margin)
+
+class Hinge(Objective):
+    directions = {"accuracy": "max"}
+    def __init__(self, backbone, classes, margin):
+        super().__init__()
+        self.backbone, self.classes, self.margin = backbone, classes, margin
+        self.head = nn.Linear(backbone.width, 1)
+    def score(self, batch: Batch): return self.head(self.backbone(batch.views[0]).vector)[:, 0]
+    def loss(self, batch: Batch) -> Loss:
+        s, y = self.score(batch), 2 * batch.target["label"] - 1
+        return Loss((self.margin - y * s).clamp_min(0).sum(), len(batch))
+    def rows(self, batch: Batch): return {"score": self.score(batch), "label": batch.target["label"]}
+    def metrics(self, rows): return {"accuracy": float(((rows["score"] > 0) == (rows["label"] == 1)).double().mean())}
+    def predict(self, batch: Batch): return {"score": self.score(batch)}
+    def decode(self, outputs): return [{"prediction": self.classes[int(s > 0)]} for s in outputs["score"]]
+'''
+AUGMENT = '''
+"""A little noise on every input."""
+from __future__ import annotations
+from typing import Annotated
+import torch
+from fmeco.core import Augment, Doc, Ge, Inputs
+
+KIND = "augment"
+
+class Jitter(Augment):
+    def __init__(self, scale): self.scale = scale
+    def sample(self, inputs: Inputs, key: int) -> Inputs:
+        g = torch.Generator().manual_seed(key & (2**63 - 1))
+        return {name: x + self.scale * torch.randn(x.shape, generator=g) for name, x in inputs.items()}
+
+def build(*, scale: Annotated[float, Doc("standard deviation"), Ge(0)] = 0.05) -> Augment:
+    return Jitter(scale)
+'''
+FILES = {"moons": DATASET, "fourier": BACKBONE, "hinge": OBJECTIVE, "jitter": AUGMENT}
+
+
+@pytest.fixture
+def strangers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setattr(plugins, "_EXTRA", {})
+    arguments = []
+    for name, text in FILES.items():
+        arguments += ["--plugin", str(write(f"plug/{name}.py", text))]
+    yield arguments  # type: ignore[misc]
+    for name in FILES:
+        sys.modules.pop(f"fmeco_plugin_{name}", None)
+
+
+def test_one_strangers_plugin_of_each_kind(strangers: list[str], fmeco: Fmeco, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {
+        "dataset": {"name": "moons", "samples": 400},
+        "backbone": {"name": "fourier", "dim": 48},
+        "objective": {"name": "hinge", "margin": 0.5},
+        "augment": {"name": "jitter", "scale": 0.02},
+        "train": {"epochs": 15},
+        "optimizer": {"lr": 0.01},
+    }
+    answer = fmeco("pretrain", write("c.yaml", config), "--out", "run", "--json", *strangers)
+    assert answer.code == 0, answer.err
+    assert answer.json["metrics"]["val_accuracy"] > 0.85
+    assert set(fmeco("info", "run", "--json").json["needs"].split(", ")) == {
+        "datasets/moons",
+        "backbones/fourier",
+        "objectives/hinge",
+        "augment/jitter",
+    }
+    answer = fmeco("predict", "run", write("p.csv", "0.0,1.0\n1.0,-0.5\n"), "--json", *strangers)
+    assert [row["prediction"] for row in answer.json["predictions"]] == ["up", "down"]
+    assert "points in all" in fmeco("describe", "dataset", "moons", *strangers).out
+    assert "Two moons" in fmeco("list", "datasets", *strangers).out
+    assert fmeco("finetune", "--from", "run", "--dataset", "moons", "--set", "train.epochs=1", *strangers).code == 0
+    assert fmeco("resume", "run", "--epochs", "+1", *strangers).code == 0
+    bad = fmeco("pretrain", "c.yaml", "--set", "dataset.sample=3", "--set", "objective.margin=-1", *strangers)
+    assert bad.code == 2
+    assert "did you mean 'samples'" in bad.err
+    bad = fmeco("pretrain", "c.yaml", "--set", "objective.margin=-1", *strangers)
+    assert bad.code == 2
+    assert "margin must be positive" in bad.err
+    monkeypatch.setattr(plugins, "_EXTRA", {})
+    without = fmeco("predict", "run", "p.csv")
+    assert without.code == 2
+    assert "fourier" in without.err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def build(spec): ...", "KIND"),
+        ('KIND = "objective"', "needs a function"),
+        ('KIND = "poet"\ndef build(): ...', "poet"),
+        ('KIND = "augment"\ndef build(spec, backbone): ...', "backbone"),
+        ('KIND = "augment"\ndef build(**keys): ...', "kwargs"),
+        ('KIND = "augment"\ndef build(*, x): ...', "has no type"),
+        ('KIND = "augment"\ndef build(*, x: Foo = 1): ...', "cannot read the type"),
+        ('KIND = "augment"\ndef build(*, x: int = f()): ...', "x"),
+        ("def build(:", "invalid syntax"),
+    ],
+)
+def test_what_is_wrong_with_a_plugin_is_said(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        plugins.add_file(write("p.py", text))
+    assert message in caught.value.message
+    assert "p.py" in caught.value.message or message == "poet"
+
+
+def test_reading_a_plugin_does_not_run_it() -> None:
+    plugin = plugins.add_file(write("loud.py", 'KIND = "augment"\nopen("marker", "w")\ndef build(*, x: int = 1): ...'))
+    assert plugin.model(x=2)
+    assert not Path("marker").exists()
+    plugins._EXTRA.clear()
+
+
+def imports(file: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= (
+                {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+                if node.module == "fmeco"
+                else {node.module}
+            )
+    return {name for name in found if name.startswith("fmeco")}
+
+
+ORDER = [
+    "errors",
+    "plugins",
+    "core",
+    "config",
+    "nn",
+    "log",
+    "checkpoint",
+    "loader",
+    "optim",
+    "transfer",
+    "refs",
+    "card",
+    "loop",
+    "run",
+    "use",
+    "plan",
+    "starter",
+    "demo",
+    "cli",
+]
+
+
+def test_imports_go_one_way() -> None:
+    for place, name in enumerate(ORDER):
+        for used in imports(PACKAGE / f"{name}.py") - {"fmeco"}:
+            module = used.split(".")[1]
+            assert module in ORDER[:place] or (name, module) in {("checkpoint", "core")}, f"{name} imports {used}"
+    files = [
+        file for kind in ("datasets", "backbones", "objectives", "augment") for file in (PACKAGE / kind).glob("*.py")
+    ]
+    assert len(files) > 12
+    for file in files:
+        for used in imports(file):
+            allowed = used.startswith(
+                ("fmeco.core", "fmeco.nn", "fmeco.errors", "fmeco.augment", f"fmeco.{file.parent.name}")
+            )
+            assert allowed, f"{file} imports {used}"
+
+
+def test_the_loop_names_no_plugin_and_no_modality() -> None:
+    text = (PACKAGE / "loop.py").read_text()
+    names = {
+        name
+        for kind in plugins.INJECTED
+        if kind not in ("optimizers", "schedules", "strategies")
+        for name in plugins.plugins(kind)
+    }
+    tree = ast.parse(text)
+    words = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} | {
+        n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)
+    }
+    assert not words & (names - {"none"} | {"image", "table", "label", "resnet18"})
+
+
+def test_weights_change_hands_and_pickles_are_read_in_one_place() -> None:
+    for file in PACKAGE.rglob("*.py"):
+        text = file.read_text()
+        if file.name != "checkpoint.py":
+            for banned in ("torch.load", "pickle", "strict=False", "load_state_dict("):
+                allowed = banned == "load_state_dict(" and file.name == "loop.py"  # the optimizer's and scaler's own
+                assert banned not in text or allowed, f"{file} has {banned}"
+        assert "os.environ" not in text, f"{file}: settings are in the config"
