@@ -573,7 +573,9 @@ def _explain(
         place: list[Any] = []
         value: Any = raw
         for part in item["loc"]:  # keep what is a place in the config; union members are not
-            if (isinstance(value, Mapping) and part in value) or (isinstance(value, list) and isinstance(part, int)):
+            if isinstance(value, list) and isinstance(part, int):
+                value = value[part]
+            elif isinstance(value, Mapping) and part in value:
                 value = value[part]
             elif item["type"] in ("missing", "extra_forbidden") and part == item["loc"][-1]:
                 pass

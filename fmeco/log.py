@@ -41,7 +41,7 @@ class Log:
 
     def __init__(self, run: Path, *, tensorboard: bool | str, resume_at: int | None = None, size: int = 0) -> None:
         run.mkdir(parents=True, exist_ok=True)
-        self.file = open(run / "metrics.jsonl", "ab")
+        self.file = open(run / "metrics.jsonl", "ab")  # noqa: SIM115  closed by close()
         if resume_at is not None:  # forget what a killed run wrote after its last checkpoint
             self.file.truncate(size)
             self.file.seek(0, os.SEEK_END)

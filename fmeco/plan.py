@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from fmeco import checkpoint, config, loop, run
+from fmeco import build, checkpoint, config, loop
 from fmeco.core import Samples
 from fmeco.errors import DataError, FmecoError, clean
 
@@ -35,7 +35,7 @@ def check(
     settings = config.read(source, stage=stage, ref=ref, dataset=dataset, overrides=overrides).replace(
         allow_partial=allow_partial
     )
-    built = run.prepare(settings)
+    built = build.prepare(settings)
     bad: list[str] = []
     for name in ("train", "val", "test"):
         samples: Samples | None = getattr(built.data, name)
@@ -141,7 +141,7 @@ def _unreadable(samples: Samples, split: str) -> list[str]:
     return bad
 
 
-def _time_steps(built: run.Plan) -> float:
+def _time_steps(built: build.Plan) -> float:
     """Seconds per step, forward and backward and update, on the first batches."""
     loader, objective = built.loader, built.objective
     steps = min(STEPS + 1, built.total)

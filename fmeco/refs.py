@@ -106,7 +106,7 @@ def published(backbone: Choice, weights: str) -> Source:
     if find is None or backbone.arch is None:
         raise ConfigError(f"the backbone {backbone.spelled} has no published weights")
     url, digits, spec = find(backbone.arch, weights)
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    folder = Path(torch.hub.get_dir()) / "checkpoints"  # noqa: TID251  the folder that torch users have
     path = folder / os.path.basename(url)
     if not path.is_file():
         _download(url, path)

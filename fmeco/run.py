@@ -1,60 +1,41 @@
-"""The wiring: pretrain, finetune, resume, evaluate, predict, embed. The only file that knows every part, and the Python
-face of the command line: each function takes a config (a path or a mapping) and a REF, and returns plain values.
+"""The wiring of a training run: pretrain, finetune, resume. The Python face of the command line: each function takes a
+config (a path or a mapping) and a REF, and returns plain values.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import fcntl
 import functools
 import json
 import os
 import platform
-import shutil
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import fmeco
-from fmeco import card, checkpoint, config, loop, optim, refs
-from fmeco.config import Choice, RunConfig
-from fmeco.core import Augment, Backbone, Data, DataSpec, Objective, Samples, mix
+from fmeco import card, checkpoint, config, loop
+from fmeco.build import Plan, prepare
+from fmeco.config import RunConfig
+from fmeco.core import Backbone, Data, Samples
 from fmeco.errors import (
-    CheckpointError,
     ConfigError,
     DataError,
     DiskError,
     FmecoError,
     clean,
-    listing,
     nearest,
 )
-from fmeco.loader import Loader, choose_workers, evaluation_batches
+from fmeco.loader import choose_workers, evaluation_batches
 from fmeco.log import Log, say
+from fmeco.rundir import claim, locked, write_config
 
 Config = Path | str | Mapping[str, Any] | None
-OWN_FILES = (
-    "config.yaml",
-    "metrics.jsonl",
-    "run.log",
-    "report.html",
-    "transplant.json",
-    "bad_samples.txt",
-    "tensorboard",
-    "checkpoints",
-    ".lock",
-)
-DEFAULT_OBJECTIVE = {"class": "classification", "multilabel": "multilabel", "number": "regression"}
-FINETUNE_STEPS = 200  # a default finetune takes 10 epochs, or as many (up to 50) as make this many steps
-MICRO_BATCH = 256  # largest automatic micro-batch
 
 
 @dataclass(frozen=True)
@@ -130,8 +111,8 @@ def _start(
     )
     if allow_partial:
         settings = settings.replace(allow_partial=True)
-    run = _claim(Path(out) if out else None, settings, force)
-    with _locked(run):
+    run = claim(Path(out) if out else None, settings, force)
+    with locked(run):
         return _train(run, settings, data, backbone, stop, resume_from=None)
 
 
@@ -188,7 +169,7 @@ def resume(
         if wanted <= current:
             raise ConfigError(f"--epochs {clean(epochs)}: the run already has {current:g} epochs", "+N adds N more")
         settings = settings.replace(train=settings.train.model_copy(update={"epochs": wanted}))
-    with _locked(folder):
+    with locked(folder):
         checkpoint.tidy(folder / "checkpoints", 10**9)
         saved = checkpoint.newest(folder / "checkpoints", say)
         if saved is None and checkpoint.steps(folder / "checkpoints"):
@@ -222,7 +203,7 @@ def _train(
     try:
         plan = prepare(settings, data, own_backbone)
         settings = plan.settings
-        _write_config(run, settings)
+        write_config(run, settings)
         if plan.report is not None and not resuming:
             for line in plan.report.lines():
                 say(line)
@@ -265,231 +246,6 @@ def _train(
         raise
     finally:
         log.close()
-
-
-# ---------------------------------------------------------------- from a config to parts
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The parts of a run, built and not yet running."""
-
-    settings: RunConfig  # complete: what was chosen automatically is filled in
-    data: Data
-    objective: Objective
-    augment: Augment
-    loader: Loader
-    optimizer: torch.optim.Optimizer
-    groups: optim.Groups
-    device: torch.device
-    precision: str
-    total: int  # steps
-    report: checkpoint.Report | None
-    parent: str | None  # id of the checkpoint that the weights come from
-
-
-def prepare(settings: RunConfig, data: Data | None = None, own_backbone: Backbone | None = None) -> Plan:
-    """Data, weights, objective, optimizer: everything up to the first step."""
-    if settings.dataset is None and data is None:
-        raise ConfigError("dataset: missing", "add `dataset: {name: ...}` to the config, or --dataset X")
-    source = _source(settings, own_backbone)
-    known = source.spec.preprocessing_only() if source is not None else None
-    if data is None:
-        assert settings.dataset is not None
-        data = settings.dataset.plugin.build(
-            {"known": known, "whole": False, "arch": settings.dataset.arch}, settings.dataset.options
-        )
-    for note in data.notes:
-        say(note)
-    samples = data.split("train")
-    described = {
-        name: target.described(samples.targets[name]) if isinstance(samples.targets.get(name), Tensor) else target  # type: ignore[arg-type]
-        for name, target in data.spec.targets.items()
-    }
-    data = dataclasses.replace(data, spec=dataclasses.replace(data.spec, targets=described))
-    if known is not None and known.modality != data.spec.modality:
-        raise CheckpointError(
-            f"the weights are for {known.modality} data, and this dataset holds {data.spec.modality} data"
-        )
-    if data.val is not None:
-        _check_classes(data)
-
-    # Initialisation, in order: the seed's random values; then the source's backbone; then head rows of shared classes.
-    torch.default_generator.manual_seed(int(mix(settings.seed, 0x696E6974)) & 0x7FFFFFFFFFFFFFFF)
-    chosen = source.backbone if source is not None else settings.backbone
-    backbone = own_backbone or build_backbone(chosen, data.spec)
-    objective_choice = settings.objective or _default_objective(data.spec)
-    objective: Objective = objective_choice.plugin.build(
-        {"backbone": backbone, "spec": data.spec}, objective_choice.options
-    )
-    report = None
-    if source is not None:
-        report = checkpoint.transplant(backbone, source.state, source=source.ref, allow_partial=settings.allow_partial)
-        old, rows = {}, {}
-        if source.checkpoint is not None and settings.head == "auto":
-            old, rows = source.checkpoint.tensors("objective"), source.checkpoint.meta.get("class_rows", {})
-        report.carried = checkpoint.carry_rows(objective, old, rows)
-        report.new = [name for name in checkpoint.split_state(objective)[1] if not report.carried or name not in rows]
-
-    augment_choice = settings.augment or config.choice("augment", _default_augment(data.spec))
-    augment: Augment = augment_choice.plugin.build(
-        {"spec": data.spec, "arch": augment_choice.arch}, augment_choice.options
-    )
-    settings = settings.replace(
-        backbone=None if own_backbone is not None else chosen,
-        objective=objective_choice,
-        augment=augment_choice,
-    )
-    device, precision = _device(settings)
-    channels_last = settings.train.channels_last is True or (
-        settings.train.channels_last == "auto" and any(len(one.shape) == 3 for one in data.spec.inputs.values())
-    )
-    objective.to(device)
-    if channels_last:
-        objective.to(memory_format=torch.channels_last)
-    if settings.train.compile:
-        objective.backbone.compile()
-
-    names = {id(p): name for name, p in objective.product.library.named_parameters()}
-    depths = {
-        name: objective.product.depth_of(names[id(p)]) if id(p) in names else None
-        for name, p in objective.named_parameters()
-    }
-    strategy = settings.transfer or config.choice("transfer", {"strategy": "full"})
-    scales = strategy.plugin.build({"depths": depths}, strategy.options)
-    groups = optim.parameter_groups(objective.named_parameters(), scales)
-    optimizer = settings.optimizer.plugin.build({"params": groups}, settings.optimizer.options)
-
-    wanted = settings.train.batch_size
-    if wanted == "auto":
-        wanted = min(64, max(8, len(samples) // 10))
-        settings = settings.replace(train=settings.train.model_copy(update={"batch_size": wanted}))
-    size = len(samples) if wanted == "full" else min(wanted, len(samples))
-    micro = min(size, MICRO_BATCH) if settings.train.micro_batch == "auto" else min(size, settings.train.micro_batch)
-    if objective.coupled and micro < size:
-        raise ConfigError(
-            f"train.micro_batch {micro} is smaller than the batch of {size}: the loss of {objective_choice.name} needs the batch whole"
-        )
-    balance = samples.targets.get("label") if settings.train.sampler == "balanced" else None
-    if settings.train.sampler == "balanced" and (
-        not isinstance(balance, Tensor) or balance.dtype != torch.int64 or balance.ndim != 1
-    ):
-        raise ConfigError("train.sampler: balanced needs a class label")
-    loader = Loader(
-        data,
-        samples,
-        objective.views,
-        augment,
-        size,
-        micro,
-        settings.seed,
-        choose_workers(settings.train.workers, samples),
-        device,
-        balance if isinstance(balance, Tensor) else None,
-        settings.train.on_bad_sample,
-        channels_last,
-    )
-    settings, total = _length(settings, loader.steps_per_epoch)
-    parent = source.checkpoint.id if source is not None and source.checkpoint is not None else None
-    return Plan(
-        settings,
-        data,
-        objective,
-        augment,
-        loader,
-        optimizer,
-        groups,
-        device,
-        precision,
-        total,
-        report,
-        parent,
-    )
-
-
-def build_backbone(chosen: Choice | None, spec: DataSpec) -> Backbone:
-    if chosen is None:
-        raise ConfigError("backbone: missing", "name one, as in `backbone: resnet18`, or hand in your own object")
-    backbone: Backbone = chosen.plugin.build({"spec": spec, "arch": chosen.arch}, chosen.options)
-    return backbone
-
-
-def _source(settings: RunConfig, own_backbone: Backbone | None) -> refs.Source | None:
-    """Weights to start from: --from, else the backbone's `weights`."""
-    if settings.source is not None:
-        if own_backbone is not None:
-            found = refs.find_checkpoint(settings.source)
-            return refs.Source(
-                settings.source,
-                config.choice("backbone", "mlp"),
-                found.tensors("backbone"),
-                found.spec,
-                found,
-            )
-        return refs.resolve(settings.source, settings.backbone)
-    weights = settings.backbone.options.get("weights") if settings.backbone is not None else None
-    if settings.backbone is None or weights is None:
-        return None
-    if os.path.exists(weights):
-        return refs.resolve(weights, settings.backbone)
-    return refs.published(settings.backbone, weights)
-
-
-def _default_objective(spec: DataSpec) -> Choice:
-    if not spec.targets:
-        raise ConfigError("this dataset has no labels to learn from", "name an `objective:`")
-    name = "label" if "label" in spec.targets else next(iter(spec.targets))
-    return config.choice("objective", {"name": DEFAULT_OBJECTIVE[spec.targets[name].kind], "target": name})
-
-
-def _default_augment(spec: DataSpec) -> str:
-    if spec.modality != "image":
-        return "none"
-    return "light" if spec.preprocessing.get("size", 224) <= 96 else "standard"
-
-
-def _check_classes(data: Data) -> None:
-    """A class that only validation has cannot be learned; one that validation lacks is reported."""
-    assert data.train is not None and data.val is not None
-    for name, target in data.spec.targets.items():
-        train, val = data.train.targets.get(name), data.val.targets.get(name)
-        if target.kind != "class" or not isinstance(train, Tensor) or not isinstance(val, Tensor):
-            continue
-        trained, validated = set(train.tolist()), set(val.tolist())
-        if never := [target.classes[c] for c in sorted(validated - trained)]:
-            raise DataError(f"no training samples of {listing(never)}, which the validation split has")
-        if absent := [target.classes[c] for c in sorted(trained - validated)]:
-            say(f"no validation samples of {listing(absent)}: their accuracy is not measured")
-
-
-def _length(settings: RunConfig, per_epoch: int) -> tuple[RunConfig, int]:
-    """The run's length in steps; the stage's default is written into the config."""
-    train = settings.train
-    if train.budget is not None:
-        return settings, 2**31
-    if train.steps is not None:
-        return settings, train.steps
-    if train.epochs is None:
-        epochs = 10.0 if settings.stage == "pretrain" else float(min(50, max(10, -(-FINETUNE_STEPS // per_epoch))))
-        train = train.model_copy(update={"epochs": epochs})
-        say(f"training for {epochs:g} epochs of {per_epoch} steps")
-    assert train.epochs is not None
-    return settings.replace(train=train), max(1, round(train.epochs * per_epoch))
-
-
-def _device(settings: RunConfig) -> tuple[torch.device, str]:
-    wanted, precision = settings.train.device, settings.train.precision
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if (wanted == "cuda" and not torch.cuda.is_available()) or (
-        wanted == "mps" and not torch.backends.mps.is_available()
-    ):
-        raise ConfigError(f"train.device: {wanted} is not available here", "device: auto takes what there is")
-    if precision == "auto":
-        precision = "bf16" if wanted == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    if precision == "fp16" and wanted == "cpu":
-        raise ConfigError("train.precision: fp16 needs a GPU", "bf16 works on every device")
-    return torch.device(wanted), precision
 
 
 def _session(run: Path, plan: Plan, log: Log, stop: Callable[[], bool]) -> loop.Session:
@@ -582,65 +338,6 @@ def _validate(plan: Plan, samples: Samples) -> dict[str, float]:
     for one in bad or []:
         say(f"validation: {one}")
     return metrics
-
-
-# ---------------------------------------------------------------- the run directory
-
-
-def _claim(out: Path | None, settings: RunConfig, force: bool) -> Path:
-    """Make the run's directory. Raises ConfigError when it is not empty, DiskError when it cannot be made."""
-    try:
-        if out is None:
-            base = Path("runs") / f"{settings.stage}-{settings.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-            for suffix in ["", *(f"-{n}" for n in range(2, 1000))]:
-                with contextlib.suppress(FileExistsError):
-                    run = base.with_name(base.name + suffix)
-                    run.mkdir(parents=True)
-                    return run
-        assert out is not None
-        if out.is_dir() and any(out.iterdir()):
-            if not force:
-                raise ConfigError(
-                    f"{out} is not empty",
-                    "--force replaces the run that is there; `fmeco resume` continues it",
-                )
-            with _locked(out):
-                for name in OWN_FILES[:-1]:
-                    path = out / name
-                    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        elif out.exists() and not out.is_dir():
-            raise ConfigError(f"{out} is a file; a run needs a directory")
-        out.mkdir(parents=True, exist_ok=True)
-        return out
-    except OSError as error:
-        raise checkpoint.disk_error(error, out or Path("runs"), 0) from None
-
-
-@contextlib.contextmanager
-def _locked(run: Path) -> Iterator[None]:
-    """One process per run. The lock goes with the process, however it ends."""
-    try:
-        handle = os.open(run / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise checkpoint.disk_error(error, run, 0) from None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        raise ConfigError(f"{run} is in use by another process") from None
-    try:
-        yield
-    finally:
-        os.close(handle)
-
-
-def _write_config(run: Path, settings: RunConfig) -> None:
-    temporary = run / ".config.yaml"
-    try:
-        temporary.write_text(settings.to_yaml(absolute=True), "utf-8")
-        os.replace(temporary, run / "config.yaml")
-    except OSError as error:
-        raise checkpoint.disk_error(error, run / "config.yaml", 0) from None
 
 
 def _check_disk(run: Path, session: loop.Session) -> None:

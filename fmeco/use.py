@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from fmeco import checkpoint, config, loop, refs
+from fmeco.build import build_backbone
 from fmeco.core import Backbone, Data, DataSpec, Objective, Samples
 from fmeco.errors import CheckpointError, ConfigError, DataError, clean, listing
 from fmeco.loader import choose_workers, evaluation_batches
 from fmeco.log import say
 from fmeco.plugins import find
-from fmeco.run import build_backbone
 
 
 @dataclass

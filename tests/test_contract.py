@@ -28,7 +28,24 @@ VALUES = {
     "regression": torch.tensor([1.0, 2.0, 5.0, 4.0]),
 }
 # One architecture per family of the library; scripts/sweep.py walks all of them.
-FAMILIES = ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1", "mnasnet0_5", "efficientnet_b0", "regnet_x_400mf", "densenet121", "vgg11", "alexnet", "googlenet", "inception_v3", "convnext_tiny", "vit_b_32", "swin_t", "maxvit_t"]
+FAMILIES = [
+    "resnet18",
+    "mobilenet_v3_small",
+    "shufflenet_v2_x0_5",
+    "squeezenet1_1",
+    "mnasnet0_5",
+    "efficientnet_b0",
+    "regnet_x_400mf",
+    "densenet121",
+    "vgg11",
+    "alexnet",
+    "googlenet",
+    "inception_v3",
+    "convnext_tiny",
+    "vit_b_32",
+    "swin_t",
+    "maxvit_t",
+]
 SIZES = {"inception_v3": 96, "vit_b_32": 32, "vgg11": 32, "alexnet": 64, "maxvit_t": 224, "squeezenet1_1": 64}
 
 

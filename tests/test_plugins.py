@@ -228,6 +228,8 @@ ORDER = [
     "refs",
     "card",
     "loop",
+    "build",
+    "rundir",
     "run",
     "use",
     "plan",

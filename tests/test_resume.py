@@ -222,10 +222,10 @@ def test_longer_runs_and_what_may_not_change() -> None:
 
 
 def test_one_process_per_run(fmeco: Callable[..., Answer]) -> None:
-    from fmeco.run import _locked
+    from fmeco.rundir import locked
 
     api.pretrain(tiny(), out="run")
-    with _locked(Path("run")):
+    with locked(Path("run")):
         answer = fmeco("resume", "run", "--epochs", "+1")
     assert answer.code == 2
     assert "in use by another process" in answer.err

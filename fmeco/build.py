@@ -1,0 +1,246 @@
+"""From a config to the parts of a run: data, weights, objective, augmentation, loader, optimizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fmeco import checkpoint, config, optim, refs
+from fmeco.config import Choice, RunConfig
+from fmeco.core import Augment, Backbone, Data, DataSpec, Objective, mix
+from fmeco.errors import CheckpointError, ConfigError, DataError, listing
+from fmeco.loader import Loader, choose_workers
+from fmeco.log import say
+
+DEFAULT_OBJECTIVE = {"class": "classification", "multilabel": "multilabel", "number": "regression"}
+FINETUNE_STEPS = 200  # a default finetune takes 10 epochs, or as many (up to 50) as make this many steps
+MICRO_BATCH = 256  # largest automatic micro-batch
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The parts of a run, built and not yet running."""
+
+    settings: RunConfig  # complete: what was chosen automatically is filled in
+    data: Data
+    objective: Objective
+    augment: Augment
+    loader: Loader
+    optimizer: torch.optim.Optimizer
+    groups: optim.Groups
+    device: torch.device
+    precision: str
+    total: int  # steps
+    report: checkpoint.Report | None
+    parent: str | None  # id of the checkpoint that the weights come from
+
+
+def prepare(settings: RunConfig, data: Data | None = None, own_backbone: Backbone | None = None) -> Plan:
+    """Data, weights, objective, optimizer: everything up to the first step."""
+    source = _source(settings, own_backbone)
+    data = _described(data or _build_data(settings, source))
+    if source is not None and source.spec.modality != data.spec.modality:
+        raise CheckpointError(
+            f"the weights are for {source.spec.modality} data, and this dataset holds {data.spec.modality} data"
+        )
+
+    # Initialisation, in order: the seed's random values; then the source's backbone; then head rows of shared classes.
+    torch.default_generator.manual_seed(int(mix(settings.seed, 0x696E6974)) & 0x7FFFFFFFFFFFFFFF)
+    chosen = source.backbone if source is not None else settings.backbone
+    backbone = own_backbone or build_backbone(chosen, data.spec)
+    described = settings.objective or _default_objective(data.spec)
+    given = {"backbone": backbone, "spec": data.spec}
+    objective: Objective = described.plugin.build(given, described.options)
+    report = _transplant(objective, source, settings) if source is not None else None
+
+    varied = settings.augment or config.choice("augment", _default_augment(data.spec))
+    augment: Augment = varied.plugin.build({"spec": data.spec, "arch": varied.arch}, varied.options)
+    settings = settings.replace(
+        backbone=None if own_backbone is not None else chosen, objective=described, augment=varied
+    )
+    device, precision = _device(settings)
+    settings, loader = _loader(settings, data, objective, augment, device)
+    objective.to(device)
+    if loader.channels_last:
+        objective.to(memory_format=torch.channels_last)
+    if settings.train.compile:
+        objective.backbone.compile()
+    groups = _groups(objective, settings)
+    optimizer = settings.optimizer.plugin.build({"params": groups}, settings.optimizer.options)
+    settings, total = _length(settings, loader.steps_per_epoch)
+    parent = source.checkpoint.id if source is not None and source.checkpoint is not None else None
+    return Plan(settings, data, objective, augment, loader, optimizer, groups, device, precision, total, report, parent)
+
+
+def _build_data(settings: RunConfig, source: refs.Source | None) -> Data:
+    chosen = settings.dataset
+    if chosen is None:
+        raise ConfigError("dataset: missing", "add `dataset: {name: ...}` to the config, or --dataset X")
+    known = source.spec.preprocessing_only() if source is not None else None
+    data: Data = chosen.plugin.build({"known": known, "whole": False, "arch": chosen.arch}, chosen.options)
+    return data
+
+
+def _described(data: Data) -> Data:
+    """The data with the statistics of its training targets; says its notes, refuses classes that only validation has."""
+    for note in data.notes:
+        say(note)
+    samples = data.split("train")
+    targets = dict(data.spec.targets)
+    for name, target in targets.items():
+        values = samples.targets.get(name)
+        if isinstance(values, Tensor):
+            targets[name] = target.described(values)
+    if data.val is not None:
+        _check_classes(data)
+    return dataclasses.replace(data, spec=dataclasses.replace(data.spec, targets=targets))
+
+
+def _transplant(objective: Objective, source: refs.Source, settings: RunConfig) -> checkpoint.Report:
+    """The source's backbone into the objective's, and head rows for the classes that both have."""
+    partial = settings.allow_partial
+    report = checkpoint.transplant(objective.product, source.state, source=source.ref, allow_partial=partial)
+    rows: Mapping[str, Sequence[str]] = {}
+    if source.checkpoint is not None and settings.head == "auto":
+        rows = source.checkpoint.meta.get("class_rows", {})
+        report.carried = checkpoint.carry_rows(objective, source.checkpoint.tensors("objective"), rows)
+    report.new = [name for name in checkpoint.split_state(objective)[1] if not report.carried or name not in rows]
+    return report
+
+
+def _loader(
+    settings: RunConfig, data: Data, objective: Objective, augment: Augment, device: torch.device
+) -> tuple[RunConfig, Loader]:
+    """Training batches; an automatic batch size is written into the config."""
+    train, samples = settings.train, data.split("train")
+    if train.batch_size == "auto":
+        train = train.model_copy(update={"batch_size": min(64, max(8, len(samples) // 10))})
+    size = len(samples) if isinstance(train.batch_size, str) else min(train.batch_size, len(samples))
+    micro = min(size, MICRO_BATCH if isinstance(train.micro_batch, str) else train.micro_batch)
+    if objective.coupled and micro < size:
+        raise ConfigError(f"train.micro_batch: {micro}: this objective's loss needs the batch of {size} whole")
+    balance: Tensor | None = None
+    if train.sampler == "balanced":
+        labels = samples.targets.get("label")
+        if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.ndim != 1:
+            raise ConfigError("train.sampler: balanced needs one class per sample")
+        balance = labels
+    images = any(len(one.shape) == 3 for one in data.spec.inputs.values())
+    loader = Loader(
+        data=data,
+        samples=samples,
+        views=objective.views,
+        augment=augment,
+        batch_size=size,
+        micro_batch=micro,
+        seed=settings.seed,
+        workers=choose_workers(train.workers, samples),
+        device=device,
+        balance=balance,
+        on_bad_sample=train.on_bad_sample,
+        channels_last=images if train.channels_last == "auto" else train.channels_last,
+    )
+    return settings.replace(train=train), loader
+
+
+def _groups(objective: Objective, settings: RunConfig) -> optim.Groups:
+    """Parameters by learning-rate scale and decay, as the transfer strategy wants them."""
+    product = objective.product
+    inside = {id(p): name for name, p in product.library.named_parameters()}
+    depths = {
+        name: product.depth_of(inside[id(p)]) if id(p) in inside else None for name, p in objective.named_parameters()
+    }
+    strategy = settings.transfer or config.choice("transfer", "full")
+    return optim.parameter_groups(
+        objective.named_parameters(), strategy.plugin.build({"depths": depths}, strategy.options)
+    )
+
+
+def build_backbone(chosen: Choice | None, spec: DataSpec) -> Backbone:
+    if chosen is None:
+        raise ConfigError("backbone: missing", "name one, as in `backbone: resnet18`, or hand in your own object")
+    backbone: Backbone = chosen.plugin.build({"spec": spec, "arch": chosen.arch}, chosen.options)
+    return backbone
+
+
+def _source(settings: RunConfig, own_backbone: Backbone | None) -> refs.Source | None:
+    """Weights to start from: --from, else the backbone's `weights`."""
+    if settings.source is not None:
+        if own_backbone is not None:
+            found = refs.find_checkpoint(settings.source)
+            return refs.Source(
+                settings.source,
+                config.choice("backbone", "mlp"),
+                found.tensors("backbone"),
+                found.spec,
+                found,
+            )
+        return refs.resolve(settings.source, settings.backbone)
+    weights = settings.backbone.options.get("weights") if settings.backbone is not None else None
+    if settings.backbone is None or weights is None:
+        return None
+    if os.path.exists(weights):
+        return refs.resolve(weights, settings.backbone)
+    return refs.published(settings.backbone, weights)
+
+
+def _default_objective(spec: DataSpec) -> Choice:
+    if not spec.targets:
+        raise ConfigError("this dataset has no labels to learn from", "name an `objective:`")
+    name = "label" if "label" in spec.targets else next(iter(spec.targets))
+    return config.choice("objective", {"name": DEFAULT_OBJECTIVE[spec.targets[name].kind], "target": name})
+
+
+def _default_augment(spec: DataSpec) -> str:
+    if spec.modality != "image":
+        return "none"
+    return "light" if spec.preprocessing.get("size", 224) <= 96 else "standard"
+
+
+def _check_classes(data: Data) -> None:
+    """A class that only validation has cannot be learned; one that validation lacks is reported."""
+    assert data.train is not None and data.val is not None
+    for name, target in data.spec.targets.items():
+        train, val = data.train.targets.get(name), data.val.targets.get(name)
+        if target.kind != "class" or not isinstance(train, Tensor) or not isinstance(val, Tensor):
+            continue
+        trained, validated = set(train.tolist()), set(val.tolist())
+        if never := [target.classes[c] for c in sorted(validated - trained)]:
+            raise DataError(f"no training samples of {listing(never)}, which the validation split has")
+        if absent := [target.classes[c] for c in sorted(trained - validated)]:
+            say(f"no validation samples of {listing(absent)}: their accuracy is not measured")
+
+
+def _length(settings: RunConfig, per_epoch: int) -> tuple[RunConfig, int]:
+    """The run's length in steps; the stage's default is written into the config."""
+    train = settings.train
+    if train.budget is not None:
+        return settings, 2**31
+    if train.steps is not None:
+        return settings, train.steps
+    if train.epochs is None:
+        epochs = 10.0 if settings.stage == "pretrain" else float(min(50, max(10, -(-FINETUNE_STEPS // per_epoch))))
+        train = train.model_copy(update={"epochs": epochs})
+        say(f"training for {epochs:g} epochs of {per_epoch} steps")
+    assert train.epochs is not None
+    return settings.replace(train=train), max(1, round(train.epochs * per_epoch))
+
+
+def _device(settings: RunConfig) -> tuple[torch.device, str]:
+    wanted, precision = settings.train.device, settings.train.precision
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if (wanted == "cuda" and not torch.cuda.is_available()) or (
+        wanted == "mps" and not torch.backends.mps.is_available()
+    ):
+        raise ConfigError(f"train.device: {wanted} is not available here", "device: auto takes what there is")
+    if precision == "auto":
+        precision = "bf16" if wanted == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    if precision == "fp16" and wanted == "cpu":
+        raise ConfigError("train.precision: fp16 needs a GPU", "bf16 works on every device")
+    return torch.device(wanted), precision

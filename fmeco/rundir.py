@@ -1,0 +1,82 @@
+"""A run's directory: claimed once, used by one process at a time, its config written whole."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from fmeco import checkpoint
+from fmeco.config import RunConfig
+from fmeco.errors import ConfigError
+
+OWN_FILES = (
+    "config.yaml",
+    "metrics.jsonl",
+    "run.log",
+    "report.html",
+    "transplant.json",
+    "bad_samples.txt",
+    "tensorboard",
+    "checkpoints",
+)
+
+
+def claim(out: Path | None, settings: RunConfig, force: bool) -> Path:
+    """Make the run's directory. Raises ConfigError when it is not empty, DiskError when it cannot be made."""
+    try:
+        if out is None:
+            base = Path("runs") / f"{settings.stage}-{settings.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+            for suffix in ["", *(f"-{n}" for n in range(2, 1000))]:
+                with contextlib.suppress(FileExistsError):
+                    run = base.with_name(base.name + suffix)
+                    run.mkdir(parents=True)
+                    return run
+        assert out is not None
+        if out.is_dir() and any(out.iterdir()):
+            if not force:
+                raise ConfigError(
+                    f"{out} is not empty",
+                    "--force replaces the run that is there; `fmeco resume` continues it",
+                )
+            with locked(out):
+                for name in OWN_FILES:
+                    path = out / name
+                    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        elif out.exists() and not out.is_dir():
+            raise ConfigError(f"{out} is a file; a run needs a directory")
+        out.mkdir(parents=True, exist_ok=True)
+        return out
+    except OSError as error:
+        raise checkpoint.disk_error(error, out or Path("runs"), 0) from None
+
+
+@contextlib.contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """One process per run. The lock goes with the process, however it ends."""
+    try:
+        handle = os.open(run / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise checkpoint.disk_error(error, run, 0) from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise ConfigError(f"{run} is in use by another process") from None
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def write_config(run: Path, settings: RunConfig) -> None:
+    temporary = run / ".config.yaml"
+    try:
+        temporary.write_text(settings.to_yaml(absolute=True), "utf-8")
+        os.replace(temporary, run / "config.yaml")
+    except OSError as error:
+        raise checkpoint.disk_error(error, run / "config.yaml", 0) from None
