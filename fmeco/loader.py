@@ -24,11 +24,13 @@ _ORDER = 0x6F72646572  # keeps the keys of the order apart from those of augment
 
 
 def chunks(n: int, size: int) -> list[tuple[int, int]]:
-    """Cut n positions into runs of `size`. A last run of one joins its neighbour: batch norm cannot train on it."""
-    starts = list(range(0, n, size))
-    if len(starts) > 1 and n - starts[-1] == 1:
-        starts.pop()
-    return list(zip(starts, [*starts[1:], n], strict=True))
+    """Cut n positions into the fewest runs of at most `size`, all equally long but for one.
+
+    A short last batch would be noise to batch norm, and weigh its samples more than the others.
+    """
+    parts = -(-n // size)
+    bounds = [n * i // parts for i in range(parts + 1)]
+    return list(zip(bounds[:-1], bounds[1:], strict=True))
 
 
 def epoch_order(n: int, seed: int, epoch: int, labels: Tensor | None = None) -> Tensor:
@@ -79,12 +81,9 @@ class Loader:
         return len(self.steps)
 
     def micros(self, step: int) -> list[tuple[int, int]]:
-        """The micro-batches of a step, as ranges of positions in its epoch's order. Their sizes differ by at most one,
-        so that none is a sample alone."""
+        """The micro-batches of a step, as ranges of positions in its epoch's order."""
         start, end = self.steps[step % len(self.steps)]
-        parts = -(-(end - start) // self.micro_batch)
-        bounds = [start + (end - start) * i // parts for i in range(parts + 1)]
-        return list(zip(bounds[:-1], bounds[1:], strict=True))
+        return [(start + a, start + b) for a, b in chunks(end - start, self.micro_batch)]
 
     def samples_in(self, step: int) -> int:
         start, end = self.steps[step % len(self.steps)]
