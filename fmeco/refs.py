@@ -71,9 +71,7 @@ def resolve(ref: str, backbone: Choice | None) -> Source:
                 "add the line `backbone: NAME` to the config, or --set backbone=NAME; `fmeco list backbones` shows the names",
             )
         spec = _imagenet()
-        weights = backbone.options.get("weights")
-        if weights is None:
-            say(f"{path.name} holds no preprocessing: ImageNet's is assumed ({_shown(spec)})")
+        say(f"{path.name} holds no preprocessing: ImageNet's is assumed ({_shown(spec)})")
         return Source(str(path), backbone, checkpoint.read_foreign(path), spec)
     if path.exists() or "@" not in ref:
         found = find_checkpoint(ref)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import fmeco as api
 from fmeco import plugins
 from fmeco.errors import ConfigError
 
-from .conftest import Answer, write
+from .conftest import Answer, tiny, write
 
 Fmeco = Callable[..., Answer]
 PACKAGE = Path(api.__file__).parent
@@ -279,3 +280,19 @@ def test_weights_change_hands_and_pickles_are_read_in_one_place() -> None:
                 allowed = banned == "load_state_dict(" and file.name == "loop.py"  # the optimizer's and scaler's own
                 assert banned not in text or allowed, f"{file} has {banned}"
         assert "os.environ" not in text, f"{file}: settings are in the config"
+
+
+def test_a_torchvision_that_does_not_match_torch_is_one_sentence(fmeco: Fmeco, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.import_module
+
+    def broken(name: str) -> object:
+        if name.startswith("torchvision"):
+            raise RuntimeError("operator torchvision::nms does not exist\nand much more")
+        return real(name)
+
+    monkeypatch.setattr("fmeco.nn.importlib.import_module", broken)
+    answer = fmeco("pretrain", write("c.yaml", tiny(backbone="resnet18")))
+    assert answer.code == 2
+    assert "torchvision cannot be used with this torch" in answer.err
+    assert "from the same index" in answer.err
+    assert "much more" not in answer.err
