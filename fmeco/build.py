@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,14 +37,26 @@ class Plan:
     device: torch.device
     precision: str
     total: int  # steps
-    report: checkpoint.Report | None
-    parent: str | None  # id of the checkpoint that the weights come from
+    report: checkpoint.Report | None  # of a transplant just done
+    transplanted: dict[str, Any] | None  # the report that the run's checkpoints hold
+    parents: list[str]  # ids of the checkpoints that the weights come from
 
 
-def prepare(settings: RunConfig, data: Data | None = None, own_backbone: Backbone | None = None) -> Plan:
-    """Data, weights, objective, optimizer: everything up to the first step."""
-    source = _source(settings, own_backbone)
-    data = _described(data or _build_data(settings, source))
+def prepare(
+    settings: RunConfig,
+    data: Data | None = None,
+    own_backbone: Backbone | None = None,
+    resumed: checkpoint.Checkpoint | None = None,
+) -> Plan:
+    """Data, weights, objective, optimizer: everything up to the first step.
+
+    resumed: the run's own checkpoint, whose weights the caller restores; the source is not needed any more.
+    """
+    source = _source(settings, own_backbone) if resumed is None else None
+    known = source.spec.preprocessing_only() if source is not None else None
+    if resumed is not None and _starts_from_weights(settings):
+        known = resumed.spec.preprocessing_only()
+    data = _described(data or _build_data(settings, known))
     if source is not None and source.spec.modality != data.spec.modality:
         raise CheckpointError(
             f"the weights are for {source.spec.modality} data, and this dataset holds {data.spec.modality} data"
@@ -73,15 +86,31 @@ def prepare(settings: RunConfig, data: Data | None = None, own_backbone: Backbon
     groups = _groups(objective, settings)
     optimizer = settings.optimizer.plugin.build({"params": groups}, settings.optimizer.options)
     settings, total = _length(settings, loader.steps_per_epoch)
-    parent = source.checkpoint.id if source is not None and source.checkpoint is not None else None
-    return Plan(settings, data, objective, augment, loader, optimizer, groups, device, precision, total, report, parent)
+    parents = [source.checkpoint.id] if source is not None and source.checkpoint is not None else []
+    transplanted = report.to_json() if report is not None else None
+    if resumed is not None:
+        parents, transplanted = list(resumed.manifest["parents"]), resumed.meta["transplant"]
+    return Plan(
+        settings,
+        data,
+        objective,
+        augment,
+        loader,
+        optimizer,
+        groups,
+        device,
+        precision,
+        total,
+        report,
+        transplanted,
+        parents,
+    )
 
 
-def _build_data(settings: RunConfig, source: refs.Source | None) -> Data:
+def _build_data(settings: RunConfig, known: DataSpec | None) -> Data:
     chosen = settings.dataset
     if chosen is None:
         raise ConfigError("dataset: missing", "add `dataset: {name: ...}` to the config, or --dataset X")
-    known = source.spec.preprocessing_only() if source is not None else None
     data: Data = chosen.plugin.build({"known": known, "whole": False, "arch": chosen.arch}, chosen.options)
     return data
 
@@ -187,6 +216,11 @@ def _source(settings: RunConfig, own_backbone: Backbone | None) -> refs.Source |
     if os.path.exists(weights):
         return refs.resolve(weights, settings.backbone)
     return refs.published(settings.backbone, weights)
+
+
+def _starts_from_weights(settings: RunConfig) -> bool:
+    weights = settings.backbone.options.get("weights") if settings.backbone is not None else None
+    return settings.source is not None or weights is not None
 
 
 def _default_objective(spec: DataSpec) -> Choice:

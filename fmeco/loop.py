@@ -96,10 +96,7 @@ def train(s: Session) -> None:
             state.seconds = time.monotonic() - started
             if s.stop():
                 _save(s, full=True)
-                raise Stopped(
-                    f"stopped at step {state.step} of {state.total}; everything is saved",
-                    f"fmeco resume {s.run}",
-                )
+                raise Stopped(f"stopped at step {state.step}; everything is saved", f"fmeco resume {s.run}")
             # A schedule is a function of the finished share: of the steps, or of a time budget.
             place, length = (state.seconds, budget) if s.train.budget else (float(state.step), float(state.total))
             factor = s.schedule(place, length, state.history)
@@ -120,7 +117,9 @@ def train(s: Session) -> None:
             epoch = state.step / s.loader.steps_per_epoch
             if s.average is not None:
                 _average(s.average, s.objective, s.train.ema or 0.0, state.step)
-            s.objective.after_step(state.step / state.total)
+            s.objective.after_step(
+                min(1.0, (time.monotonic() - started) / budget if s.train.budget else state.step / state.total)
+            )
 
             state.window.append((loss, norm, s.loader.samples_in(state.step - 1)))
             bar.update()

@@ -113,6 +113,7 @@ def _start(
         settings = settings.replace(allow_partial=True)
     run = claim(Path(out) if out else None, settings, force)
     with locked(run):
+        write_config(run, settings)  # from here on the run can be resumed, also when it is killed while it gets ready
         return _train(run, settings, data, backbone, stop, resume_from=None)
 
 
@@ -201,7 +202,7 @@ def _train(
         resume_at=(resume_from.meta["step"] if resume_from else 0) if resuming else None,
     )
     try:
-        plan = prepare(settings, data, own_backbone)
+        plan = prepare(settings, data, own_backbone, resume_from)
         settings = plan.settings
         write_config(run, settings)
         if plan.report is not None and not resuming:
@@ -218,7 +219,7 @@ def _train(
             if resume_from.spec != plan.data.spec:
                 raise DataError(f"the data is described differently than when {resume_from.path} was saved")
             loop.restore(session, resume_from)
-            say(f"resuming {run} at step {session.state.step} of {session.state.total}")
+            say(f"resuming {run} at step {session.state.step}")
             if extend and session.state.finished:
                 session.state.finished = False
             elif session.state.finished:
@@ -287,7 +288,7 @@ def _session(run: Path, plan: Plan, log: Log, stop: Callable[[], bool]) -> loop.
         "licence": None,
         "precision": plan.precision,
         "threads": torch.get_num_threads(),
-        "transplant": plan.report.to_json() if plan.report is not None else None,
+        "transplant": plan.transplanted,
         "versions": {
             "fmeco": fmeco.__version__,
             "torch": torch.__version__,
@@ -313,7 +314,7 @@ def _session(run: Path, plan: Plan, log: Log, stop: Callable[[], bool]) -> loop.
         device=plan.device,
         precision=plan.precision,
         meta=meta,
-        parents=[plan.parent] if plan.parent else [],
+        parents=plan.parents,
         card=card.model_card,
         log=log,
         stop=stop,

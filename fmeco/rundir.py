@@ -38,7 +38,7 @@ def claim(out: Path | None, settings: RunConfig, force: bool) -> Path:
                     return run
         assert out is not None
         if out.is_dir() and any(out.iterdir()):
-            if not force:
+            if not force and not _never_saved(out):
                 raise ConfigError(
                     f"{out} is not empty",
                     "--force replaces the run that is there; `fmeco resume` continues it",
@@ -53,6 +53,12 @@ def claim(out: Path | None, settings: RunConfig, force: bool) -> Path:
         return out
     except OSError as error:
         raise checkpoint.disk_error(error, out or Path("runs"), 0) from None
+
+
+def _never_saved(out: Path) -> bool:
+    """Whether the folder holds nothing but a run that ended, in an error say, before its first checkpoint."""
+    strange = {path.name for path in out.iterdir()} - {*OWN_FILES, ".lock"}
+    return (out / "run.log").exists() and not strange and not checkpoint.steps(out / "checkpoints")
 
 
 @contextlib.contextmanager

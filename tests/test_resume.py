@@ -221,6 +221,28 @@ def test_longer_runs_and_what_may_not_change() -> None:
         api.resume("files", epochs="+1")
 
 
+def test_a_resume_does_not_need_the_source() -> None:
+    source = api.pretrain(tiny(), out="source")
+    task = {"dataset": {"name": "digits", "classes": [1, 5, 7]}, "train": {"epochs": 3, "tensorboard": False}}
+    whole = api.finetune(task, ref="source", out="whole")
+    with pytest.raises(Stopped):
+        api.finetune(task, ref="source", out="cut", stop=After(8))
+    Path("source").rename("gone")
+    assert api.resume("cut").metrics == whole.metrics
+    assert_same(Path("whole"), Path("cut"))
+    got = checkpoint.open_checkpoint((Path("cut") / "checkpoints/best").resolve())
+    assert got.manifest["parents"] == [checkpoint.open_checkpoint(Path("gone/checkpoints") / source.checkpoint.name).id]
+    assert got.meta["transplant"]["carried"] == ["1"]
+
+
+def test_a_run_that_never_began_does_not_block_its_name(fmeco: Callable[..., Answer]) -> None:
+    path = write("c.yaml", {**tiny(), "dataset": {"name": "image_folder", "path": "p", "image_size": 8}})
+    assert fmeco("pretrain", path, "--out", "run").code == 3
+    photos(Path("p"))
+    assert fmeco("pretrain", path, "--out", "run").code == 0
+    assert fmeco("pretrain", path, "--out", "run").code == 2
+
+
 def test_one_process_per_run(fmeco: Callable[..., Answer]) -> None:
     from fmeco.rundir import locked
 
