@@ -14,7 +14,7 @@ from torch import Tensor
 from fmeco import checkpoint, config, optim, refs
 from fmeco.config import Choice, RunConfig
 from fmeco.core import Augment, Backbone, Data, DataSpec, Objective, mix
-from fmeco.errors import CheckpointError, ConfigError, DataError, listing
+from fmeco.errors import CheckpointError, ConfigError, DataError, clean, listing, nearest
 from fmeco.loader import Loader, choose_workers
 from fmeco.log import say
 
@@ -37,6 +37,7 @@ class Plan:
     device: torch.device
     precision: str
     total: int  # steps
+    best: str  # the metric that picks the best checkpoint
     report: checkpoint.Report | None  # of a transplant just done
     transplanted: dict[str, Any] | None  # the report that the run's checkpoints hold
     parents: list[str]  # ids of the checkpoints that the weights come from
@@ -86,6 +87,7 @@ def prepare(
     groups = _groups(objective, settings)
     optimizer = settings.optimizer.plugin.build({"params": groups}, settings.optimizer.options)
     settings, total = _length(settings, loader.steps_per_epoch)
+    best = _best_metric(settings, objective, data)
     parents = [source.checkpoint.id] if source is not None and source.checkpoint is not None else []
     transplanted = report.to_json() if report is not None else None
     if resumed is not None:
@@ -101,6 +103,7 @@ def prepare(
         device,
         precision,
         total,
+        best,
         report,
         transplanted,
         parents,
@@ -248,6 +251,21 @@ def _check_classes(data: Data) -> None:
             raise DataError(f"no training samples of {listing(never)}, which the validation split has")
         if absent := [target.classes[c] for c in sorted(trained - validated)]:
             say(f"no validation samples of {listing(absent)}: their accuracy is not measured")
+
+
+def _best_metric(settings: RunConfig, objective: Objective, data: Data) -> str:
+    """The metric that picks the best checkpoint. Raises ConfigError for an unknown one, or where none can be measured."""
+    name = (settings.evaluate.best or next(iter(objective.directions), "loss")).removeprefix("val_")
+    if name not in objective.directions:
+        raise ConfigError(
+            f"evaluate.best: {clean(name)} is no metric of {type(objective).__name__}{nearest(name, objective.directions)}",
+            f"metrics: {', '.join(objective.directions)}",
+        )
+    if (data.val is None or len(data.val) == 0) and (
+        settings.train.early_stop is not None or settings.schedule.name == "plateau"
+    ):
+        raise ConfigError("early_stop and the plateau schedule need a validation split, and this dataset has none")
+    return name
 
 
 def _length(settings: RunConfig, per_epoch: int) -> tuple[RunConfig, int]:

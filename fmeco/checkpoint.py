@@ -23,6 +23,7 @@ import re
 import shutil
 import stat
 import uuid
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -233,7 +234,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     try:
         manifest = json.loads(raw)
         files = manifest["files"]
-        if not isinstance(manifest["format"], int):
+        if not isinstance(manifest["format"], int) or not all(isinstance(one, str) for one in manifest["parents"]):
             raise TypeError("format")
         for name, entry in files.items():
             odd = "/" in name or name.startswith(".")
@@ -351,7 +352,9 @@ def read_foreign(path: Path) -> dict[str, Tensor]:
     try:
         if zipfile.is_zipfile(path):
             _check_zip(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # remarks on odd pickles; what is wrong with one is said below
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
     except Exception as error:  # mutated files raise a dozen classes; every one of them means the same to a user
@@ -485,7 +488,9 @@ def transplant(backbone: Backbone, state: Mapping[str, Tensor], *, source: str, 
     report.missing = [name for name in own if name not in theirs and not name.endswith("num_batches_tracked")]
     weights = {name: parameter.numel() for name, parameter in library.named_parameters()}
     report.share = sum(n for name, n in weights.items() if name in accepted) / max(1, sum(weights.values()))
-    if (report.share < MINIMUM or report.unexpected) and not allow_partial:
+    # Without its running statistics a trained batch norm computes something else: they count as much as all parameters.
+    statistics = [name for name in report.missing if name not in weights]
+    if (report.share < MINIMUM or report.unexpected or statistics) and not allow_partial:
         problems = [
             f"{label}: {listing(names, 6)}"
             for label, names in (

@@ -48,6 +48,7 @@ class Signals:
     def __init__(self) -> None:
         self.received = False
         self.training = False
+        self.answered = False  # a command began: it prints its own answer
 
     def install(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)):
@@ -80,6 +81,7 @@ def _run(
     from fmeco.log import to_terminal
 
     to_terminal()
+    signals.answered = True
     try:
         from fmeco import plugins
 
@@ -131,7 +133,17 @@ def _fail(exit_code: int, code: str, message: str, hints: tuple[str, ...], json_
 def main() -> None:
     """The console script. A wrong option is exit code 2, as every usage error."""
     signals.install()
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        # Words that the parser itself refuses never reach a command; with --json they are an object all the same.
+        if end.code == 2 and "--json" in sys.argv and not signals.answered:
+            print(
+                json.dumps(
+                    {"error": {"code": "config", "message": "wrong usage; the reason is on stderr", "hints": []}}
+                )
+            )
+        raise
 
 
 @app.command()
@@ -494,7 +506,7 @@ def init(
 
 
 @app.command()
-def schema(debug: Debug = False) -> None:
+def schema(json_: Json = False, debug: Debug = False) -> None:
     """Print the JSON Schema of a config, for editors."""
 
     def work() -> Any:
@@ -502,7 +514,7 @@ def schema(debug: Debug = False) -> None:
 
         return json_schema()
 
-    _run(work, json_mode=False, debug=debug, show=lambda r: print(json.dumps(r, indent=1, ensure_ascii=False)))
+    _run(work, json_mode=json_, debug=debug, show=lambda r: print(json.dumps(r, indent=1, ensure_ascii=False)))
 
 
 @app.command()

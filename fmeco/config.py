@@ -148,20 +148,24 @@ class RunConfig:
     seed: int
     name: str  # for the run directory: the config's stem or the dataset's name
 
-    def to_dict(self, absolute: bool = False) -> dict[str, Any]:
-        """The config as nested dicts; with `absolute`, paths no longer depend on the current folder."""
+    def to_dict(self, paths: Literal["given", "absolute", "relative"] = "given") -> dict[str, Any]:
+        """The config as nested dicts. Absolute paths do not depend on the current folder; relative ones can travel."""
+
+        def place(path: str) -> str:
+            if paths == "relative":
+                return os.path.relpath(path) if os.path.isabs(path) else path
+            return os.path.abspath(path) if paths == "absolute" and os.path.exists(path) else path
+
         out: dict[str, Any] = {"stage": self.stage}
         if self.source is not None:
-            out["from"] = os.path.abspath(self.source) if absolute and os.path.exists(self.source) else self.source
+            out["from"] = place(self.source)
         for section in PLUGIN_SECTIONS:
             choice: Choice | None = getattr(self, section)
             if choice is not None:
                 out[section] = choice.to_dict()
-                if absolute:
-                    for key in _path_keys(choice.plugin.model):
-                        value = choice.options[key]
-                        if isinstance(value, str) and os.path.exists(value):
-                            out[section][key] = os.path.abspath(value)
+                for key in _path_keys(choice.plugin.model):
+                    if isinstance(choice.options[key], str):
+                        out[section][key] = place(choice.options[key])
         if self.transfer is not None:
             out["transfer"] |= {"head": self.head, "allow_partial": self.allow_partial}
         return out | {
@@ -170,8 +174,9 @@ class RunConfig:
             "seed": self.seed,
         }
 
-    def to_yaml(self, absolute: bool = False) -> str:
-        text: str = yaml.safe_dump(self.to_dict(absolute), sort_keys=False, allow_unicode=True, width=100)
+    def to_yaml(self) -> str:
+        """The config as the run's own file, with absolute paths."""
+        text: str = yaml.safe_dump(self.to_dict("absolute"), sort_keys=False, allow_unicode=True, width=100)
         return text
 
     def replace(self, **changes: Any) -> RunConfig:
@@ -250,6 +255,15 @@ def read(
     return settings
 
 
+def table_header(path: Path) -> list[str]:
+    """The column names of a CSV or TSV file; [] for a folder."""
+    if not path.is_file():
+        return []
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        line = file.readline()
+    return [name.strip().strip('"') for name in line.split(max(",;\t", key=line.count))]
+
+
 def dataset_section(text: str) -> dict[str, Any] | str:
     """--dataset X as a config section: an existing path first, else a name. Raises ConfigError."""
     path = Path(text)
@@ -258,11 +272,7 @@ def dataset_section(text: str) -> dict[str, Any] | str:
     if path.is_file():
         if path.suffix.lower() not in (".csv", ".tsv", ".txt"):
             raise ConfigError(f"--dataset {clean(text)}: a folder, a CSV or TSV table, or a dataset's name")
-        with open(path, encoding="utf-8-sig", errors="replace") as file:
-            header = [
-                name.strip().strip('"') for name in file.readline().replace(";", ",").replace("\t", ",").split(",")
-            ]
-        return {"name": "csv_images" if "path" in header else "csv_table", "path": text}
+        return {"name": "csv_images" if "path" in table_header(path) else "csv_table", "path": text}
     if (os.sep in text and text.count("/") != 1) or text.startswith((".", "~", "/")):
         raise ConfigError(f"--dataset {clean(text)}: no such file or folder")
     try:
@@ -481,8 +491,10 @@ class _Check:
             if tree.get("backbone") is None:
                 self.say(("backbone",), "missing: a pretraining config names one, as in `backbone: resnet18`")
         tree = {**tree, "optimizer": tree.get("optimizer") or {}, "schedule": tree.get("schedule") or {}}
-        if stage == "finetune" and tree["optimizer"] in ({}, "adamw"):
-            tree["optimizer"] = {"name": "adamw", "lr": FINETUNE_LR}
+        if stage == "finetune" and (tree["optimizer"] == "adamw" or isinstance(tree["optimizer"], Mapping)):
+            given = {} if tree["optimizer"] == "adamw" else tree["optimizer"]
+            if given.get("name", "adamw") == "adamw":
+                tree["optimizer"] = {"lr": FINETUNE_LR, **given}
         choices = {s: self._choice(tree, s) for s in PLUGIN_SECTIONS if s != "transfer"}
         if transfer or source is not None or stage == "finetune":
             choices["transfer"] = self._choice({"transfer": transfer}, "transfer")

@@ -86,8 +86,13 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u20
 
 def clean(text: object, limit: int = 500) -> str:
     """Make text from a file safe to print: control and BiDi characters are escaped, long text is cut."""
-    shown = _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", str(text))
+    shown = _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", readable(str(text)))
     return shown if len(shown) <= limit else shown[:limit] + "…"
+
+
+def readable(name: str) -> str:
+    """A file's name as valid text: bytes that are not UTF-8 are escaped."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def listing(names: Iterable[object], limit: int = 10) -> str:

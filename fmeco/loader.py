@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fmeco.core import Augment, Batch, Data, DataSpec, Inputs, Samples, View, fit, mix, standardize
-from fmeco.errors import DataError, FmecoError, clean
+from fmeco.errors import DataError, FmecoError
 
 WORKER_TIMEOUT = 300  # seconds without a batch before a worker is taken for hung
 _ORDER = 0x6F72646572  # keeps the keys of the order apart from those of augmentation
@@ -250,24 +250,14 @@ def _load(
         timeout=WORKER_TIMEOUT,
         pin_memory=device.type == "cuda",
         multiprocessing_context=context,
+        # Its own generator: the default one would be drawn from in the middle of a step, after that step was seeded.
+        generator=torch.Generator().manual_seed(0),
     )
-    try:
-        yield from loader
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error) and "timed out" not in str(error):
-            raise
-        raise DataError(
-            f"a loader worker died or hung: {clean(str(error).splitlines()[0])}",
-            "--set train.workers=0 reads in the main process and shows the cause",
-            "workers are killed when memory, or /dev/shm, runs out",
-        ) from None
-    except ConnectionError:
-        raise DataError(
-            "a loader worker died", "--set train.workers=0 reads in the main process and shows the cause"
-        ) from None
+    yield from loader
 
 
 def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM):  # the main process decides when to stop
-        signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
+    # A scheduler signals the whole process group; the main process decides when to stop, and needs its workers for that.
+    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)):
+        signal.signal(number, signal.SIG_IGN)

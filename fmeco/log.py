@@ -43,7 +43,7 @@ class Log:
         run.mkdir(parents=True, exist_ok=True)
         self.file = open(run / "metrics.jsonl", "ab")  # noqa: SIM115  closed by close()
         if resume_at is not None:  # forget what a killed run wrote after its last checkpoint
-            self.file.truncate(size)
+            self.file.truncate(min(size, self.file.seek(0, os.SEEK_END)))
             self.file.seek(0, os.SEEK_END)
         self.handler = logging.FileHandler(run / "run.log", encoding="utf-8")
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,7 +18,7 @@ from tqdm import tqdm
 from fmeco import checkpoint
 from fmeco.config import Train, seconds
 from fmeco.core import Batch, Objective, mix
-from fmeco.errors import CheckpointError, DataError, Diverged, ResourceError, Stopped, clean, listing
+from fmeco.errors import CheckpointError, ConfigError, DataError, Diverged, ResourceError, Stopped, clean, listing
 from fmeco.loader import Loader, epoch_order
 from fmeco.log import Log, say
 
@@ -121,9 +122,10 @@ def train(s: Session) -> None:
                 min(1.0, (time.monotonic() - started) / budget if s.train.budget else state.step / state.total)
             )
 
-            state.window.append((loss, norm, s.loader.samples_in(state.step - 1)))
+            if math.isfinite(loss) and math.isfinite(norm):
+                state.window.append((loss, norm, s.loader.samples_in(state.step - 1)))
             bar.update()
-            if state.step % s.train.log_every == 0 or state.step == state.total:
+            if state.window and (state.step % s.train.log_every == 0 or state.step == state.total):
                 bar.set_postfix_str(_log(s, epoch, time.monotonic() - window_start))
                 window_start = time.monotonic()
 
@@ -235,10 +237,14 @@ def _not_finite(s: Session, loss: float, norm: float, factor: float, skipped: in
 
 def _score(s: Session) -> bool:
     """Enter the newest metrics into the history. Returns whether they are the best so far."""
-    value = s.metrics.get(s.best_metric)
-    score = -math.inf if value is None or not math.isfinite(value) else s.best_sign * value
-    if score == -math.inf:
-        raise Diverged(f"step {s.state.step}: the validation {s.best_metric} is {value}", "lower optimizer.lr")
+    if bad := [name for name, value in s.metrics.items() if not math.isfinite(value)]:
+        raise Diverged(f"step {s.state.step}: not finite on the validation split: {listing(bad)}", "lower optimizer.lr")
+    if s.best_metric not in s.metrics:
+        raise ConfigError(
+            f"evaluate.best: {s.best_metric} cannot be measured on this validation split",
+            f"measured: {listing([name for name in s.metrics if '/' not in name])}",
+        )
+    score = s.best_sign * s.metrics[s.best_metric]
     s.state.history.append(score)
     if s.state.best is None or score > s.state.best:
         s.state.best, s.state.best_step, s.state.waited = score, s.state.step, 0
@@ -417,9 +423,12 @@ def restore(s: Session, saved: checkpoint.Checkpoint) -> None:
     s.optimizer.load_state_dict({"state": state, "param_groups": s.optimizer.state_dict()["param_groups"]})
     if s.scaler is not None and trainer["scaler"] is not None:
         s.scaler.load_state_dict(trainer["scaler"])
-    total = s.state.total
-    s.state = State(**trainer["state"])
-    s.state.total = total
+    total, state_then = s.state.total, State(**trainer["state"])
+    # A run that was made longer goes on, also when it was killed before the first checkpoint of its new length.
+    finished = state_then.finished and total <= state_then.total
+    s.state = dataclasses.replace(state_then, total=total, finished=finished)
+    if s.state.best_step == s.state.step or s.validate is None:  # killed between the save and the link to it
+        checkpoint.point(s.run / "checkpoints", "best", saved.path)
     if trainer["threads"] != torch.get_num_threads():
         say(
             f"this run used {trainer['threads']} threads and now has {torch.get_num_threads()}: it goes on, but not bit for bit"
@@ -427,17 +436,27 @@ def restore(s: Session, saved: checkpoint.Checkpoint) -> None:
 
 
 @contextlib.contextmanager
-def memory_errors() -> Iterator[None]:
-    """Turn an allocation that failed into one sentence."""
+def known_errors() -> Iterator[None]:
+    """Turn what torch raises for memory, loader workers and lone samples into one sentence. Also a decorator."""
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, ValueError, ConnectionError) as error:
         text = str(error)
-        known = ("not enough memory", "can't allocate memory")
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not any(words in text for words in known):
-            raise
-        raise ResourceError(
-            "out of memory",
-            "--set train.micro_batch=8 (or smaller) needs less and learns the same",
-            "a smaller dataset.image_size or backbone also helps",
-        ) from None
+        memory = ("not enough memory", "can't allocate memory")
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in text for words in memory):
+            raise ResourceError(
+                "out of memory",
+                "--set train.micro_batch=8 (or smaller) needs less and learns the same",
+                "a smaller dataset.image_size or backbone also helps",
+            ) from None
+        if "DataLoader worker" in text or "DataLoader timed out" in text or isinstance(error, ConnectionError):
+            raise DataError(
+                f"a loader worker died or hung: {clean(text.splitlines()[0] if text else type(error).__name__)}",
+                "--set train.workers=0 reads in the main process and shows the cause",
+                "workers are killed when memory, or /dev/shm, runs out",
+            ) from None
+        if "Expected more than 1 value per channel" in text:
+            raise ConfigError(
+                "batch norm cannot train on a batch of one sample", "train.batch_size, and micro_batch, must be larger"
+            ) from None
+        raise

@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import os
+import math
 import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -29,11 +29,10 @@ from fmeco.errors import (
     DiskError,
     FmecoError,
     clean,
-    nearest,
 )
 from fmeco.loader import choose_workers, evaluation_batches
 from fmeco.log import Log, say
-from fmeco.rundir import claim, locked, write_config
+from fmeco.rundir import claim, locked, settle, write_config
 
 Config = Path | str | Mapping[str, Any] | None
 
@@ -85,6 +84,7 @@ def finetune(
     return _start(source, "finetune", data, backbone, ref=ref, dataset=dataset, **how)
 
 
+@loop.known_errors()
 def _start(
     source: Config,
     stage: Any,
@@ -113,10 +113,14 @@ def _start(
         settings = settings.replace(allow_partial=True)
     run = claim(Path(out) if out else None, settings, force)
     with locked(run):
-        write_config(run, settings)  # from here on the run can be resumed, also when it is killed while it gets ready
-        return _train(run, settings, data, backbone, stop, resume_from=None)
+        try:
+            write_config(run, settings)  # from here on it can be resumed, also when it is killed while it gets ready
+            return _train(run, settings, data, backbone, stop, resume_from=None)
+        finally:
+            settle(run, keep_new=False)  # does nothing once training has begun
 
 
+@loop.known_errors()
 def resume(
     run: str | Path,
     *,
@@ -167,6 +171,8 @@ def resume(
                 "--epochs: this run's length is given in " + ("steps" if settings.train.steps else "time"),
                 "start another run with --from",
             )
+        if not math.isfinite(wanted):
+            raise ConfigError(f"--epochs {clean(epochs)}: expected a finite number")
         if wanted <= current:
             raise ConfigError(f"--epochs {clean(epochs)}: the run already has {current:g} epochs", "+N adds N more")
         settings = settings.replace(train=settings.train.model_copy(update={"epochs": wanted}))
@@ -175,7 +181,7 @@ def resume(
         saved = checkpoint.newest(folder / "checkpoints", say)
         if saved is None and checkpoint.steps(folder / "checkpoints"):
             say("no checkpoint to resume from is whole: starting again at step 0")
-        return _train(folder, settings, None, None, stop, resume_from=saved, resuming=True, extend=epochs is not None)
+        return _train(folder, settings, None, None, stop, resume_from=saved, resuming=True)
 
 
 def _stage_of(folder: Path) -> Any:
@@ -192,7 +198,6 @@ def _train(
     *,
     resume_from: checkpoint.Checkpoint | None,
     resuming: bool = False,
-    extend: bool = False,
 ) -> Result:
     trainer = resume_from.trainer() if resume_from is not None else None
     log = Log(
@@ -220,15 +225,13 @@ def _train(
                 raise DataError(f"the data is described differently than when {resume_from.path} was saved")
             loop.restore(session, resume_from)
             say(f"resuming {run} at step {session.state.step}")
-            if extend and session.state.finished:
-                session.state.finished = False
-            elif session.state.finished:
+            if session.state.finished:
                 say("this run is finished; --epochs +N adds more")
         elif resuming:
             say(f"resuming {run} at step 0: it was stopped before its first checkpoint")
         _check_disk(run, session)
-        with loop.memory_errors():
-            loop.train(session)
+        settle(run, keep_new=True)
+        loop.train(session)
         best = checkpoint.open_checkpoint((run / "checkpoints" / "best").resolve())
         if session.state.bad_samples:
             say(
@@ -252,18 +255,9 @@ def _train(
 def _session(run: Path, plan: Plan, log: Log, stop: Callable[[], bool]) -> loop.Session:
     settings, data, objective = plan.settings, plan.data, plan.objective
     train, evaluate = settings.train, settings.evaluate
-    best = evaluate.best or next(iter(objective.directions), "loss")
-    best = best.removeprefix("val_")
-    if best not in objective.directions:
-        raise ConfigError(
-            f"evaluate.best: {clean(best)} is no metric of {type(objective).__name__}{nearest(best, objective.directions)}",
-            f"metrics: {', '.join(objective.directions)}",
-        )
     validate: Callable[[], dict[str, float]] | None = None
     if data.val is not None and len(data.val):
         validate = functools.partial(_validate, plan, data.val)
-    elif train.early_stop is not None or settings.schedule.name == "plateau":
-        raise ConfigError("early_stop and the plateau schedule need a validation split, and this dataset has none")
     schedule = functools.partial(
         getattr(settings.schedule.plugin.load(), settings.schedule.plugin.function),
         **settings.schedule.options,
@@ -280,7 +274,7 @@ def _session(run: Path, plan: Plan, log: Log, stop: Callable[[], bool]) -> loop.
     meta = {
         "stage": settings.stage,
         "name": settings.name,
-        "config": _portable(settings.to_dict()),
+        "config": settings.to_dict("relative"),
         "spec": data.spec.to_json(),
         "class_rows": {name: list(classes) for name, classes in objective.class_rows().items()},
         "parameters": sum(p.numel() for p in objective.parameters()),
@@ -308,8 +302,8 @@ def _session(run: Path, plan: Plan, log: Log, stop: Callable[[], bool]) -> loop.
         schedule=schedule,
         train=train,
         evaluate_every=max(1, round(evaluate.every * plan.loader.steps_per_epoch)),
-        best_metric=best,
-        best_sign=1 if objective.directions[best] == "max" else -1,
+        best_metric=plan.best,
+        best_sign=1 if objective.directions[plan.best] == "max" else -1,
         seed=settings.seed,
         device=plan.device,
         precision=plan.precision,
@@ -351,18 +345,6 @@ def _check_disk(run: Path, session: loop.Session) -> None:
             f"{run}: two checkpoints need {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free",
             "free some space, or use --out on another disk",
         )
-
-
-def _portable(raw: dict[str, Any]) -> dict[str, Any]:
-    """A config for a checkpoint that travels: absolute paths become relative to the current folder."""
-
-    def walk(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: walk(item) for key, item in value.items()}
-        return os.path.relpath(value) if isinstance(value, str) and os.path.isabs(value) else value
-
-    out: dict[str, Any] = walk(raw)
-    return out
 
 
 def _git_commit() -> str | None:

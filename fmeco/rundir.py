@@ -14,6 +14,7 @@ from fmeco import checkpoint
 from fmeco.config import RunConfig
 from fmeco.errors import ConfigError
 
+REPLACED = ".replaced"  # where --force keeps the earlier run until the new one is ready to train
 OWN_FILES = (
     "config.yaml",
     "metrics.jsonl",
@@ -43,10 +44,16 @@ def claim(out: Path | None, settings: RunConfig, force: bool) -> Path:
                     f"{out} is not empty",
                     "--force replaces the run that is there; `fmeco resume` continues it",
                 )
+            source = Path(settings.source).resolve() if settings.source is not None else None
+            if source is not None and (source == out.resolve() or out.resolve() in source.parents):
+                raise ConfigError(
+                    f"--force would replace {out}, where the weights of --from lie", "choose another --out"
+                )
             with locked(out):
+                (out / REPLACED).mkdir(exist_ok=True)
                 for name in OWN_FILES:
-                    path = out / name
-                    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+                    if (out / name).exists():
+                        os.replace(out / name, out / REPLACED / name)
         elif out.exists() and not out.is_dir():
             raise ConfigError(f"{out} is a file; a run needs a directory")
         out.mkdir(parents=True, exist_ok=True)
@@ -55,9 +62,23 @@ def claim(out: Path | None, settings: RunConfig, force: bool) -> Path:
         raise checkpoint.disk_error(error, out or Path("runs"), 0) from None
 
 
+def settle(out: Path, *, keep_new: bool) -> None:
+    """The end of --force: once the new run is ready to train the one that it replaces goes; if it failed before, the old
+    one comes back."""
+    old = out / REPLACED
+    if not old.exists():
+        return
+    if not keep_new:
+        for path in old.iterdir():
+            fresh = out / path.name
+            shutil.rmtree(fresh) if fresh.is_dir() else fresh.unlink(missing_ok=True)
+            os.replace(path, fresh)
+    shutil.rmtree(old)
+
+
 def _never_saved(out: Path) -> bool:
     """Whether the folder holds nothing but a run that ended, in an error say, before its first checkpoint."""
-    strange = {path.name for path in out.iterdir()} - {*OWN_FILES, ".lock"}
+    strange = {path.name for path in out.iterdir()} - {*OWN_FILES, ".lock", ".config.yaml"}
     return (out / "run.log").exists() and not strange and not checkpoint.steps(out / "checkpoints")
 
 
@@ -82,7 +103,7 @@ def locked(run: Path) -> Iterator[None]:
 def write_config(run: Path, settings: RunConfig) -> None:
     temporary = run / ".config.yaml"
     try:
-        temporary.write_text(settings.to_yaml(absolute=True), "utf-8")
+        temporary.write_text(settings.to_yaml(), "utf-8")
         os.replace(temporary, run / "config.yaml")
     except OSError as error:
         raise checkpoint.disk_error(error, run / "config.yaml", 0) from None

@@ -17,7 +17,7 @@ from torch import Tensor
 from fmeco import checkpoint, config, loop, refs
 from fmeco.build import build_backbone
 from fmeco.core import Backbone, Data, DataSpec, Objective, Samples
-from fmeco.errors import CheckpointError, ConfigError, DataError, clean, listing
+from fmeco.errors import CheckpointError, ConfigError, DataError, clean, listing, readable
 from fmeco.loader import choose_workers, evaluation_batches
 from fmeco.log import say
 from fmeco.plugins import find
@@ -50,7 +50,7 @@ class Model:
                 answer = {"prediction": None, "error": bad[name]} if name in bad else {**next(decoded), "error": None}
                 rows.append(
                     {
-                        "input": name,
+                        "input": readable(name),
                         "prediction": answer["prediction"],
                         "probability": answer.get("probability"),
                         "error": answer["error"],
@@ -100,6 +100,7 @@ class Model:
             start = stop
 
 
+@loop.known_errors()
 def load(ref: str | Path, *, backbone: Backbone | None = None) -> Model:
     """A trained model, ready to use. Runs no code of the checkpoint. Raises ConfigError, CheckpointError."""
     found = refs.find_checkpoint(ref)
@@ -126,6 +127,7 @@ def load(ref: str | Path, *, backbone: Backbone | None = None) -> Model:
     return Model(found, spec, objective, device)
 
 
+@loop.known_errors()
 def evaluate(
     ref: str | Path, *, dataset: str | None = None, split: str | None = None, overrides: Sequence[str] = ()
 ) -> dict[str, Any]:
@@ -135,7 +137,7 @@ def evaluate(
     Returns {"checkpoint", "split", "samples", "metrics"}; metrics are named SPLIT_NAME.
     """
     model = load(ref)
-    data = _data_for(model, ref, dataset, overrides)
+    data, on_bad_sample = _data_for(model, ref, dataset, overrides)
     part = split or ("test" if data.test is not None else "val" if data.val is not None else "train")
     samples = data.split(part)
     for note in data.notes:
@@ -151,16 +153,19 @@ def evaluate(
         workers=choose_workers("auto", samples),
         device=model.device,
     )
-    with loop.memory_errors():
-        metrics, _ = loop.evaluate(model.objective, batches, model.device, model.precision)
+    bad: list[str] | None = [] if on_bad_sample == "skip" else None
+    metrics, _ = loop.evaluate(model.objective, batches, model.device, model.precision, bad=bad)
+    for one in bad or []:
+        say(f"left out: {one}")
     return {
         "checkpoint": str(model.checkpoint.path),
         "split": part,
-        "samples": len(samples),
+        "samples": len(samples) - len(bad or []),
         "metrics": {f"{part}_{name}": value for name, value in metrics.items()},
     }
 
 
+@loop.known_errors()
 def predict(ref: str | Path, inputs: Sequence[str], *, output: Path | None = None) -> list[dict[str, Any]]:
     """Predict files, folders or tables; with `output` (.csv or .jsonl) also write the rows there. Raises DataError when
     nothing could be read."""
@@ -191,6 +196,7 @@ def write_csv(rows: Sequence[Mapping[str, Any]], file: Any) -> None:
     )
 
 
+@loop.known_errors()
 def embed(
     ref: str | Path,
     *,
@@ -204,7 +210,7 @@ def embed(
         raise ConfigError(f"--output {output}: expected a name that ends in .npz")
     model = load(ref)
     # A new task's labels are its own: only how inputs are made is taken from the checkpoint.
-    data = _data_for(model, ref, dataset, overrides, known=model.spec.preprocessing_only() if dataset else None)
+    data, _ = _data_for(model, ref, dataset, overrides, known=model.spec.preprocessing_only() if dataset else None)
     samples = data.split(split or ("test" if data.test is not None else "val"))
     features, kept, skipped = model.embed(samples)
     for one in skipped:
@@ -237,27 +243,29 @@ def _data_for(
     dataset: str | None,
     overrides: Sequence[str],
     known: DataSpec | None = None,
-) -> Data:
-    """The dataset to use a checkpoint on: --dataset, or the one it was trained on, each read by the checkpoint's spec."""
+) -> tuple[Data, str]:
+    """The dataset to use a checkpoint on: --dataset, or the one it was trained on, each read by the checkpoint's spec;
+    and what to do about bad samples."""
+    trained = model.checkpoint.meta["config"]
     whole = dataset is not None and Path(dataset).exists()
     if dataset is not None:
         raw: Any = config.dataset_section(dataset)
-        options = model.checkpoint.meta["config"].get("dataset", {})
-        if isinstance(raw, dict) and raw["name"] == options.get(
-            "name"
-        ):  # column names and the like stay as in training
+        options = trained.get("dataset", {})
+        if isinstance(raw, dict) and raw["name"] == options.get("name"):  # columns are named as in training
             layout = ("target", "features", "drop", "task", "image_column", "label_column", "separator")
             raw = {**{key: options[key] for key in layout if key in options}, **raw}
+            if options.get("split_column") in config.table_header(Path(dataset)):
+                raw["split_column"] = options["split_column"]
     else:
         run = Path(ref) / "config.yaml"
-        raw = model.checkpoint.meta["config"].get("dataset")
+        raw = trained.get("dataset")
         if run.is_file():  # holds absolute paths
             raw = config.parse_yaml(run.read_text("utf-8"), str(run))[0].get("dataset")
         if raw is None:
             raise ConfigError("this checkpoint was trained on data given in Python", "name a dataset: --dataset X")
-    section = config.load(
-        {"stage": "finetune", "from": "-", "dataset": raw}, stage="finetune", overrides=overrides, name="-"
-    ).dataset
+    asked = {"from": "-", "dataset": raw, "train": {"on_bad_sample": trained["train"]["on_bad_sample"]}}
+    settings = config.load(asked, stage="finetune", overrides=overrides, name="-")
+    section = settings.dataset
     assert section is not None
     data: Data = section.plugin.build(
         {"known": known or model.spec, "whole": whole, "arch": section.arch}, section.options
@@ -266,7 +274,7 @@ def _data_for(
         raise CheckpointError(
             f"the checkpoint is for {model.spec.modality} data, and this dataset holds {data.spec.modality} data"
         )
-    return data
+    return data, settings.train.on_bad_sample
 
 
 def _reader(spec: DataSpec) -> Callable[[DataSpec, Sequence[str]], Samples]:

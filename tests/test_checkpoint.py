@@ -313,6 +313,7 @@ def renamed(count: int) -> dict[str, Tensor]:
         (lambda: renamed(20), "resnet18"),
         (lambda: {"layers.0.weight": torch.zeros(4, 4)}, "resnet18"),
         (lambda: {}, "resnet18"),
+        (lambda: {name: t for name, t in state().items() if "running" not in name}, "resnet18"),
     ],
     ids=[
         "resnet18 into resnet50",
@@ -321,6 +322,7 @@ def renamed(count: int) -> dict[str, Tensor]:
         "20 renamed",
         "an mlp",
         "nothing",
+        "no statistics",
     ],
 )
 def test_what_does_not_fit_is_refused(theirs: Callable[[], dict[str, Tensor]], into: str) -> None:

@@ -128,11 +128,11 @@ def batch(spec: DataSpec, values: torch.Tensor, count: int = 4) -> Batch:
     return Batch([inputs], {"label": values}, torch.arange(count), mix(0, torch.arange(count)).unsqueeze(0))
 
 
-@pytest.mark.parametrize("arch", [*FAMILIES, "mlp"])
-@pytest.mark.parametrize("channels", [1, 3])
+# One-channel images take the same path in every family.
+@pytest.mark.parametrize(
+    ("arch", "channels"), [*((arch, 3) for arch in FAMILIES), ("mlp", 3), ("mlp", 1), ("resnet18", 1), ("vit_b_32", 1)]
+)
 def test_backbone(arch: str, channels: int) -> None:
-    if channels == 1 and arch not in ("resnet18", "vit_b_32", "densenet121", "mlp"):
-        pytest.skip("one-channel images take the same path in every family")
     size = SIZES.get(arch, 32)
     spec = DataSpec(
         "image", {"image": InputSpec((channels, size, size), "uint8", 1 / 255, (0.5,) * channels, (0.25,) * channels)}

@@ -269,3 +269,80 @@ def test_order_and_keys() -> None:
     assert chunks(66, 32) == [(0, 22), (22, 44), (44, 66)], "no short last batch"
     assert chunks(64, 32) == [(0, 32), (32, 64)]
     assert chunks(1, 32) == [(0, 1)]
+
+
+def test_float_pixels_are_refused_and_sixteen_bits_are_a_fixed_rule() -> None:
+    for value in (250, 260):
+        Image.fromarray(np.full((20, 20), value, "uint16")).save("deep.png")
+        assert _images.decode("deep.png", HOW).float().mean() == value // 257
+    Image.fromarray(np.random.default_rng(0).random((20, 20)).astype("float32")).save("f.tiff")
+    with pytest.raises(DataError, match="8 or 16 bits"):
+        _images.decode("f.tiff", HOW)
+
+
+def test_large_numbers_keep_their_differences() -> None:
+    rows = [f"{1_700_000_000 + i},{'ab'[i % 2]}" for i in range(1000)]
+    data = build(name="csv_table", path=str(write("t.csv", "time,label\n" + "\n".join(rows))))
+    train = data.split("train")
+    values = torch.stack([train[i]["columns"] for i in range(len(train))])
+    assert len(values.unique()) == len(train)
+    assert abs(float(values.mean())) < 1e-3
+    assert abs(float(values.std()) - 1) < 0.01
+
+
+def test_a_table_with_a_split_column_is_evaluated_on_its_test_rows(fmeco: Callable[..., Answer]) -> None:
+    rows = [f"{i},{'ab'[i % 2]},{('train', 'train', 'val', 'test', 'train')[i % 5]}" for i in range(200)]
+    write("t.csv", "x,label,part\n" + "\n".join(rows))
+    config_ = {
+        "dataset": {"name": "csv_table", "path": "t.csv", "split_column": "part"},
+        "backbone": "mlp",
+        "train": {"epochs": 1},
+    }
+    assert fmeco("pretrain", write("c.yaml", config_), "--out", "run").code == 0
+    assert fmeco("evaluate", "run", "--dataset", "t.csv", "--json").json["samples"] == 40
+    write("u.csv", "x,label,part\n" + "\n".join(row.replace("train", "test") for row in rows))
+    answer = fmeco("pretrain", "c.yaml", "--set", "dataset.path=u.csv")
+    assert answer.code == 3
+    assert "no row is for training" in answer.err
+    answer = fmeco("predict", "run", write("v.csv", "x\n1\nmany\n3\n"), "--json")
+    assert answer.code == 0
+    assert ["many" in (row["error"] or "") for row in answer.json["predictions"]] == [False, True, False]
+
+
+def test_folders_names_and_separators_that_are_odd(fmeco: Callable[..., Answer]) -> None:
+    root = photos(Path("p"))
+    odd = os.fsencode(root / "red") + b"/caf\xe9.png"
+    Path(os.fsdecode(odd)).write_bytes((root / "red" / "00.png").read_bytes())
+    config_ = {
+        "dataset": {"name": "image_folder", "path": "p", "image_size": 8},
+        "backbone": "mlp",
+        "train": {"epochs": 1},
+    }
+    assert fmeco("pretrain", write("c.yaml", config_), "--out", "run").code == 0
+    answer = fmeco("predict", "run", "p/red")
+    assert answer.code == 0
+    assert "caf\\udce9.png" in answer.out
+    photos(Path("only/test"), each=4)
+    assert fmeco("evaluate", "run", "--dataset", "only", "--json").json["samples"] == 12
+    (Path("only/test/red/00.png")).write_bytes(b"broken")
+    assert fmeco("evaluate", "run", "--dataset", "only").code == 3
+    answer = fmeco("evaluate", "run", "--dataset", "only", "--set", "train.on_bad_sample=skip", "--json")
+    assert answer.json["samples"] == 11
+
+    many = [
+        f"{c}/{i:02}.png,{labels}" for c, labels in (("blue", "a"), ("red", "b"), ("green", "a/b")) for i in range(10)
+    ]
+    write("p/many.csv", "path,label\n" + "\n".join(many))
+    config_["dataset"] = {
+        "name": "csv_images",
+        "path": str(Path("p/many.csv").resolve()),
+        "task": "multilabel",
+        "separator": "/",
+        "image_size": 8,
+    }
+    assert fmeco("pretrain", write("c.yaml", config_), "--out", "many").code == 0
+    answer = fmeco("evaluate", "many/checkpoints/best", "--dataset", "p/many.csv")
+    assert answer.code == 0, answer.err
+    assert str(Path().resolve()) not in Path("many/checkpoints/best/meta.json").read_text(), (
+        "a checkpoint travels without paths of this machine"
+    )

@@ -243,6 +243,27 @@ CASES: dict[str, tuple[Callable[[Path], list[object]], int, list[str]]] = {
         5,
         ["not taken", "optimizer.lr"],
     ),
+    "a batch of one": (
+        lambda t: ["pretrain", write("c.yaml", {**tiny(), "train": {"batch_size": 1, "epochs": 1}})],
+        2,
+        ["batch of one sample", "train.batch_size"],
+    ),
+    "a model beyond memory": (
+        lambda t: ["pretrain", write("c.yaml", {**tiny(), "backbone": {"name": "mlp", "hidden": [1000000000]}})],
+        6,
+        ["out of memory"],
+    ),
+    "a metric that cannot be measured": (
+        lambda t: ["pretrain", write("c.yaml", {**tiny(), "evaluate": {"best": "top5"}})],
+        2,
+        ["top5 cannot be measured", "accuracy"],
+    ),
+    "check finds an unknown metric": (
+        lambda t: ["check", write("c.yaml", {**tiny(), "evaluate": {"best": "foo"}})],
+        2,
+        ["foo is no metric"],
+    ),
+    "epochs without end": (lambda t: ["resume", t / "images", "--epochs", "inf"], 2, ["finite"]),
     "budget without end": (
         lambda t: ["pretrain", config_with(), "--set", "train.budget=0s", "--set", "train.epochs=null"],
         2,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import time
@@ -281,3 +282,111 @@ def test_a_step_that_is_not_finite_never_reaches_the_weights(monkeypatch: pytest
     run = api.pretrain(tiny(train={"on_nonfinite": "skip"}), out="run")
     assert run.metrics["val_accuracy"] > 0.5
     assert "skipped step 3" in Path("run/run.log").read_text()
+
+
+def test_dropout_files_and_workers_end_in_the_same_bits() -> None:
+    """A loader that drew from torch's generator in the middle of a step would change the dropout of that step."""
+    config = {
+        "dataset": {"name": "image_folder", "path": str(photos(Path("p"))), "image_size": 8},
+        "backbone": {"name": "mlp", "hidden": [16], "dropout": 0.5},
+        "train": {"epochs": 3, "batch_size": 8, "tensorboard": False, "workers": 0},
+    }
+    api.pretrain(config, out="none")
+    config["train"]["workers"] = 1  # type: ignore[index]
+    api.pretrain(config, out="one")
+    with pytest.raises(Stopped):
+        api.pretrain(config, out="cut", stop=After(5))
+    api.resume("cut")
+    assert_same(Path("none"), Path("one"))
+    assert_same(Path("none"), Path("cut"))
+
+
+def test_a_scheduler_that_signals_the_whole_group_gets_its_checkpoint() -> None:
+    config = {
+        "dataset": {"name": "image_folder", "path": str(photos(Path("p"))), "image_size": 8},
+        "backbone": {"name": "mlp", "hidden": [16]},
+        "train": {"steps": 10**6, "batch_size": 8, "tensorboard": False, "workers": 2, "log_every": 1},
+        "evaluate": {"every": 10**6},
+    }
+    child = process("pretrain", write("c.yaml", config), "--out", "run", start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not Path("run/metrics.jsonl").exists() or Path("run/metrics.jsonl").stat().st_size == 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(child.pid, signal.SIGTERM)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 75, err
+    assert steps_done(Path("run")) > 0
+
+
+def test_killed_between_the_save_and_its_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny(train={"epochs": 4})
+    api.pretrain(config, out="whole")
+    real, links = checkpoint.point, []
+
+    def point(folder: Path, name: str, target: Path) -> None:
+        links.append(name)
+        if name == "best" and target == real_last(folder):
+            raise SystemExit(9)
+        real(folder, name, target)
+
+    def real_last(folder: Path) -> Path | None:
+        last = folder / "last"
+        return folder / os.readlink(last) if last.is_symlink() else None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "point", point)
+        with pytest.raises(SystemExit):
+            api.pretrain(tiny(train={"epochs": 4, "save_every": 4}), out="cut")
+    assert "last" in links
+    api.resume("cut")
+    state = checkpoint.open_checkpoint(Path("cut/checkpoints/last").resolve()).trainer()["state"]
+    assert Path("cut/checkpoints/best").resolve().name == f"step-{state['best_step']:08d}"
+
+
+def test_a_longer_run_that_is_killed_at_once_stays_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    api.pretrain(tiny(), out="run")
+    with monkeypatch.context() as patch:
+        patch.setattr("fmeco.loop.train", lambda session: (_ for _ in ()).throw(SystemExit(9)))
+        with pytest.raises(SystemExit):
+            api.resume("run", epochs="+2")
+    api.resume("run")
+    assert max(line["epoch"] for line in contents(Path("run"))["lines"]) == 5
+
+
+def test_a_lost_log_does_not_lose_the_run() -> None:
+    with pytest.raises(Stopped):
+        api.pretrain(tiny(), out="run", stop=After(6))
+    Path("run/metrics.jsonl").unlink()
+    assert api.resume("run").metrics["val_accuracy"] > 0.5
+    assert b"\0" not in Path("run/metrics.jsonl").read_bytes()
+
+
+def test_force_replaces_only_when_the_new_run_is_ready(fmeco: Callable[..., Answer]) -> None:
+    api.pretrain(tiny(), out="run")
+    kept = contents(Path("run"))["lines"]
+    broken = write("broken.yaml", {**tiny(), "dataset": {"name": "image_folder", "path": "nowhere"}})
+    assert fmeco("pretrain", broken, "--out", "run", "--force").code == 3
+    assert contents(Path("run"))["lines"] == kept, "the earlier run is back"
+    answer = fmeco("finetune", "--from", "run", "--dataset", "digits", "--out", "run", "--force")
+    assert answer.code == 2
+    assert "where the weights of --from lie" in answer.err
+    assert contents(Path("run"))["lines"] == kept
+    assert fmeco("pretrain", write("c.yaml", tiny(train={"epochs": 1})), "--out", "run", "--force").code == 0
+    assert max(line["epoch"] for line in contents(Path("run"))["lines"]) == 1
+    assert not Path("run/.replaced").exists()
+
+
+def test_saving_right_after_a_skipped_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fmeco.objectives.classification import Classification
+
+    real, calls = Classification.loss, {"n": 0}
+
+    def poisoned(self: Any, batch: Any) -> Any:
+        calls["n"] += 1
+        loss = real(self, batch)
+        return type(loss)(loss.sum * float("inf"), loss.count) if calls["n"] % 3 == 0 else loss
+
+    monkeypatch.setattr(Classification, "loss", poisoned)
+    api.pretrain(tiny(train={"on_nonfinite": "skip", "save_every": 1, "log_every": 1}), out="run")
+    assert "NaN" not in Path("run/metrics.jsonl").read_text()

@@ -102,7 +102,7 @@ def test_training_and_prediction_see_the_same_pixels(fmeco: Fmeco) -> None:
     from fmeco.loop import forward
     from fmeco.use import _data_for
 
-    val = _data_for(model, "run", None, ()).split("val")
+    val = _data_for(model, "run", None, ())[0].split("val")
     files = [f"p/{val.name(i)}" for i in range(len(val))]
     seen = [
         forward(model.objective, batch, "predict", torch.device("cpu"), "fp32")["probability"].max(1).values
@@ -250,7 +250,7 @@ def test_gradient_descent_is_sgd_on_the_full_batch() -> None:
     from fmeco.core import standardize
     from fmeco.use import _data_for
 
-    train = _data_for(model, "run", None, ()).split("train")
+    train = _data_for(model, "run", None, ())[0].split("train")
     x = standardize({"columns": torch.stack([train[i]["columns"] for i in range(len(train))])}, first.spec)["columns"]
     y = train.targets["label"]
     assert isinstance(y, torch.Tensor)
@@ -373,6 +373,9 @@ def test_the_console_script_and_module_are_one(fmeco: Fmeco) -> None:
     assert child.returncode == 0
     assert out == fmeco("list", "schedules").out
     assert subprocess.run(["fmeco", "--help"], capture_output=True).returncode == 0
+    wrong = subprocess.run(["fmeco", "pretrain", "--json"], capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert json.loads(wrong.stdout)["error"]["code"] == "config"
 
 
 def test_the_demo_in_small(fmeco: Fmeco) -> None:

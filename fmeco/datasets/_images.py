@@ -96,10 +96,13 @@ def canonical(image: Image.Image, how: Mapping[str, Any]) -> Tensor:
     if image.format == "JPEG":
         image.draft(mode, (short, short))  # decodes at 1/2, 1/4 or 1/8 when that is still larger than `short`
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I") or image.mode == "F":  # 16-bit and float: PIL would clip at 255
-        array = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if array.max(initial=0) > 255 else 255.0
-        image = Image.fromarray((array.clip(0, top) * (255 / top)).astype(np.uint8))
+    if image.mode.startswith("I"):  # 16 bits per channel: PIL would clip at 255
+        deep = np.asarray(image, dtype=np.int64)
+        if deep.max(initial=0) > 65535 or deep.min(initial=0) < 0:
+            raise ValueError("more than 16 bits per channel; save it with 8 or 16")
+        image = Image.fromarray((deep // 257).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("floating-point pixels have no fixed range; save it with 8 or 16 bits")
     if image.mode != mode:
         image = image.convert("RGBA").convert(mode) if image.mode == "P" else image.convert(mode)
     w, h = image.size

@@ -1,6 +1,7 @@
 """Which samples go where: classes by name, splits by a hash of the sample's name.
 
-Nothing here depends on the order in which files are listed, and adding a file moves no other file to another split.
+Nothing here depends on the order in which files are listed. Shares are exact, so a file that is added to a class can
+move at most one other of that class to another split.
 """
 
 from __future__ import annotations
@@ -19,7 +20,13 @@ Indices = NDArray[np.int64]
 def ranks(names: Sequence[str], salt: str) -> Indices:
     """A pseudo-random 63-bit number per name, the same on every machine."""
     return np.array(
-        [int.from_bytes(hashlib.blake2b(f"{salt}/{n}".encode(), digest_size=8).digest(), "big") >> 1 for n in names],
+        [
+            int.from_bytes(
+                hashlib.blake2b(f"{salt}/{n}".encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big"
+            )
+            >> 1
+            for n in names
+        ],
         dtype=np.int64,
     )
 

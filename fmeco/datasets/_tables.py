@@ -132,17 +132,12 @@ def fit_columns(table: Table, features: Sequence[str], train: Indices) -> dict[s
 
 
 def table_spec(how: Mapping[str, Any]) -> DataSpec:
-    """Inputs `columns` (F,) float32, standardised, and `categories` (K,) int64 with K sizes in preprocessing."""
+    """Inputs `columns` (F,) float32, and `categories` (K,) int64 with K sizes in preprocessing."""
     flags = sum(one["missing"] for one in how["numeric"])
     inputs: dict[str, InputSpec] = {}
     if how["numeric"]:
-        inputs["columns"] = InputSpec(
-            (len(how["numeric"]) + flags,),
-            "float32",
-            1.0,
-            tuple(one["mean"] for one in how["numeric"]) + (0.0,) * flags,
-            tuple(one["std"] for one in how["numeric"]) + (1.0,) * flags,
-        )
+        # Rows come standardised: a timestamp in float32 would have lost its seconds before its mean is taken off.
+        inputs["columns"] = InputSpec((len(how["numeric"]) + flags,), "float32")
     if how["categorical"]:
         inputs["categories"] = InputSpec((len(how["categorical"]),), "int64")
     return DataSpec(modality="table", inputs=inputs, preprocessing=how, reader="csv_table")
@@ -163,21 +158,25 @@ class Rows(Samples):
     ) -> None:
         self.targets: Mapping[str, Tensor] = targets
         self.names: list[str] = [names[i] for i in at.tolist()]
-        numeric = np.empty((len(at), len(how["numeric"])), dtype=np.float32)
+        numeric = np.zeros((len(at), len(how["numeric"])), dtype=np.float64)
         flags: list[np.ndarray[Any, Any]] = []
+        self.unreadable: dict[int, str] = {}
         for j, one in enumerate(how["numeric"]):
-            values = [table[one["name"]][i] for i in at]
-            for i, value in zip(at, values, strict=True):
-                if not is_missing(value) and not is_number(value):
-                    raise DataError(
-                        f"{names[i]}: column '{clean(one['name'])}': '{clean(value, 40)}' is not a number, "
+            gone = np.zeros((len(at), 1), dtype=np.float64)
+            for place, row in enumerate(at):
+                value = table[one["name"]][row]
+                if is_missing(value):
+                    gone[place] = 1.0  # the mean, which is 0 once standardised
+                elif is_number(value):
+                    numeric[place, j] = (float(value) - one["mean"]) / one["std"]
+                else:
+                    self.unreadable[place] = (
+                        f"{names[row]}: column '{clean(one['name'])}': '{clean(value, 40)}' is not a number, "
                         "and the column was numeric in training"
                     )
-            gone = np.array([is_missing(value) for value in values], dtype=bool)
-            numeric[:, j] = [one["mean"] if miss else float(value) for miss, value in zip(gone, values, strict=True)]
             if one["missing"]:
-                flags.append(gone.astype(np.float32)[:, None])
-        self.columns = torch.from_numpy(np.concatenate([numeric, *flags], axis=1))  # (N, F)
+                flags.append(gone)
+        self.columns = torch.from_numpy(np.concatenate([numeric, *flags], axis=1).astype(np.float32))  # (N, F)
         self.categories = torch.zeros(len(at), len(how["categorical"]), dtype=torch.int64)  # (N, K)
         self.unseen: dict[str, set[str]] = {}
         for j, one in enumerate(how["categorical"]):
@@ -194,6 +193,8 @@ class Rows(Samples):
         return self.names[index]
 
     def __getitem__(self, index: int) -> Inputs:
+        if index in self.unreadable:
+            raise DataError(self.unreadable[index])
         inputs: Inputs = {}
         if self.columns.shape[1]:
             inputs["columns"] = self.columns[index]
@@ -251,10 +252,10 @@ def build_table(
     # A row is known by its content: moving the file, or adding rows, moves no row to another split.
     rows = list(zip(labels, *(table[name] for name in features), strict=True))
     chosen = ["\t".join(rows[i]) for i in kept.tolist()]
-    if whole:
-        parts = {"test": np.arange(len(kept))}
-    elif parts is not None:
+    if parts is not None:
         parts = {part: np.flatnonzero(np.isin(kept, at)) for part, at in parts.items()}
+    elif whole:
+        parts = {"test": np.arange(len(kept))}
     else:
         parts = _splits.split(chosen, codes, val_fraction, test_fraction, fold)
     if "train" in parts:
@@ -262,6 +263,8 @@ def build_table(
     if known is not None:
         how: Mapping[str, Any] = known.preprocessing
         notes += match_columns(table, how, where)
+    elif "train" not in parts:
+        raise DataError(f"{where}: no row is for training", "split_column must say train somewhere")
     else:
         how = fit_columns(table, features, kept[parts["train"]])
     made = {part: Rows(table, kept[at], {"label": values[at]}, how, names) for part, at in parts.items()}

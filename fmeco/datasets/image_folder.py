@@ -78,7 +78,7 @@ def build(
         parts[part] = ImageSet(folders[part], [rows[i] for i in kept], codes)
     if whole and "path" in parts:
         parts = {"test": parts["path"]}
-    elif "path" in parts or "val" not in parts:
+    elif "path" in parts or ("train" in parts and "val" not in parts):
         source = parts.pop("path", None) or parts["train"]
         cut = _splits.split([row[1] for row in source.rows], source.codes, val_fraction, fold=split)
         parts = {
