@@ -9,7 +9,7 @@ from typing import Any
 
 from fmeco import config
 from fmeco.errors import ConfigError
-from fmeco.log import say
+from fmeco.log import quietly, say
 
 LABELS = 10  # per class
 
@@ -43,28 +43,36 @@ def run(out: Path, seeds: int, stop: Callable[[], bool]) -> dict[str, Any]:
             f"seed {seed + 1} of {seeds}: pretrain on digits 0-4, then {LABELS} labels for each of 5-9, from it and from scratch"
         )
         same = [f"seed={seed}", f"dataset.limit_seed={seed}"]
-        first = pretrain(
-            folder / "pretrain.yaml", overrides=same[:1], out=out / f"pretrain-{seed}", force=True, stop=stop
-        )
-        second = finetune(
-            folder / "finetune.yaml",
-            ref=first.run,
-            overrides=same,
-            out=out / f"transfer-{seed}",
-            force=True,
-            stop=stop,
-        )
-        backbone = config.peek(folder / "pretrain.yaml")["backbone"]
-        control = {**task, "backbone": backbone, "optimizer": {"name": "adamw", "lr": _lr(second.run)}}
-        third = pretrain(control, overrides=same, out=out / f"scratch-{seed}", force=True, stop=stop)
-        for name, result in (("transfer", second), ("scratch", third)):
-            found[name].append(use.evaluate(result.run)["metrics"]["test_accuracy"])
+        with quietly():
+            first = pretrain(
+                folder / "pretrain.yaml", overrides=same[:1], out=out / f"pretrain-{seed}", force=True, stop=stop
+            )
+            second = finetune(
+                folder / "finetune.yaml",
+                ref=first.run,
+                overrides=same,
+                out=out / f"transfer-{seed}",
+                force=True,
+                stop=stop,
+            )
+            third = pretrain(
+                {**task, "backbone": config.peek(folder / "pretrain.yaml")["backbone"]},
+                overrides=[*same, *_as_in(second.run)],
+                out=out / f"scratch-{seed}",
+                force=True,
+                stop=stop,
+            )
+            for name, result in (("transfer", second), ("scratch", third)):
+                found[name].append(use.evaluate(result.run)["metrics"]["test_accuracy"])
+        say(f"  test accuracy: {found['transfer'][-1]:.3f} after pretraining, {found['scratch'][-1]:.3f} from scratch")
     return {"accuracy": found, "curves": _curves(out, seeds), "run": str(out.resolve())}
 
 
-def _lr(run: Path) -> float:
-    """The control trains with the learning rate that the finetuning run had."""
-    return float(config.peek(run / "config.yaml")["optimizer"]["lr"])
+def _as_in(run: Path) -> list[str]:
+    """What the control takes over from the finetuning run: its optimizer, and the size of its images."""
+    done = config.peek(run / "config.yaml")
+    size = config.peek(run.parent / run.name.replace("transfer", "pretrain") / "config.yaml")["dataset"]["image_size"]
+    return [f"optimizer.lr={done['optimizer']['lr']}", f"dataset.image_size={size}"]
 
 
 def table(result: Mapping[str, Any]) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import logging
 import math
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,19 @@ def to_terminal(quiet: bool = False) -> None:
         logger.removeHandler(handler)
     if not quiet:
         logger.addHandler(_Terminal())
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Within, nothing is said on the terminal; run.log still gets every line."""
+    terminals = [handler for handler in logger.handlers if isinstance(handler, _Terminal)]
+    for handler in terminals:
+        handler.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for handler in terminals:
+            handler.setLevel(logging.NOTSET)
 
 
 class Log:

@@ -194,6 +194,17 @@ def test_a_failed_save_leaves_the_last_one(call: str, code: int, monkeypatch: py
     assert count >= 1
 
 
+def test_everything_is_on_the_disk_before_it_gets_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    for name in ("fsync", "rename"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *a, _r=real, _n=name: (calls.append(_n), _r(*a))[1])
+    path = save(Path("c"))
+    at = calls.index("rename")
+    assert calls[:at].count("fsync") == len(list(path.iterdir())) + 1, "each file, and the folder"
+    assert "fsync" in calls[at:], "and the new name"
+
+
 def test_full_disk_in_a_real_run(fmeco: Callable[..., Answer]) -> None:
     """A file-size limit stands in for a full disk: the kernel refuses the write half-way."""
     from .conftest import process, write

@@ -230,6 +230,7 @@ def test_gradient_descent_is_sgd_on_the_full_batch() -> None:
             "backbone": {"name": "mlp", "hidden": [4], "batch_norm": False},
             "optimizer": {"name": "sgd", "lr": 0.5, "momentum": 0.0},
             "schedule": "constant",
+            "objective": {"name": "classification", "class_weights": {"class_0": 3.0}},
             "train": {
                 "steps": 6,
                 "batch_size": "full",
@@ -258,7 +259,9 @@ def test_gradient_descent_is_sgd_on_the_full_batch() -> None:
     body, head = model.objective.backbone, model.objective.head
     got = []
     for _ in range(5):
-        loss = torch.nn.functional.cross_entropy(head(body({"columns": x}).vector), y)
+        loss = torch.nn.functional.cross_entropy(
+            head(body({"columns": x}).vector), y, weight=torch.tensor([3.0, 1.0, 1.0])
+        )
         got.append(float(loss.detach()))
         for p, g in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
             p.data -= 0.5 * g
