@@ -6,11 +6,11 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 extras=$1
 stamp=.venv/fmeco-setup
 wanted="$extras $(cat pyproject.toml constraints.txt | cksum) $PWD"
-if [ -x .venv/bin/fmeco ] && [ -f "$stamp" ]; then
-    have=$(cat "$stamp")
-    # What the tests need holds all that the demo needs.
-    if [ "$have" = "$wanted" ] || [ "$have" = "dev,plots,tensorboard ${wanted#* }" ]; then exit 0; fi
-fi
+have=$(cat "$stamp" 2>/dev/null || true)
+usable=
+if .venv/bin/python -c '' 2>/dev/null && [ "${have##* }" = "$PWD" ]; then usable=yes; fi  # not of a folder that was moved
+# What the tests need holds all that the demo needs.
+if [ "$usable" ] && { [ "$have" = "$wanted" ] || [ "$have" = "dev,plots,tensorboard ${wanted#* }" ]; }; then exit 0; fi
 python=
 for name in python3 python3.14 python3.13 python3.12 python3.11 python; do
     if command -v "$name" >/dev/null && "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
@@ -23,6 +23,6 @@ if [ -z "$python" ]; then
     exit 2
 fi
 echo "Setting up .venv with $("$python" --version); on Linux torch is a download of about 3 GB, 5.5 GB on disk ..." >&2
-"$python" -m venv --clear .venv
+[ "$usable" ] || "$python" -m venv --clear .venv
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$extras]"
 echo "$wanted" > "$stamp"
