@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -375,8 +376,9 @@ def test_the_console_script_and_module_are_one(fmeco: Fmeco) -> None:
     out, _ = child.communicate(timeout=60)
     assert child.returncode == 0
     assert out == fmeco("list", "schedules").out
-    assert subprocess.run(["fmeco", "--help"], capture_output=True).returncode == 0
-    wrong = subprocess.run(["fmeco", "pretrain", "--json"], capture_output=True, text=True)
+    script = str(Path(sys.executable).parent / "fmeco")
+    assert subprocess.run([script, "--help"], capture_output=True).returncode == 0
+    wrong = subprocess.run([script, "pretrain", "--json"], capture_output=True, text=True)
     assert wrong.returncode == 2
     assert json.loads(wrong.stdout)["error"]["code"] == "config"
 
