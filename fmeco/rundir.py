@@ -50,7 +50,8 @@ def claim(out: Path | None, settings: RunConfig, force: bool) -> Path:
                     f"--force would replace {out}, where the weights of --from lie", "choose another --out"
                 )
             with locked(out):
-                (out / REPLACED).mkdir(exist_ok=True)
+                settle(out, keep_new=False)  # a replacement that was killed half-way counts for nothing
+                (out / REPLACED).mkdir()
                 for name in OWN_FILES:
                     if (out / name).exists():
                         os.replace(out / name, out / REPLACED / name)
