@@ -546,9 +546,15 @@ def carry_rows(objective: Objective, old: Mapping[str, Tensor], old_rows: Mappin
     return list(dict.fromkeys(carried))
 
 
-def load_exactly(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+def load_objective(objective: Objective, saved: Checkpoint) -> None:
+    """Load a checkpoint into the objective that its own config describes."""
+    load_exactly(objective.product.library, saved.tensors("backbone"), f"{saved.path / 'backbone.safetensors'}")
+    load_exactly(split_state(objective)[1], saved.tensors("objective"), f"{saved.path / 'objective.safetensors'}")
+
+
+def load_exactly(module: nn.Module | dict[str, Tensor], state: Mapping[str, Tensor], source: str) -> None:
     """Load a state that must fit name by name and shape by shape."""
-    own = module.state_dict()
+    own = module.state_dict() if isinstance(module, nn.Module) else module
     wrong = sorted(set(own) ^ set(state)) + [
         name for name in own if name in state and own[name].shape != state[name].shape
     ]

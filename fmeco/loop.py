@@ -402,14 +402,7 @@ def restore(s: Session, saved: checkpoint.Checkpoint) -> None:
     """Continue from a checkpoint: weights, averages, optimizer and state, bit for bit."""
     trainer, tensors = saved.trainer(), saved.tensors("trainer")
     raw = {name.removeprefix("raw/"): tensor for name, tensor in tensors.items() if name.startswith("raw/")}
-    checkpoint.load_exactly(s.objective.product.library, saved.tensors("backbone"), str(saved.path))
-    _, rest = checkpoint.split_state(s.objective)
-    stored = saved.tensors("objective")
-    if set(rest) != set(stored):
-        raise CheckpointError(f"{saved.path}: objective.safetensors does not fit the objective")
-    with torch.no_grad():
-        for name, tensor in rest.items():
-            tensor.copy_(stored[name])
+    checkpoint.load_objective(s.objective, saved)
     if s.average is not None:
         s.average = {name: tensor.clone() for name, tensor in s.objective.state_dict().items()}
         checkpoint.load_exactly(s.objective, raw, str(saved.path))

@@ -114,14 +114,7 @@ def load(ref: str | Path, *, backbone: Backbone | None = None) -> Model:
     body = backbone or build_backbone(own, spec)
     chosen = config.choice("objective", raw["objective"])
     objective: Objective = chosen.plugin.build({"backbone": body, "spec": spec}, chosen.options)
-    checkpoint.load_exactly(body.library, found.tensors("backbone"), str(found.path))
-    stored = found.tensors("objective")
-    mine = checkpoint.split_state(objective)[1]
-    if set(mine) != set(stored) or any(mine[name].shape != stored[name].shape for name in mine):
-        raise CheckpointError(f"{found.path / 'objective.safetensors'} does not fit the objective {chosen.name}")
-    with torch.no_grad():
-        for name, tensor in mine.items():
-            tensor.copy_(stored[name])
+    checkpoint.load_objective(objective, found)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     objective.to(device).eval()
     return Model(found, spec, objective, device)
