@@ -18,7 +18,7 @@ from tqdm import tqdm
 from fmeco import checkpoint
 from fmeco.config import Train, seconds
 from fmeco.core import Batch, Objective, mix
-from fmeco.errors import CheckpointError, ConfigError, DataError, Diverged, ResourceError, Stopped, clean, listing
+from fmeco.errors import ConfigError, DataError, Diverged, ResourceError, Stopped, clean, listing
 from fmeco.loader import Loader, epoch_order
 from fmeco.log import Log, say
 
