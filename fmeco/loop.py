@@ -53,6 +53,7 @@ class Session:
     optimizer: torch.optim.Optimizer
     schedule: Callable[[float, float, list[float]], float]
     train: Train
+    validation_size: int  # samples
     evaluate_every: int  # steps
     best_metric: str
     best_sign: int  # +1 when higher is better
@@ -78,7 +79,8 @@ def train(s: Session) -> None:
     """
     state, started = s.state, time.monotonic() - s.state.seconds
     budget = seconds(s.train.budget) if s.train.budget else math.inf
-    evaluation_seconds = 0.0
+    evaluation_seconds, timed_from = 0.0, 0.0
+    seen: int | None = None  # samples since the first step
     last_save = time.monotonic()
     window_start, skipped = time.monotonic(), 0
     parameters = [p for group in s.optimizer.param_groups for p in group["params"]]
@@ -99,7 +101,9 @@ def train(s: Session) -> None:
                 _save(s, full=True)
                 raise Stopped(f"stopped at step {state.step}; everything is saved", f"fmeco resume {s.run}")
             # A schedule is a function of the finished share: of the steps, or of a time budget.
-            place, length = (state.seconds, budget) if s.train.budget else (float(state.step), float(state.total))
+            place, length = float(state.step), float(state.total)
+            if s.train.budget:
+                place, length = state.seconds, max(budget - evaluation_seconds, 1.0)
             factor = s.schedule(place, length, state.history)
             for group in s.optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
@@ -129,15 +133,25 @@ def train(s: Session) -> None:
                 bar.set_postfix_str(_log(s, epoch, time.monotonic() - window_start))
                 window_start = time.monotonic()
 
-            out_of_time = time.monotonic() - started + evaluation_seconds >= budget
+            spent = time.monotonic() - started
+            if seen is None:
+                seen, timed_from = 0, spent  # the first step pays for what happens once
+            elif s.measured_at < 0:  # no evaluation was timed yet: a forward pass is about a third of a step
+                seen += s.loader.samples_in(state.step - 1)
+                guess = (spent - timed_from) / seen / 3 * s.validation_size
+                evaluation_seconds = min(guess, budget / 2)
+            out_of_time = spent + evaluation_seconds >= budget
             ends = state.step == state.total or out_of_time
-            evaluated = s.validate is not None and (state.step % s.evaluate_every == 0 or ends)
+            # In a budget, an evaluation on the way must leave time for the last one.
+            on_the_way = state.step % s.evaluate_every == 0 and spent + 2 * evaluation_seconds < budget
+            evaluated = s.validate is not None and (on_the_way or ends)
             improved = False
             if evaluated:
                 before = time.monotonic()
                 improved = _evaluate(s, epoch)
                 evaluation_seconds = time.monotonic() - before
                 window_start += evaluation_seconds
+                ends = ends or time.monotonic() - started + evaluation_seconds >= budget
                 if s.train.early_stop is not None and state.waited >= s.train.early_stop:
                     say(f"early stop: no better {s.best_metric} in {state.waited} evaluations")
                     ends = True

@@ -301,6 +301,7 @@ def _session(run: Path, plan: Plan, log: Log, stop: Callable[[], bool]) -> loop.
         optimizer=plan.optimizer,
         schedule=schedule,
         train=train,
+        validation_size=len(data.val) if data.val is not None else 0,
         evaluate_every=max(1, round(evaluate.every * plan.loader.steps_per_epoch)),
         best_metric=plan.best,
         best_sign=1 if objective.directions[plan.best] == "max" else -1,
