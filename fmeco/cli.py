@@ -39,7 +39,7 @@ From = Annotated[
     str | None,
     typer.Option("--from", metavar="REF", help="A run, a checkpoint, a file of weights, or SOURCE/ARCH@WEIGHTS."),
 ]
-Dataset = Annotated[str | None, typer.Option("--dataset", metavar="X", help="A folder, a table, or a dataset's name.")]
+Datasets = Annotated[list[str], typer.Option("--dataset", metavar="X", help="A folder, a table, or a dataset's name.")]
 
 
 class Signals:
@@ -183,7 +183,7 @@ def finetune(
         list[Path] | None, typer.Argument(metavar="[CONFIG]...", help="YAML files, one per task.")
     ] = None,
     ref: From = None,
-    dataset: Dataset = None,
+    dataset: Datasets = [],
     set_: Sets = [],
     out: Out = None,
     force: Force = False,
@@ -195,11 +195,13 @@ def finetune(
     """Train a checkpoint on a new task, with a new head. Several configs are several tasks."""
 
     def work() -> Any:
-        if not configs and dataset is None:
+        if not configs and not dataset:
             raise ConfigError("finetuning needs a config or --dataset X")
         tasks: list[Path | None] = [*configs] if configs else [None]
+        if len(tasks) > 1 and dataset:
+            raise ConfigError("--dataset would give every task the same data", "each config names its own dataset")
         for task in tasks:
-            _check_first(task, stage="finetune", ref=ref, dataset=dataset, overrides=set_)
+            _check_first(task, stage="finetune", ref=ref, dataset=_one(dataset), overrides=set_)
         stems = [task.stem for task in tasks if task is not None]
         if len(set(stems)) < len(stems):
             raise ConfigError(
@@ -212,7 +214,7 @@ def finetune(
             return run.finetune(
                 tasks[0],
                 ref=ref,
-                dataset=dataset,
+                dataset=_one(dataset),
                 overrides=set_,
                 out=out,
                 force=force,
@@ -226,7 +228,7 @@ def finetune(
             done = run.finetune(
                 task,
                 ref=ref,
-                dataset=dataset,
+                dataset=_one(dataset),
                 overrides=set_,
                 out=parent / task.stem,
                 force=force,
@@ -261,7 +263,7 @@ def resume(
 @app.command()
 def evaluate(
     ref: Annotated[str, typer.Argument(metavar="REF")],
-    dataset: Dataset = None,
+    dataset: Datasets = [],
     split: Annotated[str | None, typer.Option(help="val or test (default: test where there is one).")] = None,
     set_: Sets = [],
     json_: Json = False,
@@ -275,7 +277,7 @@ def evaluate(
             raise ConfigError(f"--split {clean(split)}: expected val or test")
         from fmeco import use
 
-        return use.evaluate(ref, dataset=dataset, split=split, overrides=set_)
+        return use.evaluate(ref, dataset=_one(dataset), split=split, overrides=set_)
 
     _run(
         work,
@@ -291,6 +293,7 @@ def predict(
     ref: Annotated[str, typer.Argument(metavar="REF")],
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Files, folders, or tables.")],
     output: Annotated[Path | None, typer.Option(help="A .csv or .jsonl file (default: CSV on stdout).")] = None,
+    force: Force = False,
     json_: Json = False,
     plugin: Plugins = [],
     debug: Debug = False,
@@ -301,7 +304,7 @@ def predict(
         from fmeco import use
         from fmeco.log import say
 
-        rows = use.predict(ref, inputs, output=output)
+        rows = use.predict(ref, inputs, output=output, force=force)
         if failed := sum(row["error"] is not None for row in rows):
             say(f"{failed} of {len(rows)} inputs could not be read; see the column `error`")
         if output is not None:
@@ -321,9 +324,10 @@ def predict(
 def embed(
     ref: Annotated[str, typer.Argument(metavar="REF")],
     output: Annotated[Path, typer.Option(help="An .npz file: features, names, labels.")],
-    dataset: Dataset = None,
+    dataset: Datasets = [],
     split: Annotated[str | None, typer.Option(help="train, val or test.")] = None,
     set_: Sets = [],
+    force: Force = False,
     json_: Json = False,
     plugin: Plugins = [],
     debug: Debug = False,
@@ -333,7 +337,7 @@ def embed(
     def work() -> Any:
         from fmeco import use
 
-        return use.embed(ref, dataset=dataset, output=output, split=split, overrides=set_)
+        return use.embed(ref, dataset=_one(dataset), output=output, split=split, overrides=set_, force=force)
 
     _run(
         work,
@@ -348,7 +352,7 @@ def embed(
 def check(
     configs: Annotated[list[Path] | None, typer.Argument(metavar="[CONFIG]...")] = None,
     ref: From = None,
-    dataset: Dataset = None,
+    dataset: Datasets = [],
     set_: Sets = [],
     json_: Json = False,
     plugin: Plugins = [],
@@ -363,11 +367,11 @@ def check(
             "finetune" if ref is not None or task is None or _says_finetune(task) else "pretrain" for task in tasks
         ]
         for task, stage in zip(tasks, stages, strict=True):
-            _check_first(task, stage=stage, ref=ref, dataset=dataset, overrides=set_)
+            _check_first(task, stage=stage, ref=ref, dataset=_one(dataset), overrides=set_)
         from fmeco import plan
 
         found = [
-            plan.check(task, stage=stage, ref=ref, dataset=dataset, overrides=set_, allow_partial=allow_partial)
+            plan.check(task, stage=stage, ref=ref, dataset=_one(dataset), overrides=set_, allow_partial=allow_partial)
             for task, stage in zip(tasks, stages, strict=True)
         ]
         return found[0] if len(found) == 1 else {"tasks": found}
@@ -489,7 +493,7 @@ def describe(
 @app.command()
 def init(
     folder: Annotated[Path, typer.Argument(help="Where to write pretrain.yaml and finetune.yaml.")] = Path(),
-    dataset: Dataset = None,
+    dataset: Datasets = [],
     backbone: Annotated[str | None, typer.Option(help="An architecture.")] = None,
     force: Force = False,
     json_: Json = False,
@@ -500,7 +504,7 @@ def init(
     def work() -> Any:
         from fmeco.starter import write
 
-        return {"written": [str(path) for path in write(folder, dataset, backbone, force)]}
+        return {"written": [str(path) for path in write(folder, _one(dataset), backbone, force)]}
 
     _run(work, json_mode=json_, debug=debug, show=lambda r: print("\n".join(r["written"])))
 
@@ -537,6 +541,12 @@ def demo(
         print(it.table(result))
 
     _run(work, json_mode=json_, debug=debug, show=show)
+
+
+def _one(dataset: list[str]) -> str | None:
+    if len(dataset) > 1:
+        raise ConfigError("--dataset was given more than once", "several tasks are several configs")
+    return dataset[0] if dataset else None
 
 
 def _check_first(config: Path | None, **how: Any) -> None:

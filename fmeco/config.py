@@ -605,7 +605,9 @@ def _explain(
         elif first["type"] == "missing":
             yield where, "missing"
         elif first["type"] == "value_error":
-            yield where, str(first["ctx"]["error"])
+            message = str(first["ctx"]["error"])
+            key = message.split()[0]  # a rule of the whole section names its key first
+            yield ((key,) if not where and key in raw else where), message
         else:
             wanted: list[str] = []
             for item in items:

@@ -171,6 +171,7 @@ class Samples(ABC):
     """
 
     targets: Mapping[str, Tensor | list[Any]] = {}
+    notes: tuple[str, ...] = ()  # findings that the user should read (skipped files, ...)
     in_memory = False  # True when reading a sample is so cheap that loader workers would only cost
 
     @abstractmethod

@@ -49,7 +49,7 @@ class Session:
     run: Path
     objective: Objective
     loader: Loader
-    validate: Callable[[], dict[str, float]] | None  # metrics on the validation split, or None without one
+    validate: Callable[[], tuple[dict[str, float], list[str]]] | None  # metrics of the validation split, bad samples
     optimizer: torch.optim.Optimizer
     schedule: Callable[[float, float, list[float]], float]
     train: Train
@@ -181,7 +181,9 @@ def _evaluate(s: Session, epoch: float) -> bool:
     """Measure the validation split. Returns whether it is the best so far."""
     assert s.validate is not None
     with evaluated_weights(s):
-        s.metrics, s.measured_at = s.validate(), s.state.step
+        s.metrics, bad = s.validate()
+    s.measured_at = s.state.step
+    s.state.bad_samples = list(dict.fromkeys([*s.state.bad_samples, *bad]))
     _train_mode(s.objective)
     improved = _score(s)
     s.log.write("val", s.state.step, epoch, s.metrics)

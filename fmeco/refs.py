@@ -19,7 +19,7 @@ from tqdm import tqdm
 from fmeco import checkpoint, config
 from fmeco.config import Choice
 from fmeco.core import DataSpec, InputSpec
-from fmeco.errors import CheckpointError, ConfigError, ResourceError, clean, nearest
+from fmeco.errors import CheckpointError, ConfigError, ResourceError, clean, listing, nearest
 from fmeco.log import say
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
@@ -52,7 +52,11 @@ def find_checkpoint(ref: str | Path) -> checkpoint.Checkpoint:
         if path == Path(ref):
             if (path / "config.yaml").exists():
                 raise CheckpointError(f"{clean(ref)} has no checkpoint yet", f"fmeco resume {clean(ref)}")
-            raise CheckpointError(f"{clean(ref)} is neither a run nor a checkpoint: it holds no {checkpoint.MANIFEST}")
+            runs = [str(run.parent) for run in sorted(path.glob("*/config.yaml"))]
+            hint = f"it holds the runs {listing(runs)}" if runs else ""
+            raise CheckpointError(
+                f"{clean(ref)} is neither a run nor a checkpoint: it holds no {checkpoint.MANIFEST}", hint
+            )
     return checkpoint.open_checkpoint(path.resolve())
 
 

@@ -230,6 +230,11 @@ def _train(
         elif resuming:
             say(f"resuming {run} at step 0: it was stopped before its first checkpoint")
         _check_disk(run, session)
+        sizes = ", ".join(f"{n:,} {part}" for part, n in plan.data.spec.sizes.items())
+        length = settings.train.budget or f"{plan.total:,} steps"
+        say(
+            f"{sizes} samples; {length}, {plan.loader.steps_per_epoch:,} steps per epoch; {plan.device}, {plan.precision}"
+        )
         settle(run, keep_new=True)
         loop.train(session)
         best = checkpoint.open_checkpoint((run / "checkpoints" / "best").resolve())
@@ -255,7 +260,7 @@ def _train(
 def _session(run: Path, plan: Plan, log: Log, stop: Callable[[], bool]) -> loop.Session:
     settings, data, objective = plan.settings, plan.data, plan.objective
     train, evaluate = settings.train, settings.evaluate
-    validate: Callable[[], dict[str, float]] | None = None
+    validate: Callable[[], tuple[dict[str, float], list[str]]] | None = None
     if data.val is not None and len(data.val):
         validate = functools.partial(_validate, plan, data.val)
     schedule = functools.partial(
@@ -319,7 +324,7 @@ def _session(run: Path, plan: Plan, log: Log, stop: Callable[[], bool]) -> loop.
     )
 
 
-def _validate(plan: Plan, samples: Samples) -> dict[str, float]:
+def _validate(plan: Plan, samples: Samples) -> tuple[dict[str, float], list[str]]:
     train = plan.settings.train
     bad: list[str] | None = [] if train.on_bad_sample == "skip" else None
     batches = evaluation_batches(
@@ -331,9 +336,7 @@ def _validate(plan: Plan, samples: Samples) -> dict[str, float]:
         channels_last=plan.loader.channels_last,
     )
     metrics, _ = loop.evaluate(plan.objective, batches, plan.device, plan.precision, bad=bad)
-    for one in bad or []:
-        say(f"validation: {one}")
-    return metrics
+    return metrics, bad or []
 
 
 def _check_disk(run: Path, session: loop.Session) -> None:

@@ -30,10 +30,16 @@ def write(folder: Path, dataset: str | None, backbone: str | None, force: bool) 
     table = (isinstance(section, dict) and section["name"] == "csv_table") or (
         isinstance(section, str) and section.split("/")[0] in ("sklearn", "breast_cancer", "wine", "diabetes", "iris")
     )
+    if isinstance(section, dict) and section["name"] == "csv_table":
+        columns = config.table_header(Path(section["path"]))
+        section["target"] = "label" if "label" in columns else columns[-1]
     if isinstance(section, dict):
         first = second = (
             "{"
-            + ", ".join(f"{key}: {value!r}" if key == "path" else f"{key}: {value}" for key, value in section.items())
+            + ", ".join(
+                f"{key}: {value!r}" if key in ("path", "target") else f"{key}: {value}"
+                for key, value in section.items()
+            )
             + "}"
         )
     elif section == "digits":

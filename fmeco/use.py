@@ -39,6 +39,8 @@ class Model:
         inputs: files (or folders of them, or tables, whose rows count one by one), read exactly as in training.
         """
         samples = _reader(self.spec)(self.spec, [str(path) for path in inputs])
+        for note in samples.notes:
+            say(note)
         rows: list[dict[str, Any]] = []
         for batch, names, bad in self._batches(samples, batch_size):
             decoded = iter(
@@ -159,11 +161,14 @@ def evaluate(
 
 
 @loop.known_errors()
-def predict(ref: str | Path, inputs: Sequence[str], *, output: Path | None = None) -> list[dict[str, Any]]:
+def predict(
+    ref: str | Path, inputs: Sequence[str], *, output: Path | None = None, force: bool = False
+) -> list[dict[str, Any]]:
     """Predict files, folders or tables; with `output` (.csv or .jsonl) also write the rows there. Raises DataError when
     nothing could be read."""
     if output is not None and output.suffix not in (".csv", ".jsonl"):
         raise ConfigError(f"--output {output}: expected a name that ends in .csv or .jsonl")
+    _free(output, force)
     if absent := [path for path in inputs if not Path(path).exists()]:
         raise DataError(f"no such file or folder: {listing(absent)}")
     rows = load(ref).predict(inputs)
@@ -179,6 +184,11 @@ def predict(ref: str | Path, inputs: Sequence[str], *, output: Path | None = Non
         except OSError as error:
             raise checkpoint.disk_error(error, output, 0) from None
     return rows
+
+
+def _free(output: Path | None, force: bool) -> None:
+    if output is not None and output.exists() and not force:
+        raise ConfigError(f"{output} exists already", "--force replaces it")
 
 
 def write_csv(rows: Sequence[Mapping[str, Any]], file: Any) -> None:
@@ -197,10 +207,12 @@ def embed(
     output: Path,
     split: str | None = None,
     overrides: Sequence[str] = (),
+    force: bool = False,
 ) -> dict[str, Any]:
     """Write features (N, D), names, and labels where there are any, of a dataset to an .npz file."""
     if output.suffix != ".npz":
         raise ConfigError(f"--output {output}: expected a name that ends in .npz")
+    _free(output, force)
     model = load(ref)
     # A new task's labels are its own: only how inputs are made is taken from the checkpoint.
     data, _ = _data_for(model, ref, dataset, overrides, known=model.spec.preprocessing_only() if dataset else None)

@@ -153,6 +153,9 @@ def test_init_writes_configs_that_run(fmeco: Callable[..., Answer]) -> None:
     assert fmeco("init", "here", "--dataset", "sklearn/wine").code == 0
     assert fmeco("init", "here").code == 2, "never over an existing file"
     assert fmeco("pretrain", "here/pretrain.yaml", "--set", "train.epochs=1", "--out", "run").code == 0
+    write("t.csv", "a,b,answer\n" + "\n".join(f"{i},{i * i},{'xy'[i % 2]}" for i in range(40)))
+    assert fmeco("init", "table", "--dataset", "t.csv").code == 0
+    assert fmeco("pretrain", "table/pretrain.yaml", "--set", "train.epochs=1", "--out", "table-run").code == 0
 
 
 def test_torchvision_names_are_those_of_the_library() -> None:

@@ -204,7 +204,7 @@ CASES: dict[str, tuple[Callable[[Path], list[object]], int, list[str]]] = {
     ),
     "checkpoint of another modality": (
         lambda t: ["finetune", "--from", t / "table", "--dataset", "digits"],
-        2,
+        4,
         ["table data", "images"],
     ),
     "classes that the checkpoint does not know": (

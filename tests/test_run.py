@@ -78,6 +78,8 @@ def test_pretrain_finetune_evaluate_predict_embed(fmeco: Fmeco) -> None:
             assert row["prediction"] == ("white" if "white" in row["input"] else "red")
             assert 0.5 < float(row["probability"]) <= 1
     fmeco("predict", "two", "third", "--output", "p.jsonl")
+    assert fmeco("predict", "two", "third", "--output", "p.jsonl").code == 2, "never over a file that is there"
+    assert fmeco("predict", "two", "third", "--output", "p.jsonl", "--force").code == 0
     assert len(Path("p.jsonl").read_text().splitlines()) == 11
 
     answer = fmeco("embed", "two", "--dataset", "first", "--output", "e.npz")
@@ -132,6 +134,11 @@ def test_several_tasks_end_in_one_table(fmeco: Fmeco) -> None:
     assert Path("many/easy/checkpoints/best").exists()
     answer = fmeco("finetune", "easy.yaml", "hard.yaml", "--from", "source", "--out", "more", "--json")
     assert [task["task"] for task in answer.json["tasks"]] == ["easy", "hard"]
+    for wrong in (["--dataset", "digits"], ["--dataset", "digits", "--dataset", "wine"]):
+        assert fmeco("finetune", "easy.yaml", "hard.yaml", "--from", "source", *wrong).code == 2
+    answer = fmeco("evaluate", "many")
+    assert answer.code == 4
+    assert "many/easy" in answer.err
     write("typo.yaml", {"dataset": "digits", "train": {"epoch": 1}})
     answer = fmeco("finetune", "easy.yaml", "typo.yaml", "--from", "source", "--out", "none")
     assert answer.code == 2

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from fmeco.core import ConfigError, Data, DataError, DataSpec, Inputs, InputSpec, Samples, Target, clean
+from fmeco.core import CheckpointError, Data, DataError, DataSpec, Inputs, InputSpec, Samples, Target, clean
 from fmeco.datasets import _splits
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
@@ -55,7 +55,7 @@ def image_spec(
     same thing, as it does not for digits and text.
     """
     if known is not None and known.modality not in ("image", ""):
-        raise ConfigError(f"this checkpoint is for {known.modality} data, and the dataset holds images")
+        raise CheckpointError(f"this checkpoint is for {known.modality} data, and the dataset holds images")
     old: Mapping[str, Any] = known.preprocessing if known is not None else {}
     wanted = size or old.get("size") or default_size
     mode = color or old.get("color") or native
@@ -84,6 +84,21 @@ def image_spec(
             "mirror": mirror,
         },
     )
+
+
+def small_note(file: Path, spec: DataSpec) -> list[str]:
+    """A word to who trains on thumbnails at the default size, which costs fifty times the time."""
+    try:
+        with Image.open(file) as image:
+            width, height = image.size
+    except _UNREADABLE:
+        return []
+    size = spec.preprocessing["size"]
+    if max(width, height) * 2 > size:
+        return []
+    return [
+        f"{file.name} has {width}x{height} pixels and is enlarged to {size}; dataset.image_size={min(width, height)} would be faster"
+    ]
 
 
 def canonical(image: Image.Image, how: Mapping[str, Any]) -> Tensor:

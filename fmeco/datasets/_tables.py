@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fmeco.core import (
+    CheckpointError,
     ConfigError,
     Data,
     DataError,
@@ -81,7 +82,8 @@ def read_csv(path: str) -> Table:
 def column(table: Table, name: str, path: str) -> list[str]:
     if name not in table:
         raise ConfigError(
-            f"{clean(path)}: no column '{clean(name)}'{nearest(name, table)}; it has: {listing(table, 20)}"
+            f"{clean(path)}: no column '{clean(name)}'{nearest(name, table)}; it has: {listing(table, 50)}",
+            "name it, as in --set dataset.target=COLUMN",
         )
     return table[name]
 
@@ -232,7 +234,7 @@ def build_table(
 ) -> Data:
     """A Data from columns as text, and one label per row. What csv_table and sklearn share."""
     if known is not None and known.modality != "table":
-        raise ConfigError(f"this checkpoint is for {known.modality} data, and the dataset is a table")
+        raise CheckpointError(f"this checkpoint is for {known.modality} data, and the dataset is a table")
     old = known.targets.get("label") if known is not None else None
     if blank := [names[i] for i, label in enumerate(labels) if is_missing(label)]:
         raise DataError(f"no target value in {listing(blank)}", "fill or remove these rows")

@@ -69,6 +69,9 @@ def build(
     target = _images.class_target([], names)[1]
     spec = _images.image_spec(known, size=image_size, color=color)
 
+    if known is None and image_size is None and scanned[first]:
+        notes += _images.small_note(folders[first] / scanned[first][0][1], spec)
+
     parts: dict[str, ImageSet] = {}
     for part, rows in scanned.items():
         labels = [row[0] for row in rows]
@@ -110,15 +113,18 @@ def build(
 def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
     """Image files, and the images below folders, in the order given."""
     files: list[str] = []
+    notes: list[str] = []
     for source in sources:
         if Path(source).is_dir():
-            inside = [str(Path(source) / file) for file, _ in _images.scan(Path(source), [])]
+            inside = [str(Path(source) / file) for file, _ in _images.scan(Path(source), notes)]
             if not inside:
                 raise DataError(f"{clean(source)}: no images in this folder")
             files += inside
         else:
             files.append(source)
-    return _images.ImageFiles(Path(), files, {}, spec.preprocessing)
+    samples = _images.ImageFiles(Path(), files, {}, spec.preprocessing)
+    samples.notes = tuple(notes)
+    return samples
 
 
 @dataclasses.dataclass(frozen=True)
