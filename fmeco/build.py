@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fmeco import checkpoint, config, optim, refs
 from fmeco.config import Choice, RunConfig
-from fmeco.core import Augment, Backbone, Data, DataSpec, Objective, mix
+from fmeco.core import Augment, Backbone, Data, DataSpec, Objective, seed_torch
 from fmeco.errors import CheckpointError, ConfigError, DataError, clean, listing, nearest
 from fmeco.loader import Loader, choose_workers
 from fmeco.log import say
@@ -55,7 +55,7 @@ def prepare(
     """
     source = _source(settings, own_backbone) if resumed is None else None
     known = source.spec.preprocessing_only() if source is not None else None
-    if resumed is not None and _starts_from_weights(settings):
+    if resumed is not None and (settings.source is not None or _weights(settings) is not None):
         known = resumed.spec.preprocessing_only()
     data = _described(data or _build_data(settings, known))
     if source is not None and source.spec.modality != data.spec.modality:
@@ -64,7 +64,7 @@ def prepare(
         )
 
     # Initialisation, in order: the seed's random values; then the source's backbone; then head rows of shared classes.
-    torch.default_generator.manual_seed(int(mix(settings.seed, 0x696E6974)) & 0x7FFFFFFFFFFFFFFF)
+    seed_torch(settings.seed, 0x696E6974)  # "init": apart from the seeds of steps
     chosen = source.backbone if source is not None else settings.backbone
     backbone = own_backbone or build_backbone(chosen, data.spec)
     described = settings.objective or _default_objective(data.spec)
@@ -213,7 +213,7 @@ def _source(settings: RunConfig, own_backbone: Backbone | None) -> refs.Source |
                 found,
             )
         return refs.resolve(settings.source, settings.backbone)
-    weights = settings.backbone.options.get("weights") if settings.backbone is not None else None
+    weights = _weights(settings)
     if settings.backbone is None or weights is None:
         return None
     if os.path.exists(weights):
@@ -221,9 +221,8 @@ def _source(settings: RunConfig, own_backbone: Backbone | None) -> refs.Source |
     return refs.published(settings.backbone, weights)
 
 
-def _starts_from_weights(settings: RunConfig) -> bool:
-    weights = settings.backbone.options.get("weights") if settings.backbone is not None else None
-    return settings.source is not None or weights is not None
+def _weights(settings: RunConfig) -> str | None:
+    return settings.backbone.options.get("weights") if settings.backbone is not None else None
 
 
 def _default_objective(spec: DataSpec) -> Choice:

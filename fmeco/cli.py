@@ -210,9 +210,9 @@ def finetune(
             )
         from fmeco import run
 
-        if len(tasks) == 1:
+        def one(task: Path | None, out: Path | None) -> dict[str, Any]:
             return run.finetune(
-                tasks[0],
+                task,
                 ref=ref,
                 dataset=_one(dataset),
                 overrides=set_,
@@ -221,21 +221,11 @@ def finetune(
                 allow_partial=allow_partial,
                 stop=signals.stop,
             ).to_json()
+
+        if len(tasks) == 1:
+            return one(tasks[0], out)
         parent = out or Path("runs") / f"finetune-{len(tasks)}-tasks-{time.strftime('%Y%m%d-%H%M%S')}"
-        results = []
-        for task in tasks:
-            assert task is not None
-            done = run.finetune(
-                task,
-                ref=ref,
-                dataset=_one(dataset),
-                overrides=set_,
-                out=parent / task.stem,
-                force=force,
-                allow_partial=allow_partial,
-                stop=signals.stop,
-            )
-            results.append({"task": task.stem, **done.to_json()})
+        results = [{"task": task.stem, **one(task, parent / task.stem)} for task in tasks if task is not None]
         return {"tasks": results}
 
     _run(work, json_mode=json_, debug=debug, plugin=plugin, show=_show_result)

@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from fmeco.errors import ConfigError, FmecoError, clean, nearest
-from fmeco.plugins import Doc, Ge, Gt, IsPath, Lt, Plugin, find, plugins
+from fmeco.plugins import Doc, Ge, Gt, Lt, Plugin, find, plugins
 
 PLUGIN_SECTIONS = {
     "dataset": "datasets",
@@ -163,7 +163,7 @@ class RunConfig:
             choice: Choice | None = getattr(self, section)
             if choice is not None:
                 out[section] = choice.to_dict()
-                for key in _path_keys(choice.plugin.model):
+                for key in choice.plugin.paths:
                     if isinstance(choice.options[key], str):
                         out[section][key] = place(choice.options[key])
         if self.transfer is not None:
@@ -637,14 +637,6 @@ def _shown(value: Any) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return "a number that is not finite"
     return f"the text '{clean(value, 60)}'" if isinstance(value, str) else clean(value, 60)
-
-
-def _path_keys(model: type[BaseModel]) -> list[str]:
-    return [
-        name
-        for name, info in model.model_fields.items()
-        if "IsPath" in repr(info) or any(isinstance(m, IsPath) for m in info.metadata)
-    ]
 
 
 # ---------------------------------------------------------------- the schema, for editors

@@ -284,6 +284,14 @@ def mix(*words: int | Tensor) -> Tensor:
     return h
 
 
+def seed_torch(*words: int) -> None:
+    """Seed the generators that layers draw from (dropout, initialisation) with a hash of `words`."""
+    seed = int(mix(*words)) & 0x7FFFFFFFFFFFFFFF
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(seed)
+
+
 def uniform(keys: Tensor, stream: int) -> Tensor:
     """Uniform float32 numbers in [0, 1), one per key; another `stream` gives an independent draw."""
     bits = (mix(keys, stream) >> 40) & 0xFFFFFF  # 24 bits: every one is exact in float32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,14 +27,8 @@ def run(out: Path, seeds: int, stop: Callable[[], bool]) -> dict[str, Any]:
     from fmeco import use
     from fmeco.run import finetune, pretrain
 
-    if out.exists() and any(
-        path.name
-        not in (
-            "curves.png",
-            *(f"{kind}-{seed}" for kind in ("pretrain", "transfer", "scratch") for seed in range(1000)),
-        )
-        for path in out.iterdir()
-    ):
+    ours = re.compile(r"curves\.png|(pretrain|transfer|scratch)-\d+")
+    if out.exists() and not all(ours.fullmatch(path.name) for path in out.iterdir()):
         raise ConfigError(f"{out} holds something other than an earlier demo", "choose another folder with --out")
     folder = configs() / "digits"
     task = config.peek(folder / "finetune.yaml")
@@ -57,7 +52,7 @@ def run(out: Path, seeds: int, stop: Callable[[], bool]) -> dict[str, Any]:
             )
             third = pretrain(
                 {**task, "backbone": config.peek(folder / "pretrain.yaml")["backbone"]},
-                overrides=[*same, *_as_in(second.run)],
+                overrides=[*same, *_as_in(first.run, second.run)],
                 out=out / f"scratch-{seed}",
                 force=True,
                 stop=stop,
@@ -68,11 +63,11 @@ def run(out: Path, seeds: int, stop: Callable[[], bool]) -> dict[str, Any]:
     return {"accuracy": found, "curves": _curves(out, seeds), "run": str(out.resolve())}
 
 
-def _as_in(run: Path) -> list[str]:
-    """What the control takes over from the finetuning run: its optimizer, and the size of its images."""
-    done = config.peek(run / "config.yaml")
-    size = config.peek(run.parent / run.name.replace("transfer", "pretrain") / "config.yaml")["dataset"]["image_size"]
-    return [f"optimizer.lr={done['optimizer']['lr']}", f"dataset.image_size={size}"]
+def _as_in(source: Path, tuned: Path) -> list[str]:
+    """What the control takes over: the size of the source's images, and the finetuning run's learning rate."""
+    size = config.peek(source / "config.yaml")["dataset"]["image_size"]
+    lr = config.peek(tuned / "config.yaml")["optimizer"]["lr"]
+    return [f"optimizer.lr={lr}", f"dataset.image_size={size}"]
 
 
 def table(result: Mapping[str, Any]) -> str:

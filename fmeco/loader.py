@@ -6,9 +6,10 @@ changes a bit.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -89,7 +90,7 @@ class Loader:
         start, end = self.steps[step % len(self.steps)]
         return end - start
 
-    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+    def batches(self, start: int, stop: int) -> Generator[Batch]:
         """The micro-batches of steps start..stop-1, in order, on the device, augmented and standardised."""
         plan = _Plan(self, start, stop)
         for batch in _load(self.data, self.samples, self.views, self.augment, plan, self.workers, self.device):
@@ -97,7 +98,7 @@ class Loader:
 
     def _prepare(self, batch: Batch) -> Batch:
         if batch.skipped and self.on_bad_sample == "error":
-            raise DataError(batch.skipped[0], "repair or remove it, or train with --set train.on_bad_sample=skip")
+            raise unreadable(batch)
         if len(batch) == 0:
             return batch
         batch = batch.to(self.device, non_blocking=True)
@@ -128,14 +129,17 @@ def evaluation_batches(
         yield batch
 
 
+def unreadable(batch: Batch) -> DataError:
+    """The error for a sample that could not be read, where that is not to be skipped."""
+    return DataError(batch.skipped[0], "repair or remove it, or train with --set train.on_bad_sample=skip")
+
+
 def choose_workers(wanted: int | Literal["auto"], samples: Samples) -> int:
     """auto: none for data in memory; else leave the cores to the model but for one or a few."""
     if wanted != "auto":
         return wanted
     if samples.in_memory or len(samples) < 64:
         return 0
-    import os
-
     return max(1, min(8, (os.cpu_count() or 1) // 2))
 
 

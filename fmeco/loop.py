@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from fmeco import checkpoint
 from fmeco.config import Train, seconds
-from fmeco.core import Batch, Objective, mix
+from fmeco.core import Batch, Objective, seed_torch
 from fmeco.errors import ConfigError, DataError, Diverged, ResourceError, Stopped, clean, listing
-from fmeco.loader import Loader, epoch_order
+from fmeco.loader import Loader, epoch_order, unreadable
 from fmeco.log import Log, say
 
 MAX_SKIPPED_STEPS = 20  # in a row, with on_nonfinite: skip
@@ -94,7 +94,7 @@ def train(s: Session) -> None:
         dynamic_ncols=True,
         leave=False,
     )
-    with bar, contextlib.closing(batches):  # type: ignore[type-var]
+    with bar, contextlib.closing(batches):
         while state.step < state.total and not state.finished:
             state.seconds = time.monotonic() - started
             if s.stop():
@@ -198,9 +198,7 @@ def _gradients(s: Session, batches: Iterator[Batch], parameters: list[nn.Paramet
     Returns (loss per count, norm of the gradient).
     """
     # What layers draw (dropout) comes from a seed of this step alone: a resume needs no generator state.
-    torch.default_generator.manual_seed(int(mix(s.seed, s.state.step)) & 0x7FFFFFFFFFFFFFFF)
-    if s.device.type == "cuda":
-        torch.cuda.manual_seed(int(mix(s.seed, s.state.step)) & 0x7FFFFFFFFFFFFFFF)
+    seed_torch(s.seed, s.state.step)
     micros = s.loader.micros(s.state.step)
     expected = float(s.loader.samples_in(s.state.step))
     total, count = 0.0, 0.0
@@ -285,7 +283,7 @@ def evaluate(
     for batch in batches:
         if batch.skipped:
             if bad is None:
-                raise DataError(batch.skipped[0], "repair or remove it, or train with --set train.on_bad_sample=skip")
+                raise unreadable(batch)
             bad += batch.skipped
         if len(batch):
             rows = forward(objective, batch, "rows", device, precision)

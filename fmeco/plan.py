@@ -161,7 +161,7 @@ def _time_steps(built: build.Plan) -> float:
         if built.device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.monotonic() - start)
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
     return min(seconds[1:] or seconds)
 
 

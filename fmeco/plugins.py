@@ -35,11 +35,7 @@ def Doc(text: str) -> Any:
     return Field(description=text)
 
 
-class IsPath:
-    """Marks a key as a file or folder, so that a run can store it absolute and a checkpoint relative."""
-
-
-FilePath = Annotated[str, IsPath()]
+FilePath = str  # in a signature it marks a file or folder: a run stores it absolute, a checkpoint relative
 
 # Keys that several datasets share are written once, here; a signature says `classes: Classes = None`.
 Classes = Annotated[list[str | int] | None, Doc("use only these classes, in this order; null = all, sorted by name")]
@@ -103,6 +99,7 @@ class Plugin:
     help: str  # first line of the docstring
     names: tuple[str, ...]  # architectures or datasets of a library this file stands for
     renamed: Mapping[str, str]  # old key -> new key
+    paths: tuple[str, ...]  # the keys that are files or folders
 
     def load(self) -> ModuleType:
         """Import the plug-in's module."""
@@ -264,6 +261,7 @@ def _read(kind: str, name: str, file: Path, module: str, function: str = "build"
         help=doc.split("\n\n")[0].replace("\n", " "),
         names=tuple(names),
         renamed=_literal(tree, "RENAMED", file) or {},
+        paths=tuple(arg.arg for arg in node.args.kwonlyargs if _mentions(arg.annotation, "FilePath")),
     )
 
 
@@ -317,6 +315,10 @@ def _annotation(node: ast.expr) -> Any:
         case ast.Call(func=ast.Name(id=name), args=args) if name in ("Doc", "Gt", "Ge", "Lt", "Le"):
             return _VOCABULARY[name](*(ast.literal_eval(arg) for arg in args))
     raise ValueError(f"cannot read the type `{ast.unparse(node)}`")
+
+
+def _mentions(node: ast.expr | None, name: str) -> bool:
+    return node is not None and any(isinstance(part, ast.Name) and part.id == name for part in ast.walk(node))
 
 
 def _import_file(file: Path) -> ModuleType:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fmeco import config
 from fmeco.errors import ConfigError, DiskError
+from fmeco.plugins import find
 
 PRETRAIN = """\
 # fmeco pretrain {pretrain}
@@ -28,7 +29,7 @@ def write(folder: Path, dataset: str | None, backbone: str | None, force: bool) 
     """Write pretrain.yaml and finetune.yaml. Without a dataset: the first five of scikit-learn's digits, then the others."""
     section = config.dataset_section(dataset) if dataset is not None else "digits"
     table = (isinstance(section, dict) and section["name"] == "csv_table") or (
-        isinstance(section, str) and section.split("/")[0] in ("sklearn", "breast_cancer", "wine", "diabetes", "iris")
+        isinstance(section, str) and find("datasets", section)[0].name == "sklearn"
     )
     if isinstance(section, dict) and section["name"] == "csv_table":
         columns = config.table_header(Path(section["path"]))

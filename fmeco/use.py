@@ -283,12 +283,13 @@ def _data_for(
 
 
 def _reader(spec: DataSpec) -> Callable[[DataSpec, Sequence[str]], Samples]:
-    reader = getattr(find("datasets", spec.reader)[0].load(), "read", None) if spec.reader else None
+    module = find("datasets", spec.reader)[0].load() if spec.reader else None
+    reader: Callable[[DataSpec, Sequence[str]], Samples] | None = getattr(module, "read", None)
     if reader is None:
         raise ConfigError(
             f"the dataset plug-in '{spec.reader or '?'}' has no read(spec, sources): it cannot read new inputs"
         )
-    return reader  # type: ignore[no-any-return]
+    return reader
 
 
 def info(ref: str | Path) -> dict[str, Any]:

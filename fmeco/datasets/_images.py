@@ -143,10 +143,7 @@ def decode(path: str, how: Mapping[str, Any]) -> Tensor:
                     raise ValueError("no pixels")
                 return canonical(image, how)
     except _UNREADABLE as error:
-        raise DataError(
-            f"cannot read the image {clean(path)}: {_reason(path, error)}",
-            "repair or remove it, or train with --set train.on_bad_sample=skip",
-        ) from None
+        raise DataError(f"cannot read the image {clean(path)}: {_reason(path, error)}") from None
 
 
 def _reason(path: str, error: BaseException) -> str:
@@ -205,10 +202,6 @@ class ImageArrays(Samples):
 
     def __getitem__(self, index: int) -> Inputs:
         return {"image": self.images[index]}
-
-
-def class_target(codes: Any, classes: tuple[str, ...]) -> tuple[dict[str, Tensor], Target]:
-    return {"label": torch.as_tensor(codes, dtype=torch.int64)}, Target("class", classes)
 
 
 def scan(root: Path, notes: list[str]) -> list[tuple[str, int]]:
@@ -275,7 +268,7 @@ def build_arrays(
     made: dict[str, Samples] = {}
     for part, at in parts.items():
         pixels = torch.stack([canonical(images[kept[i]], spec.preprocessing) for i in at])
-        made[part] = ImageArrays(pixels, [chosen[i] for i in at], class_target(codes[at], order)[0])
+        made[part] = ImageArrays(pixels, [chosen[i] for i in at], {"label": torch.from_numpy(codes[at])})
     spec = dataclasses.replace(
         spec,
         targets={"label": Target("class", order)},

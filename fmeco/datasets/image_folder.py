@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import torch
 
 from fmeco.core import (
     Classes,
@@ -23,6 +24,7 @@ from fmeco.core import (
     LimitPerClass,
     LimitSeed,
     Samples,
+    Target,
     ValFraction,
     clean,
     listing,
@@ -66,7 +68,7 @@ def build(
     old = known.targets.get("label") if known is not None else None
     _, _, names, found = _splits.encode([row[0] for row in scanned[first]], classes, old, str(folders[first]))
     notes += found
-    target = _images.class_target([], names)[1]
+    target = Target("class", names)
     spec = _images.image_spec(known, size=image_size, color=color)
 
     if known is None and image_size is None and scanned[first]:
@@ -103,7 +105,7 @@ def build(
     )
     made = {
         part: _images.ImageFiles(
-            of.root, [row[1] for row in of.rows], _images.class_target(of.codes, names)[0], spec.preprocessing
+            of.root, [row[1] for row in of.rows], {"label": torch.from_numpy(of.codes)}, spec.preprocessing
         )
         for part, of in parts.items()
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from fmeco.core import (
     LimitPerClass,
     LimitSeed,
     Samples,
+    Target,
     ValFraction,
     clean,
 )
@@ -102,13 +103,13 @@ def build(
     """The published test split is `test`; validation is the published one, else cut from training by name."""
     kind, published, size = _SOURCES[arch]
     sets = {part: _open(kind, root, download, arguments) for part, arguments in published.items()}
-    native = "gray" if arch in _GRAY else "rgb"
+    native: Literal["gray", "rgb"] = "gray" if arch in _GRAY else "rgb"
     spec = _images.image_spec(
         known,
         size=image_size,
         color=color,
         default_size=size,
-        native=native,  # type: ignore[arg-type]
+        native=native,
         mirror=arch not in _ORIENTED,
     )
     old = known.targets.get("label") if known is not None else None
@@ -119,7 +120,7 @@ def build(
     for part, dataset in sets.items():
         labels = _labels(dataset)
         kept, codes, names, found = _splits.encode(labels, classes, target, where)
-        target = target or _images.class_target([], names)[1]
+        target = target or Target("class", names)
         notes += found
         parts[part] = (part, kept, codes)
     assert target is not None
