@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,16 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fmeco import checkpoint, config, optim, refs
+from fmeco import cache, checkpoint, config, optim, refs, tune
 from fmeco.config import Choice, RunConfig
 from fmeco.core import Augment, Backbone, Data, DataSpec, Objective, seed_torch
+from fmeco.dist import ALONE, Ranks
 from fmeco.errors import CheckpointError, ConfigError, DataError, clean, listing, nearest
-from fmeco.loader import Loader, choose_workers
+from fmeco.loader import Loader, Reading, choose_reading
 from fmeco.log import say
 
 DEFAULT_OBJECTIVE = {"class": "classification", "multilabel": "multilabel", "number": "regression"}
 FINETUNE_STEPS = 200  # a default finetune takes 10 epochs, or as many (up to 50) as make this many steps
 MICRO_BATCH = 256  # largest automatic micro-batch
+TRIED = 8  # samples in a batch that something is measured with
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Plan:
     groups: optim.Groups
     device: torch.device
     precision: str
+    ranks: Ranks
     total: int  # steps
     best: str  # the metric that picks the best checkpoint
     report: checkpoint.Report | None  # of a transplant just done
@@ -48,6 +52,7 @@ def prepare(
     data: Data | None = None,
     own_backbone: Backbone | None = None,
     resumed: checkpoint.Checkpoint | None = None,
+    ranks: Ranks = ALONE,
 ) -> Plan:
     """Data, weights, objective, optimizer: everything up to the first step.
 
@@ -62,6 +67,7 @@ def prepare(
         raise CheckpointError(
             f"the weights are for {source.spec.modality} data, and this dataset holds {data.spec.modality} data"
         )
+    data = _cached(data, settings)
 
     # Initialisation, in order: the seed's random values; then the source's backbone; then head rows of shared classes.
     seed_torch(settings.seed, 0x696E6974)  # "init": apart from the seeds of steps
@@ -77,16 +83,21 @@ def prepare(
     settings = settings.replace(
         backbone=None if own_backbone is not None else chosen, objective=described, augment=varied
     )
-    device, precision = _device(settings)
-    settings, loader = _loader(settings, data, objective, augment, device)
+    device = _device(settings, ranks)
+    settings, loader = _loader(settings, data, objective, augment, device, ranks)
     objective.to(device)
     if loader.channels_last:
         objective.to(memory_format=torch.channels_last)
-    if settings.train.compile:
-        objective.backbone.compile()
+    if settings.train.sync_batch_norm and ranks.world > 1:
+        if device.type != "cuda":
+            raise ConfigError("train.sync_batch_norm needs GPUs", "torch has it for no other device")
+        torch.nn.SyncBatchNorm.convert_sync_batchnorm(objective)
     groups = _groups(objective, settings)
     optimizer = settings.optimizer.plugin.build({"params": groups}, settings.optimizer.options)
     settings, total = _length(settings, loader.steps_per_epoch)
+    settings = _tune(settings, loader, objective, total, ranks)
+    if settings.train.compile:
+        objective.backbone.compile()
     best = _best_metric(settings, objective, data)
     parents = [source.checkpoint.id] if source is not None and source.checkpoint is not None else []
     transplanted = report.to_json() if report is not None else None
@@ -101,7 +112,8 @@ def prepare(
         optimizer,
         groups,
         device,
-        precision,
+        settings.train.precision,
+        ranks,
         total,
         best,
         report,
@@ -133,6 +145,51 @@ def _described(data: Data) -> Data:
     return dataclasses.replace(data, spec=dataclasses.replace(data.spec, targets=targets))
 
 
+def _cached(data: Data, settings: RunConfig) -> Data:
+    """The data behind a cache of what its files decode to."""
+    wanted = settings.train.cache
+    room: str | float = wanted if wanted in ("auto", "off") else config.size(wanted)
+    train, val = (part and cache.decoded(part, room) for part in (data.train, data.val))
+    return dataclasses.replace(data, train=train, val=val)
+
+
+def _tune(settings: RunConfig, loader: Loader, objective: Objective, total: int, ranks: Ranks) -> RunConfig:
+    """Measure what is `auto`: the precision, which is written into the config, and who reads."""
+    train, device = settings.train, loader.device
+    step_seconds: float | None = None
+    if train.precision == "auto" or (train.workers == "auto" and device.type == "cuda"):
+        few = dataclasses.replace(loader, micro_batch=TRIED, reading=Reading(0, 1, None))
+        batch = next(few.batches(0, 1))
+        if train.precision == "auto" and device.type != "cpu":
+            half = device.type == "cuda" and torch.cuda.is_bf16_supported()
+            train = train.model_copy(update={"precision": "bf16" if half else "fp32"})
+        if train.precision == "auto":
+            samples = total * len(loader.samples) / loader.steps_per_epoch / ranks.world
+            limit = config.seconds(train.budget) if train.budget else math.inf
+
+            def measure() -> str:
+                chosen, gain = tune.faster_precision(objective, batch, device, samples, limit)
+                if gain != 1.0:
+                    say(f"precision: {chosen}; here bf16 trains this model {gain:.1f} times as fast as fp32")
+                return chosen
+
+            train = train.model_copy(update={"precision": ranks.from_first(measure)})
+        if device.type == "cuda":
+            tune.step_seconds(objective, batch, device, train.precision)  # the first one pays for the start
+            step_seconds = tune.step_seconds(objective, batch, device, train.precision) / len(batch)
+    loader.reading = choose_reading(
+        train.workers,
+        loader.data,
+        loader.samples,
+        device,
+        views=loader.views,
+        augment=loader.augment,
+        step_seconds=step_seconds,
+        world=ranks.local_world,
+    )
+    return settings.replace(train=train)
+
+
 def _transplant(objective: Objective, source: refs.Source, settings: RunConfig) -> checkpoint.Report:
     """The source's backbone into the objective's, and head rows for the classes that both have."""
     partial = settings.allow_partial
@@ -146,7 +203,7 @@ def _transplant(objective: Objective, source: refs.Source, settings: RunConfig) 
 
 
 def _loader(
-    settings: RunConfig, data: Data, objective: Objective, augment: Augment, device: torch.device
+    settings: RunConfig, data: Data, objective: Objective, augment: Augment, device: torch.device, ranks: Ranks
 ) -> tuple[RunConfig, Loader]:
     """Training batches; an automatic batch size is written into the config."""
     train, samples = settings.train, data.split("train")
@@ -171,12 +228,18 @@ def _loader(
         batch_size=size,
         micro_batch=micro,
         seed=settings.seed,
-        workers=choose_workers(train.workers, samples),
+        reading=Reading(0, 1, None),  # chosen later, when a step can be timed
         device=device,
         balance=balance,
         on_bad_sample=train.on_bad_sample,
         channels_last=images if train.channels_last == "auto" else train.channels_last,
+        rank=ranks.rank,
+        world=ranks.world,
     )
+    if ranks.world > 1 and objective.coupled:
+        raise ConfigError("this objective's loss needs the batch whole; it cannot be trained by several ranks yet")
+    if (smallest := min(end - start for start, end in loader.steps)) < ranks.world:
+        raise ConfigError(f"{ranks.world} ranks cannot share steps of {smallest} samples", "raise train.batch_size")
     return settings.replace(train=train), loader
 
 
@@ -188,9 +251,8 @@ def _groups(objective: Objective, settings: RunConfig) -> optim.Groups:
         name: product.depth_of(inside[id(p)]) if id(p) in inside else None for name, p in objective.named_parameters()
     }
     strategy = settings.transfer or config.choice("transfer", "full")
-    return optim.parameter_groups(
-        objective.named_parameters(), strategy.plugin.build({"depths": depths}, strategy.options)
-    )
+    scales = strategy.plugin.build({"depths": depths}, strategy.options)
+    return optim.parameter_groups(objective.named_parameters(), scales, depths)
 
 
 def build_backbone(chosen: Choice | None, spec: DataSpec) -> Backbone:
@@ -282,7 +344,8 @@ def _length(settings: RunConfig, per_epoch: int) -> tuple[RunConfig, int]:
     return settings.replace(train=train), max(1, round(train.epochs * per_epoch))
 
 
-def _device(settings: RunConfig) -> tuple[torch.device, str]:
+def _device(settings: RunConfig, ranks: Ranks) -> torch.device:
+    """The run's device. Raises ConfigError for one that is not here, or has not the precision."""
     wanted, precision = settings.train.device, settings.train.precision
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -290,8 +353,8 @@ def _device(settings: RunConfig) -> tuple[torch.device, str]:
         wanted == "mps" and not torch.backends.mps.is_available()
     ):
         raise ConfigError(f"train.device: {wanted} is not available here", "device: auto takes what there is")
-    if precision == "auto":
-        precision = "bf16" if wanted == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     if precision == "fp16" and wanted == "cpu":
         raise ConfigError("train.precision: fp16 needs a GPU", "bf16 works on every device")
-    return torch.device(wanted), precision
+    if wanted == "cuda" and ranks.local >= torch.cuda.device_count():
+        raise ConfigError(f"{ranks.local_world} ranks on this machine, which has {torch.cuda.device_count()} GPUs")
+    return torch.device(wanted, ranks.local) if wanted == "cuda" else torch.device(wanted)

@@ -22,6 +22,7 @@ import os
 import re
 import shutil
 import stat
+import threading
 import uuid
 import warnings
 import zipfile
@@ -97,6 +98,58 @@ def write(
     return target
 
 
+def snapshot(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A copy on the CPU that training does not change. Tensors that share memory stay shared, so that `write` sees it."""
+    copies: dict[tuple[Any, ...], Tensor] = {}
+    out: dict[str, Tensor] = {}
+    for name, tensor in named.items():
+        tensor = tensor.detach()
+        key = _identity(tensor)
+        if key not in copies:
+            copies[key] = tensor.to("cpu", copy=True)
+        out[name] = copies[key]
+    return out
+
+
+class Writer:
+    """Does one thing at a time in a thread beside training. Leaving it as a context waits; an error of the thread is
+    raised where it is next waited for."""
+
+    def __init__(self) -> None:
+        self.thread: threading.Thread | None = None
+        self.error: BaseException | None = None
+
+    def start(self, work: Callable[[], None]) -> None:
+        def run() -> None:
+            try:
+                work()
+            except BaseException as error:
+                self.error = error
+
+        self.wait()
+        self.thread = threading.Thread(target=run, name="checkpoint")
+        self.thread.start()
+
+    def wait(self) -> None:
+        """Wait for the work at hand; raises its error."""
+        if self.thread is not None:
+            self.thread.join()
+            self.thread = None
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.wait()
+        except Exception:
+            if kind is None:  # else there is something worse to tell
+                raise
+
+
 def write_durably(path: Path, body: bytes) -> None:
     """Write a file and wait until it is on the disk; its mode follows the umask."""
     with open(path, "xb", buffering=0) as file:
@@ -170,7 +223,7 @@ def _pack(stem: str, named: Mapping[str, Tensor], aliases: dict[str, str]) -> by
     out: dict[str, Tensor] = {}
     for name, tensor in named.items():
         tensor = tensor.detach()
-        key = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape)
+        key = _identity(tensor)
         if tensor.numel() and key in seen:
             aliases[f"{stem}/{name}"] = f"{stem}/{seen[key]}"
             continue
@@ -178,6 +231,10 @@ def _pack(stem: str, named: Mapping[str, Tensor], aliases: dict[str, str]) -> by
         out[name] = tensor.to("cpu").contiguous()
     body: bytes = safetensors.save(out)
     return body
+
+
+def _identity(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

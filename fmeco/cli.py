@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from fmeco.errors import ConfigError, FmecoError, Stopped, clean
+from fmeco.errors import ConfigError, Elsewhere, FmecoError, Stopped, clean
 
 app = typer.Typer(
     help="Transfer learning you can trust: pretrain once, finetune on many tasks.",
@@ -35,6 +35,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 Plugins = Annotated[list[Path], typer.Option("--plugin", metavar="FILE.py", help="Use a plug-in from a file.")]
 Partial = Annotated[bool, typer.Option("--allow-partial", help="Load what fits, even if it is little.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+Nproc = Annotated[
+    int | None, typer.Option("--nproc", metavar="N", min=1, help="Train with N processes (GPUs) of this machine.")
+]
 From = Annotated[
     str | None,
     typer.Option("--from", metavar="REF", help="A run, a checkpoint, a file of weights, or SOURCE/ARCH@WEIGHTS."),
@@ -78,9 +81,12 @@ def _run(
     show: Callable[[Any], None] | None = None,
 ) -> None:
     """Do a command's work, print its result, and turn every failure into a message and an exit code."""
+    from fmeco import launch
     from fmeco.log import to_terminal
 
-    to_terminal()
+    launch.keep_memory()
+    rank = launch.place().rank
+    to_terminal(quiet=rank > 0)  # of several ranks one speaks
     signals.answered = True
     try:
         from fmeco import plugins
@@ -88,6 +94,8 @@ def _run(
         for file in plugin:
             plugins.add_file(file)
         result = work()
+        if rank > 0:
+            return
         if json_mode:
             print(json.dumps(result, ensure_ascii=False, allow_nan=False, default=str))
         elif show is not None:
@@ -95,7 +103,10 @@ def _run(
     except FmecoError as error:
         if debug:
             traceback.print_exc()
-        _fail(error.exit_code, error.code, error.message, error.hints, json_mode)
+        if rank > 0 and isinstance(error, ConfigError | Stopped | Elsewhere):  # rank 0 says the same, or the reason
+            raise typer.Exit(error.exit_code) from None
+        whose = f"rank {rank}: " if rank > 0 else ""
+        _fail(error.exit_code, error.code, whose + error.message, error.hints, json_mode and rank == 0)
     except KeyboardInterrupt:
         _fail(130, "interrupted", "interrupted", (), json_mode)
     except BrokenPipeError:
@@ -156,12 +167,14 @@ def pretrain(
     json_: Json = False,
     plugin: Plugins = [],
     allow_partial: Partial = False,
+    nproc: Nproc = None,
     debug: Debug = False,
 ) -> None:
     """Train a backbone and save checkpoints."""
 
     def work() -> Any:
         _check_first(config, stage="pretrain", ref=ref, overrides=set_)
+        _in_parallel(nproc)
         from fmeco import run
 
         return run.pretrain(
@@ -190,6 +203,7 @@ def finetune(
     json_: Json = False,
     plugin: Plugins = [],
     allow_partial: Partial = False,
+    nproc: Nproc = None,
     debug: Debug = False,
 ) -> None:
     """Train a checkpoint on a new task, with a new head. Several configs are several tasks."""
@@ -208,6 +222,7 @@ def finetune(
                 f"two configs have the same name: {', '.join(stems)}",
                 "a task's run is named after its config",
             )
+        _in_parallel(nproc)
         from fmeco import run
 
         def one(task: Path | None, out: Path | None) -> dict[str, Any]:
@@ -238,11 +253,13 @@ def resume(
     set_: Sets = [],
     json_: Json = False,
     plugin: Plugins = [],
+    nproc: Nproc = None,
     debug: Debug = False,
 ) -> None:
     """Continue a run that was stopped or killed, bit for bit."""
 
     def work() -> Any:
+        _in_parallel(nproc)
         from fmeco import run
 
         return run.resume(run_, epochs=epochs, overrides=set_, stop=signals.stop).to_json()
@@ -544,6 +561,14 @@ def _check_first(config: Path | None, **how: Any) -> None:
     from fmeco.config import read
 
     read(config, **how)
+
+
+def _in_parallel(nproc: int | None) -> None:
+    """With --nproc, and not yet one of its ranks: start them with the same words, and end as they do."""
+    from fmeco import launch
+
+    if nproc is not None and nproc > 1 and launch.place().world == 1:
+        raise typer.Exit(launch.launch(nproc, sys.argv[1:]))
 
 
 def _says_finetune(config: Path) -> bool:

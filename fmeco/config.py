@@ -57,11 +57,29 @@ class Train(BaseModel):
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Annotated[
-        Literal["auto", "fp32", "bf16", "fp16"], Doc("of the forward and backward pass; weights stay fp32")
+        Literal["auto", "fp32", "bf16", "fp16"],
+        Doc(
+            "of the forward and backward pass; weights stay fp32. auto = bf16 on a GPU that has it; on a CPU, for runs of "
+            "two minutes and more, whichever is faster by a short measurement"
+        ),
     ] = "auto"
     channels_last: Annotated[bool | Literal["auto"], Doc("memory format of image models")] = "auto"
     compile: Annotated[bool, Doc("torch.compile the backbone")] = False
-    workers: Annotated[int | Literal["auto"], Doc("loader processes; auto = none for data in memory")] = "auto"
+    sync_batch_norm: Annotated[bool, Doc("batch norm over the samples of all ranks; needs GPUs")] = False
+    workers: Annotated[
+        int | Literal["auto"],
+        Doc(
+            "loader processes; 0 = threads, between steps; auto = 0 on a CPU and for data that fits on the device, "
+            "else as many as a measurement says"
+        ),
+    ] = "auto"
+    cache: Annotated[
+        str,
+        Doc(
+            "disk space for decoded samples, such as 20GB, so that later epochs and runs decode nothing; off; "
+            "auto = half of the free memory, at most a quarter of the free disk"
+        ),
+    ] = "auto"
     clip_norm: Annotated[float | None, Doc("largest gradient norm; null = no clipping"), Gt(0)] = None
     ema: Annotated[
         float | None,
@@ -88,6 +106,8 @@ class Train(BaseModel):
             raise ValueError(f"give one of epochs, steps and budget, not {' and '.join(given)}")
         if self.budget is not None:
             seconds(self.budget)
+        if self.cache not in ("auto", "off"):
+            size(self.cache)
         for key in ("batch_size", "micro_batch", "workers", "save_every"):
             value = getattr(self, key)
             if isinstance(value, int) and value < (key != "workers"):
@@ -305,6 +325,14 @@ def seconds(budget: str) -> float:
     if match is None or float(match[1]) == 0:
         raise ValueError(f"budget must be a time such as 90s, 10m or 2h, not '{clean(budget)}'")
     return float(match[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600}[match[2]]
+
+
+def size(text: str) -> float:
+    """'500MB', '20GB' -> bytes. Raises ValueError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(MB|GB|TB)\s*", text)
+    if match is None:
+        raise ValueError(f"cache must be auto, off, or a size such as 20GB, not '{clean(text)}'")
+    return float(match[1]) * {"MB": 1e6, "GB": 1e9, "TB": 1e12}[match[2]]
 
 
 # ---------------------------------------------------------------- YAML, guarded
@@ -693,4 +721,5 @@ __all__ = [
     "read",
     "scalar",
     "seconds",
+    "size",
 ]

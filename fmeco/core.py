@@ -6,11 +6,13 @@ Letters in shape comments: B samples, V views, T tokens, D width, C channels or 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -70,6 +72,7 @@ __all__ = [
     "fit",
     "listing",
     "mix",
+    "mix_numbers",
     "nearest",
     "standardize",
     "uniform",
@@ -167,12 +170,15 @@ class DataSpec:
 class Samples(ABC):
     """A split: samples by position. `targets` holds one tensor (N, ...) or list of length N per target.
 
-    Reading sample i must depend on nothing but i and the files: no global random state, no order of calls.
+    Reading sample i must depend on nothing but i and the files: no global random state, no order of calls. Samples are
+    read from several threads and processes at once.
     """
 
     targets: Mapping[str, Tensor | list[Any]] = {}
     notes: tuple[str, ...] = ()  # findings that the user should read (skipped files, ...)
     in_memory = False  # True when reading a sample is so cheap that loader workers would only cost
+    tensors: Inputs | None = None  # the whole split (N, ...), where it is in memory: batches are then cut from it
+    content = ""  # a hash of what the samples hold and how they are read, where it pays to keep them decoded
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -212,7 +218,8 @@ class Batch:
 
     views: one Inputs per augmented view of the same B samples. target: name -> (B, ...) tensor, or a list.
     index: (B,) positions in the split. keys: (V, B) int64 on the CPU, one random key per view and sample: all
-    randomness of augmentation comes from them, so that workers, ranks and resume change no bit.
+    randomness of augmentation comes from them, so that workers, ranks and resume change no bit. The lowest bit of a
+    sample's key is a fair coin that lands on the other side in the next epoch.
     """
 
     views: list[Inputs]
@@ -234,17 +241,28 @@ class Batch:
             target={name: move(x) for name, x in self.target.items()},
         )
 
+    def split(self, sizes: list[int]) -> Iterator[Batch]:
+        """Smaller batches, in order. Inputs are copied: where they begin in memory can decide how sums are rounded."""
+        at = 0
+        for n in sizes:
+            part = slice(at, at + n)
+            views = [{name: x[part].clone() for name, x in view.items()} for view in self.views]
+            target = {name: x[part] for name, x in self.target.items()}
+            yield Batch(views, target, self.index[part], self.keys[:, part])
+            at += n
 
-def fit(inputs: Inputs, spec: DataSpec) -> Inputs:
-    """Centre-crop each input of one sample to the shape that the spec promises, where it is larger."""
+
+def fit(inputs: Inputs, spec: DataSpec, leading: int = 0) -> Inputs:
+    """Centre-crop each input to the shape that the spec promises, where it is larger. leading: dimensions before those
+    of a sample: 0 for one sample, 1 for a whole split."""
     out = dict(inputs)
     for name, want in spec.inputs.items():
         x = out[name]
-        for dim, size in enumerate(want.shape):
+        for dim, size in enumerate(want.shape, leading):
             if x.shape[dim] > size:
                 x = x.narrow(dim, (x.shape[dim] - size) // 2, size)
-        if tuple(x.shape) != want.shape:
-            raise DataError(f"input '{name}' has shape {tuple(x.shape)}, the model expects {want.shape}")
+        if tuple(x.shape[leading:]) != want.shape:
+            raise DataError(f"input '{name}' has shape {tuple(x.shape[leading:])}, the model expects {want.shape}")
         out[name] = x
     return out
 
@@ -255,18 +273,21 @@ def standardize(inputs: Inputs, spec: DataSpec) -> Inputs:
     for name, how in spec.inputs.items():
         if how.mean and name in out:
             x = out[name]
-            shape = (1, -1) + (1,) * (x.ndim - 2)
-            std = torch.tensor(how.std, device=x.device).view(shape)
-            mean = torch.tensor(how.mean, device=x.device).view(shape)
-            out[name] = x.float().mul(how.scale / std).sub_(mean / std)
+            factor, offset = _affine(how, x.ndim, x.device)
+            out[name] = x.to(torch.float32, copy=True).mul_(factor).sub_(offset)
     return out
 
 
+@functools.lru_cache(maxsize=64)
+def _affine(how: InputSpec, ndim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """scale / std and mean / std, shaped for a batch; made once, as every batch needs them."""
+    with torch.inference_mode(False):
+        shape = (1, -1) + (1,) * (ndim - 2)
+        std, mean = (torch.tensor(values, device=device).view(shape) for values in (how.std, how.mean))
+        return how.scale / std, mean / std
+
+
 # ---------------------------------------------------------------- randomness
-
-
-def _signed(word: int) -> int:
-    return word - (1 << 64) if word >= 1 << 63 else word
 
 
 def mix(*words: int | Tensor) -> Tensor:
@@ -275,18 +296,36 @@ def mix(*words: int | Tensor) -> Tensor:
     A counter-based generator: the key of (seed, epoch, index, view) needs no state and no order of calls.
     https://doi.org/10.1145/2714064.2660195 (Steele, Lea, Flood 2014).
     """
-    h = torch.zeros((), dtype=torch.int64)
+    first = next((i for i, word in enumerate(words) if isinstance(word, Tensor)), len(words))
+    h = np.array([mix_numbers(*words[:first])], dtype=np.uint64)  # type: ignore[arg-type]
+    for word in words[first:]:
+        added = word.numpy().view(np.uint64) if isinstance(word, Tensor) else np.uint64(word)
+        h = h + added + _GAMMA
+        h = (h ^ (h >> _30)) * _MIX1
+        h = (h ^ (h >> _27)) * _MIX2
+        h = h ^ (h >> _31)
+    keys = torch.from_numpy(h.view(np.int64))
+    return keys if any(isinstance(word, Tensor) and word.ndim for word in words) else keys[0]
+
+
+_GAMMA, _MIX1, _MIX2 = map(np.uint64, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+_30, _27, _31 = map(np.uint64, (30, 27, 31))
+
+
+def mix_numbers(*words: int) -> int:
+    """`mix` of plain numbers, for which tensors would be slow; as an unsigned number."""
+    h, limit = 0, (1 << 64) - 1
     for word in words:
-        h = h + word + _signed(0x9E3779B97F4A7C15)
-        h = (h ^ ((h >> 30) & 0x3FFFFFFFF)) * _signed(0xBF58476D1CE4E5B9)  # >> is arithmetic: mask to make it logical
-        h = (h ^ ((h >> 27) & 0x1FFFFFFFFF)) * _signed(0x94D049BB133111EB)
-        h = h ^ ((h >> 31) & 0x1FFFFFFFF)
+        h = (h + word + 0x9E3779B97F4A7C15) & limit
+        h = ((h ^ (h >> 30)) * 0xBF58476D1CE4E5B9) & limit
+        h = ((h ^ (h >> 27)) * 0x94D049BB133111EB) & limit
+        h ^= h >> 31
     return h
 
 
 def seed_torch(*words: int) -> None:
     """Seed the generators that layers draw from (dropout, initialisation) with a hash of `words`."""
-    seed = int(mix(*words)) & 0x7FFFFFFFFFFFFFFF
+    seed = mix_numbers(*words) & 0x7FFFFFFFFFFFFFFF
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed(seed)
@@ -303,6 +342,11 @@ def uniform(keys: Tensor, stream: int) -> Tensor:
 
 class Augment(ABC):
     """How training samples vary. Two pure parts; both must give the same for the same key."""
+
+    @property
+    def per_sample(self) -> bool:
+        """Whether `sample` does anything: where it does not, a split in memory is cut into batches as it is."""
+        return type(self).sample is not Augment.sample
 
     def sample(self, inputs: Inputs, key: int) -> Inputs:
         """Geometry of one sample, in the loader's worker."""

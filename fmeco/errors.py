@@ -61,6 +61,20 @@ class ResourceError(FmecoError):
     exit_code, code = 6, "resource"
 
 
+class RankLost(ResourceError):
+    """Another process of a job with several ranks ended."""
+
+    code = "rank"
+
+
+class Elsewhere(FmecoError):
+    """Rank 0 failed, and says why; this rank ends with the same exit code."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("rank 0 could not go on")
+        self.exit_code = exit_code
+
+
 class DiskError(FmecoError):
     """The disk is full or not writable."""
 

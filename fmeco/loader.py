@@ -1,29 +1,39 @@
-"""Data -> Iterator[Batch]: order, views, keys, workers.
+"""Data -> Iterator[Batch]: order, views, keys, ranks, and who reads.
 
-The order and every random number are functions of (seed, epoch, index): neither the number of workers nor a resume
-changes a bit.
+The order and every random number are functions of (seed, epoch, index): neither the number of workers or ranks nor a
+resume changes a bit of what a sample looks like.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 import os
 import signal
 import sys
-from collections.abc import Generator, Iterator, Sequence
+import threading
+import time
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from fmeco.cache import Held, free_memory
 from fmeco.core import Augment, Batch, Data, DataSpec, Inputs, Samples, View, fit, mix, standardize
 from fmeco.errors import DataError, FmecoError
 
 WORKER_TIMEOUT = 300  # seconds without a batch before a worker is taken for hung
+MEASURED_SECONDS = 0.5  # spent on finding out how long reading takes
+BLOCK_BYTES = 8 << 20  # of inputs that are prepared at once, where the split is held on the device
 _ORDER = 0x6F72646572  # keeps the keys of the order apart from those of augmentation
+_COIN = 0x636F696E
 
 
+@functools.lru_cache(maxsize=256)
 def chunks(n: int, size: int) -> list[tuple[int, int]]:
     """Cut n positions into the fewest runs of at most `size`, all equally long but for one.
 
@@ -54,11 +64,21 @@ def epoch_order(n: int, seed: int, epoch: int, labels: Tensor | None = None) -> 
     return together[mix(seed, _ORDER, epoch, torch.arange(len(together))).argsort(stable=True)][:n]
 
 
+class Reading(NamedTuple):
+    """Who reads the samples of a split. workers: processes beside the main one, 0 = the main one, with `threads`
+    threads between steps. held: the split on the device, where it is small enough."""
+
+    workers: int
+    threads: int
+    held: Held | None
+
+
 @dataclass
 class Loader:
     """Training batches of one split.
 
-    batch_size: samples per optimizer step. micro_batch: samples per forward pass. on_bad_sample: error or skip.
+    batch_size: samples per optimizer step, over all ranks. micro_batch: samples per forward pass of a rank.
+    on_bad_sample: error or skip. rank of world: the part of every step that is this process's.
     """
 
     data: Data
@@ -68,11 +88,13 @@ class Loader:
     batch_size: int
     micro_batch: int
     seed: int
-    workers: int
+    reading: Reading
     device: torch.device
     balance: Tensor | None = None  # labels (N,), to show every class equally often
     on_bad_sample: Literal["error", "skip"] = "error"
     channels_last: bool = False
+    rank: int = 0
+    world: int = 1
 
     def __post_init__(self) -> None:
         self.steps = chunks(len(self.samples), self.batch_size)
@@ -82,29 +104,40 @@ class Loader:
         return len(self.steps)
 
     def micros(self, step: int) -> list[tuple[int, int]]:
-        """The micro-batches of a step, as ranges of positions in its epoch's order."""
+        """This rank's micro-batches of a step, as ranges of positions in its epoch's order."""
         start, end = self.steps[step % len(self.steps)]
-        return [(start + a, start + b) for a, b in chunks(end - start, self.micro_batch)]
+        first, last = share(end - start, self.rank, self.world)
+        return [(start + first + a, start + first + b) for a, b in chunks(last - first, self.micro_batch)]
 
     def samples_in(self, step: int) -> int:
+        """Samples of a step, over all ranks."""
         start, end = self.steps[step % len(self.steps)]
         return end - start
 
     def batches(self, start: int, stop: int) -> Generator[Batch]:
         """The micro-batches of steps start..stop-1, in order, on the device, augmented and standardised."""
         plan = _Plan(self, start, stop)
-        for batch in _load(self.data, self.samples, self.views, self.augment, plan, self.workers, self.device):
-            yield self._prepare(batch)
+        held = self.reading.held
+        if held is None:
+            for batch in _read(self.data, self.samples, self.views, self.augment, plan, self.reading, self.device):
+                yield self._prepare(batch)
+            return
+        # What is done for many samples at once costs a small model little; its batches are cut from the result.
+        each = sum(torch.Size(one.shape).numel() * 4 for one in self.data.spec.inputs.values())
+        reader = _Reader(self.data, self.samples, self.views, self.augment)
+        with _Threads(self.reading.threads) as threads:
+            for chunk, sizes in _blocks(plan, held, BLOCK_BYTES // max(1, each * len(self.views))):
+                batch = self._prepare(_cut(reader, held, chunk, threads))
+                yield from [batch] if len(sizes) == 1 else batch.split(sizes)
 
     def _prepare(self, batch: Batch) -> Batch:
         if batch.skipped and self.on_bad_sample == "error":
             raise unreadable(batch)
         if len(batch) == 0:
             return batch
-        batch = batch.to(self.device, non_blocking=True)
         for v, view in enumerate(self.views):
             inputs = self.augment.batch(batch.views[v], batch.keys[v]) if view.augment else batch.views[v]
-            batch.views[v] = _layout(standardize(inputs, self.data.spec), self.channels_last)
+            batch.views[v] = _layout(inputs, self.data.spec, self.channels_last)
         return batch
 
 
@@ -113,20 +146,29 @@ def evaluation_batches(
     samples: Samples,
     *,
     batch_size: int,
-    workers: int,
+    reading: Reading,
     device: torch.device,
     channels_last: bool = False,
+    rank: int = 0,
+    world: int = 1,
 ) -> Iterator[Batch]:
-    """All samples in order, one view, no augmentation. Samples that cannot be read are in `skipped`."""
+    """This rank's share of the samples, in order, one view, no augmentation. Samples that cannot be read are in
+    `skipped`."""
+    first, last = share(len(samples), rank, world)
     plan = [
-        [(i, (0,)) for i in range(start, min(start + batch_size, len(samples)))]
-        for start in range(0, len(samples), batch_size)
+        Chunk(torch.arange(start, stop), torch.zeros(1, stop - start, dtype=torch.int64))
+        for start in range(first, last, batch_size)
+        for stop in [min(start + batch_size, last)]
     ]
-    for batch in _load(data, samples, (View(augment=False),), Augment(), plan, workers, device):
+    for batch in _read(data, samples, (View(augment=False),), Augment(), plan, reading, device):
         if len(batch):
-            batch = batch.to(device, non_blocking=True)
-            batch.views = [_layout(standardize(batch.views[0], data.spec), channels_last)]
+            batch.views = [_layout(batch.views[0], data.spec, channels_last)]
         yield batch
+
+
+def share(n: int, rank: int, world: int) -> tuple[int, int]:
+    """The part of n things in a row that is a rank's; parts differ by one at most."""
+    return n * rank // world, n * (rank + 1) // world
 
 
 def unreadable(batch: Batch) -> DataError:
@@ -134,122 +176,195 @@ def unreadable(batch: Batch) -> DataError:
     return DataError(batch.skipped[0], "repair or remove it, or train with --set train.on_bad_sample=skip")
 
 
-def choose_workers(wanted: int | Literal["auto"], samples: Samples) -> int:
-    """auto: none for data in memory; else leave the cores to the model but for one or a few."""
+def choose_reading(
+    wanted: int | Literal["auto"],
+    data: Data,
+    samples: Samples,
+    device: torch.device,
+    *,
+    views: Sequence[View] = (View(augment=False),),
+    augment: Augment | None = None,
+    step_seconds: float | None = None,
+    once: bool = False,
+    world: int = 1,
+) -> Reading:
+    """Who reads a split. auto: nobody where it fits on the device; else threads between the steps of a CPU, which has no
+    core to spare during a step; beside a GPU as many processes as it takes, and there are cores for.
+
+    step_seconds: how long training takes for a sample, where it is known. The time of reading is measured. once: the
+    split is gone through once, and holding it would be for nothing.
+    """
+    augment = augment or Augment()
+    cores = max(1, (len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1) // world)
     if wanted != "auto":
-        return wanted
+        return Reading(wanted, cores, None)
+    varied = augment.per_sample and any(view.augment for view in views)
+    room = _room(device) / world / 4 if not once else 0.0
+    if not varied and data.collate is None and Held.size(samples, data.spec) <= room:
+        return Reading(0, cores, Held(samples, data.spec, device))
     if samples.in_memory or len(samples) < 64:
-        return 0
-    return max(1, min(8, (os.cpu_count() or 1) // 2))
+        return Reading(0, cores, None)
+    reader, positions = _Reader(data, samples, views, augment), range(0, len(samples), max(1, len(samples) // 256))
+    began, busy, count = time.monotonic(), time.thread_time(), 0
+    for position in positions:
+        reader.one(position, tuple([0] * len(views)))
+        count += 1
+        if time.monotonic() - began > MEASURED_SECONDS:
+            break
+    seconds, busy = (time.monotonic() - began) / count, (time.thread_time() - busy) / count
+    if device.type == "cpu":
+        # While a disk or a network is waited for, a core can serve another thread.
+        return Reading(0, min(16 * cores, math.ceil(cores * seconds / max(busy, 1e-6) - 0.25)), None)
+    needed = cores if step_seconds is None else math.ceil(1.3 * seconds / step_seconds)
+    return Reading(max(1, min(needed, cores, 16)), cores, None)
 
 
-def _layout(inputs: Inputs, channels_last: bool) -> Inputs:
-    if not channels_last:
-        return inputs
-    return {name: x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for name, x in inputs.items()}
+def _room(device: torch.device) -> float:
+    """Bytes free for data."""
+    return float(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free_memory()
 
 
-Plan = Sequence[list[tuple[int, tuple[int, ...]]]]  # per batch, per sample: its position and its key per view
+def _layout(inputs: Inputs, spec: DataSpec, channels_last: bool) -> Inputs:
+    """The model's inputs. The memory format is changed while values are small, before they are standardised."""
+    if channels_last:
+        last = torch.channels_last
+        inputs = {name: x.contiguous(memory_format=last) if x.ndim == 4 else x for name, x in inputs.items()}
+    return standardize(inputs, spec)
+
+
+class Chunk(NamedTuple):
+    """The samples of a micro-batch: positions (B,), and a key per view and sample (V, B)."""
+
+    positions: Tensor
+    keys: Tensor
 
 
 class _Plan:
-    """Lists the samples of each micro-batch, an epoch at a time."""
+    """The samples of each micro-batch, an epoch at a time."""
 
     def __init__(self, loader: Loader, start: int, stop: int) -> None:
         self.loader, self.start, self.stop = loader, start, stop
 
-    def __iter__(self) -> Iterator[list[tuple[int, tuple[int, ...]]]]:
+    def __iter__(self) -> Iterator[Chunk]:
         loader, epoch = self.loader, -1
+        views = torch.arange(len(loader.views))[:, None]
         for step in range(self.start, self.stop):
             if step // loader.steps_per_epoch != epoch:
                 epoch = step // loader.steps_per_epoch
                 order = epoch_order(len(loader.samples), loader.seed, epoch, loader.balance)
-                views = torch.arange(len(loader.views))[:, None]
                 # The place in the order joins the key: a sample shown twice in a balanced epoch varies both times.
                 keys = mix(loader.seed, epoch, order, torch.arange(len(order)), views)  # (V, N)
-                listed = list(zip(order.tolist(), zip(*keys.tolist(), strict=True), strict=True))
+                coin = (mix(loader.seed, _COIN, order, views) + epoch) & 1
+                keys = (keys & ~1) | coin
             for begin, end in loader.micros(step):
-                yield listed[begin:end]
+                yield Chunk(order[begin:end], keys[:, begin:end])
 
 
-class _Views(Dataset[Any]):
-    """(position, keys) -> the sample once per view. Failures travel as values: the loader would garble exceptions."""
+def _blocks(plan: Iterable[Chunk], held: Held, most: int) -> Iterator[tuple[Chunk, list[int]]]:
+    """Chunks side by side, at most `most` samples, with their sizes; one by one until all of the split is held."""
+    block: list[Chunk] = []
+    filled = 0
 
-    def __init__(self, spec: DataSpec, samples: Samples, views: Sequence[View], augment: Augment) -> None:
-        self.spec, self.samples, self.views, self.augment = spec, samples, views, augment
+    def joined() -> tuple[Chunk, list[int]]:
+        sizes = [len(chunk.positions) for chunk in block]
+        whole = Chunk(torch.cat([c.positions for c in block]), torch.cat([c.keys for c in block], 1))
+        block.clear()
+        return whole, sizes
 
-    def __getitem__(self, item: tuple[int, tuple[int, ...]]) -> tuple[int, tuple[int, ...], list[Inputs] | FmecoError]:
-        index, keys = item
+    for chunk in plan:
+        if block and filled + len(chunk.positions) > most:
+            yield joined()
+            filled = 0
+        block.append(chunk)
+        filled += len(chunk.positions)
+        if held.missing is not None:
+            yield joined()
+            filled = 0
+    if block:
+        yield joined()
+
+
+Row = list[Inputs] | FmecoError  # a sample once per view; failures travel as values, as loaders garble exceptions
+
+
+class _Reader(Dataset[Any]):
+    """Chunk -> Batch, whoever reads."""
+
+    def __init__(self, data: Data, samples: Samples, views: Sequence[View], augment: Augment) -> None:
+        self.spec, self.samples, self.views, self.augment = data.spec, samples, views, augment
+        self.stack = data.collate or _stack
+
+    def one(self, index: int, keys: Sequence[int]) -> Row:
         try:
             read = self.samples[index]
-            return (
-                index,
-                keys,
-                [
-                    fit(self.augment.sample(read, key) if view.augment else read, self.spec)
-                    for view, key in zip(self.views, keys, strict=True)
-                ],
-            )
+            return [
+                fit(self.augment.sample(read, key) if view.augment else read, self.spec)
+                for view, key in zip(self.views, keys, strict=True)
+            ]
         except FmecoError as error:
-            return index, keys, error
+            return error
+
+    def __getitems__(self, arrays: tuple[Any, Any]) -> Batch:
+        """In a loader's worker; arrays: those of a Chunk, as tensors would travel through shared memory."""
+        chunk = Chunk(*map(torch.from_numpy, arrays))
+        rows = [self.one(i, keys) for i, keys in zip(chunk.positions.tolist(), chunk.keys.T.tolist(), strict=True)]
+        return self.batch(chunk, rows)
+
+    def batch(self, chunk: Chunk, rows: Sequence[Row]) -> Batch:
+        skipped = [row.message for row in rows if isinstance(row, FmecoError)]
+        good = [row for row in rows if not isinstance(row, FmecoError)]
+        if skipped:
+            kept = torch.tensor([not isinstance(row, FmecoError) for row in rows])
+            chunk = Chunk(chunk.positions[kept], chunk.keys[:, kept])
+        views = [self.stack([row[v] for row in good]) if good else {} for v in range(len(self.views))]
+        return Batch(views, _targets(self.samples.targets, chunk.positions), *chunk, skipped)
 
 
-class _Collate:
-    def __init__(self, data: Data, samples: Samples, views: int) -> None:
-        self.stack = data.collate or _stack
-        self.samples, self.views = samples, views
-
-    def __call__(self, rows: list[tuple[int, tuple[int, ...], list[Inputs] | FmecoError]]) -> Batch:
-        good = [(index, keys, views) for index, keys, views in rows if not isinstance(views, FmecoError)]
-        skipped = [views.message for _, _, views in rows if isinstance(views, FmecoError)]
-        index = torch.tensor([index for index, _, _ in good], dtype=torch.int64)
-        if not good:
-            return Batch(
-                [{} for _ in range(self.views)],
-                {},
-                index,
-                torch.zeros(self.views, 0, dtype=torch.int64),
-                skipped,
-            )
-        target: dict[str, Tensor | list[Any]] = {
-            name: values[index] if isinstance(values, Tensor) else [values[i] for i in index.tolist()]
-            for name, values in self.samples.targets.items()
-        }
-        keys = torch.tensor([keys for _, keys, _ in good], dtype=torch.int64).T  # (V, B)
-        return Batch(
-            [self.stack([views[v] for _, _, views in good]) for v in range(self.views)],
-            target,
-            index,
-            keys,
-            skipped,
-        )
+def _targets(targets: Any, positions: Tensor) -> dict[str, Tensor | list[Any]]:
+    return {
+        name: values[positions] if isinstance(values, Tensor) else [values[i] for i in positions.tolist()]
+        for name, values in targets.items()
+    }
 
 
 def _stack(rows: Sequence[Inputs]) -> Inputs:
-    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    """Samples side by side. Images that lie in memory pixel by pixel, as decoders leave them, stay so."""
+    out: Inputs = {}
+    for name, first in rows[0].items():
+        parts = [row[name] for row in rows]
+        if first.ndim == 3 and all(part.stride(0) == 1 for part in parts):
+            out[name] = torch.stack([part.permute(1, 2, 0) for part in parts]).permute(0, 3, 1, 2)
+        else:
+            out[name] = torch.stack(parts)
+    return out
 
 
-def _load(
+def _read(
     data: Data,
     samples: Samples,
     views: Sequence[View],
     augment: Augment,
-    plan: Any,
-    workers: int,
+    plan: Iterable[Chunk],
+    reading: Reading,
     device: torch.device,
 ) -> Iterator[Batch]:
-    dataset, collate = _Views(data.spec, samples, views, augment), _Collate(data, samples, len(views))
-    if workers == 0:
-        for rows in plan:
-            yield collate([dataset[row] for row in rows])
+    reader = _Reader(data, samples, views, augment)
+    if reading.workers == 0:
+        with _Threads(reading.threads) as threads:
+            for chunk in plan:
+                if reading.held is not None:
+                    yield _cut(reader, reading.held, chunk, threads)
+                else:
+                    rows = threads.map(reader.one, chunk.positions.tolist(), chunk.keys.T.tolist())
+                    yield reader.batch(chunk, rows).to(device)
         return
     # fork keeps plug-in files and packed arrays without copying; elsewhere the platform's default has to do.
     context = "fork" if sys.platform == "linux" else None
     loader = DataLoader(
-        dataset,
-        batch_sampler=plan,
-        collate_fn=collate,
-        num_workers=workers,
+        reader,
+        batch_sampler=_Arrays(plan),  # type: ignore[arg-type]  # not lists of numbers: they go to __getitems__ whole
+        collate_fn=_same,
+        num_workers=reading.workers,
         worker_init_fn=_start_worker,
         timeout=WORKER_TIMEOUT,
         pin_memory=device.type == "cuda",
@@ -257,7 +372,74 @@ def _load(
         # Its own generator: the default one would be drawn from in the middle of a step, after that step was seeded.
         generator=torch.Generator().manual_seed(0),
     )
-    yield from loader
+    for batch in loader:
+        yield batch.to(device, non_blocking=True)
+
+
+def _cut(reader: _Reader, held: Held, chunk: Chunk, threads: _Threads) -> Batch:
+    """A batch from what the device holds."""
+    whole, skipped = chunk, []
+    if held.missing is not None:
+
+        def read(positions: Sequence[int]) -> list[Inputs | FmecoError]:
+            rows = threads.map(reader.one, positions, [(0,) * len(reader.views)] * len(positions))
+            return [row if isinstance(row, FmecoError) else row[0] for row in rows]
+
+        held.fill(chunk.positions, read)
+        if held.bad:
+            kept = torch.tensor([i not in held.bad for i in chunk.positions.tolist()])
+            skipped = [held.bad[i].message for i in chunk.positions[~kept].tolist()]
+            whole = Chunk(chunk.positions[kept], chunk.keys[:, kept])
+    at = whole.positions.to(held.device, non_blocking=True)
+    view = {name: x[at] for name, x in held.inputs.items()}
+    return Batch([view] * len(reader.views), _targets(held.targets, at), *whole, skipped)
+
+
+def _same(batch: Any) -> Any:
+    return batch
+
+
+class _Arrays:
+    def __init__(self, plan: Iterable[Chunk]) -> None:
+        self.plan = plan
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        return ((chunk.positions.numpy(), chunk.keys.numpy()) for chunk in self.plan)
+
+
+class _Threads:
+    """A few threads that read while the main one waits. With one, the main one reads."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.pool: ThreadPoolExecutor | None = None
+
+    def map(self, function: Any, *columns: Sequence[Any]) -> list[Any]:
+        if self.count == 1 or len(columns[0]) == 1:
+            return list(map(function, *columns))
+        if self.pool is None:
+            self.pool = self._start()
+        return list(self.pool.map(function, *columns))
+
+    def _start(self) -> ThreadPoolExecutor:
+        """Each thread of the pool works alone; what torch itself divides among cores would only get in the others' way.
+        torch keeps that number per thread, but new threads take over the last one that was set: set it back."""
+        pool, number, together = ThreadPoolExecutor(self.count), torch.get_num_threads(), threading.Barrier(self.count)
+
+        def alone(_: int) -> None:
+            torch.set_num_threads(1)
+            together.wait()
+
+        list(pool.map(alone, range(self.count)))
+        torch.set_num_threads(number)
+        return pool
+
+    def __enter__(self) -> _Threads:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _start_worker(worker: int) -> None:

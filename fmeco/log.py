@@ -9,9 +9,10 @@ import logging
 import math
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 logger = logging.getLogger("fmeco")
 
@@ -52,9 +53,17 @@ def quietly() -> Iterator[None]:
 
 
 class Log:
-    """The files of one run. Numbers that are not finite become null: metrics.jsonl is strict JSON."""
+    """The files of one run. Numbers that are not finite become null: metrics.jsonl is strict JSON. Only rank 0 writes."""
 
-    def __init__(self, run: Path, *, tensorboard: bool | str, resume_at: int | None = None, size: int = 0) -> None:
+    def __init__(
+        self, run: Path, *, tensorboard: bool | str, resume_at: int | None = None, size: int = 0, first: bool = True
+    ) -> None:
+        self.file: IO[bytes] | None = None
+        self.flushed = 0.0
+        self.handler: logging.Handler = logging.NullHandler()
+        self.board: Any = None
+        if not first:
+            return
         run.mkdir(parents=True, exist_ok=True)
         self.file = open(run / "metrics.jsonl", "ab")  # noqa: SIM115  closed by close()
         if resume_at is not None:  # forget what a killed run wrote after its last checkpoint
@@ -64,7 +73,6 @@ class Log:
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         logger.setLevel(logging.INFO)
         logger.addHandler(self.handler)
-        self.board: Any = None
         if tensorboard is True or (tensorboard == "auto" and importlib.util.find_spec("tensorboard")):
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -78,21 +86,29 @@ class Log:
             self.board = SummaryWriter(str(run / "tensorboard"), purge_step=resume_at)
 
     def write(self, kind: str, step: int, epoch: float, values: dict[str, float]) -> None:
-        """One line of metrics.jsonl: {"kind": "train" | "val" | ..., "step", "epoch", ...values}."""
+        """One line of metrics.jsonl: {"kind": "train" | "val" | "time", "step", "epoch", ...values}."""
+        if self.file is None:
+            return
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         line = json.dumps({"kind": kind, "step": step, "epoch": round(epoch, 6), **finite}, ensure_ascii=False) + "\n"
         self.file.write(line.encode())
-        self.file.flush()
+        if kind != "train" or time.monotonic() - self.flushed > 1.0:  # who follows the file sees it within a second
+            self.file.flush()
+            self.flushed = time.monotonic()
         if self.board is not None:
             for name, value in values.items():
                 self.board.add_scalar(f"{kind}/{name}", value, step)
 
     def size(self) -> int:
         """Bytes of metrics.jsonl so far; a checkpoint remembers it."""
+        if self.file is None:
+            return 0
+        self.file.flush()
         return self.file.tell()
 
     def close(self) -> None:
-        self.file.close()
+        if self.file is not None:
+            self.file.close()
         logger.removeHandler(self.handler)
         self.handler.close()
         if self.board is not None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fmeco.core import Inputs
 from fmeco.errors import ConfigError
 
 
@@ -41,7 +42,12 @@ def head(width: int, outputs: int, dropout: float) -> nn.Sequential:
     linear = nn.Linear(width, outputs)
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
-    return nn.Sequential(nn.Dropout(dropout), linear)
+    return nn.Sequential(nn.Dropout(dropout) if dropout else nn.Identity(), linear)
+
+
+def mirrored(inputs: Inputs) -> Inputs:
+    """The same batch with its images (B, C, H, W) mirrored."""
+    return {name: x.flip(-1) if x.ndim == 4 else x for name, x in inputs.items()}
 
 
 # ---------------------------------------------------------------- metrics of ranked scores

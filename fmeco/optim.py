@@ -1,6 +1,7 @@
 """Optimizers and schedules: thin keyword-only functions, whose signatures are their config sections.
 
-An optimizer takes `params`: groups {"params": [...], "decay": bool, "scale": float}, made by `parameter_groups`.
+An optimizer takes `params`: groups {"params": [...], "hidden": [...], "decay": bool, "scale": float}, made by
+`parameter_groups`. Where torch has a fused kernel it is used: on two CPU cores it takes AdamW a tenth of the time.
 A schedule is pure: (step, total, history) -> the factor on the learning rate, where `history` holds the validation
 score of every evaluation so far, higher being better.
 """
@@ -19,10 +20,13 @@ from fmeco.plugins import Doc, Ge, Gt, Le, Lt
 Groups = list[dict[str, Any]]
 
 
-def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], scales: Mapping[str, float]) -> Groups:
+def parameter_groups(
+    named: Iterable[tuple[str, nn.Parameter]], scales: Mapping[str, float], depths: Mapping[str, int | None]
+) -> Groups:
     """Sort parameters into groups by learning-rate scale and weight decay; scale 0 freezes.
 
-    Biases, norms and other vectors are not decayed: decay is for weights that multiply.
+    Biases, norms and other vectors are not decayed: decay is for weights that multiply. `hidden` says of each parameter
+    whether it is such a weight inside the backbone: neither of its first layer nor of a head.
     """
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, parameter in named:
@@ -30,9 +34,11 @@ def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], scales: Mapping[
         parameter.requires_grad_(scale > 0)
         if scale > 0:
             decay = parameter.ndim > 1
-            group = groups.setdefault((scale, decay), {"params": [], "names": [], "decay": decay, "scale": scale})
+            empty: dict[str, Any] = {"params": [], "names": [], "hidden": [], "decay": decay, "scale": scale}
+            group = groups.setdefault((scale, decay), empty)
             group["params"].append(parameter)
             group["names"].append(name)
+            group["hidden"].append(decay and (depths[name] or 0) > 0)
     return list(groups.values())
 
 
@@ -62,7 +68,7 @@ def sgd(
 ) -> torch.optim.Optimizer:
     """Stochastic gradient descent; with `momentum: 0` and `train.batch_size: full`, plain gradient descent."""
     return torch.optim.SGD(
-        _groups(params, lr, weight_decay), lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0
+        _groups(params, lr, weight_decay), lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0, fused=True
     )
 
 
@@ -76,7 +82,8 @@ def adam(
     amsgrad: bool = False,
 ) -> torch.optim.Optimizer:
     """Adam, https://arxiv.org/abs/1412.6980."""
-    return torch.optim.Adam(_groups(params, lr, weight_decay), lr=lr, betas=_pair(betas), eps=eps, amsgrad=amsgrad)
+    groups = _groups(params, lr, weight_decay)
+    return torch.optim.Adam(groups, lr=lr, betas=_pair(betas), eps=eps, amsgrad=amsgrad, fused=True)
 
 
 def adamw(
@@ -89,7 +96,89 @@ def adamw(
     amsgrad: bool = False,
 ) -> torch.optim.Optimizer:
     """Adam with decoupled weight decay, https://arxiv.org/abs/1711.05101."""
-    return torch.optim.AdamW(_groups(params, lr, weight_decay), lr=lr, betas=_pair(betas), eps=eps, amsgrad=amsgrad)
+    groups = _groups(params, lr, weight_decay)
+    return torch.optim.AdamW(groups, lr=lr, betas=_pair(betas), eps=eps, amsgrad=amsgrad, fused=True)
+
+
+def muon(
+    params: Groups,
+    *,
+    lr: Annotated[float, Doc("as for adamw: the steps of both have the same size"), Gt(0)] = 1e-3,
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.95,
+    betas: Annotated[list[float], Doc("of adamw, for the first layer, heads, biases and norms")] = [0.9, 0.95],
+    weight_decay: Annotated[float, Ge(0)] = 0.05,
+) -> torch.optim.Optimizer:
+    """Muon for the weights inside the backbone, AdamW for the rest, https://kellerjordan.github.io/posts/muon.
+
+    A convolution counts as the matrix (outputs, inputs * height * width). Steps are scaled to AdamW's size as in
+    https://arxiv.org/abs/2502.16982 equation (4). Costs time in proportion to the weights, not to the batch.
+    """
+    inside, others = (
+        [
+            {**g, "params": [p for p, hidden in zip(g["params"], g["hidden"], strict=True) if hidden == wanted]}
+            for g in params
+        ]
+        for wanted in (True, False)
+    )
+    inside, others = ([g for g in groups if g["params"]] for groups in (inside, others))
+    adamw = (
+        torch.optim.AdamW(_groups(others, lr, weight_decay), lr=lr, betas=_pair(betas), fused=True) if others else None
+    )
+    return _Muon(_groups(inside, lr, weight_decay), adamw, lr, momentum) if inside or adamw is None else adamw
+
+
+class _Muon(torch.optim.Optimizer):
+    """torch's Muon, which takes matrices only, over matrices that share memory with the parameters; and AdamW."""
+
+    def __init__(self, groups: Groups, adamw: torch.optim.Optimizer | None, lr: float, momentum: float) -> None:
+        self.pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for group in groups:
+            group["params"] = [self._matrix(p) for p in group["params"]]
+        self.parts: list[torch.optim.Optimizer] = [
+            torch.optim.Muon(groups, lr=lr, momentum=momentum, adjust_lr_fn="match_rms_adamw"),
+            *([adamw] if adamw is not None else []),
+        ]
+        super().__init__(
+            [{"params": [matrix for _, matrix in self.pairs]}], {}
+        )  # for its hooks; the parts have the rest
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+    def _matrix(self, parameter: torch.Tensor) -> torch.Tensor:
+        matrix = nn.Parameter(_flat(parameter.detach()))
+        if matrix.data_ptr() != parameter.data_ptr():
+            raise ValueError("a weight is not dense in memory")
+        self.pairs.append((parameter, matrix))
+        return matrix
+
+    def step(self, closure: Any = None) -> Any:
+        for parameter, matrix in self.pairs:
+            matrix.grad = None if parameter.grad is None else _flat(parameter.grad)
+        for part in self.parts:
+            part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """States numbered through; those of matrices have the matrices' shapes."""
+        state: dict[int, Any] = {}
+        for part, first in zip(self.parts, self._firsts(), strict=True):
+            state |= {first + i: values for i, values in part.state_dict()["state"].items()}
+        return {"state": state, "param_groups": []}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        firsts = [*self._firsts(), 1 << 62]
+        for part, first, end in zip(self.parts, firsts[:-1], firsts[1:], strict=True):
+            own = {i - first: values for i, values in state_dict["state"].items() if first <= i < end}
+            part.load_state_dict({"state": own, "param_groups": part.state_dict()["param_groups"]})
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+    def _firsts(self) -> list[int]:
+        sizes = [sum(len(group["params"]) for group in part.param_groups) for part in self.parts]
+        return [sum(sizes[:i]) for i in range(len(sizes))]
+
+
+def _flat(weight: torch.Tensor) -> torch.Tensor:
+    """(O, ...) -> (O, M) without a copy, in the order that the other dimensions have in memory."""
+    order = sorted(range(1, weight.ndim), key=lambda d: weight.stride()[d], reverse=True)
+    return weight.permute(0, *order).flatten(1)
 
 
 def nadam(

@@ -19,10 +19,11 @@ import numpy as np
 import torch
 
 import fmeco
-from fmeco import card, checkpoint, config, loop
+from fmeco import card, checkpoint, config, dist, loop
 from fmeco.build import Plan, prepare
 from fmeco.config import RunConfig
-from fmeco.core import Backbone, Data, Samples
+from fmeco.core import Backbone, Data
+from fmeco.dist import Ranks
 from fmeco.errors import (
     ConfigError,
     DataError,
@@ -30,7 +31,7 @@ from fmeco.errors import (
     FmecoError,
     clean,
 )
-from fmeco.loader import choose_workers, evaluation_batches
+from fmeco.loader import choose_reading, evaluation_batches
 from fmeco.log import Log, say
 from fmeco.rundir import claim, locked, settle, write_config
 
@@ -111,13 +112,16 @@ def _start(
     )
     if allow_partial:
         settings = settings.replace(allow_partial=True)
-    run = claim(Path(out) if out else None, settings, force)
-    with locked(run):
-        try:
-            write_config(run, settings)  # from here on it can be resumed, also when it is killed while it gets ready
-            return _train(run, settings, data, backbone, stop, resume_from=None)
-        finally:
-            settle(run, keep_new=False)  # does nothing once training has begun
+    with dist.together(settings.train.device) as ranks:
+        run = Path(ranks.from_first(lambda: str(claim(Path(out) if out else None, settings, force))))
+        with locked(run) if ranks.first else contextlib.nullcontext():
+            try:
+                if ranks.first:  # from here on it can be resumed, also when it is killed while it gets ready
+                    write_config(run, settings)
+                return _train(run, settings, data, backbone, stop, ranks, resume_from=None)
+            finally:
+                if ranks.first:
+                    settle(run, keep_new=False)  # does nothing once training has begun
 
 
 @loop.known_errors()
@@ -176,12 +180,22 @@ def resume(
         if wanted <= current:
             raise ConfigError(f"--epochs {clean(epochs)}: the run already has {current:g} epochs", "+N adds N more")
         settings = settings.replace(train=settings.train.model_copy(update={"epochs": wanted}))
-    with locked(folder):
-        checkpoint.tidy(folder / "checkpoints", 10**9)
-        saved = checkpoint.newest(folder / "checkpoints", say)
-        if saved is None and checkpoint.steps(folder / "checkpoints"):
-            say("no checkpoint to resume from is whole: starting again at step 0")
-        return _train(folder, settings, None, None, stop, resume_from=saved, resuming=True)
+    with (
+        dist.together(settings.train.device) as ranks,
+        locked(folder) if ranks.first else contextlib.nullcontext(),
+    ):
+        found = ranks.from_first(lambda: _newest(folder / "checkpoints"))
+        saved = checkpoint.open_checkpoint(Path(found)) if found else None
+        return _train(folder, settings, None, None, stop, ranks, resume_from=saved, resuming=True)
+
+
+def _newest(folder: Path) -> str:
+    """The checkpoint to resume from, after clearing away what a killed process left; "" for none."""
+    checkpoint.tidy(folder, 10**9)
+    saved = checkpoint.newest(folder, say)
+    if saved is None and checkpoint.steps(folder):
+        say("no checkpoint to resume from is whole: starting again at step 0")
+    return str(saved.path) if saved is not None else ""
 
 
 def _stage_of(folder: Path) -> Any:
@@ -195,6 +209,7 @@ def _train(
     data: Data | None,
     own_backbone: Backbone | None,
     stop: Callable[[], bool],
+    ranks: Ranks,
     *,
     resume_from: checkpoint.Checkpoint | None,
     resuming: bool = False,
@@ -205,12 +220,14 @@ def _train(
         tensorboard=settings.train.tensorboard,
         size=trainer["metrics_size"] if trainer else 0,
         resume_at=(resume_from.meta["step"] if resume_from else 0) if resuming else None,
+        first=ranks.first,
     )
     try:
-        plan = prepare(settings, data, own_backbone, resume_from)
+        plan = prepare(settings, data, own_backbone, resume_from, ranks)
         settings = plan.settings
-        write_config(run, settings)
-        if plan.report is not None and not resuming:
+        if ranks.first:
+            write_config(run, settings)
+        if plan.report is not None and not resuming and ranks.first:
             for line in plan.report.lines():
                 say(line)
             (run / "transplant.json").write_text(json.dumps(plan.report.to_json(), indent=1) + "\n", "utf-8")
@@ -229,20 +246,25 @@ def _train(
                 say("this run is finished; --epochs +N adds more")
         elif resuming:
             say(f"resuming {run} at step 0: it was stopped before its first checkpoint")
-        _check_disk(run, session)
+        if ranks.first:
+            _check_disk(run, session)
         sizes = ", ".join(f"{n:,} {part}" for part, n in plan.data.spec.sizes.items())
         length = settings.train.budget or f"{plan.total:,} steps"
         say(
             f"{sizes} samples; {length}, {plan.loader.steps_per_epoch:,} steps per epoch; {plan.device}, {plan.precision}"
+            + (f", {ranks.world} ranks" if ranks.world > 1 else "")
         )
-        settle(run, keep_new=True)
+        if ranks.first:
+            settle(run, keep_new=True)
         loop.train(session)
+        ranks.barrier()  # rank 0 has written the last checkpoint
         best = checkpoint.open_checkpoint((run / "checkpoints" / "best").resolve())
         if session.state.bad_samples:
             say(
                 f"left out {len(session.state.bad_samples)} samples that could not be read; they are listed in {run / 'bad_samples.txt'}"
             )
-        card.report(run)
+        if ranks.first:
+            card.report(run)
         return Result(run, best.path, dict(best.meta["metrics"]), session.state.seconds)
     except FmecoError as error:
         for line in str(error).splitlines():
@@ -262,7 +284,7 @@ def _session(run: Path, plan: Plan, log: Log, stop: Callable[[], bool]) -> loop.
     train, evaluate = settings.train, settings.evaluate
     validate: Callable[[], tuple[dict[str, float], list[str]]] | None = None
     if data.val is not None and len(data.val):
-        validate = functools.partial(_validate, plan, data.val)
+        validate = _validation(plan, data)
     schedule = functools.partial(
         getattr(settings.schedule.plugin.load(), settings.schedule.plugin.function),
         **settings.schedule.options,
@@ -301,6 +323,7 @@ def _session(run: Path, plan: Plan, log: Log, stop: Callable[[], bool]) -> loop.
     return loop.Session(
         run=run,
         objective=objective,
+        ranks=plan.ranks,
         loader=plan.loader,
         validate=validate,
         optimizer=plan.optimizer,
@@ -324,19 +347,27 @@ def _session(run: Path, plan: Plan, log: Log, stop: Callable[[], bool]) -> loop.
     )
 
 
-def _validate(plan: Plan, samples: Samples) -> tuple[dict[str, float], list[str]]:
-    train = plan.settings.train
-    bad: list[str] | None = [] if train.on_bad_sample == "skip" else None
-    batches = evaluation_batches(
-        plan.data,
-        samples,
-        batch_size=plan.settings.evaluate.batch_size or 2 * plan.loader.micro_batch,
-        workers=choose_workers(train.workers, samples),
-        device=plan.device,
-        channels_last=plan.loader.channels_last,
-    )
-    metrics, _ = loop.evaluate(plan.objective, batches, plan.device, plan.precision, bad=bad)
-    return metrics, bad or []
+def _validation(plan: Plan, data: Data) -> Callable[[], tuple[dict[str, float], list[str]]]:
+    """Measures the validation split: its metrics, and the samples that could not be read."""
+    train, samples, ranks = plan.settings.train, data.split("val"), plan.ranks
+    reading = choose_reading(train.workers, data, samples, plan.device, world=ranks.local_world)
+
+    def validate() -> tuple[dict[str, float], list[str]]:
+        bad: list[str] | None = [] if train.on_bad_sample == "skip" else None
+        batches = evaluation_batches(
+            data,
+            samples,
+            batch_size=plan.settings.evaluate.batch_size or 2 * plan.loader.micro_batch,
+            reading=reading,
+            device=plan.device,
+            channels_last=plan.loader.channels_last,
+            rank=ranks.rank,
+            world=ranks.world,
+        )
+        metrics, _ = loop.evaluate(plan.objective, batches, plan.device, plan.precision, bad=bad, ranks=ranks)
+        return metrics, bad or []
+
+    return validate
 
 
 def _check_disk(run: Path, session: loop.Session) -> None:

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from fmeco import checkpoint, config, loop, refs
 from fmeco.build import build_backbone
-from fmeco.core import Backbone, Data, DataSpec, Objective, Samples
+from fmeco.core import Backbone, Batch, Data, DataSpec, Objective, Samples
 from fmeco.errors import CheckpointError, ConfigError, DataError, clean, listing, readable
-from fmeco.loader import choose_workers, evaluation_batches
+from fmeco.loader import choose_reading, evaluation_batches
 from fmeco.log import say
 from fmeco.plugins import find
 
@@ -65,32 +65,23 @@ class Model:
         out: list[Tensor] = []
         kept: list[int] = []
         skipped: list[str] = []
-        for batch in evaluation_batches(
-            self._data(samples),
-            samples,
-            batch_size=batch_size,
-            workers=choose_workers("auto", samples),
-            device=self.device,
-        ):
+        for batch in self._once(samples, batch_size):
             skipped += batch.skipped
             if len(batch):
-                with torch.inference_mode():
+                with torch.inference_mode(), loop.autocast(self.device, self.precision):
                     out.append(self.objective.product(batch.views[0]).vector.float().cpu())
                 kept += batch.index.tolist()
         return torch.cat(out) if out else torch.zeros(0, self.objective.product.width), kept, skipped
 
-    def _data(self, samples: Samples) -> Data:
-        return Data(self.spec, test=samples)
+    def _once(self, samples: Samples, size: int) -> Iterator[Batch]:
+        """The samples' batches, gone through once."""
+        data = Data(self.spec, test=samples)
+        reading = choose_reading("auto", data, samples, self.device, once=True)
+        return evaluation_batches(data, samples, batch_size=size, reading=reading, device=self.device)
 
     def _batches(self, samples: Samples, size: int) -> Iterator[tuple[Any, list[str], dict[str, str]]]:
         start = 0
-        for batch in evaluation_batches(
-            self._data(samples),
-            samples,
-            batch_size=size,
-            workers=choose_workers("auto", samples),
-            device=self.device,
-        ):
+        for batch in self._once(samples, size):
             stop = min(start + size, len(samples))
             good = set(batch.index.tolist())
             missing = [samples.name(i) for i in range(start, stop) if i not in good]
@@ -119,7 +110,8 @@ def load(ref: str | Path, *, backbone: Backbone | None = None) -> Model:
     checkpoint.load_objective(objective, found)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     objective.to(device).eval()
-    return Model(found, spec, objective, device)
+    precision = str(found.meta["precision"])  # what its metrics were measured in
+    return Model(found, spec, objective, device, "fp32" if precision == "fp16" and device.type == "cpu" else precision)
 
 
 @loop.known_errors()
@@ -141,13 +133,9 @@ def evaluate(
         other = data.spec.targets.get(name)
         if other is None or (other.kind, other.classes) != (target.kind, target.classes):
             raise DataError(f"the dataset's target '{name}' is not the checkpoint's")
-    batches = evaluation_batches(
-        dataclasses.replace(data, spec=dataclasses.replace(data.spec, inputs=model.spec.inputs)),
-        samples,
-        batch_size=64,
-        workers=choose_workers("auto", samples),
-        device=model.device,
-    )
+    data = dataclasses.replace(data, spec=dataclasses.replace(data.spec, inputs=model.spec.inputs))
+    reading = choose_reading("auto", data, samples, model.device, once=True)
+    batches = evaluation_batches(data, samples, batch_size=64, reading=reading, device=model.device)
     bad: list[str] | None = [] if on_bad_sample == "skip" else None
     metrics, _ = loop.evaluate(model.objective, batches, model.device, model.precision, bad=bad)
     for one in bad or []:

@@ -11,7 +11,7 @@ import torch
 
 from fmeco import checkpoint, config, optim
 from fmeco.core import Batch, Data, DataSpec, InputSpec, Target, mix
-from fmeco.loader import Loader
+from fmeco.loader import Loader, choose_reading
 from fmeco.plugins import INJECTED, plugins
 
 from .conftest import photos, write
@@ -174,9 +174,7 @@ def test_objective(name: str, body: str) -> None:
         loss = made(one, "loss")
         assert torch.isfinite(loss.sum)
         loss.sum.backward()
-        optim.sgd(
-            optim.parameter_groups(made.named_parameters(), {n: 1.0 for n, _ in made.named_parameters()}), lr=0.1
-        ).step()
+        optim.sgd(groups(made), lr=0.1).step()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in made.parameters())
     assert sum(float(p.grad.abs().sum()) > 0 for p in made.parameters()) > 0.9 * len(list(made.parameters()))
     made.eval()
@@ -202,10 +200,11 @@ def test_augment_depends_on_its_keys_alone(name: str, tmp_path: Path) -> None:
     augment = choice.plugin.build({"spec": data.spec, "arch": choice.arch}, choice.options)
     samples = data.split("train")
 
-    def views(seed: int, workers: int) -> list[torch.Tensor]:
+    def views(seed: int, workers: Any) -> list[torch.Tensor]:
         from fmeco.core import View
 
-        loader = Loader(data, samples, (View(), View(augment=False)), augment, 8, 3, seed, workers, torch.device("cpu"))
+        reading = choose_reading(workers, data, samples, torch.device("cpu"))
+        loader = Loader(data, samples, (View(), View(augment=False)), augment, 8, 3, seed, reading, torch.device("cpu"))
         torch.manual_seed(workers)  # must not matter
         return [x for one in loader.batches(0, 6) for x in (one.views[0]["image"], one.views[1]["image"])]
 
@@ -217,13 +216,20 @@ def test_augment_depends_on_its_keys_alone(name: str, tmp_path: Path) -> None:
         assert any(not torch.equal(a, b) for a, b in zip(first[::2], first[1::2], strict=True)), "it varies something"
 
 
+def groups(module: torch.nn.Module) -> optim.Groups:
+    """Every parameter at the full rate; all but the first one inside the network."""
+    names = [name for name, _ in module.named_parameters()]
+    return optim.parameter_groups(
+        module.named_parameters(), dict.fromkeys(names, 1.0), {name: depth for depth, name in enumerate(names, 1)}
+    )
+
+
 @pytest.mark.parametrize("name", list(plugins("optimizers")))
 def test_optimizer(name: str) -> None:
     torch.manual_seed(0)
     model = torch.nn.Linear(4, 1)
-    groups = optim.parameter_groups(model.named_parameters(), {"weight": 1.0, "bias": 1.0})
     choice = config.choice("optimizer", {"name": name, "weight_decay": 0.01})
-    optimizer = choice.plugin.build({"params": groups}, choice.options)
+    optimizer = choice.plugin.build({"params": groups(model)}, choice.options)
     assert sorted(group["weight_decay"] for group in optimizer.param_groups) == [0.0, 0.01], "biases are not decayed"
     x, y = torch.randn(64, 4), torch.randn(64, 1)
     losses = []
@@ -261,13 +267,13 @@ def test_frozen_parameters_do_not_move_and_frozen_norms_keep_their_statistics() 
     )
     depths = {name: 0 if name.startswith("backbone") else None for name, _ in made.named_parameters()}
     strategy = config.choice("transfer", {"strategy": "probe"})
-    groups = optim.parameter_groups(
-        made.named_parameters(), strategy.plugin.build({"depths": depths}, strategy.options)
-    )
-    optimizer = optim.sgd(groups, lr=0.1)
+    scales = strategy.plugin.build({"depths": depths}, strategy.options)
+    optimizer = optim.sgd(optim.parameter_groups(made.named_parameters(), scales, depths), lr=0.1)
     before = {name: t.clone() for name, t in made.state_dict().items()}
     _train_mode(made)
-    made(batch(spec, VALUES["classification"]), "loss").sum.backward()
+    one = batch(spec, VALUES["classification"])
+    assert not made.backbone(one.views[0]).vector.requires_grad, "no graph is kept below the boundary"
+    made(one, "loss").sum.backward()
     optimizer.step()
     changed = {name for name, t in made.state_dict().items() if not torch.equal(t, before[name])}
     assert changed == {"head.1.weight", "head.1.bias"}

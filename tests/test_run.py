@@ -101,7 +101,7 @@ def test_training_and_prediction_see_the_same_pixels(fmeco: Fmeco) -> None:
     config["dataset"] = {"name": "image_folder", "path": "p", "image_size": 16, "val_fraction": 0.4}
     api.pretrain(config, out="run")
     model = api.load("run")
-    from fmeco.loader import evaluation_batches
+    from fmeco.loader import Reading, evaluation_batches
     from fmeco.loop import forward
     from fmeco.use import _data_for
 
@@ -110,7 +110,7 @@ def test_training_and_prediction_see_the_same_pixels(fmeco: Fmeco) -> None:
     seen = [
         forward(model.objective, batch, "predict", torch.device("cpu"), "fp32")["probability"].max(1).values
         for batch in evaluation_batches(
-            Data(model.spec, val=val), val, batch_size=4, workers=0, device=torch.device("cpu")
+            Data(model.spec, val=val), val, batch_size=4, reading=Reading(0, 2, None), device=torch.device("cpu")
         )
     ]
     predicted = model.predict(files, batch_size=4)

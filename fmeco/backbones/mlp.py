@@ -40,4 +40,4 @@ class MLP(Backbone):
     def forward(self, inputs: Inputs) -> Features:
         parts = [inputs[name].flatten(1) for name in self.floats]
         parts += [embed(inputs["categories"][:, j]) for j, embed in enumerate(self.embeddings)]
-        return Features(pooled=self.layers(torch.cat(parts, 1)))  # (B, D)
+        return Features(pooled=self.layers(torch.cat(parts, 1) if len(parts) > 1 else parts[0]))  # (B, D)

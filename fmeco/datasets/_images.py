@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import itertools
+import operator
 import os
 import struct
 import warnings
@@ -21,6 +24,9 @@ from fmeco.datasets import _splits
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 MAX_PIXELS = 100_000_000  # a 20 kB file can declare a gigapixel; the header is checked before anything is decoded
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Once for the process: the filters of `warnings` are shared by all threads. The size has a limit of its own, above.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", message="Palette images with Transparency")
 _UNREADABLE = (
     OSError,
     SyntaxError,
@@ -30,7 +36,6 @@ _UNREADABLE = (
     MemoryError,
     UnidentifiedImageError,
     Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
 )
 _RESAMPLE = {
     "nearest": Image.Resampling.NEAREST,
@@ -133,15 +138,12 @@ def canonical(image: Image.Image, how: Mapping[str, Any]) -> Tensor:
 def decode(path: str, how: Mapping[str, Any]) -> Tensor:
     """A file -> uint8 (C, h, w). Raises DataError that names the file and the reason."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            warnings.filterwarnings("ignore", message="Palette images with Transparency")
-            with open(path, "rb") as file, Image.open(file) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise ValueError(f"{image.width}x{image.height} pixels is more than {MAX_PIXELS:,}")
-                if min(image.size) < 1:
-                    raise ValueError("no pixels")
-                return canonical(image, how)
+        with open(path, "rb") as file, Image.open(file) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width}x{image.height} pixels is more than {MAX_PIXELS:,}")
+            if min(image.size) < 1:
+                raise ValueError("no pixels")
+            return canonical(image, how)
     except _UNREADABLE as error:
         raise DataError(f"cannot read the image {clean(path)}: {_reason(path, error)}") from None
 
@@ -165,15 +167,27 @@ def _reason(path: str, error: BaseException) -> str:
     return clean(error) or type(error).__name__
 
 
-class ImageFiles(Samples):
-    """Images on disk. Paths are packed bytes: a million of them must not become a million Python objects, which
-    loader workers would copy page by page."""
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """Files below a folder, with sizes and times of change. Paths are packed bytes: a million of them must not become
+    a million Python objects, which loader workers would copy page by page."""
 
-    def __init__(self, root: Path, paths: Sequence[str], targets: Mapping[str, Tensor], how: Mapping[str, Any]) -> None:
-        self.root, self.targets, self.how = str(root), targets, dict(how)
+    root: str
+    packed: np.ndarray[Any, Any]  # the relative paths, end to end
+    ends: np.ndarray[Any, Any]  # (N,) where each of them ends
+    sizes: np.ndarray[Any, Any]  # (N,) bytes
+    times: np.ndarray[Any, Any]  # (N,) ns
+
+    @staticmethod
+    def of(root: Path | str, paths: Sequence[str], sizes: Sequence[int], times: Sequence[int]) -> Files:
         encoded = [os.fsencode(path) for path in paths]
-        self.packed = np.frombuffer(b"".join(encoded), dtype=np.uint8)
-        self.ends = np.cumsum([len(path) for path in encoded], dtype=np.int64)
+        return Files(
+            str(root),
+            np.frombuffer(b"".join(encoded), dtype=np.uint8),
+            np.cumsum([len(path) for path in encoded], dtype=np.int64),
+            np.array(sizes, dtype=np.int64),
+            np.array(times, dtype=np.int64),
+        )
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -182,8 +196,35 @@ class ImageFiles(Samples):
         start = self.ends[index - 1] if index else 0
         return os.fsdecode(self.packed[start : self.ends[index]].tobytes())
 
+    def names(self) -> list[str]:
+        text, ends = self.packed.tobytes(), [0, *self.ends.tolist()]
+        return [os.fsdecode(text[a:b]) for a, b in itertools.pairwise(ends)]
+
+    def take(self, at: _splits.Indices) -> Files:
+        names = self.names()
+        return Files.of(self.root, [names[i] for i in at.tolist()], self.sizes[at].tolist(), self.times[at].tolist())
+
+
+class ImageFiles(Samples):
+    """Images on disk."""
+
+    def __init__(self, files: Files, targets: Mapping[str, Tensor], how: Mapping[str, Any]) -> None:
+        self.files, self.targets, self.how = files, targets, dict(how)
+        if not len(files.times):  # not known: nothing tells a changed file from an old one
+            return
+        digest = hashlib.sha256(repr((os.path.abspath(files.root), sorted(self.how.items()))).encode())
+        for part in (files.packed, files.ends, files.sizes, files.times):
+            digest.update(part.tobytes())
+        self.content = digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def name(self, index: int) -> str:
+        return self.files.name(index)
+
     def __getitem__(self, index: int) -> Inputs:
-        return {"image": decode(os.path.join(self.root, self.name(index)), self.how)}
+        return {"image": decode(os.path.join(self.files.root, self.files.name(index)), self.how)}
 
 
 class ImageArrays(Samples):
@@ -193,6 +234,7 @@ class ImageArrays(Samples):
 
     def __init__(self, images: Tensor, names: Sequence[str], targets: Mapping[str, Tensor]) -> None:
         self.images, self.names, self.targets = images, list(names), targets
+        self.tensors = {"image": images}
 
     def __len__(self) -> int:
         return len(self.images)
@@ -204,44 +246,45 @@ class ImageArrays(Samples):
         return {"image": self.images[index]}
 
 
-def scan(root: Path, notes: list[str]) -> list[tuple[str, int]]:
-    """Image files below `root` as (relative path, bytes), sorted by name.
+def scan(root: Path, notes: list[str]) -> Files:
+    """Image files below `root`, sorted by relative path.
 
     Hidden files and folders, linked folders and files of other types are left out, and said so in `notes`.
     """
-    found: list[tuple[str, int]] = []
-    hidden = linked = other = 0
-    stack = [""]
-    while stack:
-        folder = stack.pop()
+    paths: list[str] = []
+    sizes: list[int] = []
+    times: list[int] = []
+    skipped = {"hidden entries": 0, "linked folders": 0, "files that are not images": 0}
+
+    def walk(folder: str) -> None:
         try:
-            entries = list(os.scandir(root / folder))
+            with os.scandir(os.path.join(root, folder)) as entries:
+                found = [(entry.name + "/" if entry.is_dir() else entry.name, entry) for entry in entries]
         except OSError as error:
             raise DataError(f"cannot list the folder {clean(root / folder)}: {error.strerror}") from None
-        for entry in entries:
-            relative = f"{folder}/{entry.name}" if folder else entry.name
-            if entry.name.startswith((".", "__MACOSX")):
-                hidden += 1
-            elif entry.is_dir():
+        found.sort(key=operator.itemgetter(0))  # with the slash, folders fall where their files' paths do
+        for name, entry in found:
+            if name[0] == "." or name.startswith("__MACOSX"):
+                skipped["hidden entries"] += 1
+            elif name[-1] == "/":
                 if entry.is_symlink():
-                    linked += 1
+                    skipped["linked folders"] += 1
                 else:
-                    stack.append(relative)
-            elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+                    walk(folder + name)
+            elif name[name.rfind(".") :].lower() in SUFFIXES:
                 try:
-                    found.append((relative, entry.stat().st_size))
+                    status = entry.stat()
                 except OSError:
                     raise DataError(f"cannot read the image {clean(entry.path)}: it is a link to nothing") from None
+                paths.append(folder + name)
+                sizes.append(status.st_size)
+                times.append(status.st_mtime_ns)
             else:
-                other += 1
-    for count, what in (
-        (hidden, "hidden entries"),
-        (linked, "linked folders"),
-        (other, "files that are not images"),
-    ):
-        if count:
-            notes.append(f"{root}: skipped {count} {what}")
-    return sorted(found)
+                skipped["files that are not images"] += 1
+
+    walk("")
+    notes += [f"{root}: skipped {count} {what}" for what, count in skipped.items() if count]
+    return Files.of(root, paths, sizes, times)
 
 
 def build_arrays(

@@ -187,6 +187,9 @@ class Rows(Samples):
             self.categories[:, j] = torch.tensor([codes.get(value, 0) for value in values], dtype=torch.int64)
             if strange := {value for value in values if value not in codes and not is_missing(value)}:
                 self.unseen[one["name"]] = strange
+        if not self.unreadable:
+            parts = {"columns": self.columns, "categories": self.categories}
+            self.tensors = {name: x for name, x in parts.items() if x.shape[1]}
 
     def __len__(self) -> int:
         return len(self.names)

@@ -70,7 +70,7 @@ def build(
         raise DataError(f"{clean(path)}: no image or no label in line {listing(blank)}")
     if twice := sorted({file for file in files if files.count(file) > 1} if len(set(files)) < len(files) else []):
         raise DataError(f"{clean(path)}: listed more than once: {listing(twice)}")
-    sizes = [_size(folder / file, path, line + 2) for line, file in enumerate(files)]
+    found = [_status(folder / file, path, line + 2) for line, file in enumerate(files)]
 
     old = known.targets.get("label") if known is not None else None
     kind = (
@@ -81,7 +81,7 @@ def build(
         else ("number" if all(_tables.is_decimal(label) for label in labels) else "class")
     )
     targets, target, codes, kept, notes = _target(labels, kind, classes, separator, old, path)
-    files, sizes = [files[i] for i in kept], [sizes[i] for i in kept]
+    files, found = [files[i] for i in kept], [found[i] for i in kept]
     if split_column is not None:
         parts = _tables.split_by_column(
             [_tables.column(table, split_column, path)[i] for i in kept], path, split_column
@@ -96,10 +96,13 @@ def build(
         _images.image_spec(known, size=image_size, color=color),
         targets={"label": target},
         sizes={part: len(at) for part, at in parts.items()},
-        fingerprint=_splits.fingerprint([(files[i], sizes[i], labels[kept[i]]) for at in parts.values() for i in at]),
+        fingerprint=_splits.fingerprint(
+            [(files[i], found[i][0], labels[kept[i]]) for at in parts.values() for i in at]
+        ),
     )
+    listed = _images.Files.of(folder, files, [size for size, _ in found], [time for _, time in found])
     made = {
-        part: _images.ImageFiles(folder, [files[i] for i in at], {"label": targets[at]}, spec.preprocessing)
+        part: _images.ImageFiles(listed.take(at), {"label": targets[at]}, spec.preprocessing)
         for part, at in parts.items()
     }
     return Data(spec, made.get("train"), made.get("val"), made.get("test"), notes=tuple(notes))
@@ -131,9 +134,11 @@ def _target(
     return values, Target("multilabel", names), np.zeros(len(labels), np.int64), everything, notes
 
 
-def _size(file: Path, table: str, line: int) -> int:
+def _status(file: Path, table: str, line: int) -> tuple[int, int]:
+    """Size in bytes and time of change in ns."""
     try:
-        return file.stat().st_size
+        status = file.stat()
+        return status.st_size, status.st_mtime_ns
     except OSError:
         raise DataError(
             f"{clean(table)}:{line}: the image {clean(file)} does not exist",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
@@ -56,58 +56,51 @@ def build(
 ) -> Data:
     notes: list[str] = []
     folders = _folders(path, {"train": train, "val": val, "test": test}, whole)
-    scanned = {
-        part: [(f"{file.split('/')[0]}", file, size) for file, size in _images.scan(folder, notes) if "/" in file]
-        for part, folder in folders.items()
-    }
+    scanned = {part: _scan(folder, notes) for part, folder in folders.items()}
     for part, folder in folders.items():
-        _inspect(folder, [label for label, _, _ in scanned[part]], notes)
+        _inspect(folder, scanned[part].labels, notes)
 
     # Classes are those of the training folder; every other folder is held to them by name.
     first = next(iter(scanned))
     old = known.targets.get("label") if known is not None else None
-    _, _, names, found = _splits.encode([row[0] for row in scanned[first]], classes, old, str(folders[first]))
+    _, _, names, found = _splits.encode(scanned[first].labels, classes, old, str(folders[first]))
     notes += found
     target = Target("class", names)
     spec = _images.image_spec(known, size=image_size, color=color)
 
-    if known is None and image_size is None and scanned[first]:
-        notes += _images.small_note(folders[first] / scanned[first][0][1], spec)
+    if known is None and image_size is None and scanned[first].labels:
+        notes += _images.small_note(folders[first] / scanned[first].files.name(0), spec)
 
-    parts: dict[str, ImageSet] = {}
-    for part, rows in scanned.items():
-        labels = [row[0] for row in rows]
-        chosen = None if classes is None else [c for c in classes if str(c) in labels]
-        kept, codes, _, found = _splits.encode(labels, chosen, target, str(folders[part]), "the training folder")
+    parts: dict[str, tuple[_images.Files, _splits.Indices]] = {}
+    for part, one in scanned.items():
+        present = set(one.labels)
+        chosen = None if classes is None else [c for c in classes if str(c) in present]
+        kept, codes, _, found = _splits.encode(one.labels, chosen, target, str(folders[part]), "the training folder")
         notes += found if part != first else []
-        parts[part] = ImageSet(folders[part], [rows[i] for i in kept], codes)
+        parts[part] = (one.files if len(kept) == len(one.files) else one.files.take(kept), codes)
     if whole and "path" in parts:
         parts = {"test": parts["path"]}
     elif "path" in parts or ("train" in parts and "val" not in parts):
-        source = parts.pop("path", None) or parts["train"]
-        cut = _splits.split([row[1] for row in source.rows], source.codes, val_fraction, fold=split)
-        parts = {
-            **{part: source.take(at) for part, at in cut.items()},
-            **{p: v for p, v in parts.items() if p != "train"},
-        }
+        files, codes = parts.pop("path" if "path" in parts else "train")
+        cut = _splits.split(files.names(), codes, val_fraction, fold=split)
+        parts = {**{part: (files.take(at), codes[at]) for part, at in cut.items()}, **parts}
     elif split is not None:
         raise ConfigError(f"dataset.split: {clean(path or train)} has a validation folder of its own")
-    if "train" in parts:
-        files = [row[1] for row in parts["train"].rows]
-        parts["train"] = parts["train"].take(
-            _splits.limit(files, parts["train"].codes, np.arange(len(files)), limit_per_class, limit_seed)
-        )
+    if "train" in parts and limit_per_class is not None:
+        files, codes = parts["train"]
+        at = _splits.limit(files.names(), codes, np.arange(len(files)), limit_per_class, limit_seed)
+        parts["train"] = (files.take(at), codes[at])
     spec = dataclasses.replace(
         spec,
         targets={"label": target},
-        sizes={part: len(of.rows) for part, of in parts.items()},
-        fingerprint=_splits.fingerprint([(row[1], row[2]) for part in parts.values() for row in part.rows]),
+        sizes={part: len(files) for part, (files, _) in parts.items()},
+        fingerprint=_splits.fingerprint(
+            [row for files, _ in parts.values() for row in zip(files.names(), files.sizes.tolist(), strict=True)]
+        ),
     )
     made = {
-        part: _images.ImageFiles(
-            of.root, [row[1] for row in of.rows], {"label": torch.from_numpy(of.codes)}, spec.preprocessing
-        )
-        for part, of in parts.items()
+        part: _images.ImageFiles(files, {"label": torch.from_numpy(codes)}, spec.preprocessing)
+        for part, (files, codes) in parts.items()
     }
     return Data(spec, made.get("train"), made.get("val"), made.get("test"), notes=tuple(dict.fromkeys(notes)))
 
@@ -118,25 +111,29 @@ def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
     notes: list[str] = []
     for source in sources:
         if Path(source).is_dir():
-            inside = [str(Path(source) / file) for file, _ in _images.scan(Path(source), notes)]
+            inside = [str(Path(source) / file) for file in _images.scan(Path(source), notes).names()]
             if not inside:
                 raise DataError(f"{clean(source)}: no images in this folder")
             files += inside
         else:
             files.append(source)
-    samples = _images.ImageFiles(Path(), files, {}, spec.preprocessing)
+    samples = _images.ImageFiles(_images.Files.of("", files, [], []), {}, spec.preprocessing)
     samples.notes = tuple(notes)
     return samples
 
 
-@dataclasses.dataclass(frozen=True)
-class ImageSet:
-    root: Path
-    rows: list[tuple[str, str, int]]  # label, relative path, bytes
-    codes: _splits.Indices
+class _Scanned(NamedTuple):
+    files: _images.Files
+    labels: list[str]  # the first folder of each path
 
-    def take(self, at: _splits.Indices) -> ImageSet:
-        return ImageSet(self.root, [self.rows[i] for i in at], self.codes[at])
+
+def _scan(folder: Path, notes: list[str]) -> _Scanned:
+    files = _images.scan(folder, notes)
+    names = files.names()
+    inside = np.array([i for i, name in enumerate(names) if "/" in name], dtype=np.int64)  # loose files have no class
+    if len(inside) < len(files):
+        files, names = files.take(inside), [names[i] for i in inside]
+    return _Scanned(files, [name.partition("/")[0] for name in names])
 
 
 def _folders(path: str | None, parts: dict[str, str | None], whole: bool) -> dict[str, Path]:

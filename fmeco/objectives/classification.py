@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fmeco.augment._mixing import mix_batch
-from fmeco.core import Backbone, Batch, ConfigError, DataSpec, Doc, Ge, Loss, Lt, Objective, listing, nearest
-from fmeco.nn import head, roc_auc
+from fmeco.core import Backbone, Batch, ConfigError, DataSpec, Doc, Ge, Inputs, Loss, Lt, Objective, listing, nearest
+from fmeco.nn import head, mirrored, roc_auc
 
 
 def build(
@@ -27,13 +27,15 @@ def build(
     dropout: Annotated[float, Doc("before the head"), Ge(0), Lt(1)] = 0.0,
     mixup: Annotated[float, Doc("alpha of mixup, 0 = off"), Ge(0)] = 0.0,
     cutmix: Annotated[float, Doc("alpha of cutmix (images), 0 = off"), Ge(0)] = 0.0,
+    test_flip: Annotated[bool, Doc("evaluate and predict with the mean of an image and its mirror image")] = False,
 ) -> Objective:
     described = spec.targets.get(target)
     if described is None or described.kind != "class":
         kind = "no such target" if described is None else f"it is of kind {described.kind}"
         raise ConfigError(f"objective classification needs a class target '{target}': {kind}")
-    if cutmix and any(len(one.shape) != 3 for one in spec.inputs.values()):
-        raise ConfigError("objective.cutmix is for images", "mixup works on any numeric input")
+    if (cutmix or test_flip) and any(len(one.shape) != 3 for one in spec.inputs.values()):
+        key = "cutmix" if cutmix else "test_flip"
+        raise ConfigError(f"objective.{key} is for images", *(["mixup works on any numeric input"] if cutmix else []))
     classes, counts = described.classes, described.counts
     if class_weights == "balanced":
         weights = [sum(counts) / (len(classes) * n) if n else 0.0 for n in counts] or None
@@ -45,19 +47,18 @@ def build(
         weights = [float(class_weights.get(name, 1.0)) for name in classes]
     else:
         weights = None
-    return Classification(backbone, classes, target, label_smoothing, weights, dropout, mixup, cutmix)
+    return Classification(backbone, classes, target, label_smoothing, weights, dropout, mixup, cutmix, test_flip)
 
 
 def cross_entropy(
     logits: Tensor, label: Tensor, smoothing: float = 0.0, weights: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | float]:
     """Cross-entropy of logits (B, C) for labels (B,): the weighted sum over samples, and the sum of their weights.
 
     Smoothing as in https://arxiv.org/abs/1512.00567 section 7; sum / weights equals torch's F.cross_entropy mean.
     """
     total = F.cross_entropy(logits, label, weights, reduction="sum", label_smoothing=smoothing)
-    count = logits.new_tensor(len(label)) if weights is None else weights[label].sum()
-    return total, count
+    return total, float(len(label)) if weights is None else weights[label].sum()
 
 
 class Classification(Objective):
@@ -79,27 +80,33 @@ class Classification(Objective):
         dropout: float,
         mixup: float,
         cutmix: float,
+        test_flip: bool,
     ) -> None:
         super().__init__()
+        self.test_flip = test_flip
         self.backbone, self.classes, self.target = backbone, classes, target
         self.smoothing, self.mixup, self.cutmix = smoothing, mixup, cutmix
         self.head = head(backbone.width, len(classes), dropout)
         # Not a weight to learn nor to share: it is a setting, made anew from the config.
         self.register_buffer("weights", None if weights is None else torch.tensor(weights), persistent=False)
 
-    def logits(self, batch: Batch) -> Tensor:
-        scores: Tensor = self.head(self.backbone(batch.views[0]).vector)
+    def logits(self, inputs: Inputs) -> Tensor:
+        scores: Tensor = self.head(self.backbone(inputs).vector)
         return scores.float()  # (B, C); the loss is not for half precision
+
+    def answer(self, batch: Batch) -> Tensor:
+        """The logits (B, C) that are evaluated and used."""
+        logits = self.logits(batch.views[0])
+        return (logits + self.logits(mirrored(batch.views[0]))) / 2 if self.test_flip else logits
 
     def loss(self, batch: Batch) -> Loss:
         weights = self.get_buffer("weights") if self.weights is not None else None
         label = batch.target[self.target]
         assert isinstance(label, Tensor)
         if not (self.mixup or self.cutmix) or len(batch) < 2:
-            return Loss(*cross_entropy(self.logits(batch), label, self.smoothing, weights))
+            return Loss(*cross_entropy(self.logits(batch.views[0]), label, self.smoothing, weights))
         inputs, partner, lam = mix_batch(batch.views[0], batch.keys[0], self.mixup, self.cutmix)
-        features = self.backbone(inputs).vector
-        logits = self.head(features).float()
+        logits = self.logits(inputs)
         own, own_count = cross_entropy(logits, label, self.smoothing, weights)
         other, other_count = cross_entropy(logits, label[partner.to(label.device)], self.smoothing, weights)
         return Loss(lam * own + (1 - lam) * other, lam * own_count + (1 - lam) * other_count)
@@ -107,7 +114,7 @@ class Classification(Objective):
     def rows(self, batch: Batch) -> dict[str, Tensor]:
         label = batch.target[self.target]
         assert isinstance(label, Tensor)
-        return {"logits": self.logits(batch), "label": label}
+        return {"logits": self.answer(batch), "label": label}
 
     def metrics(self, rows: dict[str, Tensor]) -> dict[str, float]:
         logits, label = rows["logits"], rows["label"]  # (N, C), (N,)
@@ -136,7 +143,7 @@ class Classification(Objective):
         }
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
-        return {"probability": self.logits(batch).softmax(1)}
+        return {"probability": self.answer(batch).softmax(1)}
 
     def decode(self, outputs: dict[str, Tensor]) -> list[dict[str, str | float]]:
         best, at = outputs["probability"].max(1)

@@ -1,0 +1,44 @@
+"""The limit: a training step in bfloat16 on one batch of random tensors that lies in memory, again and again.
+
+--retained: glibc keeps freed memory instead of returning it to the system, which saves a page fault per page and step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data", help="not read")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--retained", action="store_true")
+    given = parser.parse_args()
+    if given.retained:
+        libc = ctypes.CDLL(None)
+        if not (libc.mallopt(M_MMAP_MAX, 0) and libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)):
+            raise OSError("this is not glibc")
+
+    import torch
+    import torch.nn.functional as F
+    from torchvision.models import resnet18
+
+    layout = torch.channels_last
+    model = resnet18(num_classes=10).to(memory_format=layout)
+    images = torch.randn(given.batch, 3, given.size, given.size).contiguous(memory_format=layout)
+    labels = torch.randint(10, (given.batch,))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    while True:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = F.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""fastai, as its documentation has it, with torch's SGD. --best: bfloat16 and channels_last, which its own callbacks have for
+CUDA alone, by a wrapper around the model; and one loader worker.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+
+import torch
+from fastai.vision.all import (
+    CrossEntropyLossFlat,
+    FlipItem,
+    ImageDataLoaders,
+    Learner,
+    Normalize,
+    OptimWrapper,
+    RandomResizedCrop,
+    imagenet_stats,
+)
+from torch import Tensor, nn
+from torchvision.models import resnet18
+
+
+class Fast(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.model(images.contiguous(memory_format=torch.channels_last)).float()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--best", action="store_true")
+    given = parser.parse_args()
+    loaders = ImageDataLoaders.from_folder(
+        given.data,
+        train="train",
+        valid="val",
+        bs=given.batch,
+        item_tfms=[RandomResizedCrop(given.size), FlipItem()],
+        batch_tfms=Normalize.from_stats(*imagenet_stats),
+        **({"num_workers": 1} if given.best else {}),
+    )
+    model = resnet18(num_classes=10)
+    learner = Learner(
+        loaders,
+        Fast(model) if given.best else model,
+        loss_func=CrossEntropyLossFlat(),
+        opt_func=partial(OptimWrapper, opt=torch.optim.SGD, momentum=0.9),
+    )
+    learner.fit(1, lr=0.05)
+
+
+if __name__ == "__main__":
+    main()

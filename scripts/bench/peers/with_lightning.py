@@ -1,0 +1,56 @@
+"""Lightning, as its documentation has it. --best: bfloat16, channels_last and one loader worker."""
+
+from __future__ import annotations
+
+import argparse
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+from torchvision.models import resnet18
+
+
+class Classifier(L.LightningModule):
+    def __init__(self, best: bool) -> None:
+        super().__init__()
+        self.model = resnet18(num_classes=10)
+        self.layout = torch.channels_last if best else torch.contiguous_format
+        self.model.to(memory_format=self.layout)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        images, labels = batch
+        loss = F.cross_entropy(self.model(images.contiguous(memory_format=self.layout)), labels)
+        self.log("train_loss", loss)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--best", action="store_true")
+    given = parser.parse_args()
+    transform = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(given.size),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+    data = ImageFolder(f"{given.data}/train", transform)
+    loader = DataLoader(data, given.batch, shuffle=True, num_workers=int(given.best))
+    trainer = L.Trainer(max_epochs=1, precision="bf16-mixed" if given.best else None)
+    trainer.fit(Classifier(given.best), loader)
+
+
+if __name__ == "__main__":
+    main()

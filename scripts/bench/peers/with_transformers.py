@@ -1,0 +1,70 @@
+"""The Trainer of transformers, as its documentation has it for a model of one's own. --best: bfloat16, channels_last and one
+loader worker.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+from torchvision.models import resnet18
+from transformers import Trainer, TrainingArguments
+
+
+class Classifier(nn.Module):
+    def __init__(self, best: bool) -> None:
+        super().__init__()
+        self.model = resnet18(num_classes=10)
+        self.layout = torch.channels_last if best else torch.contiguous_format
+        self.model.to(memory_format=self.layout)
+
+    def forward(self, pixel_values: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        logits = self.model(pixel_values.contiguous(memory_format=self.layout))
+        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+def collate(samples: list[tuple[Tensor, int]]) -> dict[str, Tensor]:
+    return {
+        "pixel_values": torch.stack([image for image, _ in samples]),
+        "labels": torch.tensor([label for _, label in samples]),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--best", action="store_true")
+    given = parser.parse_args()
+    transform = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(given.size),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+    data = ImageFolder(f"{given.data}/train", transform)
+    model = Classifier(given.best)
+    arguments = TrainingArguments(
+        num_train_epochs=1,
+        per_device_train_batch_size=given.batch,
+        remove_unused_columns=False,
+        use_cpu=True,
+        bf16=given.best,
+        dataloader_num_workers=int(given.best),
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    trainer = Trainer(
+        model=model, args=arguments, data_collator=collate, train_dataset=data, optimizers=(optimizer, None)
+    )
+    trainer.train()
+
+
+if __name__ == "__main__":
+    main()
