@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -242,14 +243,29 @@ class Batch:
         )
 
     def split(self, sizes: list[int]) -> Iterator[Batch]:
-        """Smaller batches, in order. Inputs are copied: where they begin in memory can decide how sums are rounded."""
-        at = 0
-        for n in sizes:
-            part = slice(at, at + n)
-            views = [{name: x[part].clone() for name, x in view.items()} for view in self.views]
-            target = {name: x[part] for name, x in self.target.items()}
-            yield Batch(views, target, self.index[part], self.keys[:, part])
-            at += n
+        """Smaller batches, in order. Where inputs begin in memory can decide how sums are rounded: each begins as if it
+        were alone."""
+
+        def cut(values: Tensor | list[Any]) -> Sequence[Any]:
+            if isinstance(values, Tensor):
+                return list(values.split(sizes))
+            ends = itertools.accumulate(sizes)
+            return [values[end - n : end] for n, end in zip(sizes, ends, strict=True)]
+
+        views = [{name: cut(x) for name, x in view.items()} for view in self.views]
+        target = {name: cut(values) for name, values in self.target.items()}
+        index, keys = cut(self.index), self.keys.split(sizes, 1)
+        for i in range(len(sizes)):
+            yield Batch(
+                [{name: _aligned(parts[i]) for name, parts in view.items()} for view in views],
+                {name: parts[i] for name, parts in target.items()},
+                index[i],
+                keys[i],
+            )
+
+
+def _aligned(x: Tensor) -> Tensor:
+    return x if x.data_ptr() % 64 == 0 else x.clone()
 
 
 def fit(inputs: Inputs, spec: DataSpec, leading: int = 0) -> Inputs:
@@ -273,18 +289,22 @@ def standardize(inputs: Inputs, spec: DataSpec) -> Inputs:
     for name, how in spec.inputs.items():
         if how.mean and name in out:
             x = out[name]
-            factor, offset = _affine(how, x.ndim, x.device)
+            last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+            factor, offset = _affine(how, x.shape[1:], last, x.device)
             out[name] = x.to(torch.float32, copy=True).mul_(factor).sub_(offset)
     return out
 
 
 @functools.lru_cache(maxsize=64)
-def _affine(how: InputSpec, ndim: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """scale / std and mean / std, shaped for a batch; made once, as every batch needs them."""
+def _affine(how: InputSpec, shape: torch.Size, last: bool, device: torch.device) -> tuple[Tensor, Tensor]:
+    """scale / std and mean / std, made once, and as large as a sample: numbers that lie in memory as a batch does are
+    multiplied many at a time."""
     with torch.inference_mode(False):
-        shape = (1, -1) + (1,) * (ndim - 2)
-        std, mean = (torch.tensor(values, device=device).view(shape) for values in (how.std, how.mean))
-        return how.scale / std, mean / std
+        per_channel = (1, -1) + (1,) * (len(shape) - 1)
+        std, mean = (torch.tensor(values, device=device).view(per_channel) for values in (how.std, how.mean))
+        layout = torch.channels_last if last else torch.contiguous_format
+        factor, offset = (x.expand(1, *shape).contiguous(memory_format=layout) for x in (how.scale / std, mean / std))
+        return factor, offset
 
 
 # ---------------------------------------------------------------- randomness

@@ -240,48 +240,45 @@ class Chunk(NamedTuple):
 
 
 class _Plan:
-    """The samples of each micro-batch, an epoch at a time."""
+    """The samples of each micro-batch of this rank."""
 
     def __init__(self, loader: Loader, start: int, stop: int) -> None:
         self.loader, self.start, self.stop = loader, start, stop
 
     def __iter__(self) -> Iterator[Chunk]:
-        loader, epoch = self.loader, -1
+        for epoch, sizes in self.epochs():
+            yield from map(Chunk, epoch.positions.split(sizes), epoch.keys.split(sizes, 1))
+
+    def epochs(self) -> Iterator[tuple[Chunk, list[int]]]:
+        """What is left of each epoch: its micro-batches side by side, and their sizes."""
+        loader, step = self.loader, self.start
         views = torch.arange(len(loader.views))[:, None]
-        for step in range(self.start, self.stop):
-            if step // loader.steps_per_epoch != epoch:
-                epoch = step // loader.steps_per_epoch
-                order = epoch_order(len(loader.samples), loader.seed, epoch, loader.balance)
-                # The place in the order joins the key: a sample shown twice in a balanced epoch varies both times.
-                keys = mix(loader.seed, epoch, order, torch.arange(len(order)), views)  # (V, N)
-                coin = (mix(loader.seed, _COIN, order, views) + epoch) & 1
-                keys = (keys & ~1) | coin
-            for begin, end in loader.micros(step):
-                yield Chunk(order[begin:end], keys[:, begin:end])
+        while step < self.stop:
+            epoch = step // loader.steps_per_epoch
+            order = epoch_order(len(loader.samples), loader.seed, epoch, loader.balance)
+            # The place in the order joins the key: a sample shown twice in a balanced epoch varies both times.
+            keys = mix(loader.seed, epoch, order, torch.arange(len(order)), views)  # (V, N)
+            coin = (mix(loader.seed, _COIN, order, views) + epoch) & 1
+            keys = (keys & ~1) | coin
+            end = min(self.stop, (epoch + 1) * loader.steps_per_epoch)
+            ranges = [micro for one in range(step, end) for micro in loader.micros(one)]
+            mine = torch.cat([torch.arange(first, last) for first, last in ranges])
+            yield Chunk(order[mine], keys[:, mine]), [last - first for first, last in ranges]
+            step = end
 
 
-def _blocks(plan: Iterable[Chunk], held: Held, most: int) -> Iterator[tuple[Chunk, list[int]]]:
-    """Chunks side by side, at most `most` samples, with their sizes; one by one until all of the split is held."""
-    block: list[Chunk] = []
-    filled = 0
-
-    def joined() -> tuple[Chunk, list[int]]:
-        sizes = [len(chunk.positions) for chunk in block]
-        whole = Chunk(torch.cat([c.positions for c in block]), torch.cat([c.keys for c in block], 1))
-        block.clear()
-        return whole, sizes
-
-    for chunk in plan:
-        if block and filled + len(chunk.positions) > most:
-            yield joined()
-            filled = 0
-        block.append(chunk)
-        filled += len(chunk.positions)
-        if held.missing is not None:
-            yield joined()
-            filled = 0
-    if block:
-        yield joined()
+def _blocks(plan: _Plan, held: Held, most: int) -> Iterator[tuple[Chunk, list[int]]]:
+    """Micro-batches side by side, at most `most` samples, with their sizes; one by one until all of the split is held."""
+    for epoch, sizes in plan.epochs():
+        at = done = 0
+        while done < len(sizes):
+            taken, samples = 1, sizes[done]
+            while held.missing is None and done + taken < len(sizes) and samples + sizes[done + taken] <= most:
+                samples += sizes[done + taken]
+                taken += 1
+            part = slice(at, at + samples)
+            yield Chunk(epoch.positions[part], epoch.keys[:, part]), sizes[done : done + taken]
+            at, done = at + samples, done + taken
 
 
 Row = list[Inputs] | FmecoError  # a sample once per view; failures travel as values, as loaders garble exceptions

@@ -5,13 +5,14 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -81,13 +82,12 @@ class Session:
     skipped: int = 0  # steps in a row that were not finite
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What a step gave, as tensors that nobody has waited for yet."""
 
     step: int
-    total: Tensor | float  # loss
-    count: Tensor | float
+    loss: Tensor | float  # a sum
+    over: Tensor | float  # what it is a sum over
     norm: Tensor | float
     factor: float  # on the learning rate
 
@@ -308,8 +308,9 @@ def _step(
         with contextlib.nullcontext() if together else model.no_sync():
             with autocast(s.device, s.precision):
                 loss = model(batch, "loss")
-            scaled = loss.sum * (s.ranks.world / expected)  # data parallel training takes the mean over ranks
-            (s.scaler.scale(scaled) if s.scaler is not None else scaled).backward()
+            scaled = loss.sum if s.scaler is None else s.scaler.scale(loss.sum)
+            # Data parallel training takes the mean over ranks; what is wanted is the sum over them, divided once.
+            scaled.backward(_constant(s.ranks.world / expected, scaled.dtype, s.device))
         sums.append((loss.sum.detach(), loss.count))
     if s.scaler is not None:
         s.scaler.unscale_(s.optimizer)
@@ -335,6 +336,11 @@ def _step(
     s.pending.append(Outcome(s.state.step, total, count, norm, factor))
 
 
+@functools.lru_cache(maxsize=64)
+def _constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(value, dtype=dtype, device=device)
+
+
 def _update(s: Session, size: Tensor) -> None:
     """Take the step if `size`, of its loss and gradient, is finite, which ranks agree on, as all of them have the sums."""
     if s.scaler is not None:
@@ -358,7 +364,7 @@ def _settle(s: Session) -> None:
     Raises Diverged for a step that was not finite, or skips it, as `train.on_nonfinite` says.
     """
     for one in s.pending:
-        loss, norm = float(one.total) / float(one.count), float(one.norm)
+        loss, norm = float(one.loss) / float(one.over), float(one.norm)
         if math.isfinite(loss) and math.isfinite(norm):
             s.state.window.append((loss, norm, s.loader.samples_in(one.step)))
             s.skipped = 0

@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fmeco.core import Inputs
@@ -36,13 +37,20 @@ def mlp(widths: list[int], *, batch_norm: bool, dropout: float) -> nn.Sequential
     return nn.Sequential(*layers)
 
 
-def head(width: int, outputs: int, dropout: float) -> nn.Sequential:
-    """The linear head of an objective, (B, width) -> (B, outputs); starts at zero so that the first predictions are
-    the same for every class and a pretrained backbone gets no random gradient."""
-    linear = nn.Linear(width, outputs)
-    nn.init.zeros_(linear.weight)
-    nn.init.zeros_(linear.bias)
-    return nn.Sequential(nn.Dropout(dropout) if dropout else nn.Identity(), linear)
+class Head(nn.Linear):
+    """The linear head of an objective, (B, width) -> (B, outputs), with dropout before it; starts at zero so that the
+    first predictions are the same for every class and a pretrained backbone gets no random gradient."""
+
+    def __init__(self, width: int, outputs: int, dropout: float) -> None:
+        super().__init__(width, outputs)
+        self.dropout = dropout
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.dropout:
+            features = F.dropout(features, self.dropout, self.training)
+        return F.linear(features, self.weight, self.bias)
 
 
 def mirrored(inputs: Inputs) -> Inputs:

@@ -43,16 +43,14 @@ def parameter_groups(
 
 
 def _groups(params: Groups, lr: float, weight_decay: float) -> Groups:
-    """The groups in torch.optim's words; `base_lr` is what a schedule multiplies."""
-    return [
-        {
-            "params": g["params"],
-            "lr": lr * g["scale"],
-            "base_lr": lr * g["scale"],
-            "weight_decay": weight_decay if g["decay"] else 0.0,
-        }
-        for g in params
-    ]
+    """The groups in torch.optim's words; `base_lr` is what a schedule multiplies. Groups that come out alike are one, as
+    each costs a call per step."""
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for g in params:
+        rate, decay = lr * g["scale"], weight_decay if g["decay"] else 0.0
+        group = {"params": [], "lr": rate, "base_lr": rate, "weight_decay": decay}
+        groups.setdefault((rate, decay), group)["params"] += g["params"]
+    return list(groups.values())
 
 
 # ---------------------------------------------------------------- optimizers

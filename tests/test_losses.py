@@ -27,7 +27,7 @@ def objective(name: str, target: Target, **options: Any) -> Any:
     made = choice.plugin.build(
         {"backbone": body.plugin.build({"spec": spec}, body.options), "spec": spec}, choice.options
     )
-    torch.nn.init.normal_(made.head[1].weight)
+    torch.nn.init.normal_(made.head.weight)
     return made.double()
 
 

@@ -115,7 +115,8 @@ class ImageAugment(Augment):
         if reach:
             x = _shifted(x, keys, reach, mirrored)
         elif self.flip:
-            x = torch.where(mirrored.to(x.device).view(-1, 1, 1, 1), x.flip(-1), x)
+            chosen = mirrored.to(x.device).nonzero()[:, 0]
+            x = x.index_copy(0, chosen, x[chosen].flip(-1))
         if self.color:
             x = self._jitter(x, keys)
         if self.erase:
@@ -123,17 +124,25 @@ class ImageAugment(Augment):
         return {**inputs, "image": x}
 
     def _jitter(self, x: Tensor, keys: Tensor) -> Tensor:
-        """Brightness, contrast and saturation, each by a factor from [1 - color, 1 + color]."""
+        """Brightness, contrast and saturation, each by a factor from [1 - color, 1 + color].
 
-        def factor(stream: int) -> Tensor:
-            return (1 + self.color * (2 * uniform(keys, stream) - 1)).to(x.device).view(-1, 1, 1, 1)
-
-        y = x.float() * factor(2)
-        y = torch.lerp(y.mean((1, 2, 3), keepdim=True), y, factor(3))
+        Each is linear in the colours of an image: brightness scales by b, contrast draws towards the mean m by c, and
+        saturation towards the luma by s. Together they are one matrix and one offset for each image:
+        s c b I + (1 - s) c b [luma in every row], and (1 - c) b m.
+        """
+        bright, contrast, saturation = (
+            (1 + self.color * (2 * uniform(keys, stream) - 1)).to(x.device).view(-1, 1, 1) for stream in (2, 3, 4)
+        )
+        colours = x.flatten(2).float()  # (B, C, H * W)
+        offset = (1 - contrast) * bright * colours.mean((1, 2), keepdim=True)
+        gain = bright * contrast
         if x.shape[1] == 3:
-            luma = (y * y.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
-            y = torch.lerp(luma, y, factor(4))
-        return y.round_().clamp_(0, 255).to(torch.uint8)
+            luma = colours.new_tensor([0.299, 0.587, 0.114]).expand(3, 3)
+            matrix = saturation * gain * torch.eye(3, device=x.device) + (1 - saturation) * gain * luma  # (B, 3, 3)
+            colours = torch.baddbmm(offset, matrix, colours)
+        else:
+            colours = colours.mul_(gain).add_(offset)
+        return colours.round_().clamp_(0, 255).to(torch.uint8).view(x.shape)
 
     def _erase(self, x: Tensor, keys: Tensor) -> Tensor:
         """A box of 2% to 25% of the image becomes mid-grey. https://arxiv.org/abs/1708.04896"""

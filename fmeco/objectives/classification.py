@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fmeco.augment._mixing import mix_batch
 from fmeco.core import Backbone, Batch, ConfigError, DataSpec, Doc, Ge, Inputs, Loss, Lt, Objective, listing, nearest
-from fmeco.nn import head, mirrored, roc_auc
+from fmeco.nn import Head, mirrored, roc_auc
 
 
 def build(
@@ -86,7 +86,7 @@ class Classification(Objective):
         self.test_flip = test_flip
         self.backbone, self.classes, self.target = backbone, classes, target
         self.smoothing, self.mixup, self.cutmix = smoothing, mixup, cutmix
-        self.head = head(backbone.width, len(classes), dropout)
+        self.head = Head(backbone.width, len(classes), dropout)
         # Not a weight to learn nor to share: it is a setting, made anew from the config.
         self.register_buffer("weights", None if weights is None else torch.tensor(weights), persistent=False)
 
@@ -152,4 +152,4 @@ class Classification(Objective):
         ]
 
     def class_rows(self) -> Mapping[str, tuple[str, ...]]:
-        return {"head.1.weight": self.classes, "head.1.bias": self.classes}
+        return {"head.weight": self.classes, "head.bias": self.classes}

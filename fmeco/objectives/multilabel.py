@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fmeco.core import Backbone, Batch, ConfigError, DataSpec, Doc, Ge, Gt, Loss, Lt, Objective
-from fmeco.nn import average_precision, head, roc_auc
+from fmeco.nn import Head, average_precision, roc_auc
 
 
 def build(
@@ -57,7 +57,7 @@ class Multilabel(Objective):
     ) -> None:
         super().__init__()
         self.backbone, self.classes, self.target, self.threshold = backbone, classes, target, threshold
-        self.head = head(backbone.width, len(classes), dropout)
+        self.head = Head(backbone.width, len(classes), dropout)
         self.register_buffer("weights", None if weights is None else torch.tensor(weights), persistent=False)
 
     def logits(self, batch: Batch) -> Tensor:
@@ -110,4 +110,4 @@ class Multilabel(Objective):
         return rows
 
     def class_rows(self) -> Mapping[str, tuple[str, ...]]:
-        return {"head.1.weight": self.classes, "head.1.bias": self.classes}
+        return {"head.weight": self.classes, "head.bias": self.classes}

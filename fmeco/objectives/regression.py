@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fmeco.core import Backbone, Batch, ConfigError, DataSpec, Doc, Ge, Gt, Loss, Lt, Objective, Target
-from fmeco.nn import head
+from fmeco.nn import Head
 
 
 def build(
@@ -34,7 +34,7 @@ class Regression(Objective):
     def __init__(self, backbone: Backbone, scale: Target, target: str, kind: str, delta: float, dropout: float) -> None:
         super().__init__()
         self.backbone, self.scale, self.target, self.kind, self.delta = backbone, scale, target, kind, delta
-        self.head = head(backbone.width, 1, dropout)
+        self.head = Head(backbone.width, 1, dropout)
 
     def scaled(self, batch: Batch) -> Tensor:
         scores: Tensor = self.head(self.backbone(batch.views[0]).vector)

@@ -7,6 +7,8 @@ has made it; `wall` and `start` are time.perf_counter(), and `cpu` is the proces
 `start` is when the process was started, if the parent says so in STEPS_START (its own time.perf_counter(), the same clock on
 Linux), so that imports are charged. After MAX_STEPS the whole process ends at once.
 
+STEPS_CPU=0 leaves out `cpu`, which takes longer to read than a small step.
+
 Of several optimizers only the one counts that was the last to make its first step: a program that first tries steps on a
 throw-away one is timed from the real one, and an optimizer that calls another is one.
 """
@@ -56,6 +58,7 @@ class Steps:
     def __init__(self, out: Path, most: int) -> None:
         self.out, self.most = out, most
         self.start = float(os.environ.get("STEPS_START", time.perf_counter()))
+        self.counts = os.environ.get("STEPS_CPU", "1") == "1"
         self.owner = os.getpid()
         self.optimizers: list[object] = []
         self.wall: list[float] = []
@@ -70,7 +73,8 @@ class Steps:
         if optimizer is not self.optimizers[-1]:
             return
         self.wall.append(time.perf_counter())
-        self.cpu.append(cpu_seconds())
+        if self.counts:
+            self.cpu.append(cpu_seconds())
         if len(self.wall) == self.most:
             self.end()
 

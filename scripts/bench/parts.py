@@ -1,0 +1,366 @@
+"""What fmeco adds to the bare work, part by part, on this machine: the loop around a tiny model, the scan of a folder, the
+pause for a checkpoint, memory over epochs and for many samples, two ranks, the time until a command answers. Linux.
+
+    python scripts/bench/parts.py run --work W [--only loop ...] [--rounds 5]     # writes W/parts.json
+    python scripts/bench/parts.py table W/parts.json
+
+Every measurement is a process of its own. What is compared is interleaved, round by round, and given as a ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+COMMANDS = (["--help"], ["list", "backbones"], ["schema"], ["pretrain", "typo.yaml"])
+
+
+def process(arguments: list[str], folder: Path, **variables: str) -> float:
+    """Run this interpreter; seconds that it took. Raises CalledProcessError."""
+    began = time.perf_counter()
+    subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", **variables},
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    return time.perf_counter() - began
+
+
+def part(name: str, folder: Path, *arguments: str, **variables: str) -> Any:
+    """What a function of this file prints as JSON, in a process of its own."""
+    process([str(HERE / "parts.py"), "part", name, *arguments], folder, **variables)
+    return json.loads((folder / "part.json").read_text())
+
+
+# --- the loop: an 8x8 MLP, batches of 32, SGD with momentum, one thread ---
+
+MLP = {
+    "dataset": {"name": "digits", "image_size": 8},
+    "backbone": {"name": "mlp", "hidden": [64], "batch_norm": False},
+    "optimizer": "sgd",
+    "augment": "none",
+    "train": {"epochs": 70, "batch_size": 32},
+}
+LOOP_STEPS, LOOP_WARM_UP = 2300, 300
+
+
+def loop(folder: Path) -> dict[str, float]:
+    """Microseconds per step: bare, and fmeco with its logs, evaluations and checkpoints between the steps left out."""
+    (folder / "mlp.yaml").write_text(json.dumps(MLP))
+    found = {}
+    for name, program in (
+        ("bare", [str(HERE / "parts.py"), "part", "bare_loop"]),
+        ("fmeco", ["-m", "fmeco", "pretrain", "mlp.yaml", "--out", "run", "--force"]),
+    ):
+        steps = [str(HERE / "steps.py"), "steps.json", str(LOOP_STEPS), *program]
+        process(steps, folder, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", STEPS_CPU="0")
+        wall = json.loads((folder / "steps.json").read_text())["wall"]
+        times = [b - a for a, b in zip(wall[LOOP_WARM_UP:-1], wall[LOOP_WARM_UP + 1 :], strict=True)]
+        # The mean without the steps before which an epoch ended: what is done every ten steps counts.
+        found[name] = 1e6 * statistics.mean(sorted(times)[: -len(times) // 20])
+    return found
+
+
+def bare_loop() -> None:
+    import torch
+    import torch.nn.functional as F
+    from sklearn.datasets import load_digits
+    from torch import nn
+
+    pixels, labels = load_digits(return_X_y=True)
+    x, y = torch.tensor(pixels[:1079], dtype=torch.float32) / 16, torch.tensor(labels[:1079])
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    while True:
+        order = torch.randperm(len(x))
+        for start in range(0, len(x) - 31, 32):
+            chosen = order[start : start + 32]
+            optimizer.zero_grad()
+            F.cross_entropy(model(x[chosen]), y[chosen]).backward()
+            optimizer.step()
+
+
+# --- the scan: 50,000 files in 50 folders, with sizes ---
+
+
+def scan(folder: Path) -> dict[str, float]:
+    """Milliseconds, for the files that are made here once."""
+    many = folder.parent / "many"
+    if not many.exists():
+        from PIL import Image
+
+        unfinished = folder.parent / "many.part"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        Image.new("RGB", (40, 40), (9, 99, 9)).save(unfinished / "one.jpg")
+        for label in range(50):
+            (unfinished / f"class{label:02}").mkdir()
+            for number in range(1000):
+                os.link(unfinished / "one.jpg", unfinished / f"class{label:02}" / f"image{number:06}.jpg")
+        (unfinished / "one.jpg").unlink()
+        unfinished.rename(many)
+    found: dict[str, float] = part("time_scan", folder, str(many))
+    return found
+
+
+def time_scan(many: str) -> dict[str, float]:
+    from torchvision.datasets import ImageFolder
+
+    from fmeco.datasets import _images, image_folder
+
+    def milliseconds(work: Callable[[], Any]) -> float:
+        began = time.perf_counter()
+        work()
+        return 1e3 * (time.perf_counter() - began)
+
+    sum(1 for _ in Path(many).rglob("*"))  # the system knows the folders
+    return {
+        "fmeco, with sizes and times": milliseconds(lambda: _images.scan(Path(many), [])),
+        "fmeco, the dataset with its splits": milliseconds(lambda: image_folder.build(None, False, path=many)),
+        "ImageFolder, names only": milliseconds(lambda: ImageFolder(many)),
+    }
+
+
+# --- a checkpoint: how long the loop waits for it ---
+
+
+def checkpoint(folder: Path) -> dict[str, float]:
+    """Milliseconds in which the loop stands still for a resumable checkpoint with AdamW's moments, and the whole writing."""
+    found: dict[str, float] = {}
+    for name in ("resnet18", "vit_b_16"):
+        found |= part("time_checkpoint", folder, name)
+    return found
+
+
+def time_checkpoint(name: str) -> dict[str, float]:
+    from fmeco.launch import keep_memory
+
+    keep_memory()
+    import torch
+    import torchvision
+
+    from fmeco import checkpoint
+    from fmeco.loop import pack_optimizer
+
+    model = torchvision.models.get_model(name)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    pauses, wholes = [], []
+    for number in range(6):
+        began = time.perf_counter()
+        tensors = {"backbone": checkpoint.snapshot(model.state_dict())}
+        tensors["trainer"] = checkpoint.snapshot(pack_optimizer(optimizer)[0])
+        pauses.append(time.perf_counter() - began)
+        checkpoint.write(Path("checkpoints"), number, tensors, {}, {}, [], "")
+        wholes.append(time.perf_counter() - began)
+    shutil.rmtree("checkpoints")
+    # The first one finds no memory to use again.
+    return {
+        f"{name}, pause": 1e3 * statistics.median(pauses[1:]),
+        f"{name}, whole": 1e3 * statistics.median(wholes[1:]),
+    }
+
+
+# --- memory ---
+
+
+def memory(folder: Path) -> dict[str, float]:
+    """MB: after each of five epochs over files, with two workers and with none; a million samples through two workers."""
+    found: dict[str, float] = {}
+    for workers in (0, 2):
+        sizes = part("epochs", folder, str(workers))
+        found[f"epoch 2, {workers} workers"], found[f"epoch 6, {workers} workers"] = sizes[1], sizes[5]
+    before, after = part("million", folder)
+    return found | {"a million samples, before": before, "a million samples, after": after}
+
+
+def epochs(workers: str) -> list[float]:
+    """The memory of the whole tree after each epoch."""
+    from fmeco.launch import keep_memory
+
+    keep_memory()
+    import numpy as np
+    from PIL import Image
+
+    import fmeco
+    from fmeco import loop
+
+    rng = np.random.default_rng(0)
+    for number in range(400):
+        file = Path("photos") / f"class{number % 2}" / f"{number}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (180, 240, 3), dtype=np.uint8)).save(file)
+    sizes: list[float] = []
+    real = loop._evaluate
+
+    def evaluated(session: Any) -> bool:
+        answer = real(session)
+        sizes.append(tree_mb())
+        return answer
+
+    loop._evaluate = evaluated
+    config = {
+        "dataset": {"name": "image_folder", "path": "photos", "image_size": 112},
+        "backbone": "mobilenet_v3_small",
+        "train": {"epochs": 6, "batch_size": 32, "workers": int(workers), "tensorboard": False, "cache": "off"},
+    }
+    fmeco.pretrain(config, out="run", force=True)
+    return sizes
+
+
+def million() -> tuple[float, float]:
+    """The memory of the tree with two workers started, and after an epoch of a million samples of two numbers."""
+    import torch
+
+    from fmeco.core import Augment, Data, DataSpec, Inputs, InputSpec, Samples, View
+    from fmeco.datasets._images import Files
+    from fmeco.loader import Loader, Reading
+
+    count = 1_000_000
+    files = Files.of("", [f"class{i % 10}/image-{i:07}.jpg" for i in range(count)], [1] * count, [1] * count)
+
+    class Numbers(Samples):
+        def __init__(self) -> None:
+            self.targets = {"label": torch.arange(count) % 10}
+
+        def __len__(self) -> int:
+            return count
+
+        def name(self, index: int) -> str:
+            return files.name(index)
+
+        def __getitem__(self, index: int) -> Inputs:
+            return {"x": torch.tensor([float(index), float(len(self.name(index)))])}
+
+    data = Data(DataSpec("points", {"x": InputSpec((2,))}), Numbers())
+    device = torch.device("cpu")
+    loader = Loader(data, data.split("train"), (View(),), Augment(), 256, 256, 0, Reading(2, 1, None), device)
+    before = after = 0.0
+    for number, _ in enumerate(loader.batches(0, loader.steps_per_epoch), 1):
+        if number == 20:
+            before = tree_mb()
+        if number == loader.steps_per_epoch:  # the workers are still there
+            after = tree_mb()
+    return before, after
+
+
+def tree_mb() -> float:
+    """Proportional set size of this process and its children, in MB."""
+    total = 0
+    pids = [os.getpid(), *_children(os.getpid())]
+    for pid in pids:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                total += int(line.split()[1])
+    return total / 1024
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
+
+
+# --- start ---
+
+
+def start(folder: Path) -> dict[str, float]:
+    """Seconds until a command has answered, and until the first step of a small run that needs no torchvision."""
+    (folder / "typo.yaml").write_text("datset: digits\nbackbone: resnet18\n")
+    found = {}
+    for arguments in COMMANDS:
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "fmeco", *arguments], cwd=folder, capture_output=True)
+        found[" ".join(arguments[:1]) if arguments[0] != "pretrain" else "a config error"] = time.perf_counter() - began
+    (folder / "mlp.yaml").write_text(json.dumps(MLP))
+    for name, program in (
+        ("first step, bare", [str(HERE / "parts.py"), "part", "bare_loop"]),
+        ("first step, fmeco", ["-m", "fmeco", "pretrain", "mlp.yaml", "--out", "run", "--force"]),
+    ):
+        process([str(HERE / "steps.py"), "steps.json", "1", *program], folder, STEPS_START=str(time.perf_counter()))
+        record = json.loads((folder / "steps.json").read_text())
+        found[name] = record["wall"][0] - record["start"]
+    return found
+
+
+# --- run, table ---
+
+PARTS: dict[str, tuple[Callable[[Path], dict[str, float]], str]] = {
+    "loop": (loop, "us per step"),
+    "scan": (scan, "ms for 50,000 files"),
+    "checkpoint": (checkpoint, "ms"),
+    "memory": (memory, "MB"),
+    "start": (start, "s"),
+}
+ROUNDS = {"memory": 1}
+INNER: dict[str, Callable[..., Any]] = {f.__name__: f for f in (bare_loop, time_scan, time_checkpoint, epochs, million)}
+
+
+def run(work: Path, names: list[str], rounds: int) -> None:
+    out = work / "parts.json"
+    results: dict[str, list[dict[str, float]]] = json.loads(out.read_text()) if out.exists() else {}
+    for name in names:
+        results[name] = []
+    for number in range(rounds):
+        for name in names:
+            if number >= ROUNDS.get(name, rounds):
+                continue
+            folder = work / "parts"
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            results[name].append(PARTS[name][0](folder))
+            out.write_text(json.dumps(results))
+            print(number, name, {key: round(value, 2) for key, value in results[name][-1].items()}, flush=True)
+
+
+def rows(results: dict[str, list[dict[str, float]]]) -> list[str]:
+    """A markdown table: the median of each figure, and its range over the rounds."""
+    table = ["| part | figure | median | range | n |", "|---|---|---|---|---|"]
+    for name, found in results.items():
+        for key in found[0]:
+            values = [one[key] for one in found]
+            middle, low, high = (f"{value:.3g}" for value in (statistics.median(values), min(values), max(values)))
+            table.append(f"| {name}, {PARTS[name][1]} | {key} | {middle} | {low}..{high} | {len(values)} |")
+        if name == "loop":
+            ratios = [one["fmeco"] / one["bare"] for one in found]
+            middle, low, high = (f"{value:.2f}" for value in (statistics.median(ratios), min(ratios), max(ratios)))
+            table.append(f"| loop, ratio | fmeco / bare | {middle} | {low}..{high} | {len(ratios)} |")
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verb = verbs.add_parser("run")
+    verb.add_argument("--work", type=Path, required=True)
+    verb.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    verb.add_argument("--rounds", type=int, default=5)
+    verb = verbs.add_parser("table")
+    verb.add_argument("results", type=Path)
+    verb = verbs.add_parser("part", help="for the script itself")
+    verb.add_argument("name", choices=INNER)
+    verb.add_argument("arguments", nargs="*")
+    given = parser.parse_args()
+    if given.verb == "run":
+        run(given.work.resolve(), given.only, given.rounds)
+    elif given.verb == "table":
+        print("\n".join(rows(json.loads(given.results.read_text()))))
+    else:
+        Path("part.json").write_text(json.dumps(INNER[given.name](*given.arguments)))
+
+
+if __name__ == "__main__":
+    main()
