@@ -364,6 +364,9 @@ def check(
     json_: Json = False,
     plugin: Plugins = [],
     allow_partial: Partial = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Write a profiler trace of a few steps, and say what costs most.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Show what a run would do, without running it: errors, data, parameter groups, time and memory."""
@@ -378,7 +381,15 @@ def check(
         from fmeco import plan
 
         found = [
-            plan.check(task, stage=stage, ref=ref, dataset=_one(dataset), overrides=set_, allow_partial=allow_partial)
+            plan.check(
+                task,
+                stage=stage,
+                ref=ref,
+                dataset=_one(dataset),
+                overrides=set_,
+                allow_partial=allow_partial,
+                profile=profile,
+            )
             for task, stage in zip(tasks, stages, strict=True)
         ]
         return found[0] if len(found) == 1 else {"tasks": found}
@@ -568,7 +579,7 @@ def _in_parallel(nproc: int | None) -> None:
     from fmeco import launch
 
     if nproc is not None and nproc > 1 and launch.place().world == 1:
-        raise typer.Exit(launch.launch(nproc, sys.argv[1:]))
+        sys.exit(launch.launch(nproc, sys.argv[1:]))
 
 
 def _says_finetune(config: Path) -> bool:

@@ -233,13 +233,17 @@ class Batch:
         return len(self.index)
 
     def to(self, device: torch.device, **how: Any) -> Batch:
-        def move(x: Any) -> Any:
-            return x.to(device, **how) if isinstance(x, Tensor) else x
+        return self._each(lambda x: x.to(device, **how))
 
+    def pin_memory(self) -> Batch:
+        """For a loader that feeds a GPU; torch calls it by this name."""
+        return self._each(lambda x: x.pin_memory())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         return dataclasses.replace(
             self,
-            views=[{name: move(x) for name, x in view.items()} for view in self.views],
-            target={name: move(x) for name, x in self.target.items()},
+            views=[{name: change(x) for name, x in view.items()} for view in self.views],
+            target={name: change(x) if isinstance(x, Tensor) else x for name, x in self.target.items()},
         )
 
     def split(self, sizes: list[int]) -> Iterator[Batch]:

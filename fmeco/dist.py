@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import inspect
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -111,7 +112,10 @@ class Ranks:
             return objective
         ids = [device.index] if device.type == "cuda" else None
         # Rank 0's buffers are those that count; training mode does not read the statistics of batch norm.
-        return nn.parallel.DistributedDataParallel(objective, device_ids=ids, broadcast_buffers=False)
+        wrap = nn.parallel.DistributedDataParallel
+        newer = "forward_sync_buffers" in inspect.signature(wrap).parameters
+        buffers: dict[str, Any] = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
+        return wrap(objective, device_ids=ids, **buffers)
 
 
 ALONE = Ranks()
@@ -149,5 +153,5 @@ def together(device: str) -> Iterator[Ranks]:
 
 def _lost(error: Exception) -> bool:
     text = str(error)
-    signs = ("Connection closed by peer", "Connection reset", "Broken pipe", "timed out", "Timed out", "NCCL", "gloo")
+    signs = ("Connection closed by peer", "Connection reset by peer", "Socket Timeout", "wait timeout", "NCCL", "gloo")
     return isinstance(error, distributed.DistError) or any(sign in text for sign in signs)

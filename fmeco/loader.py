@@ -202,8 +202,10 @@ def choose_reading(
     room = _room(device) / world / 4 if not once else 0.0
     if not varied and data.collate is None and Held.size(samples, data.spec) <= room:
         return Reading(0, cores, Held(samples, data.spec, device))
-    if samples.in_memory or len(samples) < 64:
+    if samples.in_memory or len(samples) < 64 or (once and device.type == "cpu"):
         return Reading(0, cores, None)
+    if once:  # reading some of it to measure would be reading them twice
+        return Reading(max(1, min(8, cores // 2)), cores, None)
     reader, positions = _Reader(data, samples, views, augment), range(0, len(samples), max(1, len(samples) // 256))
     began, busy, count = time.monotonic(), time.thread_time(), 0
     for position in positions:

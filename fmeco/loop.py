@@ -317,7 +317,7 @@ def _step(
     gradients = [p.grad for p in parameters if p.grad is not None]
     total, count = sums[0] if len(sums) == 1 else (sum(column) for column in zip(*sums, strict=True))
     if s.ranks.world > 1:
-        both = [torch.as_tensor(value, dtype=torch.float32, device=s.device) for value in (total, count)]
+        both = [torch.as_tensor(value, dtype=torch.float64, device=s.device) for value in (total, count)]
         total, count = s.ranks.sum_(torch.stack(both))
     norms = torch._foreach_norm(gradients)
     norm: Any = math.hypot(*norms) if immediate(s.device) else torch.linalg.vector_norm(torch.stack(norms))
@@ -326,7 +326,10 @@ def _step(
         rescale = expected / count
         norm = norm * rescale
     if s.train.clip_norm is not None:
-        clip = torch.as_tensor(s.train.clip_norm / norm).clamp(max=1.0)
+        if isinstance(norm, Tensor):
+            clip: Any = (s.train.clip_norm / norm).clamp(max=1.0)
+        else:
+            clip = s.train.clip_norm / max(norm, s.train.clip_norm)
         rescale = clip if rescale is None else rescale * clip
     if rescale is not None:
         torch._foreach_mul_(gradients, rescale)
@@ -354,8 +357,9 @@ def _update(s: Session, size: Tensor) -> None:
 
 
 def immediate(device: torch.device) -> bool:
-    """Whether reading a number costs no waiting, as everything is computed when it is asked for."""
-    return device.type == "cpu"
+    """Whether a number is there as soon as it is asked for. Only CUDA computes behind the host's back, and has kernels of
+    optimizers that leave out by themselves what is not finite."""
+    return device.type != "cuda"
 
 
 def _settle(s: Session) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,9 @@ def check(
     dataset: str | None,
     overrides: list[str],
     allow_partial: bool = False,
+    profile: bool = False,
 ) -> dict[str, Any]:
-    """Build everything, read every sample, and time a few steps.
+    """Build everything, read every sample, and time a few steps; with `profile` also say what they cost.
 
     Raises the error that the run would end in; all unreadable samples at once, as one DataError.
     """
@@ -54,6 +55,7 @@ def check(
             "repair or remove them, or train with --set train.on_bad_sample=skip",
         )
     step_seconds = _time_steps(built)
+    costs = _profile(built, Path(time.strftime("profile-%Y%m%d-%H%M%S.json"))) if profile else None
     weights = sum(t.numel() * t.element_size() for t in built.objective.state_dict().values())
     trained = sum(p.numel() for group in built.groups for p in group["params"])
     total = None if built.settings.train.budget else built.total
@@ -88,6 +90,7 @@ def check(
         "device": str(built.device),
         "precision": built.precision,
         "free_disk_mb": round(checkpoint.free_bytes(Path.cwd()) / 1e6),
+        **({"profile": costs} if costs is not None else {}),
     }
 
 
@@ -127,6 +130,7 @@ def text(plan: Mapping[str, Any]) -> str:
         ),
         f"memory     {plan['peak_memory_mb']} MB at most so far",
         f"disk       {plan['checkpoint_mb']} MB per checkpoint, {plan['free_disk_mb']:,} MB free",
+        *(_profile_lines(plan["profile"]) if "profile" in plan else []),
         "ok         nothing stands in the way of this run",
     ]
     return "\n".join(lines)
@@ -163,6 +167,95 @@ def _time_steps(built: build.Plan) -> float:
         seconds.append(time.monotonic() - start)
     batches.close()
     return min(seconds[1:] or seconds)
+
+
+PARTS = ("data", "forward", "backward", "optimizer")  # of a step, as the trace names them
+
+
+def _profile(built: build.Plan, trace: Path) -> dict[str, Any]:
+    """A torch profiler trace of a few real steps, the shares of their parts, the operations that cost most, and advice."""
+    from torch.profiler import ProfilerActivity, profile, record_function
+
+    gpu = built.device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
+    steps = min(STEPS, built.total)
+    batches = built.loader.batches(0, steps)
+    with profile(activities=activities) as found:
+        for step in range(steps):
+            for _ in built.loader.micros(step):
+                with record_function("data"):
+                    batch = next(batches)
+                if len(batch):
+                    with record_function("forward"), loop.autocast(built.device, built.precision):
+                        loss = built.objective(batch, "loss")
+                    with record_function("backward"):
+                        loss.sum.backward()
+            with record_function("optimizer"):
+                built.optimizer.step()
+            built.optimizer.zero_grad(set_to_none=True)
+    batches.close()
+    try:
+        found.export_chrome_trace(str(trace))
+    except OSError as error:
+        raise checkpoint.disk_error(error, trace, 0) from None
+    events = found.key_averages()
+    spent = {one.key: one.cpu_time_total for one in events if one.key in PARTS}
+    whole = sum(spent.values())
+
+    def own(event: Any) -> float:
+        return float(event.self_device_time_total if gpu else event.self_cpu_time_total)
+
+    operations = sorted((one for one in events if one.key.startswith("aten::")), key=own, reverse=True)
+    total = sum(map(own, operations)) or 1.0
+    return {
+        "trace": str(trace.resolve()),
+        "shares": {name: round(spent.get(name, 0.0) / whole, 4) for name in PARTS},
+        "operations": [
+            {"name": one.key.removeprefix("aten::"), "share": round(own(one) / total, 4), "calls": one.count // steps}
+            for one in operations[:8]
+        ],
+        "advice": _advice({name: spent.get(name, 0.0) / whole for name in PARTS}, operations, own, total, built),
+    }
+
+
+def _advice(
+    shares: Mapping[str, float], operations: list[Any], own: Callable[[Any], float], total: float, built: build.Plan
+) -> str:
+    """The one thing that would help most, as far as the numbers tell."""
+
+    def part(*words: str) -> float:
+        return sum(own(one) for one in operations if any(word in one.key for word in words)) / total
+
+    calls = sum(one.count for one in operations)
+    if shares["data"] > 0.2:
+        where = (
+            "epoch one decodes; later ones read the cache"
+            if built.settings.train.cache != "off"
+            else "turn on the cache"
+        )
+        return f"reading takes {shares['data']:.0%} of a step: {where}; smaller images or train.workers may help"
+    if total / max(calls, 1) < 10 and shares["optimizer"] < 0.5:
+        return "the operations are too small to fill the machine: a larger train.batch_size costs little more time"
+    if shares["optimizer"] > 0.25:
+        return f"the optimizer takes {shares['optimizer']:.0%} of a step: a larger train.batch_size takes fewer steps"
+    if part("copy_", "contiguous", "_to_copy") > 0.2:
+        return "copies take a fifth of a step or more: try train.channels_last the other way round"
+    if built.precision == "fp32" and part("conv", "mm", "linear") > 0.4:
+        return (
+            "the model itself takes the time: train.precision=bf16 may be faster here, as a smaller image_size would be"
+        )
+    return "the model itself takes the time: a smaller dataset.image_size or backbone is what would be faster"
+
+
+def _profile_lines(found: Mapping[str, Any]) -> list[str]:
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in found["shares"].items())
+    top = ", ".join(f"{one['name']} {one['share']:.0%} ({one['calls']} calls)" for one in found["operations"])
+    return [
+        f"profile    {found['trace']} (open it in https://ui.perfetto.dev)",
+        f"a step     {shares}",
+        f"costs      {top}",
+        f"advice     {found['advice']}",
+    ]
 
 
 def _peak_mb() -> int:

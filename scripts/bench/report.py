@@ -1,0 +1,98 @@
+"""Write docs/performance.md from what the other scripts of this folder have measured.
+
+python scripts/bench/report.py WORK/images.json WORK/parts.json OUT/speedrun.json
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import images
+import parts
+import speedrun
+
+DOC = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
+
+
+def main() -> None:
+    if len(sys.argv) != 4:
+        sys.exit(__doc__)
+    trained, pieces, recipe = (json.loads(Path(path).read_text()) for path in sys.argv[1:])
+    session = trained["sessions"][-1]
+    machine, versions = session["machine"], session["versions"]
+    job = images.Job(**trained["job"])
+    lines = [
+        "# Performance",
+        "",
+        "Written by `scripts/bench/report.py` from measurements on one machine: "
+        f"{machine['cores']} cores of an {machine['cpu']}, {machine['memory_gb']:.0f} GB, no GPU. Torch {versions['fmeco']['torch']}.",
+        "Medians, and the range over interleaved rounds; ratios are taken round by round, so that what slows the machine for a",
+        "minute slows both sides. A GPU was not measured.",
+        "",
+        "## The same training, by fmeco and by its peers",
+        "",
+        f"resnet18 at {job.size} pixels, batches of {job.batch}, {job.images:,} generated photographs of 400x533 pixels. `bare` is a loop in",
+        "bfloat16 and channels_last over one batch in memory: it reads nothing, and is the limit. fmeco has no flags. A peer is at",
+        "its defaults, and as `best` at the fastest settings that we know for it on a CPU; see the script for what they are.",
+        "",
+        "```",
+        "python scripts/bench/images.py setup --work W && python scripts/bench/images.py run --work W --rounds 5 --timm-train TRAIN.PY",
+        "```",
+        "",
+        *images.rows(trained),
+        "",
+        *verdict(trained, job),
+        "",
+        "Versions: "
+        + ", ".join(f"{name} {versions[name][name]}" for name in images.PACKAGES if name in versions)
+        + ".",
+        "",
+        "## Part by part",
+        "",
+        "`python scripts/bench/parts.py run --work W`. The loop: an MLP on 8x8 digits, batches of 32, one thread, with metrics.jsonl and",
+        "TensorBoard on; bare is the same model on tensors in memory. The pause for a checkpoint is how long training stands still;",
+        "the rest of the writing happens beside it. Memory is that of the whole process tree.",
+        "",
+        *parts.rows(pieces),
+        "",
+        "## A recipe for small images",
+        "",
+        "[configs/speedrun/cifar10.yaml](../configs/speedrun/cifar10.yaml) against plain SGD with the same network, images and time, on an",
+        "excerpt of CIFAR-10 with 9,600 training images; accuracy on 2,000 test images.",
+        "`python scripts/bench/speedrun.py FOLDER OUT`.",
+        "",
+        *speedrun.rows(recipe),
+        "",
+    ]
+    DOC.write_text("\n".join(lines))
+
+
+def verdict(results: dict[str, Any], job: images.Job) -> list[str]:
+    """How fmeco stands to each peer, round by round, in a sentence each; who is faster is named."""
+    speeds: dict[str, dict[int, float]] = {}
+    for record in results["runs"]:
+        if "error" not in record:
+            for label, one in images.measured(record, job).items():
+                speeds.setdefault(label, {})[record["round"]] = one.speed
+    ours = speeds["fmeco, epoch 2 on"]
+    told, faster = [], []
+    for label, by_round in speeds.items():
+        if label.startswith(("bare", "fmeco")):
+            continue
+        ratios = [ours[n] / speed for n, speed in by_round.items() if n in ours]
+        middle = statistics.median(ratios)
+        told.append(f"{label} {middle:.2f} ({min(ratios):.2f}..{max(ratios):.2f})")
+        if middle < 1:
+            faster.append(label)
+    return [
+        f"fmeco's speed from the second epoch on, divided by that of: {'; '.join(told)}.",
+        f"Faster than fmeco: {', '.join(faster)}." if faster else "None of them is faster in the median.",
+    ]
+
+
+if __name__ == "__main__":
+    main()
