@@ -4,132 +4,27 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import dataclasses
 import functools
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fmeco import checkpoint
-from fmeco.config import Train, seconds
 from fmeco.core import Batch, Objective, seed_torch
 from fmeco.dist import ALONE, Ranks
 from fmeco.errors import ConfigError, DataError, Diverged, ResourceError, Stopped, clean, listing
-from fmeco.loader import Loader, epoch_order, unreadable
-from fmeco.log import Log, say
+from fmeco.loader import epoch_order, unreadable
+from fmeco.log import say
+from fmeco.pace import Clock, Pace
+from fmeco.session import Outcome, Session, evaluated_weights, save, update_average
 
 MAX_SKIPPED_STEPS = 20  # in a row, with on_nonfinite: skip
 MIN_SECONDS_BETWEEN_SAVES = 20.0  # with save_every: auto
-
-
-@dataclass
-class State:
-    """What changes while a run trains, beside weights and optimizer. Saved in trainer.json."""
-
-    step: int = 0
-    total: int = 0  # steps of the whole run
-    seconds: float = 0.0  # of training so far, over all resumes
-    spent: dict[str, float] = field(default_factory=lambda: {"data": 0.0, "evaluate": 0.0, "save": 0.0})  # of them
-    samples: int = 0  # trained on so far
-    history: list[float] = field(default_factory=list)  # validation scores, higher is better
-    best: float | None = None  # the best of them
-    best_step: int = 0
-    waited: int = 0  # evaluations since the best
-    bad_samples: list[str] = field(default_factory=list)
-    window: list[tuple[float, float, int]] = field(default_factory=list)  # loss, norm, samples of unlogged steps
-    finished: bool = False
-
-
-@dataclass
-class Session:
-    """Everything that one run holds. run.py puts it together."""
-
-    run: Path
-    objective: Objective
-    ranks: Ranks
-    loader: Loader
-    validate: Callable[[], tuple[dict[str, float], list[str]]] | None  # metrics of the validation split, bad samples
-    optimizer: torch.optim.Optimizer
-    schedule: Callable[[float, float, list[float]], float]
-    train: Train
-    validation_size: int  # samples
-    evaluate_every: int  # steps
-    best_metric: str
-    best_sign: int  # +1 when higher is better
-    seed: int
-    device: torch.device
-    precision: str
-    meta: Mapping[str, Any]
-    parents: list[str]
-    card: Callable[[Mapping[str, Any]], str]
-    log: Log
-    stop: Callable[[], bool]
-    state: State = field(default_factory=State)
-    average: dict[str, Tensor] | None = None  # the EMA of every tensor of the objective, by name
-    metrics: dict[str, float] = field(default_factory=dict)  # of the newest evaluation
-    measured_at: int = -1  # the step of it
-    scaler: torch.amp.GradScaler | None = None  # for fp16
-    writer: checkpoint.Writer = field(default_factory=checkpoint.Writer)
-    pending: list[Outcome] = field(default_factory=list)  # steps whose numbers are still on the device
-    skipped: int = 0  # steps in a row that were not finite
-
-
-class Outcome(NamedTuple):
-    """What a step gave, as tensors that nobody has waited for yet."""
-
-    step: int
-    loss: Tensor | float  # a sum
-    over: Tensor | float  # what it is a sum over
-    norm: Tensor | float
-    factor: float  # on the learning rate
-
-
-class Pace:
-    """How far a run is: in steps, or in a budget of time, of which the last evaluation must have its part."""
-
-    def __init__(self, s: Session) -> None:
-        self.state, self.size = s.state, s.validation_size
-        self.budget = seconds(s.train.budget) if s.train.budget else math.inf
-        self.evaluation = 0.0  # seconds that one takes, as far as is known
-        self.measured = False
-        self.first: tuple[float, int] | None = None  # seconds and samples after the first step, which pays for all else
-
-    @property
-    def place(self) -> tuple[float, float]:
-        """(done, whole): a schedule is a function of the finished share."""
-        if self.budget == math.inf:
-            return float(self.state.step), float(self.state.total)
-        return self.state.seconds, max(self.budget - self.evaluation, 1.0)
-
-    @property
-    def progress(self) -> float:
-        done, whole = self.place
-        return min(1.0, done / whole)
-
-    def stepped(self) -> None:
-        if self.budget == math.inf or self.measured:
-            return
-        if self.first is None:
-            self.first = (self.state.seconds, self.state.samples)
-            return
-        # No evaluation was timed yet: a forward pass is about a third of a step.
-        guess = (self.state.seconds - self.first[0]) / (self.state.samples - self.first[1]) / 3 * self.size
-        self.evaluation = min(guess, self.budget / 2)
-
-    def evaluated(self, took: float) -> None:
-        self.evaluation, self.measured = took, True
-
-    def over(self, more: int = 1) -> bool:
-        """Whether the run is at its end, when `more` evaluations are to come."""
-        return self.state.step >= self.state.total or self.state.seconds + more * self.evaluation >= self.budget
 
 
 def train(s: Session) -> None:
@@ -162,7 +57,8 @@ def train(s: Session) -> None:
         stop = agree()
         while state.step < state.total and not state.finished:
             if stop:
-                _save(s, full=True)
+                _settle(s)
+                save(s, full=True)
                 s.writer.wait()
                 s.ranks.barrier()
                 raise Stopped(f"stopped at step {state.step}; everything is saved", f"fmeco resume {s.run}")
@@ -173,7 +69,7 @@ def train(s: Session) -> None:
             state.step += 1
             state.samples += s.loader.samples_in(state.step - 1)
             if s.average is not None:
-                _average(s.average, s.objective, s.train.ema or 0.0, state.step)
+                update_average(s.average, s.objective, s.train.ema or 0.0, state.step)
             s.objective.after_step(pace.progress)
             bar.update()
 
@@ -193,7 +89,7 @@ def train(s: Session) -> None:
                 began = time.monotonic()
                 improved = _evaluate(s)
                 clock.charge("evaluate", began)
-                pace.evaluated(time.monotonic() - began)
+                pace.evaluated(*s.ranks.most(time.monotonic() - began))
                 stop = agree() or stop
                 ends = ends or pace.over()
                 if s.train.early_stop is not None and state.waited >= s.train.early_stop:
@@ -206,31 +102,12 @@ def train(s: Session) -> None:
                 due = state.step % s.train.save_every == 0
             if ends or due or improved:
                 began = time.monotonic()
-                _save(s, full=ends or due, best=improved or s.validate is None)
+                _settle(s)
+                save(s, full=ends or due, best=improved or s.validate is None)
                 clock.charge("save", began)
                 last_save = state.seconds if ends or due else last_save
     state.seconds = time.monotonic() - started
     _say_where_time_went(s)
-
-
-class Clock:
-    """Charges the time of a run to what it went to; what is not charged is computing."""
-
-    def __init__(self, state: State) -> None:
-        self.state, self.since = state, time.monotonic()
-        self.before = dict(state.spent)
-
-    def charge(self, what: str, began: float) -> None:
-        """Everything since `began` was for this."""
-        self.state.spent[what] += time.monotonic() - began
-
-    def lap(self) -> tuple[float, float]:
-        """Since the last lap: seconds of training, evaluations and saves not counted; of them waiting for data."""
-        now, spent = time.monotonic(), self.state.spent
-        data, evaluate, save = (spent[what] - self.before[what] for what in ("data", "evaluate", "save"))
-        training = max(now - self.since - evaluate - save, 1e-9)
-        self.since, self.before = now, dict(spent)
-        return training, data
 
 
 def _log(s: Session, clock: Clock) -> str:
@@ -479,145 +356,6 @@ def _train_mode(objective: Objective) -> None:
     for module in objective.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine and not module.weight.requires_grad:
             module.eval()
-
-
-# ---------------------------------------------------------------- averaged weights
-
-
-def _average(average: dict[str, Tensor], objective: Objective, decay: float, step: int) -> None:
-    """average <- decay * average + (1 - decay) * weights, with a smaller decay at the start, when weights move fast."""
-    decay = min(decay, (1 + step) / (10 + step))
-    with torch.no_grad():
-        for name, tensor in objective.state_dict().items():
-            if tensor.is_floating_point():
-                average[name].lerp_(tensor, 1 - decay)
-            else:
-                average[name].copy_(tensor)
-
-
-@contextlib.contextmanager
-def evaluated_weights(s: Session) -> Iterator[None]:
-    """Within, the objective holds the averaged weights, if there are any: what is evaluated is what is saved."""
-    if s.average is None:
-        yield
-        return
-    own = s.objective.state_dict()
-    raw = {name: tensor.clone() for name, tensor in own.items()}
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(s.average[name])
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for name, tensor in own.items():
-                tensor.copy_(raw[name])
-
-
-# ---------------------------------------------------------------- saving and restoring
-
-
-def _save(s: Session, *, full: bool, best: bool = False) -> None:
-    """Write a checkpoint; without `full`, one to use but not to resume from. What changes in training is copied here; the
-    rest is done beside training, unless this is the end of it."""
-    _settle(s)
-    if not s.ranks.first:
-        return
-    s.writer.wait()  # one at a time
-    if s.state.bad_samples:
-        (s.run / "bad_samples.txt").write_text("\n".join(clean(name) for name in s.state.bad_samples) + "\n", "utf-8")
-    optimizer, numbers = pack_optimizer(s.optimizer) if full else ({}, {})
-    trainer = (
-        {
-            "state": asdict(s.state),
-            "optimizer": numbers,
-            "metrics_size": s.log.size(),
-            "threads": torch.get_num_threads(),
-            "ranks": s.ranks.world,
-            "scaler": s.scaler.state_dict() if s.scaler is not None else None,
-        }
-        if full
-        else None
-    )
-    meta = {
-        **s.meta,
-        # Metrics belong to the weights they were measured with; a save between evaluations has none.
-        "metrics": {f"val_{k}": v for k, v in s.metrics.items()} if s.measured_at == s.state.step else {},
-        "epoch": s.state.step / s.loader.steps_per_epoch,
-        "best": best,
-    }
-    tensors: dict[str, Mapping[str, Tensor]] = {}
-    if full:
-        raw = {f"raw/{name}": x for name, x in s.objective.state_dict().items()} if s.average is not None else {}
-        tensors["trainer"] = checkpoint.snapshot({**raw, **optimizer})
-    with evaluated_weights(s):
-        product, rest = checkpoint.split_state(s.objective)
-        tensors |= {"backbone": checkpoint.snapshot(product), "objective": checkpoint.snapshot(rest)}
-    folder, step = s.run / "checkpoints", s.state.step
-
-    def write() -> None:
-        path = checkpoint.write(folder, step, tensors, meta, trainer, s.parents, s.card(meta | {"step": step}))
-        if full:
-            checkpoint.point(folder, "last", path)
-        if best or not (folder / "best").exists():
-            checkpoint.point(folder, "best", path)
-        checkpoint.tidy(folder, s.train.keep)
-
-    s.writer.start(write)
-
-
-def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state as (tensors, JSON)."""
-    tensors: dict[str, Tensor] = {}
-    numbers: dict[str, Any] = {}
-    for index, values in optimizer.state_dict()["state"].items():
-        for key, value in values.items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer/{index}/{key}"] = value
-            else:
-                numbers[f"{index}/{key}"] = value
-    return tensors, numbers
-
-
-def restore(s: Session, saved: checkpoint.Checkpoint) -> None:
-    """Continue from a checkpoint: weights, averages, optimizer and state, bit for bit."""
-    trainer, tensors = saved.trainer(), saved.tensors("trainer")
-    raw = {name.removeprefix("raw/"): tensor for name, tensor in tensors.items() if name.startswith("raw/")}
-    checkpoint.load_objective(s.objective, saved)
-    if s.average is not None:
-        s.average = {name: tensor.clone() for name, tensor in s.objective.state_dict().items()}
-        checkpoint.load_exactly(s.objective, raw, str(saved.path))
-    state: dict[int, dict[str, Any]] = {}
-    for name, value in [
-        *((n.removeprefix("optimizer/"), t) for n, t in tensors.items() if n.startswith("optimizer/")),
-        *trainer["optimizer"].items(),
-    ]:
-        index, _, key = name.partition("/")
-        state.setdefault(int(index), {})[key] = value
-    parameters = [p for group in s.optimizer.param_groups for p in group["params"]]
-    for number, values in state.items():
-        like = parameters[number]
-        for key, value in values.items():
-            # Fused kernels walk through memory: a moment must lie there as its parameter does.
-            if isinstance(value, Tensor) and value.shape == like.shape:
-                values[key] = torch.empty_like(like, dtype=value.dtype).copy_(value)
-    s.optimizer.load_state_dict({"state": state, "param_groups": s.optimizer.state_dict()["param_groups"]})
-    if s.scaler is not None and trainer["scaler"] is not None:
-        s.scaler.load_state_dict(trainer["scaler"])
-    total, state_then = s.state.total, State(**trainer["state"])
-    # A run that was made longer goes on, also when it was killed before the first checkpoint of its new length.
-    finished = state_then.finished and total <= state_then.total
-    s.state = dataclasses.replace(state_then, total=total, finished=finished)
-    if s.ranks.first and (
-        s.state.best_step == s.state.step or s.validate is None
-    ):  # killed between the save and the link to it
-        checkpoint.point(s.run / "checkpoints", "best", saved.path)
-    for what, then, now in (
-        ("threads", trainer["threads"], torch.get_num_threads()),
-        ("ranks", trainer["ranks"], s.ranks.world),
-    ):
-        if then != now:
-            say(f"this run used {then} {what} and now has {now}: it goes on with the same samples, but not bit for bit")
 
 
 @contextlib.contextmanager

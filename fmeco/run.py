@@ -34,6 +34,7 @@ from fmeco.errors import (
 from fmeco.loader import choose_reading, evaluation_batches
 from fmeco.log import Log, say
 from fmeco.rundir import claim, locked, settle, write_config
+from fmeco.session import Session, State, restore
 
 Config = Path | str | Mapping[str, Any] | None
 
@@ -240,7 +241,7 @@ def _train(
                 )
             if resume_from.spec != plan.data.spec:
                 raise DataError(f"the data is described differently than when {resume_from.path} was saved")
-            loop.restore(session, resume_from)
+            restore(session, resume_from)
             say(f"resuming {run} at step {session.state.step}")
             if session.state.finished:
                 say("this run is finished; --epochs +N adds more")
@@ -279,7 +280,7 @@ def _train(
         log.close()
 
 
-def _session(run: Path, plan: Plan, log: Log, stop: Callable[[], bool]) -> loop.Session:
+def _session(run: Path, plan: Plan, log: Log, stop: Callable[[], bool]) -> Session:
     settings, data, objective = plan.settings, plan.data, plan.objective
     train, evaluate = settings.train, settings.evaluate
     validate: Callable[[], tuple[dict[str, float], list[str]]] | None = None
@@ -318,9 +319,9 @@ def _session(run: Path, plan: Plan, log: Log, stop: Callable[[], bool]) -> loop.
         },
         "git": _git_commit(),
     }
-    state = loop.State(total=plan.total)
+    state = State(total=plan.total)
     average = {name: t.detach().clone() for name, t in objective.state_dict().items()} if train.ema else None
-    return loop.Session(
+    return Session(
         run=run,
         objective=objective,
         ranks=plan.ranks,
@@ -370,7 +371,7 @@ def _validation(plan: Plan, data: Data) -> Callable[[], tuple[dict[str, float], 
     return validate
 
 
-def _check_disk(run: Path, session: loop.Session) -> None:
+def _check_disk(run: Path, session: Session) -> None:
     """Better to learn before the first epoch than after it that a checkpoint has no room."""
     weights = sum(t.numel() * t.element_size() for t in session.objective.state_dict().values())
     needed = weights * (4 if session.average is None else 5) * 2  # Adam's two moments; two full checkpoints

@@ -177,7 +177,7 @@ def test_killed_before_its_first_checkpoint_it_starts_again(monkeypatch: pytest.
         raise SystemExit(9)
 
     with monkeypatch.context() as patch:
-        patch.setattr("fmeco.loop._save", killed)
+        patch.setattr("fmeco.loop.save", killed)
         with pytest.raises(SystemExit):
             api.pretrain(tiny(), out="cut")
     assert not (Path("cut") / "checkpoints").exists()

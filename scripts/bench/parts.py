@@ -153,7 +153,7 @@ def time_checkpoint(name: str) -> dict[str, float]:
     import torchvision
 
     from fmeco import checkpoint
-    from fmeco.loop import pack_optimizer
+    from fmeco.session import pack_optimizer
 
     model = torchvision.models.get_model(name)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)

@@ -1,0 +1,69 @@
+"""Where a run stands in time: how far it is, and what its seconds went to."""
+
+from __future__ import annotations
+
+import math
+import time
+
+from fmeco.config import seconds
+from fmeco.session import Session, State
+
+
+class Pace:
+    """How far a run is: in steps, or in a budget of time, of which the last evaluation must have its part."""
+
+    def __init__(self, s: Session) -> None:
+        self.state, self.size = s.state, s.validation_size
+        self.budget = seconds(s.train.budget) if s.train.budget else math.inf
+        self.evaluation = 0.0  # seconds that one takes, as far as is known
+        self.measured = False
+        self.first: tuple[float, int] | None = None  # seconds and samples after the first step, which pays for all else
+
+    @property
+    def place(self) -> tuple[float, float]:
+        """(done, whole): a schedule is a function of the finished share."""
+        if self.budget == math.inf:
+            return float(self.state.step), float(self.state.total)
+        return self.state.seconds, max(self.budget - self.evaluation, 1.0)
+
+    @property
+    def progress(self) -> float:
+        done, whole = self.place
+        return min(1.0, done / whole)
+
+    def stepped(self) -> None:
+        if self.budget == math.inf or self.measured:
+            return
+        if self.first is None:
+            self.first = (self.state.seconds, self.state.samples)
+            return
+        # No evaluation was timed yet: a forward pass is about a third of a step.
+        guess = (self.state.seconds - self.first[0]) / (self.state.samples - self.first[1]) / 3 * self.size
+        self.evaluation = min(guess, self.budget / 2)
+
+    def evaluated(self, took: float) -> None:
+        self.evaluation, self.measured = took, True
+
+    def over(self, more: int = 1) -> bool:
+        """Whether the run is at its end, when `more` evaluations are to come."""
+        return self.state.step >= self.state.total or self.state.seconds + more * self.evaluation >= self.budget
+
+
+class Clock:
+    """Charges the time of a run to what it went to; what is not charged is computing."""
+
+    def __init__(self, state: State) -> None:
+        self.state, self.since = state, time.monotonic()
+        self.before = dict(state.spent)
+
+    def charge(self, what: str, began: float) -> None:
+        """Everything since `began` was for this."""
+        self.state.spent[what] += time.monotonic() - began
+
+    def lap(self) -> tuple[float, float]:
+        """Since the last lap: seconds of training, evaluations and saves not counted; of them waiting for data."""
+        now, spent = time.monotonic(), self.state.spent
+        data, evaluate, save = (spent[what] - self.before[what] for what in ("data", "evaluate", "save"))
+        training = max(now - self.since - evaluate - save, 1e-9)
+        self.since, self.before = now, dict(spent)
+        return training, data
