@@ -17,7 +17,7 @@ from fmeco.config import Choice, RunConfig
 from fmeco.core import Augment, Backbone, Data, DataSpec, Objective, seed_torch
 from fmeco.dist import ALONE, Ranks
 from fmeco.errors import CheckpointError, ConfigError, DataError, clean, listing, nearest
-from fmeco.loader import Loader, Reading, choose_reading
+from fmeco.loader import Loader, Reading, channels_last, choose_reading
 from fmeco.log import say
 
 DEFAULT_OBJECTIVE = {"class": "classification", "multilabel": "multilabel", "number": "regression"}
@@ -159,7 +159,9 @@ def _tune(settings: RunConfig, loader: Loader, objective: Objective, total: int,
     step_seconds: float | None = None
     if train.precision == "auto" or (train.workers == "auto" and device.type == "cuda"):
         few = dataclasses.replace(loader, micro_batch=TRIED, reading=Reading(0, 1, None))
-        batch = next(few.batches(0, 1))
+        batch = next((one for one in few.batches(0, loader.steps_per_epoch) if len(one)), None)
+        if batch is None:
+            raise DataError("no training sample can be read")
         if train.precision == "auto" and device.type != "cpu":
             half = device.type == "cuda" and torch.cuda.is_bf16_supported()
             train = train.model_copy(update={"precision": "bf16" if half else "fp32"})
@@ -219,7 +221,6 @@ def _loader(
         if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.ndim != 1:
             raise ConfigError("train.sampler: balanced needs one class per sample")
         balance = labels
-    images = any(len(one.shape) == 3 for one in data.spec.inputs.values())
     loader = Loader(
         data=data,
         samples=samples,
@@ -232,7 +233,7 @@ def _loader(
         device=device,
         balance=balance,
         on_bad_sample=train.on_bad_sample,
-        channels_last=images if train.channels_last == "auto" else train.channels_last,
+        channels_last=channels_last(train.channels_last, data.spec),
         rank=ranks.rank,
         world=ranks.world,
     )

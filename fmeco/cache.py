@@ -103,6 +103,7 @@ class Decoded(Samples):
         self.checked = np.zeros(len(samples), dtype=np.bool_)
         self.handles: tuple[int, int, int] = (0, 0, 0)  # of this process: its id, the index, the data
         self._open()
+        os.utime(self.paths[1])  # used now, for `prune`
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -127,6 +128,11 @@ class Decoded(Samples):
                 os.pwrite(data, _MAGIC, 0)
             self.handles = (os.getpid(), index, data)
         return self.handles[1:]
+
+    def __del__(self) -> None:
+        if getattr(self, "handles", (0,))[0] == os.getpid():
+            for handle in self.handles[1:]:
+                os.close(handle)
 
     def _get(self, index: int) -> Inputs | None:
         entries, data = self._open()
@@ -184,7 +190,7 @@ def decoded(samples: Samples, wanted: str | float) -> Samples:
 
 def prune(home: Path, limit: float) -> None:
     """Remove the caches that were used longest ago, and are not in use, until all together take at most `limit` bytes."""
-    caches = sorted(home.glob("*.data"), key=lambda path: path.stat().st_atime)
+    caches = sorted(home.glob("*.data"), key=lambda path: path.stat().st_mtime)
     total = sum(path.stat().st_size for path in caches)
     for path in caches:
         if total <= limit:

@@ -226,6 +226,11 @@ def _room(device: torch.device) -> float:
     return float(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free_memory()
 
 
+def channels_last(wanted: bool | Literal["auto"], spec: DataSpec) -> bool:
+    """The memory format of a model and its inputs. auto: for images, whose convolutions it makes faster."""
+    return any(len(one.shape) == 3 for one in spec.inputs.values()) if wanted == "auto" else wanted
+
+
 def _layout(inputs: Inputs, spec: DataSpec, channels_last: bool) -> Inputs:
     """The model's inputs. The memory format is changed while values are small, before they are standardised."""
     if channels_last:

@@ -18,7 +18,7 @@ from fmeco import checkpoint, config, loop, refs
 from fmeco.build import build_backbone
 from fmeco.core import Backbone, Batch, Data, DataSpec, Objective, Samples
 from fmeco.errors import CheckpointError, ConfigError, DataError, clean, listing, readable
-from fmeco.loader import choose_reading, evaluation_batches
+from fmeco.loader import channels_last, choose_reading, evaluation_batches
 from fmeco.log import say
 from fmeco.plugins import find
 
@@ -32,6 +32,7 @@ class Model:
     objective: Objective
     device: torch.device
     precision: str = "fp32"
+    channels_last: bool = False
 
     def predict(self, inputs: Sequence[str | Path], *, batch_size: int = 64) -> list[dict[str, Any]]:
         """One dict per input, in order: input, prediction, probability (where there is one), error (or None).
@@ -77,7 +78,9 @@ class Model:
         """The samples' batches, gone through once."""
         data = Data(self.spec, test=samples)
         reading = choose_reading("auto", data, samples, self.device, once=True)
-        return evaluation_batches(data, samples, batch_size=size, reading=reading, device=self.device)
+        return evaluation_batches(
+            data, samples, batch_size=size, reading=reading, device=self.device, channels_last=self.channels_last
+        )
 
     def _batches(self, samples: Samples, size: int) -> Iterator[tuple[Any, list[str], dict[str, str]]]:
         start = 0
@@ -110,8 +113,13 @@ def load(ref: str | Path, *, backbone: Backbone | None = None) -> Model:
     checkpoint.load_objective(objective, found)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     objective.to(device).eval()
-    precision = str(found.meta["precision"])  # what its metrics were measured in
-    return Model(found, spec, objective, device, "fp32" if precision == "fp16" and device.type == "cpu" else precision)
+    # As its metrics were measured, where this device can.
+    precision, last = str(found.meta["precision"]), channels_last(raw["train"]["channels_last"], spec)
+    if precision == "fp16" and device.type == "cpu":
+        precision = "fp32"
+    if last:
+        objective.to(memory_format=torch.channels_last)
+    return Model(found, spec, objective, device, precision, last)
 
 
 @loop.known_errors()
@@ -135,7 +143,9 @@ def evaluate(
             raise DataError(f"the dataset's target '{name}' is not the checkpoint's")
     data = dataclasses.replace(data, spec=dataclasses.replace(data.spec, inputs=model.spec.inputs))
     reading = choose_reading("auto", data, samples, model.device, once=True)
-    batches = evaluation_batches(data, samples, batch_size=64, reading=reading, device=model.device)
+    batches = evaluation_batches(
+        data, samples, batch_size=64, reading=reading, device=model.device, channels_last=model.channels_last
+    )
     bad: list[str] | None = [] if on_bad_sample == "skip" else None
     metrics, _ = loop.evaluate(model.objective, batches, model.device, model.precision, bad=bad)
     for one in bad or []:

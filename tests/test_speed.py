@@ -97,7 +97,7 @@ def test_the_least_recently_used_cache_goes_first_and_none_in_use(tmp_path: Path
     os.utime(old, (1, 1))
     cache.prune(tmp_path, new.stat().st_size)
     assert old.exists(), "it is in use"
-    os.close(sets[0].handles[2])
+    del sets[0]
     cache.prune(tmp_path, new.stat().st_size)
     assert new.exists()
     assert not old.exists()
