@@ -22,8 +22,8 @@ def main() -> None:
     if len(sys.argv) != 4:
         sys.exit(__doc__)
     trained, pieces, recipe = (json.loads(Path(path).read_text()) for path in sys.argv[1:])
-    session = trained["sessions"][-1]
-    machine, versions = session["machine"], session["versions"]
+    machine = trained["sessions"][-1]["machine"]
+    versions = {name: found for session in trained["sessions"] for name, found in session["versions"].items()}
     job = images.Job(**trained["job"])
     lines = [
         "# Performance",
@@ -63,7 +63,7 @@ def main() -> None:
         "",
         "[configs/speedrun/cifar10.yaml](../configs/speedrun/cifar10.yaml) against plain SGD (Nesterov, cosine, the same network) on",
         "CIFAR-10's 50,000 training images as files, with the same time; accuracy on the 10,000 test images.",
-        f"`python scripts/bench/speedrun.py FOLDER OUT --seeds {len(recipe['recipe'])}`.",
+        f"`python scripts/bench/speedrun.py FOLDER OUT --seeds {len(recipe['recipe'])}`. [LOG.md](LOG.md) has how the recipe was found.",
         "",
         *speedrun.rows(recipe),
         "",
