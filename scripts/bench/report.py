@@ -48,7 +48,7 @@ def main() -> None:
         *verdict(trained, job),
         "",
         "Versions: "
-        + ", ".join(f"{name} {versions[name][name]}" for name in images.PACKAGES if name in versions)
+        + ", ".join(f"{name} {version(versions[name], name)}" for name in images.PACKAGES if name in versions)
         + ".",
         "",
         "## Part by part",
@@ -69,6 +69,10 @@ def main() -> None:
         "",
     ]
     DOC.write_text("\n".join(lines))
+
+
+def version(packages: dict[str, str], name: str) -> str:
+    return next(one for key, one in packages.items() if key.lower().replace("_", "-") == name)
 
 
 def verdict(results: dict[str, Any], job: images.Job) -> list[str]:
