@@ -157,14 +157,14 @@ def _tune(settings: RunConfig, loader: Loader, objective: Objective, total: int,
     """Measure what is `auto`: the precision, which is written into the config, and who reads."""
     train, device = settings.train, loader.device
     step_seconds: float | None = None
+    if train.precision == "auto" and device.type != "cpu":
+        half = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        train = train.model_copy(update={"precision": "bf16" if half else "fp32"})
     if train.precision == "auto" or (train.workers == "auto" and device.type == "cuda"):
         few = dataclasses.replace(loader, micro_batch=TRIED, reading=Reading(0, 1, None))
         batch = next((one for one in few.batches(0, loader.steps_per_epoch) if len(one)), None)
         if batch is None:
             raise DataError("no training sample can be read")
-        if train.precision == "auto" and device.type != "cpu":
-            half = device.type == "cuda" and torch.cuda.is_bf16_supported()
-            train = train.model_copy(update={"precision": "bf16" if half else "fp32"})
         if train.precision == "auto":
             samples = total * len(loader.samples) / loader.steps_per_epoch / ranks.world
             limit = config.seconds(train.budget) if train.budget else math.inf

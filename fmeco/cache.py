@@ -75,7 +75,7 @@ class Held:
 
     @staticmethod
     def size(samples: Samples, spec: DataSpec) -> float:
-        """Bytes that holding a split takes beyond what it takes already; inf where it cannot be held."""
+        """Bytes that holding a split takes beyond what it takes already."""
         if samples.tensors is not None:
             return 0.0
         each = sum(torch.Size(one.shape).numel() * getattr(torch, one.dtype).itemsize for one in spec.inputs.values())

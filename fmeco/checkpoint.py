@@ -123,7 +123,7 @@ class Writer:
         def run() -> None:
             try:
                 work()
-            except BaseException as error:
+            except BaseException as error:  # whatever it is, it belongs to the thread that waits
                 self.error = error
 
         self.wait()

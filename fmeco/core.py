@@ -321,7 +321,7 @@ def mix(*words: int | Tensor) -> Tensor:
     https://doi.org/10.1145/2714064.2660195 (Steele, Lea, Flood 2014).
     """
     first = next((i for i, word in enumerate(words) if isinstance(word, Tensor)), len(words))
-    h = np.array([mix_numbers(*words[:first])], dtype=np.uint64)  # type: ignore[arg-type]
+    h = np.array([mix_numbers(*words[:first])], dtype=np.uint64)  # type: ignore[arg-type]  # none of these is a Tensor
     for word in words[first:]:
         added = word.numpy().view(np.uint64) if isinstance(word, Tensor) else np.uint64(word)
         h = h + added + _GAMMA

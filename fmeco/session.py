@@ -121,7 +121,7 @@ def evaluated_weights(s: Session) -> Iterator[None]:
 
 def save(s: Session, *, full: bool, best: bool = False) -> None:
     """Write a checkpoint; without `full`, one to use but not to resume from. What changes in training is copied here; the
-    rest is done beside training, unless this is the end of it."""
+    rest is done by `s.writer`, beside training."""
     if not s.ranks.first:
         return
     s.writer.wait()  # one at a time

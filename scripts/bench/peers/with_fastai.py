@@ -4,10 +4,10 @@ CUDA alone, by a wrapper around the model; and one loader worker.
 
 from __future__ import annotations
 
-import argparse
 from functools import partial
 
 import torch
+from common import command_line
 from fastai.vision.all import (
     CrossEntropyLossFlat,
     FlipItem,
@@ -33,12 +33,7 @@ class Fast(nn.Module):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("data")
-    parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--best", action="store_true")
-    given = parser.parse_args()
+    given = command_line()
     loaders = ImageDataLoaders.from_folder(
         given.data,
         train="train",

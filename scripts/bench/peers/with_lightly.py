@@ -5,18 +5,12 @@ give float32.
 
 from __future__ import annotations
 
-import argparse
-
 import lightly_train
+from common import command_line
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("data")
-    parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--best", action="store_true")
-    given = parser.parse_args()
+    given = command_line()
     lightly_train.train_image_classification(
         out="run",
         model="torchvision/resnet18",

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-
 import lightning as L
 import torch
 import torch.nn.functional as F
+from common import command_line, photos
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torchvision import transforms
-from torchvision.datasets import ImageFolder
 from torchvision.models import resnet18
 
 
@@ -32,21 +29,8 @@ class Classifier(L.LightningModule):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("data")
-    parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--best", action="store_true")
-    given = parser.parse_args()
-    transform = transforms.Compose(
-        [
-            transforms.RandomResizedCrop(given.size),
-            transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-        ]
-    )
-    data = ImageFolder(f"{given.data}/train", transform)
+    given = command_line()
+    data = photos(given.data, given.size)
     loader = DataLoader(data, given.batch, shuffle=True, num_workers=int(given.best))
     trainer = L.Trainer(max_epochs=1, precision="bf16-mixed" if given.best else None)
     trainer.fit(Classifier(given.best), loader)

@@ -4,13 +4,10 @@ loader worker.
 
 from __future__ import annotations
 
-import argparse
-
 import torch
 import torch.nn.functional as F
+from common import command_line, photos
 from torch import Tensor, nn
-from torchvision import transforms
-from torchvision.datasets import ImageFolder
 from torchvision.models import resnet18
 from transformers import Trainer, TrainingArguments
 
@@ -35,21 +32,8 @@ def collate(samples: list[tuple[Tensor, int]]) -> dict[str, Tensor]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("data")
-    parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--best", action="store_true")
-    given = parser.parse_args()
-    transform = transforms.Compose(
-        [
-            transforms.RandomResizedCrop(given.size),
-            transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-        ]
-    )
-    data = ImageFolder(f"{given.data}/train", transform)
+    given = command_line()
+    data = photos(given.data, given.size)
     model = Classifier(given.best)
     arguments = TrainingArguments(
         num_train_epochs=1,

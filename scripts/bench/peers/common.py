@@ -1,0 +1,29 @@
+"""What the peers' scripts share: their command line, and the job's training images as torchvision has them."""
+
+from __future__ import annotations
+
+import argparse
+
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+
+def command_line() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--best", action="store_true")
+    return parser.parse_args()
+
+
+def photos(data: str, size: int) -> ImageFolder:
+    transform = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(size),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+    return ImageFolder(f"{data}/train", transform)
