@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fmeco import cache, checkpoint, config, optim, refs, tune
 from fmeco.config import Choice, RunConfig
-from fmeco.core import Augment, Backbone, Data, DataSpec, Objective, seed_torch
+from fmeco.core import Augment, Backbone, Batch, Data, DataSpec, Objective, seed_torch
 from fmeco.dist import ALONE, Ranks
 from fmeco.errors import CheckpointError, ConfigError, DataError, clean, listing, nearest
 from fmeco.loader import Loader, Reading, channels_last, choose_reading
@@ -23,6 +23,7 @@ from fmeco.log import say
 DEFAULT_OBJECTIVE = {"class": "classification", "multilabel": "multilabel", "number": "regression"}
 FINETUNE_STEPS = 200  # a default finetune takes 10 epochs, or as many (up to 50) as make this many steps
 MICRO_BATCH = 256  # largest automatic micro-batch
+CALIBRATED = 512  # samples that a new backbone is fitted to before it learns
 TRIED = 8  # samples in a batch that something is measured with
 
 
@@ -92,6 +93,9 @@ def prepare(
         if device.type != "cuda":
             raise ConfigError("train.sync_batch_norm needs GPUs", "torch has it for no other device")
         torch.nn.SyncBatchNorm.convert_sync_batchnorm(objective)
+    if source is None and resumed is None and type(objective.product).calibrate is not Backbone.calibrate:
+        with torch.no_grad():
+            objective.product.calibrate(_few(loader, CALIBRATED).views[0])
     groups = _groups(objective, settings)
     optimizer = settings.optimizer.plugin.build({"params": groups}, settings.optimizer.options)
     settings, total = _length(settings, loader.steps_per_epoch)
@@ -161,10 +165,7 @@ def _tune(settings: RunConfig, loader: Loader, objective: Objective, total: int,
         half = device.type == "cuda" and torch.cuda.is_bf16_supported()
         train = train.model_copy(update={"precision": "bf16" if half else "fp32"})
     if train.precision == "auto" or (train.workers == "auto" and device.type == "cuda"):
-        few = dataclasses.replace(loader, micro_batch=TRIED, reading=Reading(0, 1, None))
-        batch = next((one for one in few.batches(0, loader.steps_per_epoch) if len(one)), None)
-        if batch is None:
-            raise DataError("no training sample can be read")
+        batch = _few(loader, TRIED)
         if train.precision == "auto":
             samples = total * len(loader.samples) / loader.steps_per_epoch / ranks.world
             limit = config.seconds(train.budget) if train.budget else math.inf
@@ -190,6 +191,17 @@ def _tune(settings: RunConfig, loader: Loader, objective: Objective, total: int,
         world=ranks.local_world,
     )
     return settings.replace(train=train)
+
+
+def _few(loader: Loader, count: int) -> Batch:
+    """The first training samples that can be read, `count` of them or fewer."""
+    size = min(max(count, loader.batch_size), len(loader.samples))
+    alone = Reading(0, 1, None)
+    few = dataclasses.replace(loader, batch_size=size, micro_batch=min(count, size), reading=alone, rank=0, world=1)
+    batch = next((one for one in few.batches(0, few.steps_per_epoch) if len(one)), None)
+    if batch is None:
+        raise DataError("no training sample can be read")
+    return batch
 
 
 def _transplant(objective: Objective, source: refs.Source, settings: RunConfig) -> checkpoint.Report:

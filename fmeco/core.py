@@ -323,11 +323,12 @@ def mix(*words: int | Tensor) -> Tensor:
     first = next((i for i, word in enumerate(words) if isinstance(word, Tensor)), len(words))
     h = np.array([mix_numbers(*words[:first])], dtype=np.uint64)  # type: ignore[arg-type]  # none of these is a Tensor
     for word in words[first:]:
-        added = word.numpy().view(np.uint64) if isinstance(word, Tensor) else np.uint64(word)
-        h = h + added + _GAMMA
-        h = (h ^ (h >> _30)) * _MIX1
-        h = (h ^ (h >> _27)) * _MIX2
-        h = h ^ (h >> _31)
+        h = h + (word.numpy().view(np.uint64) if isinstance(word, Tensor) else np.uint64(word))
+        h += _GAMMA
+        for shift, factor in ((_30, _MIX1), (_27, _MIX2)):
+            h ^= h >> shift
+            h *= factor
+        h ^= h >> _31
     keys = torch.from_numpy(h.view(np.int64))
     return keys if any(isinstance(word, Tensor) and word.ndim for word in words) else keys[0]
 
@@ -428,6 +429,10 @@ class Backbone(nn.Module, ABC):
         Returns the state and the names it reshaped.
         """
         return state, []
+
+    def calibrate(self, inputs: Inputs) -> None:
+        """Fit what is computed from data rather than learned to a few hundred training samples. Called once, on a new
+        model without weights to start from."""
 
     def depth_of(self, name: str) -> int:
         """Distance of a parameter (named as in `library`) from the input, for layer-wise rates; by default the

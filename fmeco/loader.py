@@ -28,6 +28,9 @@ from fmeco.errors import DataError, FmecoError
 
 WORKER_TIMEOUT = 300  # seconds without a batch before a worker is taken for hung
 MEASURED_SECONDS = 0.5  # spent on finding out how long reading takes
+DRAWN_TOGETHER = (
+    16384  # samples; a small split's epochs are drawn several at once, as each call costs more than its numbers
+)
 BLOCK_BYTES = 8 << 20  # of inputs that are prepared at once, where the split is held on the device
 _ORDER = 0x6F72646572  # keeps the keys of the order apart from those of augmentation
 _COIN = 0x636F696E
@@ -49,7 +52,7 @@ def epoch_order(n: int, seed: int, epoch: int, labels: Tensor | None = None) -> 
     equally often: small classes repeat, large ones are shown in parts, each in full before any sample repeats."""
     positions = torch.arange(n)
     if labels is None:
-        return mix(seed, _ORDER, epoch, positions).argsort(stable=True)
+        return epoch_orders(n, seed, range(epoch, epoch + 1))[0]
     present = labels.unique()
     quota = -(-n // len(present))
     drawn: list[Tensor] = []
@@ -62,6 +65,13 @@ def epoch_order(n: int, seed: int, epoch: int, labels: Tensor | None = None) -> 
             drawn.append(shuffled[place[rounds == lap] % len(members)])
     together = torch.cat(drawn)
     return together[mix(seed, _ORDER, epoch, torch.arange(len(together))).argsort(stable=True)][:n]
+
+
+def epoch_orders(n: int, seed: int, epochs: range, labels: Tensor | None = None) -> Tensor:
+    """`epoch_order` of several epochs (E, N)."""
+    if labels is not None:
+        return torch.stack([epoch_order(n, seed, epoch, labels) for epoch in epochs])
+    return mix(seed, _ORDER, torch.tensor(epochs)[:, None], torch.arange(n)).argsort(stable=True)
 
 
 class Reading(NamedTuple):
@@ -98,6 +108,7 @@ class Loader:
 
     def __post_init__(self) -> None:
         self.steps = chunks(len(self.samples), self.batch_size)
+        self._micros = [self._cut(start, end) for start, end in self.steps]
 
     @property
     def steps_per_epoch(self) -> int:
@@ -105,7 +116,9 @@ class Loader:
 
     def micros(self, step: int) -> list[tuple[int, int]]:
         """This rank's micro-batches of a step, as ranges of positions in its epoch's order."""
-        start, end = self.steps[step % len(self.steps)]
+        return self._micros[step % len(self.steps)]
+
+    def _cut(self, start: int, end: int) -> list[tuple[int, int]]:
         first, last = share(end - start, self.rank, self.world)
         return [(start + first + a, start + first + b) for a, b in chunks(last - first, self.micro_batch)]
 
@@ -258,20 +271,26 @@ class _Plan:
 
     def epochs(self) -> Iterator[tuple[Chunk, list[int]]]:
         """What is left of each epoch: its micro-batches side by side, and their sizes."""
-        loader, step = self.loader, self.start
+        loader, step, n = self.loader, self.start, len(self.loader.samples)
+        per_epoch, places = loader.steps_per_epoch, torch.arange(n)
         views = torch.arange(len(loader.views))[:, None]
+        coins = (mix(loader.seed, _COIN, places, views) & 1).bool()  # (V, N)
+        together = max(1, DRAWN_TOGETHER // n)
         while step < self.stop:
-            epoch = step // loader.steps_per_epoch
-            order = epoch_order(len(loader.samples), loader.seed, epoch, loader.balance)
+            epochs = range(step // per_epoch, min(step // per_epoch + together, -(-self.stop // per_epoch)))
+            orders = epoch_orders(n, loader.seed, epochs, loader.balance)  # (E, N)
+            numbers = torch.tensor(epochs)[:, None, None]
             # The place in the order joins the key: a sample shown twice in a balanced epoch varies both times.
-            keys = mix(loader.seed, epoch, order, torch.arange(len(order)), views)  # (V, N)
-            coin = (mix(loader.seed, _COIN, order, views) + epoch) & 1
-            keys = (keys & ~1) | coin
-            end = min(self.stop, (epoch + 1) * loader.steps_per_epoch)
-            ranges = [micro for one in range(step, end) for micro in loader.micros(one)]
-            mine = torch.cat([torch.arange(first, last) for first, last in ranges])
-            yield Chunk(order[mine], keys[:, mine]), [last - first for first, last in ranges]
-            step = end
+            keys = mix(loader.seed, numbers, orders[:, None], places, views)  # (E, V, N)
+            keys = (keys & ~1) | ((coins[:, orders].transpose(0, 1) + numbers) & 1)
+            for epoch, order, key in zip(epochs, orders, keys, strict=True):
+                end = min(self.stop, (epoch + 1) * per_epoch)
+                ranges = [micro for one in range(step, end) for micro in loader.micros(one)]
+                mine: Any = slice(ranges[0][0], ranges[-1][1])
+                if loader.world > 1:
+                    mine = torch.cat([torch.arange(first, last) for first, last in ranges])
+                yield Chunk(order[mine], key[:, mine]), [last - first for first, last in ranges]
+                step = end
 
 
 def _blocks(plan: _Plan, held: Held, most: int) -> Iterator[tuple[Chunk, list[int]]]:
@@ -326,7 +345,9 @@ class _Reader(Dataset[Any]):
 
 def _targets(targets: Any, positions: Tensor) -> dict[str, Tensor | list[Any]]:
     return {
-        name: values[positions] if isinstance(values, Tensor) else [values[i] for i in positions.tolist()]
+        name: values.index_select(0, positions)
+        if isinstance(values, Tensor)
+        else [values[i] for i in positions.tolist()]
         for name, values in targets.items()
     }
 
@@ -395,7 +416,7 @@ def _cut(reader: _Reader, held: Held, chunk: Chunk, threads: _Threads) -> Batch:
             skipped = [held.bad[i].message for i in chunk.positions[~kept].tolist()]
             whole = Chunk(chunk.positions[kept], chunk.keys[:, kept])
     at = whole.positions.to(held.device, non_blocking=True)
-    view = {name: x[at] for name, x in held.inputs.items()}
+    view = {name: x.index_select(0, at) for name, x in held.inputs.items()}
     return Batch([view] * len(reader.views), _targets(held.targets, at), *whole, skipped)
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import functools
-import itertools
 import math
 import time
 from collections.abc import Iterable, Iterator
@@ -23,6 +21,7 @@ from fmeco.log import say
 from fmeco.pace import Clock, Pace
 from fmeco.session import Outcome, Session, evaluated_weights, save, update_average
 
+NOTHING = contextlib.nullcontext()
 MAX_SKIPPED_STEPS = 20  # in a row, with on_nonfinite: skip
 MIN_SECONDS_BETWEEN_SAVES = 20.0  # with save_every: auto
 
@@ -65,7 +64,7 @@ def train(s: Session) -> None:
             factor = s.schedule(*pace.place, state.history)
             for group in s.optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
-            _step(s, model, _micro_batches(s, batches, clock), parameters, factor)
+            _step(s, model, batches, clock, parameters, factor)
             state.step += 1
             state.samples += s.loader.samples_in(state.step - 1)
             if s.average is not None:
@@ -74,13 +73,12 @@ def train(s: Session) -> None:
             bar.update()
 
             logs = state.step % s.train.log_every == 0 or state.step == state.total
-            if logs or immediate(s.device):  # a GPU is waited for only here, and before evaluations and saves
+            if logs:  # a GPU is waited for only here, and before evaluations and saves
                 _settle(s)
-            if logs and state.window:
-                bar.set_postfix_str(_log(s, clock), refresh=False)
+                if state.window:
+                    bar.set_postfix_str(_log(s, clock), refresh=False)
             stop = agree()
-            pace.stepped()
-            ends = pace.over()
+            ends = pace.stepped()
             # In a budget, an evaluation on the way must leave time for the last one.
             on_the_way = state.step % s.evaluate_every == 0 and not pace.over(2)
             evaluated = s.validate is not None and (on_the_way or ends)
@@ -147,47 +145,39 @@ def _evaluate(s: Session) -> bool:
     return improved
 
 
-def _micro_batches(s: Session, batches: Iterator[Batch], clock: Clock) -> Iterator[tuple[Batch, bool]]:
-    """This rank's micro-batches of the step that hold samples, each with whether it is the last of them."""
-    ahead: Batch | None = None
-    for _ in s.loader.micros(s.state.step):
-        began = time.monotonic()
-        batch = next(batches)
-        clock.charge("data", began)
-        if batch.skipped:
-            s.state.bad_samples = list(dict.fromkeys([*s.state.bad_samples, *batch.skipped]))
-        if len(batch):
-            if ahead is not None:
-                yield ahead, False
-            ahead = batch
-    if ahead is not None:
-        yield ahead, True
+def _next(s: Session, batches: Iterator[Batch], clock: Clock) -> Batch:
+    began = time.monotonic()
+    batch = next(batches)
+    clock.charge("data", began)
+    if batch.skipped:
+        s.state.bad_samples = list(dict.fromkeys([*s.state.bad_samples, *batch.skipped]))
+    return batch
 
 
 def _step(
-    s: Session, model: Any, micros: Iterator[tuple[Batch, bool]], parameters: list[nn.Parameter], factor: float
+    s: Session, model: Any, batches: Iterator[Batch], clock: Clock, parameters: list[nn.Parameter], factor: float
 ) -> None:
     """One optimizer step. Nothing here waits for the device: a step that is not finite is left out by the optimizer's
     own kernel, and found out by `_settle`."""
     # What layers draw (dropout) comes from a seed of this step alone: a resume needs no generator state.
-    seed_torch(s.seed, s.state.step, s.ranks.rank)
+    seed_torch(s.own_seed, s.state.step)
     expected = float(s.loader.samples_in(s.state.step))
-    sums: list[Any] = []  # (loss, count) of each micro-batch: numbers, or tensors that are not waited for
-    first = next(micros, None)
-    nothing = first is None
+    many = len(s.loader.micros(s.state.step))
+    micros: Iterable[Batch] = (_next(s, batches, clock) for _ in range(many))
     if s.train.on_bad_sample == "skip":
-        nothing = s.ranks.most(float(nothing))[0] > 0  # where one rank has nothing to send, none may wait for it
-    if nothing or first is None:
-        collections.deque(micros, maxlen=0)
-        return
-    for batch, last in itertools.chain([first], micros):
-        together = s.ranks.world == 1 or last  # gradients travel between ranks once per step
-        with contextlib.nullcontext() if together else model.no_sync():
+        micros = [batch for batch in micros if len(batch)]
+        many = len(micros)
+        if s.ranks.most(float(not many))[0] > 0:  # where one rank has nothing to send, none may wait for it
+            return
+    sums: list[Any] = []  # (loss, count) of each micro-batch: numbers, or tensors that are not waited for
+    for number, batch in enumerate(micros, 1):
+        together = s.ranks.world == 1 or number == many  # gradients travel between ranks once per step
+        with NOTHING if together else model.no_sync():
             with autocast(s.device, s.precision):
                 loss = model(batch, "loss")
             scaled = loss.sum if s.scaler is None else s.scaler.scale(loss.sum)
             # Data parallel training takes the mean over ranks; what is wanted is the sum over them, divided once.
-            scaled.backward(_constant(s.ranks.world / expected, scaled.dtype, s.device))
+            torch.autograd.backward(scaled, _constant(s.ranks.world / expected, scaled.dtype, s.device))
         sums.append((loss.sum.detach(), loss.count))
     if s.scaler is not None:
         s.scaler.unscale_(s.optimizer)
@@ -346,7 +336,7 @@ def forward(objective: Objective, batch: Batch, mode: str, device: torch.device,
 
 def autocast(device: torch.device, precision: str) -> Any:
     if precision == "fp32":
-        return contextlib.nullcontext()
+        return NOTHING
     return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
 
 

@@ -14,7 +14,8 @@ class Pace:
 
     def __init__(self, s: Session) -> None:
         self.state, self.size = s.state, s.validation_size
-        self.budget = seconds(s.train.budget) if s.train.budget else math.inf
+        self.timed = s.train.budget is not None
+        self.budget = seconds(s.train.budget) if s.train.budget is not None else math.inf
         self.evaluation = 0.0  # seconds that one takes, as far as is known
         self.measured = False
         self.first: tuple[float, int] | None = None  # seconds and samples after the first step, which pays for all else
@@ -22,31 +23,32 @@ class Pace:
     @property
     def place(self) -> tuple[float, float]:
         """(done, whole): a schedule is a function of the finished share."""
-        if self.budget == math.inf:
-            return float(self.state.step), float(self.state.total)
-        return self.state.seconds, max(self.budget - self.evaluation, 1.0)
+        if self.timed:
+            return self.state.seconds, max(self.budget - self.evaluation, 1.0)
+        return float(self.state.step), float(self.state.total)
 
     @property
     def progress(self) -> float:
         done, whole = self.place
         return min(1.0, done / whole)
 
-    def stepped(self) -> None:
-        if self.budget == math.inf or self.measured:
-            return
-        if self.first is None:
-            self.first = (self.state.seconds, self.state.samples)
-            return
-        # No evaluation was timed yet: a forward pass is about a third of a step.
-        guess = (self.state.seconds - self.first[0]) / (self.state.samples - self.first[1]) / 3 * self.size
-        self.evaluation = min(guess, self.budget / 2)
+    def stepped(self) -> bool:
+        """After a step: whether the run is at its end."""
+        if self.timed and not self.measured:
+            if self.first is None:
+                self.first = (self.state.seconds, self.state.samples)
+            else:  # no evaluation was timed yet: a forward pass is about a third of a step
+                guess = (self.state.seconds - self.first[0]) / (self.state.samples - self.first[1]) / 3 * self.size
+                self.evaluation = min(guess, self.budget / 2)
+        return self.over()
 
     def evaluated(self, took: float) -> None:
         self.evaluation, self.measured = took, True
 
     def over(self, more: int = 1) -> bool:
         """Whether the run is at its end, when `more` evaluations are to come."""
-        return self.state.step >= self.state.total or self.state.seconds + more * self.evaluation >= self.budget
+        late = self.timed and self.state.seconds + more * self.evaluation >= self.budget
+        return late or self.state.step >= self.state.total
 
 
 class Clock:

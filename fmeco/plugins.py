@@ -272,9 +272,14 @@ def schema(name: str, fields: Mapping[str, Any]) -> type[BaseModel]:
     return model
 
 
+@functools.cache  # one file holds all optimizers
+def _tree(text: str, name: str) -> ast.Module:
+    return ast.parse(text, name)
+
+
 def _parse(file: Path) -> ast.Module:
     try:
-        return ast.parse(file.read_text("utf-8"), str(file))
+        return _tree(file.read_text("utf-8"), str(file))
     except SyntaxError as error:
         raise ConfigError(f"{file}:{error.lineno}: {error.msg}") from None
     except (OSError, UnicodeDecodeError) as error:

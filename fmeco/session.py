@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from fmeco import checkpoint
 from fmeco.config import Train
-from fmeco.core import Objective
+from fmeco.core import Objective, mix_numbers
 from fmeco.dist import Ranks
 from fmeco.errors import clean
 from fmeco.loader import Loader
@@ -81,6 +82,11 @@ class Session:
     writer: checkpoint.Writer = field(default_factory=checkpoint.Writer)
     pending: list[Outcome] = field(default_factory=list)  # steps whose numbers are still on the device
     skipped: int = 0  # steps in a row that were not finite
+
+    @functools.cached_property
+    def own_seed(self) -> int:
+        """Of this rank."""
+        return mix_numbers(self.seed, self.ranks.rank)
 
 
 # ---------------------------------------------------------------- averaged weights

@@ -1,7 +1,7 @@
 """A small convolutional network for small images, that learns in minutes on a CPU.
 
-Three blocks of two convolutions after a 2x2 one, as in https://arxiv.org/abs/2404.00498 section 3.1, with ordinary batch
-norm and without the whitening of the first layer.
+Three blocks of two convolutions after a 2x2 one that whitens, as in https://arxiv.org/abs/2404.00498 section 3.1, with
+ordinary batch norm.
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ from __future__ import annotations
 from typing import Annotated
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from fmeco.core import Backbone, ConfigError, DataSpec, Doc, Features, Inputs
+
+FLOOR = 5e-4  # of the variances of patches: what hardly varies is not blown up
 
 
 def build(
@@ -19,6 +22,9 @@ def build(
     *,
     widths: Annotated[list[int], Doc("channels of each block; a block halves the image")] = [64, 256, 256],
     identity: Annotated[bool, Doc("convolutions begin by passing on what they get (section 3.3)")] = True,
+    whiten: Annotated[
+        bool, Doc("the first layer whitens patches of the training images instead of learning (section 3.2)")
+    ] = True,
 ) -> Backbone:
     if "image" not in spec.inputs:
         raise ConfigError(f"the backbone cnn takes images; this dataset has {', '.join(spec.inputs)}")
@@ -27,16 +33,16 @@ def build(
         raise ConfigError(f"backbone.widths: the blocks' channels must be positive, got {widths}")
     if min(height, width) - 1 < 2 ** len(widths):
         raise ConfigError(f"backbone.widths: {len(widths)} blocks are too many for images of {height}x{width} pixels")
-    return CNN(channels, widths, identity)
+    return CNN(channels, widths, identity, whiten)
 
 
 class CNN(Backbone):
     """images (B, C, H, W) -> pooled (B, widths[-1])."""
 
-    def __init__(self, channels: int, widths: list[int], identity: bool) -> None:
+    def __init__(self, channels: int, widths: list[int], identity: bool, whiten: bool) -> None:
         super().__init__()
         first = 8 * channels  # a 2x2 patch has 4 * C numbers; each of them and its negative
-        layers: list[nn.Module] = [nn.Conv2d(channels, first, 2), nn.GELU()]
+        layers: list[nn.Module] = [Whitening(channels) if whiten else nn.Conv2d(channels, first, 2), nn.GELU()]
         for before, after in zip([first, *widths[:-1]], widths, strict=True):
             layers += [_convolution(before, after, identity), nn.MaxPool2d(2), nn.BatchNorm2d(after), nn.GELU()]
             layers += [_convolution(after, after, identity), nn.BatchNorm2d(after), nn.GELU()]
@@ -45,6 +51,34 @@ class CNN(Backbone):
 
     def forward(self, inputs: Inputs) -> Features:
         return Features(pooled=self.layers(inputs["image"]).amax((2, 3)))  # (B, D)
+
+    def calibrate(self, inputs: Inputs) -> None:
+        if isinstance(self.layers[0], Whitening):
+            self.layers[0].fit(inputs["image"])
+
+
+class Whitening(nn.Module):
+    """images (B, C, H, W) -> (B, 8 * C, H - 1, W - 1): the coordinates of each 2x2 patch along the principal axes of
+    training patches, scaled to unit variance, and their negatives; plus a bias, which is all that learns."""
+
+    weight: torch.Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        axes = torch.eye(4 * channels).view(-1, channels, 2, 2)
+        self.register_buffer("weight", torch.cat([axes, -axes]))
+        self.bias = nn.Parameter(torch.zeros(8 * channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(x, self.weight, self.bias)
+
+    def fit(self, images: torch.Tensor) -> None:
+        patches = F.unfold(images, 2).transpose(1, 2).flatten(0, 1).double()  # (N, 4 * C)
+        values, axes = torch.linalg.eigh(patches.T @ patches / len(patches))
+        # The largest entry of an axis is made positive: its sign is arbitrary, and would differ between machines.
+        axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
+        rows = (axes / (values + FLOOR).sqrt()).T.view(-1, *self.weight.shape[1:])
+        self.weight.copy_(torch.cat([rows, -rows]))
 
 
 def _convolution(before: int, after: int, identity: bool) -> nn.Conv2d:
