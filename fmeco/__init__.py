@@ -1,6 +1,6 @@
 """fmeco: transfer learning you can trust.
 
-`fmeco.pretrain`, `fmeco.finetune`, `fmeco.resume`, `fmeco.evaluate` and `fmeco.load` are the Python face of the
+`fmeco.pretrain`, `fmeco.finetune`, `fmeco.resume`, `fmeco.evaluate`, `fmeco.probe`, `fmeco.rank` and `fmeco.load` are the Python face of the
 command line. Importing fmeco does nothing and imports nothing heavy; torch comes in with the first call.
 """
 
@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["FmecoError", "embed", "evaluate", "finetune", "load", "predict", "pretrain", "resume"]
+__all__ = ["FmecoError", "embed", "evaluate", "finetune", "load", "predict", "pretrain", "probe", "rank", "resume"]
 
 if TYPE_CHECKING:
     from fmeco.errors import FmecoError
+    from fmeco.probing import probe, rank
     from fmeco.run import finetune, pretrain, resume
     from fmeco.use import embed, evaluate, load, predict
 
@@ -23,9 +24,9 @@ def __getattr__(name: str) -> Any:
 
         return FmecoError
     if name in __all__:
-        from fmeco import run, use
+        from fmeco import probing, run, use
 
-        return getattr(run if hasattr(run, name) else use, name)
+        return getattr(next(module for module in (run, use, probing) if hasattr(module, name)), name)
     raise AttributeError(f"module 'fmeco' has no attribute '{name}'")
 
 

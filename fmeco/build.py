@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fmeco import cache, checkpoint, config, optim, refs, tune
 from fmeco.config import Choice, RunConfig
@@ -19,10 +19,17 @@ from fmeco.dist import ALONE, Ranks
 from fmeco.errors import CheckpointError, ConfigError, DataError, clean, listing, nearest
 from fmeco.loader import Loader, Reading, channels_last, choose_reading
 from fmeco.log import say
+from fmeco.transfer import Constraint, Role, Roles, Transfer, frozen
 
 DEFAULT_OBJECTIVE = {"class": "classification", "multilabel": "multilabel", "number": "regression"}
 FINETUNE_STEPS = 200  # a default finetune takes 10 epochs, or as many (up to 50) as make this many steps
 MICRO_BATCH = 256  # largest automatic micro-batch
+NORMS = (
+    nn.modules.batchnorm._NormBase,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.RMSNorm,
+)
 CALIBRATED = 512  # samples that a new backbone is fitted to before it learns
 TRIED = 8  # samples in a batch that something is measured with
 
@@ -36,8 +43,9 @@ class Plan:
     objective: Objective
     augment: Augment
     loader: Loader
-    optimizer: torch.optim.Optimizer
-    groups: optim.Groups
+    roles: Roles
+    transfer: Transfer
+    constraint: Constraint | None
     device: torch.device
     precision: str
     ranks: Ranks
@@ -96,8 +104,11 @@ def prepare(
     if source is None and resumed is None and type(objective.product).calibrate is not Backbone.calibrate:
         with torch.no_grad():
             objective.product.calibrate(_few(loader, CALIBRATED).views[0])
-    groups = _groups(objective, settings)
-    optimizer = settings.optimizer.plugin.build({"params": groups}, settings.optimizer.options)
+    roles = _roles(objective)
+    strategy = settings.transfer or config.choice("transfer", "full")
+    unfrozen: Transfer = strategy.plugin.build({"roles": roles}, strategy.options)
+    transfer = frozen(unfrozen, settings.carry.freeze, roles)
+    constraint = transfer.bind(dict(objective.named_parameters())) if transfer.bind is not None else None
     settings, total = _length(settings, loader.steps_per_epoch)
     settings = _tune(settings, loader, objective, total, ranks)
     if settings.train.compile:
@@ -113,8 +124,9 @@ def prepare(
         objective,
         augment,
         loader,
-        optimizer,
-        groups,
+        roles,
+        transfer,
+        constraint,
         device,
         settings.train.precision,
         ranks,
@@ -206,10 +218,10 @@ def _few(loader: Loader, count: int) -> Batch:
 
 def _transplant(objective: Objective, source: refs.Source, settings: RunConfig) -> checkpoint.Report:
     """The source's backbone into the objective's, and head rows for the classes that both have."""
-    partial = settings.allow_partial
+    partial = settings.carry.allow_partial
     report = checkpoint.transplant(objective.product, source.state, source=source.ref, allow_partial=partial)
     rows: Mapping[str, Sequence[str]] = {}
-    if source.checkpoint is not None and settings.head == "auto":
+    if source.checkpoint is not None and settings.carry.head == "auto":
         rows = source.checkpoint.meta.get("class_rows", {})
         report.carried = checkpoint.carry_rows(objective, source.checkpoint.tensors("objective"), rows)
     report.new = [name for name in checkpoint.split_state(objective)[1] if not report.carried or name not in rows]
@@ -256,16 +268,27 @@ def _loader(
     return settings.replace(train=train), loader
 
 
-def _groups(objective: Objective, settings: RunConfig) -> optim.Groups:
-    """Parameters by learning-rate scale and decay, as the transfer strategy wants them."""
+def _roles(objective: Objective) -> Roles:
     product = objective.product
     inside = {id(p): name for name, p in product.library.named_parameters()}
-    depths = {
-        name: product.depth_of(inside[id(p)]) if id(p) in inside else None for name, p in objective.named_parameters()
-    }
-    strategy = settings.transfer or config.choice("transfer", "full")
-    scales = strategy.plugin.build({"depths": depths}, strategy.options)
-    return optim.parameter_groups(objective.named_parameters(), scales, depths)
+    norms = {id(p) for module in objective.modules() if isinstance(module, NORMS) for p in module.parameters(False)}
+
+    def role(name: str, p: nn.Parameter) -> Role:
+        depth = product.depth_of(inside[id(p)]) if id(p) in inside else None
+        return Role(depth, "norm" if id(p) in norms else "bias" if name.endswith("bias") else "weight")
+
+    return {name: role(name, p) for name, p in objective.named_parameters()}
+
+
+def groups(plan: Plan, phase: int) -> optim.Groups:
+    """The parameters that a phase trains, by learning-rate scale and decay; the others are frozen."""
+    own = plan.constraint.own if plan.constraint is not None else {}
+    scales = {**plan.transfer.phases[phase].scales, **dict.fromkeys(own, 1.0)}
+    hidden = {name for name, role in plan.roles.items() if role.kind == "weight" and (role.depth or 0) > 0}
+    found = optim.parameter_groups([*plan.objective.named_parameters(), *own.items()], scales, hidden)
+    if plan.constraint is not None:
+        plan.constraint.thaw()
+    return found
 
 
 def build_backbone(chosen: Choice | None, spec: DataSpec) -> Backbone:

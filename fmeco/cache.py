@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import struct
+import time
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -97,7 +98,7 @@ class Decoded(Samples):
     def __init__(self, samples: Samples, home: Path, limit: float) -> None:
         """limit: bytes of `KEY.data`; what does not fit is read from the source each time. Raises OSError."""
         self.samples, self.limit = samples, limit
-        self.targets, self.notes = samples.targets, samples.notes
+        self.targets, self.notes, self.content = samples.targets, samples.notes, samples.content
         home.mkdir(parents=True, exist_ok=True)
         self.paths = (home / f"{samples.content}.index", home / f"{samples.content}.data")
         self.checked = np.zeros(len(samples), dtype=np.bool_)
@@ -172,39 +173,69 @@ class Decoded(Samples):
 def decoded(samples: Samples, wanted: str | float) -> Samples:
     """`samples`, or the same behind a cache of what they decode to. wanted: off, auto, or bytes.
 
-    auto: half of the free memory, as what the system cannot keep in memory would have to come from the disk, and no more
-    than a quarter of the free disk.
+    auto: what `room` says.
     """
     if wanted == "off" or not samples.content or samples.in_memory:
         return samples
     home = folder() / "decoded"
     try:
         home.mkdir(parents=True, exist_ok=True)
-        limit = min(free_memory() / 2, shutil.disk_usage(home).free / 4) if wanted == "auto" else float(wanted)
+        limit = room(home) if wanted == "auto" else float(wanted)
         cache = Decoded(samples, home, limit)
-        prune(home, limit)
+        prune(home, "*.data", limit)
         return cache
     except OSError:
         return samples  # no home, or a read-only one
 
 
-def prune(home: Path, limit: float) -> None:
+def room(home: Path) -> float:
+    """Bytes for a folder of caches: half of the free memory, as what the system cannot keep in memory would have to come
+    from the disk, and no more than a quarter of the free disk."""
+    return min(free_memory() / 2, shutil.disk_usage(home).free / 4)
+
+
+def prune(home: Path, pattern: str, limit: float) -> None:
     """Remove the caches that were used longest ago, and are not in use, until all together take at most `limit` bytes."""
-    caches = sorted(home.glob("*.data"), key=lambda path: path.stat().st_mtime)
+    caches = sorted(home.glob(pattern), key=lambda path: path.stat().st_mtime)
     total = sum(path.stat().st_size for path in caches)
     for path in caches:
         if total <= limit:
             return
-        handle = os.open(path, os.O_RDWR)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            total -= path.stat().st_size
-            path.with_suffix(".index").unlink(missing_ok=True)
-            path.unlink()
-        except BlockingIOError:
-            pass
-        finally:
-            os.close(handle)
+        total -= remove(path)
+
+
+def remove(path: Path) -> int:
+    """Remove one cache, unless it is in use. Returns the bytes that are free now."""
+    handle = os.open(path, os.O_RDWR)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        size = path.stat().st_size
+        path.with_suffix(".index").unlink(missing_ok=True)
+        path.unlink()
+        return size
+    except BlockingIOError:
+        return 0
+    finally:
+        os.close(handle)
+
+
+KINDS = {"decoded": "*.data", "features": "*.npy"}  # folder -> its files
+
+
+def entries() -> list[dict[str, Any]]:
+    """What is kept, the longest unused first: {"kind", "file", "bytes", "used"}, the last in seconds since 1970."""
+    found = []
+    for kind, pattern in KINDS.items():
+        for path in (folder() / kind).glob(pattern):
+            about = path.stat()
+            found.append({"kind": kind, "file": str(path), "bytes": about.st_size, "used": about.st_mtime})
+    return sorted(found, key=lambda one: one["used"])
+
+
+def clear(older_than: float = 0.0) -> tuple[int, int]:
+    """Remove what was not used for `older_than` seconds and is not in use. Returns (files, bytes)."""
+    freed = [remove(Path(one["file"])) for one in entries() if time.time() - one["used"] >= older_than]
+    return sum(size > 0 for size in freed), sum(freed)
 
 
 def free_memory() -> float:

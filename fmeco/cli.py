@@ -356,6 +356,117 @@ def embed(
 
 
 @app.command()
+def probe(
+    ref: Annotated[str, typer.Argument(metavar="REF")],
+    dataset: Datasets = [],
+    set_: Sets = [],
+    json_: Json = False,
+    plugin: Plugins = [],
+    debug: Debug = False,
+) -> None:
+    """Judge a checkpoint's features on a dataset, without training the network: nearest neighbours, a linear head."""
+
+    def work() -> Any:
+        from fmeco import probing
+
+        return probing.probe(ref, dataset=_one(dataset), overrides=set_)
+
+    _run(work, json_mode=json_, debug=debug, plugin=plugin, show=lambda r: print(_ranking([r])))
+
+
+@app.command()
+def rank(
+    refs: Annotated[list[str], typer.Argument(metavar="REF...")],
+    dataset: Datasets = [],
+    set_: Sets = [],
+    json_: Json = False,
+    plugin: Plugins = [],
+    debug: Debug = False,
+) -> None:
+    """Which of several sources suits a dataset: their features are judged, and nothing is finetuned."""
+
+    def work() -> Any:
+        from fmeco import probing
+
+        return probing.rank(refs, dataset=_one(dataset), overrides=set_)
+
+    def show(result: Any) -> None:
+        print(_ranking(result["ranking"]))
+        advice = result["advice"]
+        print(f"\nfinetune {advice['source']} with transfer.strategy={advice['strategy']}: {advice['reason']}")
+
+    _run(work, json_mode=json_, debug=debug, plugin=plugin, show=show)
+
+
+def _ranking(rows: list[dict[str, Any]]) -> str:
+    """Probes of several sources as a table."""
+    good = [row for row in rows if "metrics" in row]
+    metric = good[0]["metric"]
+    heads = ["source", f"{good[0]['split']} {metric}", "95% interval", "knn", "logme", "seconds"]
+    table = [heads]
+    for row in good:
+        values, (low, high) = row["metrics"], row["interval"]
+        nearest = f"{values['knn']:.3f}" if "knn" in values else "-"
+        table.append(
+            [
+                clean(row["source"]),
+                f"{values[metric]:.3f}",
+                f"{low:.3f} to {high:.3f}",
+                nearest,
+                f"{values['logme']:.3f}",
+                f"{row['seconds']:.1f}",
+            ]
+        )
+    failed = [f"{clean(row['source'])}: {row['error']}" for row in rows if "error" in row]
+    return "\n".join([_columns(table), *failed])
+
+
+def _columns(rows: list[list[str]]) -> str:
+    """Rows of cells as aligned text, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+
+
+@app.command()
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Remove what is kept.")] = False,
+    older_than: Annotated[float, typer.Option(help="Only what was not used for this many days.")] = 0.0,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show, or clear, what is kept on this machine: decoded samples, and features of frozen backbones."""
+
+    def work() -> Any:
+        from fmeco import cache
+
+        if clear:
+            files, size = cache.clear(86400 * older_than)
+            return {"folder": str(cache.folder()), "removed": files, "bytes": size}
+        return {"folder": str(cache.folder()), "entries": cache.entries()}
+
+    def show(result: Any) -> None:
+        if clear:
+            print(f"removed {result['removed']} files, {result['bytes'] / 1e6:,.1f} MB, from {result['folder']}")
+            return
+        rows = [["kind", "MB", "last used", "file"]]
+        for one in result["entries"]:
+            used = time.strftime("%Y-%m-%d %H:%M", time.localtime(one["used"]))
+            rows.append([one["kind"], f"{one['bytes'] / 1e6:,.1f}", used, Path(one["file"]).name])
+        total = sum(one["bytes"] for one in result["entries"])
+        print(f"{len(rows) - 1} files, {total / 1e6:,.1f} MB, in {result['folder']}")
+        if len(rows) > 1:
+            print(_columns(rows))
+
+    _run(work, json_mode=json_, debug=debug, show=show)
+
+
+@app.command()
 def check(
     configs: Annotated[list[Path] | None, typer.Argument(metavar="[CONFIG]...")] = None,
     ref: From = None,

@@ -124,6 +124,31 @@ class Evaluate(BaseModel):
     batch_size: Annotated[int | None, Doc("null = twice the micro-batch"), Gt(0)] = None
 
 
+class Carry(BaseModel):
+    """Keys of `transfer:` that every strategy has."""
+
+    model_config = STRICT
+    head: Annotated[
+        Literal["auto", "fresh"], Doc("auto = rows of classes that both tasks have are carried over by name")
+    ] = "auto"
+    allow_partial: Annotated[bool, Doc("load what fits of the source, and leave the rest as initialised")] = False
+    freeze: Annotated[
+        list[str], Doc("names or patterns of parameters that do not train, such as [conv1, 'layer1.*']")
+    ] = []
+    batch_norm: Annotated[
+        Literal["frozen", "adapt"],
+        Doc("frozen batch norms keep their running statistics and use them, or adapt them to the new data"),
+    ] = "frozen"
+    views: Annotated[
+        int | None,
+        Doc(
+            "augmented views of each sample to compute once, while the backbone is frozen, and train on in every epoch; "
+            "0 = compute features anew in every epoch; null = 3, or the plain samples where augment is none"
+        ),
+        Ge(0),
+    ] = None
+
+
 SECTIONS: dict[str, type[BaseModel]] = {"train": Train, "evaluate": Evaluate}
 
 
@@ -161,8 +186,7 @@ class RunConfig:
     optimizer: Choice
     schedule: Choice
     transfer: Choice | None
-    head: Literal["auto", "fresh"]
-    allow_partial: bool
+    carry: Carry
     train: Train
     evaluate: Evaluate
     seed: int
@@ -187,7 +211,7 @@ class RunConfig:
                     if isinstance(choice.options[key], str):
                         out[section][key] = place(choice.options[key])
         if self.transfer is not None:
-            out["transfer"] |= {"head": self.head, "allow_partial": self.allow_partial}
+            out["transfer"] |= self.carry.model_dump()
         return out | {
             "train": self.train.model_dump(),
             "evaluate": self.evaluate.model_dump(),
@@ -505,14 +529,10 @@ class _Check:
         if type(seed) is not int or not 0 <= seed < 2**31:
             self.say(("seed",), f"expected a whole number from 0 to 2147483647, got {_shown(seed)}")
         transfer = dict(self._mapping(tree, "transfer"))
-        head: Any = "auto"
-        allow_partial: Any = False
-        if transfer:
-            head, allow_partial = transfer.pop("head", "auto"), transfer.pop("allow_partial", False)
-            if head not in ("auto", "fresh"):
-                self.say(("transfer", "head"), f"expected auto or fresh, got {_shown(head)}")
-            if not isinstance(allow_partial, bool):
-                self.say(("transfer", "allow_partial"), f"expected true or false, got {_shown(allow_partial)}")
+        common = {key: transfer.pop(key) for key in Carry.model_fields if key in transfer}
+        carry = self._section(Carry, common, ("transfer",))
+        if common and not transfer:
+            transfer = {"strategy": DEFAULT_NAMES["transfer"]}
         if stage == "pretrain" and source is None:
             if transfer:
                 self.say(("transfer",), "only for runs that start from a checkpoint (--from)")
@@ -529,10 +549,8 @@ class _Check:
         sections = {name: self._section(model, self._mapping(tree, name), (name,)) for name, model in SECTIONS.items()}
         if self.problems:
             return None
-        parts: dict[str, Any] = {"transfer": None, **choices, **sections}
-        return RunConfig(
-            stage=stage, source=source, head=head, allow_partial=allow_partial, seed=seed, name="", **parts
-        )
+        parts: dict[str, Any] = {"transfer": None, "carry": carry, **choices, **sections}
+        return RunConfig(stage=stage, source=source, seed=seed, name="", **parts)
 
     def _mapping(self, tree: Mapping[str, Any], section: str) -> Mapping[str, Any]:
         value = tree.get(section)
@@ -689,10 +707,7 @@ def json_schema() -> dict[str, Any]:
             body["description"] = plugin.help
             body["properties"] = {word: {"enum": names}, **body.get("properties", {})}
             if section == "transfer":
-                body["properties"] |= {
-                    "head": {"enum": ["auto", "fresh"]},
-                    "allow_partial": {"type": "boolean"},
-                }
+                body["properties"] |= Carry.model_json_schema()["properties"]
             body["required"] = [word, *body.get("required", [])]
             options.append(body)
         properties[section] = {"anyOf": [{"enum": bare}, *options]}

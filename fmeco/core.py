@@ -37,6 +37,7 @@ from fmeco.plugins import (
 )
 
 __all__ = [
+    "STORED",
     "Augment",
     "Backbone",
     "Batch",
@@ -385,7 +386,7 @@ class Augment(ABC):
 # ---------------------------------------------------------------- models
 
 
-@dataclass
+@dataclass(slots=True)
 class Features:
     """What a backbone returns. A backbone fills what it has; an objective says which it needs."""
 
@@ -408,6 +409,9 @@ class Features:
         return (self.tokens * weight).sum(1) / weight.sum(1).clamp_min(1)
 
 
+STORED = "stored features"  # the name of the input that holds a frozen backbone's vectors
+
+
 class Backbone(nn.Module, ABC):
     """Inputs -> Features. `width` is D of `Features.vector`. `class_layers`: names (or their beginnings) of the library
     model's layers that a backbone goes without, and that a file of weights may therefore hold in excess."""
@@ -417,6 +421,15 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, inputs: Inputs) -> Features: ...
+
+    def __call__(self, inputs: Inputs) -> Features:
+        """`forward`; or, where `inputs` hold vectors (B, D) that were computed before, those: of views (B, V, D) the
+        first."""
+        stored = inputs.get(STORED)
+        if stored is not None:
+            return Features(pooled=stored if stored.ndim == 2 else stored[:, 0])
+        features: Features = super().__call__(inputs)
+        return features
 
     @property
     def library(self) -> nn.Module:
@@ -441,7 +454,7 @@ class Backbone(nn.Module, ABC):
         return order.index(name.rpartition(".")[0])
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Loss:
     """A loss as a sum and what it is a sum over: the loop divides once, over micro-batches and ranks.
 
@@ -465,10 +478,12 @@ class Objective(nn.Module, ABC):
 
     directions: metric name -> "max" or "min"; the first one picks the best checkpoint unless the config does.
     coupled: the loss depends on which samples share a batch, so micro-batches would change it.
+    vectors_only: inputs serve for nothing but the backbone's vectors, which can then be computed once where it is frozen.
     """
 
     views: tuple[View, ...] = (View(),)
     coupled = False
+    vectors_only = False
     directions: Mapping[str, Literal["max", "min"]] = {}
     backbone: Backbone
 

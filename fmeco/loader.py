@@ -34,6 +34,7 @@ DRAWN_TOGETHER = (
 BLOCK_BYTES = 8 << 20  # of inputs that are prepared at once, where the split is held on the device
 _ORDER = 0x6F72646572  # keeps the keys of the order apart from those of augmentation
 _COIN = 0x636F696E
+_VIEW = 0x76696577
 
 
 @functools.lru_cache(maxsize=256)
@@ -164,18 +165,20 @@ def evaluation_batches(
     channels_last: bool = False,
     rank: int = 0,
     world: int = 1,
+    view: tuple[Augment, int] | None = None,
 ) -> Iterator[Batch]:
-    """This rank's share of the samples, in order, one view, no augmentation. Samples that cannot be read are in
-    `skipped`."""
+    """This rank's share of the samples, in order, one view, no augmentation; or `view`, the n-th that an augmentation
+    makes of each, the same in every run. Samples that cannot be read are in `skipped`."""
     first, last = share(len(samples), rank, world)
-    plan = [
-        Chunk(torch.arange(start, stop), torch.zeros(1, stop - start, dtype=torch.int64))
-        for start in range(first, last, batch_size)
-        for stop in [min(start + batch_size, last)]
-    ]
-    for batch in _read(data, samples, (View(augment=False),), Augment(), plan, reading, device):
+    augment, number = view or (Augment(), 0)
+    plan = []
+    for start in range(first, last, batch_size):
+        places = torch.arange(start, min(start + batch_size, last))
+        plan.append(Chunk(places, mix(_VIEW, number, places)[None]))
+    for batch in _read(data, samples, (View(augment=view is not None),), augment, plan, reading, device):
         if len(batch):
-            batch.views = [_layout(batch.views[0], data.spec, channels_last)]
+            inputs = augment.batch(batch.views[0], batch.keys[0]) if view is not None else batch.views[0]
+            batch.views = [_layout(inputs, data.spec, channels_last)]
         yield batch
 
 

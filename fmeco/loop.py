@@ -6,11 +6,12 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from tqdm import tqdm
 
 from fmeco.core import Batch, Objective, seed_torch
@@ -27,16 +28,12 @@ MIN_SECONDS_BETWEEN_SAVES = 20.0  # with save_every: auto
 
 
 def train(s: Session) -> None:
-    """Run the session from its state to its end. Step, log, evaluate, save: in that order, below.
+    """Run the session from its state to its end, phase by phase.
 
     Raises Diverged, Stopped (after saving) and what reading data raises.
     """
     state, pace, clock = s.state, Pace(s), Clock(s.state)
-    started, last_save = time.monotonic() - state.seconds, state.seconds
-    parameters = [p for p in s.objective.parameters() if p.requires_grad]
-    model = s.ranks.parallel(s.objective, s.device)
-    batches = s.loader.batches(state.step, state.total)
-    _train_mode(s.objective)
+    started = time.monotonic() - state.seconds
     bar = tqdm(
         total=None if s.train.budget else state.total,
         initial=state.step,
@@ -52,9 +49,27 @@ def train(s: Session) -> None:
         stop, state.seconds = s.ranks.most(float(s.stop()), time.monotonic() - started)
         return stop > 0
 
-    with bar, contextlib.closing(batches), s.writer:
+    with bar, s.writer:
+        _phase(s, pace, clock, agree, bar)
+        while not state.finished and state.phase < len(s.phases) - 1:
+            state.phase_start, state.waited = pace.position, 0
+            began = time.monotonic()
+            s.enter(state.phase + 1)
+            clock.charge("data", began)
+            _phase(s, pace, clock, agree, bar)
+    state.seconds = time.monotonic() - started
+    _say_where_time_went(s)
+
+
+def _phase(s: Session, pace: Pace, clock: Clock, agree: Callable[[], bool], bar: Any) -> None:
+    """Train to the end of the phase. Step, log, evaluate, save: in that order."""
+    state, gear, last = s.state, s.gear, s.state.phase == len(s.phases) - 1
+    model = s.ranks.parallel(s.objective, s.device)
+    batches = gear.loader.batches(state.step, state.total if pace.timed else min(state.total, int(pace.end)))
+    _train_mode(s)
+    with contextlib.closing(batches):
         stop = agree()
-        while state.step < state.total and not state.finished:
+        while state.step < state.total and not state.finished and (last or not pace.phase_over()):
             if stop:
                 _settle(s)
                 save(s, full=True)
@@ -62,11 +77,11 @@ def train(s: Session) -> None:
                 s.ranks.barrier()
                 raise Stopped(f"stopped at step {state.step}; everything is saved", f"fmeco resume {s.run}")
             factor = s.schedule(*pace.place, state.history)
-            for group in s.optimizer.param_groups:
+            for group in gear.optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
-            _step(s, model, batches, clock, parameters, factor)
+            _step(s, model, batches, clock, factor)
             state.step += 1
-            state.samples += s.loader.samples_in(state.step - 1)
+            state.samples += gear.loader.samples_in(state.step - 1)
             if s.average is not None:
                 update_average(s.average, s.objective, s.train.ema or 0.0, state.step)
             s.objective.after_step(pace.progress)
@@ -81,31 +96,31 @@ def train(s: Session) -> None:
             ends = pace.stepped()
             # In a budget, an evaluation on the way must leave time for the last one.
             on_the_way = state.step % s.evaluate_every == 0 and not pace.over(2)
-            evaluated = s.validate is not None and (on_the_way or ends)
-            improved = False
+            evaluated = gear.validate is not None and (on_the_way or ends)
+            improved = enough = False
             if evaluated:
                 began = time.monotonic()
                 improved = _evaluate(s)
                 clock.charge("evaluate", began)
                 pace.evaluated(*s.ranks.most(time.monotonic() - began))
                 stop = agree() or stop
-                ends = ends or pace.over()
-                if s.train.early_stop is not None and state.waited >= s.train.early_stop:
+                enough = s.train.early_stop is not None and state.waited >= s.train.early_stop
+                if enough:
                     say(f"early stop: no better {s.best_metric} in {state.waited} evaluations")
-                    ends = True
+                ends = ends or pace.over() or (enough and last)
             state.finished = ends
             if s.train.save_every == "auto":
-                due = evaluated and state.seconds - last_save > MIN_SECONDS_BETWEEN_SAVES
+                due = evaluated and state.seconds - s.saved_at > MIN_SECONDS_BETWEEN_SAVES
             else:
                 due = state.step % s.train.save_every == 0
             if ends or due or improved:
                 began = time.monotonic()
                 _settle(s)
-                save(s, full=ends or due, best=improved or s.validate is None)
+                save(s, full=ends or due, best=improved or gear.validate is None)
                 clock.charge("save", began)
-                last_save = state.seconds if ends or due else last_save
-    state.seconds = time.monotonic() - started
-    _say_where_time_went(s)
+                s.saved_at = state.seconds if ends or due else s.saved_at
+            if enough:
+                return
 
 
 def _log(s: Session, clock: Clock) -> str:
@@ -117,27 +132,27 @@ def _log(s: Session, clock: Clock) -> str:
     values = {
         "loss": loss,
         "grad_norm": norm,
-        "lr": s.optimizer.param_groups[0]["lr"],
+        "lr": s.gear.optimizer.param_groups[0]["lr"],
         "samples_per_second": rate,
         "data_share": data / training,
     }
-    s.log.write("train", s.state.step, s.state.step / s.loader.steps_per_epoch, values)
+    s.log.write("train", s.state.step, s.state.step / s.gear.loader.steps_per_epoch, values)
     s.state.window = []
     return f"loss {loss:.4f}, {rate:.0f} samples/s"
 
 
 def _evaluate(s: Session) -> bool:
     """Measure the validation split. Returns whether it is the best so far."""
-    assert s.validate is not None
+    assert s.gear.validate is not None
     _settle(s)
     s.writer.wait()  # loader workers are forked from a process that does nothing else
     s.ranks.broadcast_(list(s.objective.buffers()))
-    epoch = s.state.step / s.loader.steps_per_epoch
+    epoch = s.state.step / s.gear.loader.steps_per_epoch
     with evaluated_weights(s):
-        s.metrics, bad = s.validate()
+        s.metrics, bad = s.gear.validate()
     s.measured_at = s.state.step
     s.state.bad_samples = list(dict.fromkeys([*s.state.bad_samples, *bad]))
-    _train_mode(s.objective)
+    _train_mode(s)
     improved = _score(s)
     s.log.write("val", s.state.step, epoch, s.metrics)
     shown = ", ".join(f"{name} {value:.4f}" for name, value in s.metrics.items() if "/" not in name)
@@ -154,15 +169,14 @@ def _next(s: Session, batches: Iterator[Batch], clock: Clock) -> Batch:
     return batch
 
 
-def _step(
-    s: Session, model: Any, batches: Iterator[Batch], clock: Clock, parameters: list[nn.Parameter], factor: float
-) -> None:
+def _step(s: Session, model: Any, batches: Iterator[Batch], clock: Clock, factor: float) -> None:
     """One optimizer step. Nothing here waits for the device: a step that is not finite is left out by the optimizer's
     own kernel, and found out by `_settle`."""
     # What layers draw (dropout) comes from a seed of this step alone: a resume needs no generator state.
     seed_torch(s.own_seed, s.state.step)
-    expected = float(s.loader.samples_in(s.state.step))
-    many = len(s.loader.micros(s.state.step))
+    optimizer, parameters, loader, _ = s.gear
+    expected = float(loader.samples_in(s.state.step))
+    many = len(loader.micros(s.state.step))
     micros: Iterable[Batch] = (_next(s, batches, clock) for _ in range(many))
     if s.train.on_bad_sample == "skip":
         micros = [batch for batch in micros if len(batch)]
@@ -180,7 +194,9 @@ def _step(
             torch.autograd.backward(scaled, _constant(s.ranks.world / expected, scaled.dtype, s.device))
         sums.append((loss.sum.detach(), loss.count))
     if s.scaler is not None:
-        s.scaler.unscale_(s.optimizer)
+        s.scaler.unscale_(optimizer)
+    if s.constraint is not None:
+        s.constraint.gradients()
     gradients = [p.grad for p in parameters if p.grad is not None]
     total, count = sums[0] if len(sums) == 1 else (sum(column) for column in zip(*sums, strict=True))
     if s.ranks.world > 1:
@@ -201,6 +217,8 @@ def _step(
     if rescale is not None:
         torch._foreach_mul_(gradients, rescale)
     _update(s, norm + total)
+    if s.constraint is not None:
+        s.constraint.stepped()
     for parameter in parameters:
         parameter.grad = None
     s.pending.append(Outcome(s.state.step, total, count, norm, factor))
@@ -213,14 +231,15 @@ def _constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 def _update(s: Session, size: Tensor) -> None:
     """Take the step if `size`, of its loss and gradient, is finite, which ranks agree on, as all of them have the sums."""
+    optimizer = s.gear.optimizer
     if s.scaler is not None:
-        s.scaler.step(s.optimizer)
+        s.scaler.step(optimizer)
         s.scaler.update()
-    elif not immediate(s.device) and s.optimizer.param_groups[0].get("fused"):
-        s.optimizer.found_inf = (~size.isfinite()).float()  # type: ignore[attr-defined]  # the fused kernels look at it
-        s.optimizer.step()
+    elif not immediate(s.device) and optimizer.param_groups[0].get("fused"):
+        optimizer.found_inf = (~size.isfinite()).float()  # type: ignore[attr-defined]  # the fused kernels look at it
+        optimizer.step()
     elif math.isfinite(size):
-        s.optimizer.step()
+        optimizer.step()
 
 
 def immediate(device: torch.device) -> bool:
@@ -237,7 +256,7 @@ def _settle(s: Session) -> None:
     for one in s.pending:
         loss, norm = float(one.loss) / float(one.over), float(one.norm)
         if math.isfinite(loss) and math.isfinite(norm):
-            s.state.window.append((loss, norm, s.loader.samples_in(one.step)))
+            s.state.window.append((loss, norm, s.gear.loader.samples_in(one.step)))
             s.skipped = 0
         elif s.scaler is None:  # in fp16 an overflow only asks for a smaller scale
             s.skipped += 1
@@ -247,9 +266,11 @@ def _settle(s: Session) -> None:
 
 def _not_finite(s: Session, step: int, loss: float, norm: float, factor: float) -> None:
     """The step was left out; say what is known of it, and stop or go on."""
-    start, end = s.loader.steps[step % s.loader.steps_per_epoch]
-    order = epoch_order(len(s.loader.samples), s.seed, step // s.loader.steps_per_epoch, s.loader.balance)
-    names = [s.loader.samples.name(i) for i in order[start:end].tolist()]
+    start, end = s.gear.loader.steps[step % s.gear.loader.steps_per_epoch]
+    order = epoch_order(
+        len(s.gear.loader.samples), s.seed, step // s.gear.loader.steps_per_epoch, s.gear.loader.balance
+    )
+    names = [s.gear.loader.samples.name(i) for i in order[start:end].tolist()]
     what = f"step {step}: the loss is {loss}, the gradient's norm {norm}, the learning rate factor {factor:.3g}"
     if s.train.on_nonfinite == "stop" or s.skipped >= MAX_SKIPPED_STEPS:
         raise Diverged(
@@ -267,7 +288,7 @@ def _say_where_time_went(s: Session) -> None:
     shares = {"compute_share": max(0.0, 1 - sum(shares.values())), **shares}
     training = state.seconds - state.spent["evaluate"] - state.spent["save"]
     rate = state.samples / max(training, 1e-9)
-    s.log.write("time", state.step, state.step / s.loader.steps_per_epoch, {**shares, "samples_per_second": rate})
+    s.log.write("time", state.step, state.step / s.gear.loader.steps_per_epoch, {**shares, "samples_per_second": rate})
     words = {"compute": "computing", "data": "waiting for data", "evaluate": "evaluating", "save": "saving"}
     told = ", ".join(f"{shares[f'{what}_share']:.0%} {word}" for what, word in words.items())
     say(f"{state.seconds:.1f} s: {told}; {rate:,.0f} samples/s in training")
@@ -340,12 +361,19 @@ def autocast(device: torch.device, precision: str) -> Any:
     return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
 
 
-def _train_mode(objective: Objective) -> None:
-    """Training mode, but for batch norms whose parameters are frozen: their statistics belong to those parameters."""
-    objective.train()
-    for module in objective.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine and not module.weight.requires_grad:
+def _train_mode(s: Session) -> None:
+    """Training mode; evaluation mode for whatever is frozen: its dropout would be noise to nobody's benefit, and the
+    statistics of a batch norm belong to its weights, unless they are to adapt."""
+    s.objective.train()
+    for module in s.objective.product.modules():
+        parameters = list(module.parameters())
+        own = module.weight if isinstance(module, BatchNorm) and module.affine else None
+        if (parameters and not any(p.requires_grad for p in parameters)) or (own is not None and not own.requires_grad):
             module.eval()
+    if s.batch_norm == "adapt":
+        for module in s.objective.product.modules():
+            if isinstance(module, BatchNorm):
+                module.train()
 
 
 @contextlib.contextmanager

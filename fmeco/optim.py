@@ -9,7 +9,7 @@ score of every evaluation so far, higher being better.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Annotated, Any
 
 import torch
@@ -21,12 +21,12 @@ Groups = list[dict[str, Any]]
 
 
 def parameter_groups(
-    named: Iterable[tuple[str, nn.Parameter]], scales: Mapping[str, float], depths: Mapping[str, int | None]
+    named: Iterable[tuple[str, nn.Parameter]], scales: Mapping[str, float], hidden: Set[str] = frozenset()
 ) -> Groups:
     """Sort parameters into groups by learning-rate scale and weight decay; scale 0 freezes.
 
-    Biases, norms and other vectors are not decayed: decay is for weights that multiply. `hidden` says of each parameter
-    whether it is such a weight inside the backbone: neither of its first layer nor of a head.
+    Biases, norms and other vectors are not decayed: decay is for weights that multiply. hidden: the names of those inside
+    the backbone, neither of its first layer nor of a head.
     """
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, parameter in named:
@@ -38,7 +38,7 @@ def parameter_groups(
             group = groups.setdefault((scale, decay), empty)
             group["params"].append(parameter)
             group["names"].append(name)
-            group["hidden"].append(decay and (depths[name] or 0) > 0)
+            group["hidden"].append(decay and name in hidden)
     return list(groups.values())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 
@@ -19,18 +20,31 @@ class Pace:
         self.evaluation = 0.0  # seconds that one takes, as far as is known
         self.measured = False
         self.first: tuple[float, int] | None = None  # seconds and samples after the first step, which pays for all else
+        self.shares = list(itertools.accumulate(phase.share for phase in s.phases))
+
+    @property
+    def position(self) -> float:
+        return self.state.seconds if self.timed else float(self.state.step)
+
+    @property
+    def end(self) -> float:
+        """The position at which this phase ends."""
+        whole = self.budget if self.timed else self.state.total
+        if self.state.phase == len(self.shares) - 1:
+            return whole - self.evaluation if self.timed else whole
+        end = self.shares[self.state.phase] / self.shares[-1] * whole
+        return end if self.timed else round(end)
 
     @property
     def place(self) -> tuple[float, float]:
-        """(done, whole): a schedule is a function of the finished share."""
-        if self.timed:
-            return self.state.seconds, max(self.budget - self.evaluation, 1.0)
-        return float(self.state.step), float(self.state.total)
+        """(done, whole) of this phase: a schedule is a function of the finished share."""
+        start = self.state.phase_start
+        return self.position - start, max(self.end - start, 1.0)
 
     @property
     def progress(self) -> float:
-        done, whole = self.place
-        return min(1.0, done / whole)
+        """The finished share of the run."""
+        return min(1.0, self.position / (self.budget if self.timed else self.state.total))
 
     def stepped(self) -> bool:
         """After a step: whether the run is at its end."""
@@ -49,6 +63,9 @@ class Pace:
         """Whether the run is at its end, when `more` evaluations are to come."""
         late = self.timed and self.state.seconds + more * self.evaluation >= self.budget
         return late or self.state.step >= self.state.total
+
+    def phase_over(self) -> bool:
+        return self.position >= self.end
 
 
 class Clock:

@@ -6,6 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,9 @@ def check(
 
     Raises the error that the run would end in; all unreadable samples at once, as one DataError.
     """
-    settings = config.read(source, stage=stage, ref=ref, dataset=dataset, overrides=overrides).replace(
-        allow_partial=allow_partial
-    )
+    settings = config.read(source, stage=stage, ref=ref, dataset=dataset, overrides=overrides)
+    if allow_partial:
+        settings = settings.replace(carry=settings.carry.model_copy(update={"allow_partial": True}))
     built = build.prepare(settings)
     bad: list[str] = []
     for name in ("train", "val", "test"):
@@ -54,12 +55,14 @@ def check(
             ),
             "repair or remove them, or train with --set train.on_bad_sample=skip",
         )
-    step_seconds = _time_steps(built)
-    costs = _profile(built, Path(time.strftime("profile-%Y%m%d-%H%M%S.json"))) if profile else None
+    phases = [build.groups(built, number) for number in range(len(built.transfer.phases))]  # the last one stays set
+    options = built.settings.optimizer.options
+    optimizer: torch.optim.Optimizer = built.settings.optimizer.plugin.build({"params": phases[-1]}, options)
+    step_seconds = min(_steps(built, optimizer, STEPS + 1)[1:])
+    costs = _profile(built, optimizer, Path(time.strftime("profile-%Y%m%d-%H%M%S.json"))) if profile else None
+    trained = {id(p): p.numel() for groups in phases for g in groups for p in g["params"]}
     weights = sum(t.numel() * t.element_size() for t in built.objective.state_dict().values())
-    trained = sum(p.numel() for group in built.groups for p in group["params"])
     total = None if built.settings.train.budget else built.total
-    lr = built.settings.optimizer.options["lr"]
     return {
         "config": built.settings.to_dict(),
         "samples": dict(built.data.spec.sizes),
@@ -69,15 +72,18 @@ def check(
             for name, one in built.data.spec.targets.items()
         },
         "inputs": {name: list(one.shape) for name, one in built.data.spec.inputs.items()},
-        "parameters": {"all": sum(p.numel() for p in built.objective.parameters()), "trained": trained},
+        "parameters": {"all": sum(p.numel() for p in built.objective.parameters()), "trained": sum(trained.values())},
         "groups": [
             {
+                "phase": number,
+                "share": round(phase.share, 4),
                 "tensors": len(g["params"]),
                 "parameters": sum(p.numel() for p in g["params"]),
-                "lr": lr * g["scale"],
-                "decay": built.settings.optimizer.options.get("weight_decay", 0.0) if g["decay"] else 0.0,
+                "lr": options["lr"] * g["scale"],
+                "decay": options.get("weight_decay", 0.0) if g["decay"] else 0.0,
             }
-            for g in built.groups
+            for number, (phase, groups) in enumerate(zip(built.transfer.phases, phases, strict=True), 1)
+            for g in groups
         ],
         "frozen": sum(not p.requires_grad for p in built.objective.parameters()),
         "transplant": built.report.lines() if built.report else [],
@@ -97,6 +103,10 @@ def check(
 def text(plan: Mapping[str, Any]) -> str:
     """The plan for a terminal."""
     minutes = plan["train_seconds"]
+
+    def several(group: Mapping[str, Any]) -> str:
+        return f"phase {group['phase']} ({group['share']:.0%}): " if plan["groups"][-1]["phase"] > 1 else ""
+
     lines = [
         "data       "
         + ", ".join(f"{n:,} {part}" for part, n in plan["samples"].items())
@@ -115,7 +125,7 @@ def text(plan: Mapping[str, Any]) -> str:
         *(f"weights    {line}" for line in plan["transplant"]),
         f"model      {plan['config'].get('backbone', {}).get('name', 'given')}, {plan['parameters']['all']:,} parameters, {plan['parameters']['trained']:,} trained, {plan['frozen']} tensors frozen",
         *(
-            f"group      {g['tensors']} tensors, {g['parameters']:,} parameters, lr {g['lr']:g}, decay {g['decay']:g}"
+            f"group      {several(g)}{g['tensors']} tensors, {g['parameters']:,} parameters, lr {g['lr']:g}, decay {g['decay']:g}"
             for g in plan["groups"]
         ),
         f"steps      {'as many as fit the budget' if plan['steps'] is None else plan['steps']}, {plan['steps_per_epoch']} per epoch, {plan['step_seconds'] * 1000:.0f} ms each on {plan['device']} in {plan['precision']}",
@@ -146,54 +156,49 @@ def _unreadable(samples: Samples, split: str) -> list[str]:
     return bad
 
 
-def _time_steps(built: build.Plan) -> float:
-    """Seconds per step, forward and backward and update, on the first batches."""
-    loader, objective = built.loader, built.objective
-    steps = min(STEPS + 1, built.total)
-    batches = loader.batches(0, steps)
+def _steps(
+    built: build.Plan, optimizer: torch.optim.Optimizer, most: int, part: Callable[[str], Any] = nullcontext
+) -> list[float]:
+    """Train a few steps on the first batches. Returns the seconds of each; `part` is entered with the name of each part."""
+    loader, objective, constraint = built.loader, built.objective, built.constraint
+    steps = min(most, built.total)
     objective.train()
     seconds = []
-    for step in range(steps):
-        start = time.monotonic()
-        for _ in loader.micros(step):
-            batch = next(batches)
-            if len(batch):
-                with loop.autocast(built.device, built.precision):
-                    loss = objective(batch, "loss")
-                loss.sum.backward()
-        built.optimizer.zero_grad(set_to_none=True)
-        if built.device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.monotonic() - start)
-    batches.close()
-    return min(seconds[1:] or seconds)
+    with closing(loader.batches(0, steps)) as batches:
+        for step in range(steps):
+            start = time.monotonic()
+            for _ in loader.micros(step):
+                with part("data"):
+                    batch = next(batches)
+                if len(batch):
+                    with part("forward"), loop.autocast(built.device, built.precision):
+                        loss = objective(batch, "loss")
+                    with part("backward"):
+                        loss.sum.backward()
+            with part("optimizer"):
+                if constraint is not None:
+                    constraint.gradients()
+                optimizer.step()
+                if constraint is not None:
+                    constraint.stepped()
+                objective.zero_grad(set_to_none=True)
+            if built.device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.monotonic() - start)
+    return seconds if steps > 1 else seconds * 2
 
 
 PARTS = ("data", "forward", "backward", "optimizer")  # of a step, as the trace names them
 
 
-def _profile(built: build.Plan, trace: Path) -> dict[str, Any]:
+def _profile(built: build.Plan, optimizer: torch.optim.Optimizer, trace: Path) -> dict[str, Any]:
     """A torch profiler trace of a few real steps, the shares of their parts, the operations that cost most, and advice."""
     from torch.profiler import ProfilerActivity, profile, record_function
 
     gpu = built.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
-    steps = min(STEPS, built.total)
-    batches = built.loader.batches(0, steps)
     with profile(activities=activities) as found:
-        for step in range(steps):
-            for _ in built.loader.micros(step):
-                with record_function("data"):
-                    batch = next(batches)
-                if len(batch):
-                    with record_function("forward"), loop.autocast(built.device, built.precision):
-                        loss = built.objective(batch, "loss")
-                    with record_function("backward"):
-                        loss.sum.backward()
-            with record_function("optimizer"):
-                built.optimizer.step()
-            built.optimizer.zero_grad(set_to_none=True)
-    batches.close()
+        steps = len(_steps(built, optimizer, STEPS, record_function))
     try:
         found.export_chrome_trace(str(trace))
     except OSError as error:

@@ -78,7 +78,7 @@ INJECTED: dict[str, tuple[str, ...]] = {
     "augment": ("spec", "arch"),
     "optimizers": ("params",),
     "schedules": ("step", "total", "history"),
-    "strategies": ("depths",),
+    "strategies": ("roles",),
 }
 # Optimizers, schedules and strategies are one function each, in one module; the other kinds are a file each.
 _FUNCTIONS = {"optimizers": "optim", "schedules": "optim", "strategies": "transfer"}

@@ -5,6 +5,7 @@ config (a path or a mapping) and a REF, and returns plain values.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import math
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 
 import fmeco
-from fmeco import card, checkpoint, config, dist, loop
+from fmeco import build, card, checkpoint, config, dist, features, loop
 from fmeco.build import Plan, prepare
 from fmeco.config import RunConfig
 from fmeco.core import Backbone, Data
@@ -34,7 +35,7 @@ from fmeco.errors import (
 from fmeco.loader import choose_reading, evaluation_batches
 from fmeco.log import Log, say
 from fmeco.rundir import claim, locked, settle, write_config
-from fmeco.session import Session, State, restore
+from fmeco.session import Gear, Session, State, restore
 
 Config = Path | str | Mapping[str, Any] | None
 
@@ -112,7 +113,7 @@ def _start(
         own_backbone=backbone is not None,
     )
     if allow_partial:
-        settings = settings.replace(allow_partial=True)
+        settings = settings.replace(carry=settings.carry.model_copy(update={"allow_partial": True}))
     with dist.together(settings.train.device) as ranks:
         run = Path(ranks.from_first(lambda: str(claim(Path(out) if out else None, settings, force))))
         with locked(run) if ranks.first else contextlib.nullcontext():
@@ -129,6 +130,8 @@ def _start(
 def resume(
     run: str | Path,
     *,
+    data: Data | None = None,
+    backbone: Backbone | None = None,
     epochs: str | None = None,
     overrides: Sequence[str] = (),
     stop: Callable[[], bool] = lambda: False,
@@ -136,7 +139,8 @@ def resume(
     """Continue a run that was stopped or killed, bit for bit; `epochs` ("20", or "+5") extends a finished one.
 
     The schedule is a function of the finished share: with more epochs, the rate goes on where a run of the new length
-    would be. Only where data is and how it is read may be changed by `overrides`.
+    would be. Only where data is and how it is read may be changed by `overrides`. A run that was given `data` or
+    `backbone` objects needs them again.
     """
     folder = Path(run)
     if not (folder / "config.yaml").is_file():
@@ -164,7 +168,13 @@ def resume(
                 f"allowed: {', '.join(allowed)}",
                 "start another run with --from to change more",
             )
-    settings = config.load(folder / "config.yaml", overrides=overrides, stage=_stage_of(folder), name=folder.name)
+    settings = config.read(
+        folder / "config.yaml",
+        stage=_stage_of(folder),
+        overrides=overrides,
+        name=folder.name,
+        own_backbone=backbone is not None,
+    )
     if epochs is not None:
         current = settings.train.epochs
         try:
@@ -187,7 +197,7 @@ def resume(
     ):
         found = ranks.from_first(lambda: _newest(folder / "checkpoints"))
         saved = checkpoint.open_checkpoint(Path(found)) if found else None
-        return _train(folder, settings, None, None, stop, ranks, resume_from=saved, resuming=True)
+        return _train(folder, settings, data, backbone, stop, ranks, resume_from=saved, resuming=True)
 
 
 def _newest(folder: Path) -> str:
@@ -257,6 +267,8 @@ def _train(
         )
         if ranks.first:
             settle(run, keep_new=True)
+        if resume_from is None:
+            session.enter(0)
         loop.train(session)
         ranks.barrier()  # rank 0 has written the last checkpoint
         best = checkpoint.open_checkpoint((run / "checkpoints" / "best").resolve())
@@ -283,9 +295,6 @@ def _train(
 def _session(run: Path, plan: Plan, log: Log, stop: Callable[[], bool]) -> Session:
     settings, data, objective = plan.settings, plan.data, plan.objective
     train, evaluate = settings.train, settings.evaluate
-    validate: Callable[[], tuple[dict[str, float], list[str]]] | None = None
-    if data.val is not None and len(data.val):
-        validate = _validation(plan, data)
     schedule = functools.partial(
         getattr(settings.schedule.plugin.load(), settings.schedule.plugin.function),
         **settings.schedule.options,
@@ -325,9 +334,10 @@ def _session(run: Path, plan: Plan, log: Log, stop: Callable[[], bool]) -> Sessi
         run=run,
         objective=objective,
         ranks=plan.ranks,
-        loader=plan.loader,
-        validate=validate,
-        optimizer=plan.optimizer,
+        phases=plan.transfer.phases,
+        prepare=functools.partial(_gear, plan),
+        constraint=plan.constraint,
+        batch_norm=settings.carry.batch_norm,
         schedule=schedule,
         train=train,
         validation_size=len(data.val) if data.val is not None else 0,
@@ -346,6 +356,22 @@ def _session(run: Path, plan: Plan, log: Log, stop: Callable[[], bool]) -> Sessi
         average=average,
         scaler=torch.amp.GradScaler(plan.device.type) if plan.precision == "fp16" else None,
     )
+
+
+def _gear(plan: Plan, phase: int) -> Gear:
+    """Set the model up for a phase: what trains and how, on which batches, and what measures it."""
+    groups = build.groups(plan, phase)
+    settings = plan.settings
+    optimizer = settings.optimizer.plugin.build({"params": groups}, settings.optimizer.options)
+    trained = [parameter for group in groups for parameter in group["params"]]
+    data, loader = plan.data, plan.loader
+    if (stored := features.stored(plan)) is not None:
+        data, views = stored
+        samples = data.split("train")
+        reading = choose_reading("auto", data, samples, plan.device)
+        loader = dataclasses.replace(loader, data=data, samples=samples, augment=views, reading=reading)
+    validate = _validation(plan, data) if data.val is not None and len(data.val) else None
+    return Gear(optimizer, trained, loader, validate)
 
 
 def _validation(plan: Plan, data: Data) -> Callable[[], tuple[dict[str, float], list[str]]]:

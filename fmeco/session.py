@@ -8,7 +8,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from fmeco.dist import Ranks
 from fmeco.errors import clean
 from fmeco.loader import Loader
 from fmeco.log import Log, say
+from fmeco.transfer import Constraint, Phase
 
 
 @dataclass
@@ -28,6 +29,8 @@ class State:
 
     step: int = 0
     total: int = 0  # steps of the whole run
+    phase: int = 0  # of the transfer strategy
+    phase_start: float = 0.0  # the step, or in a budget the second, that it began at
     seconds: float = 0.0  # of training so far, over all resumes
     spent: dict[str, float] = field(default_factory=lambda: {"data": 0.0, "evaluate": 0.0, "save": 0.0})  # of them
     samples: int = 0  # trained on so far
@@ -50,6 +53,15 @@ class Outcome(NamedTuple):
     factor: float  # on the learning rate
 
 
+class Gear(NamedTuple):
+    """What one phase of a run trains with."""
+
+    optimizer: torch.optim.Optimizer
+    trained: list[torch.nn.Parameter]
+    loader: Loader
+    validate: Callable[[], tuple[dict[str, float], list[str]]] | None  # metrics of the validation split, bad samples
+
+
 @dataclass
 class Session:
     """Everything that one run holds. run.py puts it together."""
@@ -57,9 +69,10 @@ class Session:
     run: Path
     objective: Objective
     ranks: Ranks
-    loader: Loader
-    validate: Callable[[], tuple[dict[str, float], list[str]]] | None  # metrics of the validation split, bad samples
-    optimizer: torch.optim.Optimizer
+    phases: tuple[Phase, ...]
+    prepare: Callable[[int], Gear]  # freezes and thaws what a phase wants
+    constraint: Constraint | None
+    batch_norm: Literal["frozen", "adapt"]
     schedule: Callable[[float, float, list[float]], float]
     train: Train
     validation_size: int  # samples
@@ -82,6 +95,12 @@ class Session:
     writer: checkpoint.Writer = field(default_factory=checkpoint.Writer)
     pending: list[Outcome] = field(default_factory=list)  # steps whose numbers are still on the device
     skipped: int = 0  # steps in a row that were not finite
+    saved_at: float = 0.0  # the second of the last checkpoint to resume from
+    gear: Gear = field(init=False)
+
+    def enter(self, phase: int) -> None:
+        """Begin a phase, or take it up again."""
+        self.state.phase, self.gear = phase, self.prepare(phase)
 
     @functools.cached_property
     def own_seed(self) -> int:
@@ -133,7 +152,7 @@ def save(s: Session, *, full: bool, best: bool = False) -> None:
     s.writer.wait()  # one at a time
     if s.state.bad_samples:
         (s.run / "bad_samples.txt").write_text("\n".join(clean(name) for name in s.state.bad_samples) + "\n", "utf-8")
-    optimizer, numbers = pack_optimizer(s.optimizer) if full else ({}, {})
+    optimizer, numbers = pack_optimizer(s.gear.optimizer) if full else ({}, {})
     trainer = (
         {
             "state": asdict(s.state),
@@ -150,16 +169,19 @@ def save(s: Session, *, full: bool, best: bool = False) -> None:
         **s.meta,
         # Metrics belong to the weights they were measured with; a save between evaluations has none.
         "metrics": {f"val_{k}": v for k, v in s.metrics.items()} if s.measured_at == s.state.step else {},
-        "epoch": s.state.step / s.loader.steps_per_epoch,
+        "epoch": s.state.step / s.gear.loader.steps_per_epoch,
         "best": best,
     }
     tensors: dict[str, Mapping[str, Tensor]] = {}
     if full:
         raw = {f"raw/{name}": x for name, x in s.objective.state_dict().items()} if s.average is not None else {}
-        tensors["trainer"] = checkpoint.snapshot({**raw, **optimizer})
+        bound = {f"constraint/{name}": x for name, x in s.constraint.state().items()} if s.constraint else {}
+        tensors["trainer"] = checkpoint.snapshot({**raw, **optimizer, **bound})
     with evaluated_weights(s):
         product, rest = checkpoint.split_state(s.objective)
         tensors |= {"backbone": checkpoint.snapshot(product), "objective": checkpoint.snapshot(rest)}
+    if s.constraint is not None and (adapter := s.constraint.adapter()):
+        tensors["adapter"] = checkpoint.snapshot(adapter)
     folder, step = s.run / "checkpoints", s.state.step
 
     def write() -> None:
@@ -201,22 +223,27 @@ def restore(s: Session, saved: checkpoint.Checkpoint) -> None:
     ]:
         index, _, key = name.partition("/")
         state.setdefault(int(index), {})[key] = value
-    parameters = [p for group in s.optimizer.param_groups for p in group["params"]]
+    if s.constraint is not None:
+        bound = {n.removeprefix("constraint/"): x for n, x in tensors.items() if n.startswith("constraint/")}
+        checkpoint.load_exactly(s.constraint.state(), bound, str(saved.path))
+    total, state_then = s.state.total, State(**trainer["state"])
+    s.enter(state_then.phase)  # now that the weights are those that what is frozen is computed with
+    optimizer = s.gear.optimizer
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for number, values in state.items():
         like = parameters[number]
         for key, value in values.items():
             # Fused kernels walk through memory: a moment must lie there as its parameter does.
             if isinstance(value, Tensor) and value.shape == like.shape:
                 values[key] = torch.empty_like(like, dtype=value.dtype).copy_(value)
-    s.optimizer.load_state_dict({"state": state, "param_groups": s.optimizer.state_dict()["param_groups"]})
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     if s.scaler is not None and trainer["scaler"] is not None:
         s.scaler.load_state_dict(trainer["scaler"])
-    total, state_then = s.state.total, State(**trainer["state"])
     # A run that was made longer goes on, also when it was killed before the first checkpoint of its new length.
     finished = state_then.finished and total <= state_then.total
     s.state = dataclasses.replace(state_then, total=total, finished=finished)
     if s.ranks.first and (
-        s.state.best_step == s.state.step or s.validate is None
+        s.state.best_step == s.state.step or s.gear.validate is None
     ):  # killed between the save and the link to it
         checkpoint.point(s.run / "checkpoints", "best", saved.path)
     for what, then, now in (

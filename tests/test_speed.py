@@ -95,10 +95,10 @@ def test_the_least_recently_used_cache_goes_first_and_none_in_use(tmp_path: Path
         assert [sets[-1][i] for i in range(9)]
     old, new = (one.paths[1] for one in sets)
     os.utime(old, (1, 1))
-    cache.prune(tmp_path, new.stat().st_size)
+    cache.prune(tmp_path, "*.data", new.stat().st_size)
     assert old.exists(), "it is in use"
     del sets[0]
-    cache.prune(tmp_path, new.stat().st_size)
+    cache.prune(tmp_path, "*.data", new.stat().st_size)
     assert new.exists()
     assert not old.exists()
 

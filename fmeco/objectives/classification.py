@@ -70,6 +70,8 @@ class Classification(Objective):
         "auc": "max",
     }
 
+    weights: Tensor | None
+
     def __init__(
         self,
         backbone: Backbone,
@@ -84,6 +86,7 @@ class Classification(Objective):
     ) -> None:
         super().__init__()
         self.test_flip = test_flip
+        self.vectors_only = not (mixup or cutmix or test_flip)
         self.backbone, self.classes, self.target = backbone, classes, target
         self.smoothing, self.mixup, self.cutmix = smoothing, mixup, cutmix
         self.head = Head(backbone.width, len(classes), dropout)
@@ -100,15 +103,14 @@ class Classification(Objective):
         return (logits + self.logits(mirrored(batch.views[0]))) / 2 if self.test_flip else logits
 
     def loss(self, batch: Batch) -> Loss:
-        weights = self.get_buffer("weights") if self.weights is not None else None
         label = batch.target[self.target]
         assert isinstance(label, Tensor)
         if not (self.mixup or self.cutmix) or len(batch) < 2:
-            return Loss(*cross_entropy(self.logits(batch.views[0]), label, self.smoothing, weights))
+            return Loss(*cross_entropy(self.logits(batch.views[0]), label, self.smoothing, self.weights))
         inputs, partner, lam = mix_batch(batch.views[0], batch.keys[0], self.mixup, self.cutmix)
         logits = self.logits(inputs)
-        own, own_count = cross_entropy(logits, label, self.smoothing, weights)
-        other, other_count = cross_entropy(logits, label[partner.to(label.device)], self.smoothing, weights)
+        own, own_count = cross_entropy(logits, label, self.smoothing, self.weights)
+        other, other_count = cross_entropy(logits, label[partner.to(label.device)], self.smoothing, self.weights)
         return Loss(lam * own + (1 - lam) * other, lam * own_count + (1 - lam) * other_count)
 
     def rows(self, batch: Batch) -> dict[str, Tensor]:

@@ -38,6 +38,7 @@ def build(
 
 
 class Multilabel(Objective):
+    vectors_only = True
     directions: Mapping[str, Literal["max", "min"]] = {
         "mean_ap": "max",
         "loss": "min",
@@ -45,6 +46,8 @@ class Multilabel(Objective):
         "exact_match": "max",
         "auc": "max",
     }
+
+    weights: Tensor | None
 
     def __init__(
         self,
@@ -67,8 +70,7 @@ class Multilabel(Objective):
     def loss(self, batch: Batch) -> Loss:
         logits, label = self.logits(batch), batch.target[self.target]
         assert isinstance(label, Tensor)
-        weights = self.get_buffer("weights") if self.weights is not None else None
-        total = F.binary_cross_entropy_with_logits(logits, label.float(), pos_weight=weights, reduction="sum")
+        total = F.binary_cross_entropy_with_logits(logits, label.float(), pos_weight=self.weights, reduction="sum")
         return Loss(total / logits.shape[1], len(logits))
 
     def rows(self, batch: Batch) -> dict[str, Tensor]:

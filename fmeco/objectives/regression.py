@@ -29,6 +29,7 @@ def build(
 
 
 class Regression(Objective):
+    vectors_only = True
     directions: Mapping[str, Literal["max", "min"]] = {"rmse": "min", "mae": "min", "r2": "max"}
 
     def __init__(self, backbone: Backbone, scale: Target, target: str, kind: str, delta: float, dropout: float) -> None:

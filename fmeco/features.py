@@ -1,0 +1,216 @@
+"""What a frozen backbone computes is computed once: its vectors (N, D) of a split, kept on the disk for every later
+epoch, head, run and command.
+
+A file holds one view of one split, float32, as numpy writes it. Its name is a hash of all that decides what is in it:
+weights, preprocessing, samples, augmentation, precision.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+from tqdm import tqdm
+
+from fmeco import cache
+from fmeco.build import Plan
+from fmeco.config import Choice
+from fmeco.core import STORED, Augment, Backbone, Data, DataSpec, Inputs, InputSpec, Samples, View, uniform
+from fmeco.dist import ALONE, Ranks
+from fmeco.loader import choose_reading, evaluation_batches
+from fmeco.log import say
+from fmeco.loop import autocast
+
+VIEWS = 3  # of each sample, where training augments
+BATCH = 64
+
+
+class Stored(Samples):
+    """A split as its vectors (N, V, D), one per view."""
+
+    in_memory = True
+
+    def __init__(self, samples: Samples, vectors: Tensor) -> None:
+        self.samples, self.vectors = samples, vectors
+        self.targets, self.tensors = samples.targets, {STORED: vectors}
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def __getitem__(self, index: int) -> Inputs:
+        return {STORED: self.vectors[index]}
+
+    def name(self, index: int) -> str:
+        return self.samples.name(index)
+
+
+class OneOf(Augment):
+    """Each time another of a sample's views: (B, V, D) -> (B, D)."""
+
+    def batch(self, inputs: Inputs, keys: Tensor) -> Inputs:
+        x = inputs[STORED]
+        chosen = (uniform(keys, 0) * x.shape[1]).long().to(x.device)
+        return {STORED: x[torch.arange(len(x), device=x.device), chosen]}
+
+
+def stored(plan: Plan) -> tuple[Data, Augment] | None:
+    """The data as vectors of the plan's backbone, where that is frozen and nothing else is asked of the inputs."""
+    objective, wanted = plan.objective, plan.settings.carry.views
+    product = objective.product
+    adapts = plan.settings.carry.batch_norm == "adapt" and any(isinstance(m, BatchNorm) for m in product.modules())
+    if any(p.requires_grad for p in product.parameters()) or not objective.vectors_only or adapts or wanted == 0:
+        return None
+    if not any(True for _ in product.parameters()) or plan.data.collate is not None:
+        return None
+    augments = plan.settings.augment is not None and plan.settings.augment.name != "none"
+    views = (wanted or VIEWS) if augments else 1
+    train, val = plan.data.split("train"), plan.data.val
+    found = Extractor(product, plan.data, plan.device, plan.precision, plan.loader.channels_last, plan.ranks)
+    began = time.monotonic()
+    parts = [
+        found.vectors(train, "train", (plan.augment, plan.settings.augment, view) if augments else None)
+        for view in range(views)
+    ]
+    validated = found.vectors(val, "val") if val is not None and len(val) else None
+    if any(part is None for part in parts) or (val is not None and len(val) and validated is None):
+        say("some samples cannot be read: features are computed anew in every epoch, without them")
+        return None
+    whole = parts[0][:, None] if views == 1 else torch.stack(parts, 1)  # type: ignore[index,arg-type]
+    took = time.monotonic() - began
+    say(
+        f"the backbone is frozen: its features of {len(train):,} samples{f', {views} views each,' if views > 1 else ''} took {took:.1f} s"
+    )
+    spec = dataclasses.replace(plan.data.spec, inputs={STORED: InputSpec((views, whole.shape[2]))})
+    held = Stored(val, validated[:, None].expand(-1, views, -1)) if val is not None and validated is not None else None
+    data = dataclasses.replace(plan.data, spec=spec, train=Stored(train, whole), val=held)
+    return data, OneOf()
+
+
+@dataclasses.dataclass
+class Extractor:
+    """Computes a backbone's vectors, or finds them on the disk."""
+
+    backbone: Backbone
+    data: Data
+    device: torch.device
+    precision: str
+    channels_last: bool
+    ranks: Ranks = ALONE
+
+    def __post_init__(self) -> None:
+        self.weights = fingerprint(self.backbone)
+
+    def vectors(
+        self, samples: Samples, what: str, view: tuple[Augment, Choice | None, int] | None = None
+    ) -> Tensor | None:
+        """The vectors (N, D) of a split: of the plain samples, or of one augmented `view` (how, its section, its number).
+        None where a sample cannot be read."""
+        path = self._path(samples, view)
+        if path is not None and self.ranks.from_first(lambda: "1" if path.is_file() else ""):
+            with contextlib.suppress(OSError, ValueError):
+                kept = np.load(path, mmap_mode="c")
+                if kept.shape == (len(samples), self.backbone.width) and kept.dtype == np.float32:
+                    os.utime(path)
+                    return torch.from_numpy(kept)
+        found = self._compute(samples, what, view)
+        if found is not None and path is not None and self.ranks.first:
+            _keep(path, found)
+        return found
+
+    def _compute(self, samples: Samples, what: str, view: tuple[Augment, Choice | None, int] | None) -> Tensor | None:
+        augment, varied = (view[0], (View(),)) if view is not None else (Augment(), (View(augment=False),))
+        reading = choose_reading("auto", self.data, samples, self.device, views=varied, augment=augment, once=True)
+        batches = evaluation_batches(
+            self.data,
+            samples,
+            batch_size=BATCH,
+            reading=reading,
+            device=self.device,
+            channels_last=self.channels_last,
+            rank=self.ranks.rank,
+            world=self.ranks.world,
+            view=(view[0], view[2]) if view is not None else None,
+        )
+        parts: dict[str, list[Tensor]] = {"vectors": [], "index": []}
+        skipped: list[str] = []
+        training = self.backbone.training
+        self.backbone.eval()
+        steps = -(-len(samples) // (BATCH * self.ranks.world))
+        with torch.inference_mode(), autocast(self.device, self.precision):
+            for batch in tqdm(batches, desc=f"features of {what}", total=steps, disable=None, leave=False):
+                skipped += batch.skipped
+                if len(batch):
+                    parts["vectors"].append(self.backbone(batch.views[0]).vector.float().cpu())
+                    parts["index"].append(batch.index)
+        self.backbone.train(training)
+        rows, skipped = self.ranks.gather_rows({k: torch.cat(v) for k, v in parts.items() if v}, skipped)
+        if skipped or not rows:
+            return None
+        return rows["vectors"].clone()[rows["index"].argsort()]
+
+    def _path(self, samples: Samples, view: tuple[Augment, Choice | None, int] | None) -> Path | None:
+        content = samples.content or _content(samples)
+        if not content:
+            return None
+        section = view[1] if view is not None else None
+        decides = [
+            "1",
+            self.weights,
+            content,
+            _plain(self.data.spec),
+            [section.to_dict(), view[2]] if section is not None and view is not None else None,
+            [self.precision, self.device.type, torch.__version__],
+        ]
+        digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+        return cache.folder() / "features" / f"{digest[:32]}.npy"
+
+
+def fingerprint(module: torch.nn.Module) -> str:
+    """A hash of a module's class, tensors and their names."""
+    digest = hashlib.sha256(repr(module).encode())
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _content(samples: Samples) -> str:
+    """A hash of a split in memory; "" where its samples would have to be read."""
+    if samples.tensors is None:
+        return ""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(samples.tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _plain(spec: DataSpec) -> Mapping[str, Any]:
+    """How inputs are made."""
+    return {name: value for name, value in spec.preprocessing_only().to_json().items() if name != "sizes"}
+
+
+def _keep(path: Path, vectors: Tensor) -> None:
+    """Write a file, whole or not at all. A full disk costs time later, not the run."""
+    temporary = path.with_name(f".{uuid.uuid4().hex}.npy")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            np.save(file, vectors.numpy())
+        os.replace(temporary, path)
+        cache.prune(path.parent, "*.npy", cache.room(path.parent))
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
