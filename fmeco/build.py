@@ -85,7 +85,12 @@ def prepare(
     described = settings.objective or _default_objective(data.spec)
     given = {"backbone": backbone, "spec": data.spec}
     objective: Objective = described.plugin.build(given, described.options)
-    report = _transplant(objective, source, settings) if source is not None else None
+    roles = _roles(objective)
+    strategy = settings.transfer or config.choice("transfer", "full")
+    unfrozen: Transfer = strategy.plugin.build({"roles": roles}, strategy.options)
+    transfer = frozen(unfrozen, settings.carry.freeze, roles)
+    fresh = source is None or transfer.fresh
+    report = _transplant(objective, source, settings) if source is not None and not fresh else None
 
     varied = settings.augment or config.choice("augment", _default_augment(data.spec))
     augment: Augment = varied.plugin.build({"spec": data.spec, "arch": varied.arch}, varied.options)
@@ -101,20 +106,21 @@ def prepare(
         if device.type != "cuda":
             raise ConfigError("train.sync_batch_norm needs GPUs", "torch has it for no other device")
         torch.nn.SyncBatchNorm.convert_sync_batchnorm(objective)
-    if source is None and resumed is None and type(objective.product).calibrate is not Backbone.calibrate:
+    if fresh and resumed is None and type(objective.product).calibrate is not Backbone.calibrate:
         with torch.no_grad():
             objective.product.calibrate(_few(loader, CALIBRATED).views[0])
-    roles = _roles(objective)
-    strategy = settings.transfer or config.choice("transfer", "full")
-    unfrozen: Transfer = strategy.plugin.build({"roles": roles}, strategy.options)
-    transfer = frozen(unfrozen, settings.carry.freeze, roles)
     constraint = transfer.bind(dict(objective.named_parameters())) if transfer.bind is not None else None
+    if constraint is not None and constraint.own:
+        if settings.train.ema is not None:
+            raise ConfigError(f"train.ema: the average of {strategy.name}'s changes is no such change itself")
+        if settings.train.precision == "fp16":
+            raise ConfigError(f"train.precision: fp16 cannot be combined with {strategy.name}", "bf16 can")
     settings, total = _length(settings, loader.steps_per_epoch)
     settings = _tune(settings, loader, objective, total, ranks)
     if settings.train.compile:
         objective.backbone.compile()
     best = _best_metric(settings, objective, data)
-    parents = [source.checkpoint.id] if source is not None and source.checkpoint is not None else []
+    parents = [source.checkpoint.id] if source is not None and source.checkpoint is not None and not fresh else []
     transplanted = report.to_json() if report is not None else None
     if resumed is not None:
         parents, transplanted = list(resumed.manifest["parents"]), resumed.meta["transplant"]
@@ -218,8 +224,13 @@ def _few(loader: Loader, count: int) -> Batch:
 
 def _transplant(objective: Objective, source: refs.Source, settings: RunConfig) -> checkpoint.Report:
     """The source's backbone into the objective's, and head rows for the classes that both have."""
-    partial = settings.carry.allow_partial
-    report = checkpoint.transplant(objective.product, source.state, source=source.ref, allow_partial=partial)
+    report = checkpoint.transplant(
+        objective.product,
+        source.state,
+        source=source.ref,
+        allow_partial=settings.carry.allow_partial,
+        prefix=settings.carry.prefix,
+    )
     rows: Mapping[str, Sequence[str]] = {}
     if source.checkpoint is not None and settings.carry.head == "auto":
         rows = source.checkpoint.meta.get("class_rows", {})

@@ -14,6 +14,7 @@ Nothing here is a pickle, and loading executes nothing.
 
 from __future__ import annotations
 
+import collections
 import errno
 import hashlib
 import json
@@ -475,7 +476,9 @@ def _finite(tensors: dict[str, Tensor], source: Path) -> dict[str, Tensor]:
 
 # ---------------------------------------------------------------- the transplant
 
-PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.", "encoder.")
+# Of several networks in one file, the one that its method's paper hands on, and wins here where no `prefix` is named:
+# DINO's teacher, MoCo's query encoder, BYOL's online network.
+HANDED_ON = ("teacher", "encoder_q", "online", "online_network", "online_encoder")
 MINIMUM = 0.95  # share of the backbone's parameters below which loading is refused
 
 
@@ -518,15 +521,25 @@ class Report:
         return asdict(self)
 
 
-def transplant(backbone: Backbone, state: Mapping[str, Tensor], *, source: str, allow_partial: bool = False) -> Report:
+def transplant(
+    backbone: Backbone,
+    state: Mapping[str, Tensor],
+    *,
+    source: str,
+    allow_partial: bool = False,
+    prefix: str | None = None,
+) -> Report:
     """Load `state` into a backbone. Every tensor is loaded, excused by name, or an error.
 
-    Raises CheckpointError when less than MINIMUM of the parameters are loaded, or when the source has tensors that
+    prefix: what the names of the backbone's tensors begin with in `state`; None finds it. Raises CheckpointError when less than MINIMUM of the parameters are loaded, or when the source has tensors that
     belong to another architecture, unless `allow_partial`.
     """
     library = backbone.library
     own = library.state_dict()
-    prefix = _best_prefix(state, own)
+    if prefix is None:
+        prefix = _best_prefix(state, own, source)
+    elif not any(name.startswith(prefix) for name in state):
+        raise CheckpointError(f"transfer.prefix: no tensor of {source} begins with '{clean(prefix)}'")
     report = Report(source, prefix=prefix)
     theirs = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     report.left_out = sorted(name for name in state if not name.startswith(prefix))
@@ -569,19 +582,23 @@ def transplant(backbone: Backbone, state: Mapping[str, Tensor], *, source: str, 
     return report
 
 
-def _best_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
-    """The chain of known prefixes whose removal makes most names fit; the shortest of equals."""
-    candidates = {""}
+def _best_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> str:
+    """What to strip from the names so that most of them fit. Raises CheckpointError where that is not one answer."""
+    fitting: collections.Counter[str] = collections.Counter()
     for name in state:
-        chain = ""
-        while word := next((p for p in PREFIXES if name.startswith(chain + p)), ""):
-            chain += word
-            candidates.add(chain)
-
-    def fits(prefix: str) -> int:
-        return sum(name.startswith(prefix) and name[len(prefix) :] in own for name in state)
-
-    return max(sorted(candidates, key=len), key=fits)
+        starts = [0, *(at + 1 for at, letter in enumerate(name) if letter == ".")]
+        fitting.update(name[:start] for start in starts if name[start:] in own)
+    most = max(fitting.values(), default=0)
+    best = sorted((prefix for prefix, count in fitting.items() if count == most), key=len)
+    if len(best) < 2 or best[0] == "":
+        return best[0] if best else ""
+    for word in HANDED_ON:
+        if named := [prefix for prefix in best if word in prefix.split(".")]:
+            return named[0]
+    raise CheckpointError(
+        f"{source} holds several networks that fit this backbone: {listing(best)}",
+        f"name one: --set transfer.prefix={best[0]}",
+    )
 
 
 def carry_rows(objective: Objective, old: Mapping[str, Tensor], old_rows: Mapping[str, Sequence[str]]) -> list[str]:

@@ -203,10 +203,14 @@ def finetune(
     json_: Json = False,
     plugin: Plugins = [],
     allow_partial: Partial = False,
+    control: Annotated[
+        str | None, typer.Option(help="Strategies to train as well, all else equal, and compare: scratch,probe.")
+    ] = None,
     nproc: Nproc = None,
     debug: Debug = False,
 ) -> None:
     """Train a checkpoint on a new task, with a new head. Several configs are several tasks."""
+    strategies = [name.strip() for name in control.split(",")] if control else []
 
     def work() -> Any:
         if not configs and not dataset:
@@ -214,6 +218,12 @@ def finetune(
         tasks: list[Path | None] = [*configs] if configs else [None]
         if len(tasks) > 1 and dataset:
             raise ConfigError("--dataset would give every task the same data", "each config names its own dataset")
+        if strategies and nproc is not None:
+            raise ConfigError("--control compares runs of one process", "leave --nproc out")
+        for name in strategies:
+            from fmeco.config import choice
+
+            choice("transfer", name)  # a wrong name is said before an hour of training
         for task in tasks:
             _check_first(task, stage="finetune", ref=ref, dataset=_one(dataset), overrides=set_)
         stems = [task.stem for task in tasks if task is not None]
@@ -226,7 +236,7 @@ def finetune(
         from fmeco import run
 
         def one(task: Path | None, out: Path | None) -> dict[str, Any]:
-            return run.finetune(
+            trained = run.finetune(
                 task,
                 ref=ref,
                 dataset=_one(dataset),
@@ -235,7 +245,13 @@ def finetune(
                 force=force,
                 allow_partial=allow_partial,
                 stop=signals.stop,
-            ).to_json()
+            )
+            if not strategies:
+                return trained.to_json()
+            from fmeco import compare
+
+            found = compare.controls(trained.run, strategies, force=force, stop=signals.stop)
+            return {**trained.to_json(), "comparison": found}
 
         if len(tasks) == 1:
             return one(tasks[0], out)
@@ -353,6 +369,41 @@ def embed(
         plugin=plugin,
         show=lambda r: print(f"{r['samples']} x {r['width']} features in {r['output']}"),
     )
+
+
+@app.command("compare")
+def compare_(
+    refs: Annotated[list[str], typer.Argument(metavar="REF REF...")],
+    dataset: Datasets = [],
+    split: Annotated[str | None, typer.Option(help="val or test.")] = None,
+    set_: Sets = [],
+    json_: Json = False,
+    plugin: Plugins = [],
+    debug: Debug = False,
+) -> None:
+    """Compare finished runs on the same samples: the first with each of the others, with intervals."""
+
+    def work() -> Any:
+        from fmeco import compare
+
+        return compare.compare(refs, dataset=_one(dataset), split=split, overrides=set_)
+
+    _run(work, json_mode=json_, debug=debug, plugin=plugin, show=lambda r: print(_comparison(r)))
+
+
+def _comparison(found: Mapping[str, Any]) -> str:
+    """A comparison as a table, with a sentence on each difference."""
+    metric = found["metric"]
+    table = [["run", f"{found['split']} {metric}", "first is better by", "95% interval", "p"]]
+    for row in found["runs"]:
+        cells = [clean(row["run"]), f"{row['metrics'][metric]:.4f}", "", "", ""]
+        if "difference" in row:
+            value, low, high = row["difference"]
+            p = f"{row['p']:.3g}" if "p" in row else "-"
+            cells[2:] = [f"{value:+.4f}", f"{low:+.4f} to {high:+.4f}", p]
+        table.append(cells)
+    verdicts = [row["verdict"] for row in found["runs"] if "verdict" in row]
+    return "\n".join([_columns(table), f"on {found['samples']:,} samples", *verdicts])
 
 
 @app.command()
@@ -734,6 +785,8 @@ def _typed(one: Mapping[str, Any]) -> dict[str, Any]:
 def _show_result(result: Mapping[str, Any]) -> None:
     if "tasks" not in result:
         _show_metrics(f"{result['run']}  ({result['seconds']:.1f} s)", result["metrics"])
+        if "comparison" in result:
+            print("\n" + _comparison(result["comparison"]))
         return
     # Tasks may have different objectives: a column for each metric that any of them has, per-class ones left out.
     names = list(dict.fromkeys(name for task in result["tasks"] for name in task["metrics"] if "/" not in name))

@@ -132,6 +132,12 @@ class Carry(BaseModel):
         Literal["auto", "fresh"], Doc("auto = rows of classes that both tasks have are carried over by name")
     ] = "auto"
     allow_partial: Annotated[bool, Doc("load what fits of the source, and leave the rest as initialised")] = False
+    prefix: Annotated[
+        str | None,
+        Doc(
+            "what the names of the backbone's tensors begin with in the source, such as student.backbone.; null finds it"
+        ),
+    ] = None
     freeze: Annotated[
         list[str], Doc("names or patterns of parameters that do not train, such as [conv1, 'layer1.*']")
     ] = []

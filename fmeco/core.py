@@ -502,6 +502,10 @@ class Objective(nn.Module, ABC):
     def metrics(self, rows: dict[str, Tensor]) -> dict[str, float]:
         """Pure: rows of a whole split -> named numbers. Accuracies are fractions 0..1."""
 
+    def correct(self, rows: dict[str, Tensor]) -> Tensor | None:
+        """Which samples (N,) were answered right, where an answer is right or wrong: for tests on pairs."""
+        return None
+
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """Outputs (B, ...) for `decode`. Objectives without predictions leave it."""
         raise ConfigError(f"the objective {type(self).__name__} makes no predictions")

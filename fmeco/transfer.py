@@ -72,6 +72,7 @@ class Transfer:
     """A strategy, applied to a model: its phases, and what binds the named parameters meanwhile."""
 
     phases: tuple[Phase, ...]
+    fresh: bool = False  # leave the source's weights out
     bind: Callable[[Mapping[str, nn.Parameter]], Constraint] | None = None
 
 
@@ -85,6 +86,16 @@ def full(
 ) -> Transfer:
     """Train everything."""
     return Transfer((Phase(_everything(roles, backbone_lr)),))
+
+
+def scratch(
+    roles: Roles,
+    *,
+    lr: Annotated[float, Doc("factor on the learning rate: new weights have further to go"), Gt(0)] = 2.0,
+) -> Transfer:
+    """Train everything from new weights: the source gives its architecture and preprocessing only. The control that
+    says what its weights were worth."""
+    return Transfer((Phase(dict.fromkeys(roles, lr)),), fresh=True)
 
 
 def probe(roles: Roles) -> Transfer:
@@ -188,7 +199,7 @@ def lora(
     def bind(parameters: Mapping[str, nn.Parameter]) -> Constraint:
         return Adapters({name: parameters[name] for name in chosen if name in parameters}, rank, alpha / rank)
 
-    return Transfer((Phase(_only(roles, lambda role: False, "")),), bind)
+    return Transfer((Phase(_only(roles, lambda role: False, "")),), bind=bind)
 
 
 def l2sp(
@@ -206,7 +217,7 @@ def l2sp(
     def bind(parameters: Mapping[str, nn.Parameter]) -> Constraint:
         return Anchor({name: parameters[name] for name in drawn if name in parameters}, alpha)
 
-    return Transfer((Phase(_everything(roles, backbone_lr)),), bind)
+    return Transfer((Phase(_everything(roles, backbone_lr)),), bind=bind)
 
 
 def frozen(transfer: Transfer, patterns: Iterable[str], roles: Roles) -> Transfer:
@@ -225,7 +236,7 @@ def frozen(transfer: Transfer, patterns: Iterable[str], roles: Roles) -> Transfe
         assert bind is not None
         return bind({name: p for name, p in parameters.items() if name not in names})
 
-    return Transfer(tuple(phases), bind_rest if bind is not None else None)
+    return Transfer(tuple(phases), transfer.fresh, bind_rest if bind is not None else None)
 
 
 def matching(patterns: Iterable[str], names: list[str], key: str) -> set[str]:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -122,15 +122,18 @@ def load(ref: str | Path, *, backbone: Backbone | None = None) -> Model:
     return Model(found, spec, objective, device, precision, last)
 
 
-@loop.known_errors()
-def evaluate(
-    ref: str | Path, *, dataset: str | None = None, split: str | None = None, overrides: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Metrics of a checkpoint on a split: of the dataset it was trained on, or of another with the same classes.
+class Measured(NamedTuple):
+    """A checkpoint on a split: metrics, and for each of the samples that could be read its name and row."""
 
-    split: val or test; default test where there is one. A `dataset` path without split folders is used whole.
-    Returns {"checkpoint", "split", "samples", "metrics"}; metrics are named SPLIT_NAME.
-    """
+    model: Model
+    split: str
+    names: list[str]
+    metrics: dict[str, float]
+    rows: dict[str, Tensor]
+
+
+def measure(ref: str | Path, dataset: str | None, split: str | None, overrides: Sequence[str]) -> Measured:
+    """As `evaluate`, with what its metrics come from."""
     model = load(ref)
     data, on_bad_sample = _data_for(model, ref, dataset, overrides)
     part = split or ("test" if data.test is not None else "val" if data.val is not None else "train")
@@ -147,14 +150,27 @@ def evaluate(
         data, samples, batch_size=64, reading=reading, device=model.device, channels_last=model.channels_last
     )
     bad: list[str] | None = [] if on_bad_sample == "skip" else None
-    metrics, _ = loop.evaluate(model.objective, batches, model.device, model.precision, bad=bad)
+    metrics, rows = loop.evaluate(model.objective, batches, model.device, model.precision, bad=bad)
     for one in bad or []:
         say(f"left out: {one}")
+    return Measured(model, part, [samples.name(i) for i in rows["index"].tolist()], metrics, rows)
+
+
+@loop.known_errors()
+def evaluate(
+    ref: str | Path, *, dataset: str | None = None, split: str | None = None, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Metrics of a checkpoint on a split: of the dataset it was trained on, or of another with the same classes.
+
+    split: val or test; default test where there is one. A `dataset` path without split folders is used whole.
+    Returns {"checkpoint", "split", "samples", "metrics"}; metrics are named SPLIT_NAME.
+    """
+    found = measure(ref, dataset, split, overrides)
     return {
-        "checkpoint": str(model.checkpoint.path),
-        "split": part,
-        "samples": len(samples) - len(bad or []),
-        "metrics": {f"{part}_{name}": value for name, value in metrics.items()},
+        "checkpoint": str(found.model.checkpoint.path),
+        "split": found.split,
+        "samples": len(found.names),
+        "metrics": {f"{found.split}_{name}": value for name, value in found.metrics.items()},
     }
 
 

@@ -311,6 +311,32 @@ def test_prefixes_are_stripped_when_that_makes_keys_fit(prefix: str) -> None:
     assert torch.equal(made.library.state_dict()["layer4.1.conv2.weight"], theirs[f"{prefix}layer4.1.conv2.weight"])
 
 
+def test_one_of_several_networks_is_taken_by_its_papers_choice_or_by_name() -> None:
+    other = {key: value + 1 if value.is_floating_point() else value for key, value in state().items()}
+    for good, bad in (("teacher.backbone.", "student.backbone."), ("module.encoder_q.", "module.encoder_k.")):
+        theirs = {**{bad + k: v for k, v in other.items()}, **{good + k: v for k, v in state().items()}}
+        made = build("resnet18")
+        assert checkpoint.transplant(made, theirs, source="x").prefix == good
+        assert torch.equal(made.library.state_dict()["conv1.weight"], state()["conv1.weight"])
+        checkpoint.transplant(made, theirs, source="x", prefix=bad)
+        assert torch.equal(made.library.state_dict()["conv1.weight"], other["conv1.weight"])
+    twins = {**{f"a.{k}": v for k, v in other.items()}, **{f"b.{k}": v for k, v in state().items()}}
+    with pytest.raises(CheckpointError, match="several networks"):
+        checkpoint.transplant(build("resnet18"), twins, source="x")
+    with pytest.raises(CheckpointError, match=r"begins with 'c\.'"):
+        checkpoint.transplant(build("resnet18"), twins, source="x", prefix="c.")
+
+
+def test_positions_of_a_vit_are_interpolated_for_another_image_size() -> None:
+    small, large = (torch.arange(n * n).float().view(1, n * n, 1).repeat(1, 1, 3) for n in (4, 8))
+    from fmeco.backbones.torchvision import _positions
+
+    made = _positions(torch.cat([torch.full((1, 1, 3), -7.0), small], 1), 1 + 64)
+    assert made.shape == (1, 65, 3)
+    assert made[0, 0, 0] == -7
+    assert torch.equal(made[0, 1:, 0].argsort()[[0, -1]], large[0, :, 0].argsort()[[0, -1]]), "corners stay corners"
+
+
 def renamed(count: int) -> dict[str, Tensor]:
     return {(f"x.{key}" if i < count else key): value for i, (key, value) in enumerate(state().items())}
 

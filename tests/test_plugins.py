@@ -240,6 +240,7 @@ ORDER = [
     "rundir",
     "run",
     "use",
+    "compare",
     "probing",
     "plan",
     "starter",

@@ -1,19 +1,24 @@
-"""Strategies: what each trains, how it goes on after a stop, and that what is frozen is computed once."""
+"""Strategies: what each trains, how it goes on after a stop, and that what is frozen is computed once. Sources judged
+before finetuning, and runs compared after it."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
 import fmeco
-from fmeco.core import Backbone, Features, Inputs
-from fmeco.errors import Stopped
+from fmeco import cache, compare, config, probing
+from fmeco.core import Backbone, Features, Inputs, Target
+from fmeco.errors import ConfigError, Stopped
 from fmeco.plugins import plugins
+from fmeco.transfer import Adapters, Anchor, Role
 
 DATA = {"name": "digits", "classes": [0, 1, 2], "image_size": 16, "limit_per_class": 24}
 STRATEGIES = list(plugins("strategies"))
@@ -37,6 +42,7 @@ class Vision(Backbone):
 def body(kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """(the config's backbone section, keywords for Python)."""
     if kind == "vit":
+        torch.manual_seed(0)
         return {}, {"backbone": Vision()}
     named = {"cnn": {"name": "cnn", "widths": [8, 8]}, "mlp": {"name": "mlp", "hidden": [24, 16]}}
     return {"backbone": named[kind]}, {}
@@ -71,7 +77,7 @@ def trained_by(strategy: str, names: list[str], norms: set[str]) -> set[str]:
         "bn": norms,
         "bias": {name for name in names if name.endswith("bias") and name not in norms},
         "lora": {name for name in names if not name.endswith("bias") and name not in norms},
-    }.get(strategy, set(names))
+    }.get(strategy, set(names))  # scratch, full and the others: everything
 
 
 @pytest.mark.parametrize("kind", ["cnn", "mlp", "vit"])
@@ -111,3 +117,199 @@ def test_a_strategy_trains_what_it_says_and_resumes_bit_for_bit(
     for file in ("backbone", "objective"):
         one, two = (tensors(tmp_path / run / "checkpoints/last", file) for run in ("whole", "parts"))
         assert all(torch.equal(one[name], two[name]) for name in one), file
+
+
+def test_phases_scale_rates_as_they_say(sources: dict[str, Path]) -> None:
+    def scales(strategy: Any) -> list[dict[str, float]]:
+        chosen = config.choice("transfer", strategy)
+        roles = {f"l{i}.weight": Role(i, "weight") for i in range(12)} | {"head.weight": Role(None, "weight")}
+        return [dict(phase.scales) for phase in chosen.plugin.build({"roles": roles}, chosen.options).phases]
+
+    (layered,) = scales({"strategy": "llrd", "decay": 0.5})
+    assert layered["head.weight"] == 1
+    assert [layered[f"l{i}.weight"] for i in (11, 10, 0)] == pytest.approx([0.5, 0.25, 0.5**12])
+    steps = scales({"strategy": "gradual", "blocks": 4})
+    assert [sum(scale > 0 for scale in phase.values()) for phase in steps] == [1, 4, 7, 10, 13]
+    assert all(phase["l11.weight"] >= phase["l0.weight"] for phase in steps), "from the top"
+    first, then = scales({"strategy": "lp_ft", "probe_lr": 3.0, "backbone_lr": 0.5})
+    assert (first["head.weight"], first["l0.weight"], then["head.weight"], then["l0.weight"]) == (3, 0, 1, 0.5)
+
+
+def test_l2sp_adds_the_gradient_of_its_penalty() -> None:
+    weight = nn.Parameter(torch.tensor([1.0, 2.0]))
+    anchor = Anchor({"w": weight}, alpha=0.5)
+    with torch.no_grad():
+        weight.add_(torch.tensor([4.0, -2.0]))
+    weight.square().sum().backward()
+    anchor.gradients()
+    at, start = torch.tensor([5.0, 0.0]), torch.tensor([1.0, 2.0])
+    torch.testing.assert_close(weight.grad, 2 * at + 0.5 * (at - start))
+
+
+def test_adapters_get_the_gradients_of_their_product() -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 4, 3, bias=False)
+    adapters = Adapters({"w": conv.weight}, rank=2, scale=0.7)
+    a, b = adapters.own["w.lora_A"], adapters.own["w.lora_B"]
+    nn.init.normal_(b)
+    adapters.stepped()
+    x = torch.randn(2, 3, 5, 5)
+    conv(x).square().sum().backward()
+    adapters.gradients()
+    merged = adapters.base["w"] + 0.7 * (b @ a).view(4, 3, 3, 3)
+    loss = nn.functional.conv2d(x, merged).square().sum()
+    for got, wanted in zip((a.grad, b.grad), torch.autograd.grad(loss, (a, b)), strict=True):
+        torch.testing.assert_close(got, wanted)
+    assert conv.weight.grad is None
+
+
+def test_freezing_by_name(sources: dict[str, Path], tmp_path: Path) -> None:
+    run = finetune(sources["cnn"], tmp_path / "run", {"strategy": "full", "freeze": ["layers.2", "*.bias"]}, "cnn")
+    before, after = tensors(sources["cnn"] / "checkpoints/best"), tensors(run.run / "checkpoints/last")
+    kept = {name for name in before if torch.equal(before[name], after[name])}
+    assert {"layers.2.weight", "layers.4.bias"} <= kept
+    assert "layers.5.weight" not in kept
+    with pytest.raises(ConfigError, match=r"transfer.freeze: 'layer9' matches no parameter"):
+        finetune(sources["cnn"], tmp_path / "typo", {"strategy": "full", "freeze": ["layer9"]}, "cnn")
+
+
+@pytest.mark.parametrize("kind", ["cnn", "vit"])
+def test_what_is_frozen_is_computed_once_with_the_same_result(
+    kind: str, sources: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[int] = []
+    library = type(fmeco.load(sources[kind], **body(kind)[1]).objective.product)
+    real = library.forward
+
+    def forward(self: Backbone, inputs: Inputs) -> Features:
+        passes.append(len(next(iter(inputs.values()))))
+        return real(self, inputs)
+
+    monkeypatch.setattr(library, "forward", forward)
+    plain = {"augment": "none", "evaluate": {"every": 1}}
+    runs = {}
+    for name, views in (("cached", None), ("again", None), ("anew", 0)):
+        passes.clear()
+        transfer = {"strategy": "probe", "views": views}
+        train = {"precision": "fp32"}  # auto would try a step
+        runs[name] = finetune(sources[kind], tmp_path / name, transfer, kind, sections=plain, train=train)
+        samples = json.loads((runs[name].checkpoint / "meta.json").read_text())["spec"]["sizes"]
+        once = samples["train"] + samples["val"]
+        assert {"cached": sum(passes) == once, "again": not passes, "anew": sum(passes) > 2 * once}[name], name
+    one, two = (tensors(runs[name].run / "checkpoints/last", "objective") for name in ("cached", "anew"))
+    torch.testing.assert_close(one, two)
+    assert runs["cached"].metrics == pytest.approx(runs["anew"].metrics, abs=1e-5)
+
+
+def test_views_of_frozen_features_vary_and_are_kept(sources: dict[str, Path], tmp_path: Path) -> None:
+    light = {"augment": "light"}
+    finetune(sources["cnn"], tmp_path / "two", {"strategy": "probe", "views": 2}, "cnn", sections=light)
+    kept = [np.load(one["file"]) for one in cache.entries()]
+    whole = [one for one in kept if len(one) == 72]
+    assert len(whole) == 2
+    assert not np.array_equal(*whole)
+    assert cache.clear() == (3, sum(one.nbytes + 128 for one in kept))
+    assert cache.entries() == []
+
+
+def test_a_file_of_features_that_is_cut_short_is_made_anew(sources: dict[str, Path], tmp_path: Path) -> None:
+    plain = {"augment": "none"}
+    first = finetune(sources["mlp"], tmp_path / "a", "probe", "mlp", sections=plain)
+    for one in cache.entries():
+        with open(one["file"], "r+b") as file:
+            file.truncate(200)
+    second = finetune(sources["mlp"], tmp_path / "b", "probe", "mlp", sections=plain)
+    assert second.metrics == first.metrics
+
+
+# ---------------------------------------------------------------- sources, judged
+
+
+def test_the_linear_probe_is_that_of_scikit_learn() -> None:
+    from sklearn.linear_model import LogisticRegression, Ridge
+
+    torch.manual_seed(0)
+    x, y = torch.randn(200, 6), torch.randint(0, 3, (200,))
+    x[:, 0] += y
+    found = probing.linear(probing.Split(x, y), Target("class", ("a", "b", "c")), 0.1)
+    theirs = LogisticRegression(C=1 / (0.1 * len(x)), tol=1e-8, max_iter=1000).fit(x.numpy(), y.numpy())
+    ours = (torch.cat([x, torch.ones(200, 1)], 1) @ found).softmax(1)
+    np.testing.assert_allclose(ours, theirs.predict_proba(x.numpy()), atol=2e-3)
+    value = x[:, 0] * 2 + torch.randn(200)
+    target = Target("number").described(value)
+    found = probing.linear(probing.Split(x, value), target, 0.1)
+    ridge = Ridge(alpha=0.1 * len(x)).fit(x.numpy(), ((value - target.mean) / target.std).numpy())
+    np.testing.assert_allclose(found[:-1, 0], ridge.coef_, atol=1e-4)
+
+
+def test_logme_is_the_largest_evidence() -> None:
+    from scipy.optimize import minimize
+
+    torch.manual_seed(0)
+    for n, d in ((60, 5), (20, 30)):
+        x, y = torch.randn(n, d).double(), torch.randn(n).double()
+        y += x[:, 0]
+
+        def negative(logs: Any, x: torch.Tensor = x, y: torch.Tensor = y, n: int = n) -> float:
+            """-log N(y; 0, I / beta + x x^T / alpha) / n, which integrates the weights out."""
+            alpha, beta = np.exp(logs)
+            covariance = torch.eye(n).double() / beta + x @ x.T / alpha
+            return -float(torch.distributions.MultivariateNormal(torch.zeros(n).double(), covariance).log_prob(y)) / n
+
+        best = -minimize(negative, [0.0, 0.0], method="Nelder-Mead", options={"xatol": 1e-6, "fatol": 1e-10}).fun
+        assert probing.logme(x, y, Target("number")) == pytest.approx(best, abs=1e-4)
+
+
+def test_probe_and_rank_from_the_command_line(fmeco: Any, sources: dict[str, Path]) -> None:
+    digits = ("--dataset", "digits", "--set", "dataset.classes=[0, 1, 2]")
+    one = fmeco("probe", sources["cnn"], *digits, "--json").json
+    assert one["metrics"]["accuracy"] > 0.5
+    assert one["interval"][0] <= one["metrics"]["accuracy"] <= one["interval"][1]
+    answer = fmeco("rank", sources["cnn"], sources["mlp"], *digits, "--json")
+    assert answer.code == 0, answer.err
+    rows = answer.json["ranking"]
+    assert {row["source"] for row in rows} == {str(sources["cnn"]), str(sources["mlp"]), "random weights"}
+    scores = [row["metrics"]["accuracy"] for row in rows]
+    assert scores == sorted(scores, reverse=True)
+    shown = fmeco("rank", sources["cnn"], "nowhere", *digits)
+    assert shown.code == 0
+    assert "nowhere: no such run" in shown.out.replace("nowhere: nowhere", "nowhere")
+    assert "transfer.strategy=" in shown.out
+    assert fmeco("rank", "nowhere", *digits).code == 2
+    listed = fmeco("cache")
+    assert "features" in listed.out
+    assert "removed" in fmeco("cache", "--clear").out
+
+
+# ---------------------------------------------------------------- runs, compared
+
+
+def test_mcnemar_is_the_binomial_test() -> None:
+    assert compare.mcnemar(0, 0) == 1
+    assert compare.mcnemar(5, 0) == pytest.approx(2 * 0.5**5)
+    assert compare.mcnemar(8, 2) == pytest.approx(2 * (1 + 10 + 45) / 2**10)
+
+
+def test_controls_are_trained_and_compared(fmeco: Any, sources: dict[str, Path]) -> None:
+    answer = fmeco(
+        *("finetune", "--from", sources["mlp"], "--dataset", "digits", "--out", "tuned", "--control", "scratch,probe"),
+        *("--set", "dataset.classes=[0, 1, 2]", "--set", "train.steps=30"),
+    )
+    assert answer.code == 0, answer.err
+    assert "full instead of scratch" in answer.out
+    found = json.loads(Path("tuned/controls/comparison.json").read_text())
+    main, scratch, probe = found["runs"]
+    assert scratch["difference"][0] == pytest.approx(main["metrics"]["accuracy"] - scratch["metrics"]["accuracy"])
+    assert probe["difference"][1] <= probe["difference"][0] <= probe["difference"][2]
+    assert 0 <= scratch["p"] <= 1
+    assert (
+        fmeco("compare", "tuned", "tuned/controls/scratch", "--json").json["runs"][1]["difference"]
+        == scratch["difference"]
+    )
+    same = fmeco("compare", "tuned", "tuned", "--json").json["runs"][1]
+    assert (same["difference"], same["p"]) == ([0, 0, 0], 1)
+    other = fmeco("compare", "tuned", sources["mlp"])
+    assert other.code == 3, other.out
+    wrong = fmeco("finetune", "--from", sources["mlp"], "--dataset", "digits", "--control", "scrach")
+    assert wrong.code == 2
+    assert "scratch" in wrong.err

@@ -6,6 +6,7 @@ torchvision. `pooled` is what that layer would have seen.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -108,21 +109,35 @@ class Torchvision(Backbone):
         return self.net
 
     def adapt(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-        """A first convolution for another number of channels is summed (to one) or spread (from one)."""
+        """A first convolution for another number of channels is summed (to one) or spread (from one); a ViT's positions
+        for another image size are interpolated."""
+        own, changed = self.net.state_dict(), {}
         name = f"{self.first}.weight"
-        mine = self.net.state_dict()[name]
-        theirs = state.get(name)
-        if theirs is None or theirs.ndim != 4 or theirs.shape[1] == mine.shape[1]:
-            return state, []
-        if 1 not in (theirs.shape[1], mine.shape[1]):
-            return state, []
-        return {**state, name: _channels(theirs, mine.shape[1])}, [name]
+        theirs, mine = state.get(name), own[name]
+        if theirs is not None and theirs.ndim == 4 and theirs.shape[1] != mine.shape[1]:
+            if 1 in (theirs.shape[1], mine.shape[1]):
+                changed[name] = _channels(theirs, mine.shape[1])
+        name = "encoder.pos_embedding"
+        if name in own and name in state and state[name].ndim == 3 and state[name].shape != own[name].shape:
+            changed[name] = _positions(state[name], own[name].shape[1])
+        return {**state, **changed}, list(changed)
 
 
 def _channels(weight: Tensor, channels: int) -> Tensor:
     """(O, I, h, w) -> (O, channels, h, w): an image whose channels are all equal gives the same response."""
     gray = weight.sum(1, keepdim=True)
     return gray.expand(-1, channels, -1, -1) / channels
+
+
+def _positions(embedding: Tensor, count: int) -> Tensor:
+    """(1, 1 + h * h, D) -> (1, count, D): the class token's stays, those of the grid are interpolated, as in
+    https://arxiv.org/abs/2010.11929 section 3.2."""
+    old, new = math.isqrt(embedding.shape[1] - 1), math.isqrt(count - 1)
+    if 1 + old * old != embedding.shape[1] or 1 + new * new != count:
+        return embedding
+    grid = embedding[:, 1:].transpose(1, 2).unflatten(2, (old, old))  # (1, D, h, h)
+    grid = nn.functional.interpolate(grid.float(), (new, new), mode="bicubic", antialias=True).to(embedding.dtype)
+    return torch.cat([embedding[:, :1], grid.flatten(2).transpose(1, 2)], 1)
 
 
 def _replace(net: nn.Module, name: str, module: nn.Module) -> None:

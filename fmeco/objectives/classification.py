@@ -144,6 +144,9 @@ class Classification(Objective):
             f"recall/{name}": int(hits[c]) / int(support[c]) for c, name in enumerate(self.classes) if support[c]
         }
 
+    def correct(self, rows: dict[str, Tensor]) -> Tensor:
+        return rows["logits"].argmax(1) == rows["label"]
+
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         return {"probability": self.answer(batch).softmax(1)}
 

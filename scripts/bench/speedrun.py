@@ -25,6 +25,7 @@ PLAIN = (
     "objective=classification",
     "augment=light",
     "backbone.identity=false",
+    "backbone.whiten=false",
     "train.batch_size=128",
 )
 

@@ -1,0 +1,138 @@
+"""Finished runs side by side, on the same samples: was it worth it, or was it luck?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fmeco import config, use
+from fmeco.core import Objective, mix
+from fmeco.errors import ConfigError, DataError, clean
+from fmeco.log import say
+from fmeco.loop import known_errors
+from fmeco.run import finetune
+
+DRAWS, FEW_DRAWS = 2000, 200  # of the bootstrap: of right and wrong answers, and of metrics that take longer
+
+
+@known_errors()
+def compare(
+    refs: Sequence[str | Path],
+    *,
+    dataset: str | None = None,
+    split: str | None = None,
+    overrides: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The first run against each other one, on the same samples of its own dataset, or of `dataset`.
+
+    Returns {"split", "samples", "metric", "runs"}. Each run but the first has `difference`: how much better the first is
+    (negative: worse), with its 95% interval by a bootstrap over samples, the same ones for both; and, where answers are
+    right or wrong, the p of McNemar's exact test.
+    """
+    if len(refs) < 2:
+        raise ConfigError("a comparison takes two runs or more")
+    first = use.measure(refs[0], dataset, split, overrides)
+    metric = next(iter(first.model.objective.directions))
+    sign = 1 if first.model.objective.directions[metric] == "max" else -1
+    rows: list[dict[str, Any]] = [{"run": str(refs[0]), "metrics": dict(first.metrics)}]
+    for ref in refs[1:]:
+        other = use.measure(ref, dataset, first.split, overrides)
+        if type(other.model.objective) is not type(first.model.objective):
+            raise ConfigError(f"{clean(ref)} has another objective than {clean(refs[0])}")
+        if set(other.names) != set(first.names):
+            raise DataError(
+                f"{clean(ref)} and {clean(refs[0])} were not measured on the same samples",
+                "--dataset X measures all of them on the same ones",
+            )
+        places = {name: i for i, name in enumerate(other.names)}
+        order = torch.tensor([places[name] for name in first.names])
+        theirs = {name: values[order] for name, values in other.rows.items()}
+        difference = sign * (first.metrics[metric] - other.metrics[metric])
+        low, high = interval(first.model.objective, first.rows, other.model.objective, theirs, metric, sign)
+        row: dict[str, Any] = {"run": str(ref), "metrics": dict(other.metrics), "difference": [difference, low, high]}
+        mine, right = first.model.objective.correct(first.rows), other.model.objective.correct(theirs)
+        if mine is not None and right is not None:
+            row["p"] = mcnemar(int((mine & ~right).sum()), int((right & ~mine).sum()))
+        rows.append(row)
+    return {"split": first.split, "samples": len(first.names), "metric": metric, "runs": rows}
+
+
+@known_errors()
+def controls(
+    run: str | Path,
+    strategies: Sequence[str],
+    *,
+    force: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Train a finetuning run again with other strategies, all else equal, below RUN/controls, and compare.
+
+    strategies: such as scratch and probe. Returns what `compare` does, with a `verdict` on each control, which is also
+    written to RUN/controls/comparison.json.
+    """
+    run = Path(run)
+    own = config.parse_yaml((run / "config.yaml").read_text("utf-8"), str(run / "config.yaml"))[0]
+    shared = {key: value for key, value in own["transfer"].items() if key in config.Carry.model_fields}
+    others = []
+    for name in strategies:
+        say(f"control: {name}")
+        same = {**own, "transfer": {**shared, "strategy": name}}
+        others.append(finetune(same, out=run / "controls" / name, force=force, name=name, stop=stop).run)
+    found = compare([run, *others])
+    for name, row in zip(strategies, found["runs"][1:], strict=True):
+        row["verdict"] = verdict(row, f"{own['transfer']['strategy']} instead of {name}", found["metric"])
+    (run / "controls" / "comparison.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    return found
+
+
+def interval(
+    one: Objective, mine: dict[str, Tensor], other: Objective, theirs: dict[str, Tensor], metric: str, sign: int
+) -> tuple[float, float]:
+    """The 95% interval of the difference of two models on the same samples, by the paired bootstrap (percentiles).
+
+    https://doi.org/10.1201/9780429246593 (Efron and Tibshirani 1993), chapter 13.
+    """
+    n = len(mine["index"])
+    a, b = one.correct(mine), other.correct(theirs)
+    quick = metric == "accuracy" and a is not None and b is not None
+    found = []
+    for draw in range(DRAWS if quick else FEW_DRAWS):
+        at = (mix(0x70616972, draw, torch.arange(n)) >> 1) % n
+        if a is not None and b is not None and quick:
+            found.append(float((a[at].double() - b[at].double()).mean()))
+        else:
+            one_value, other_value = (
+                objective.metrics({name: values[at] for name, values in rows.items()})[metric]
+                for objective, rows in ((one, mine), (other, theirs))
+            )
+            found.append(sign * (one_value - other_value))
+    low, high = torch.tensor(found).double().quantile(torch.tensor([0.025, 0.975]).double()).tolist()
+    return low, high
+
+
+def mcnemar(only_one: int, only_other: int) -> float:
+    """The exact two-sided p of McNemar's test: could a fair coin decide which of two models is right where one of them
+    is? https://doi.org/10.1007/BF02295996"""
+    from scipy.stats import binomtest
+
+    if only_one + only_other == 0:
+        return 1.0
+    return float(binomtest(only_one, only_one + only_other).pvalue)
+
+
+def verdict(row: dict[str, Any], what: str, metric: str) -> str:
+    """One sentence about a difference."""
+    value, low, high = row["difference"]
+    numbers = f"{value:+.3f} {metric}, 95% interval {low:+.3f} to {high:+.3f}" + (
+        f", p {row['p']:.3g}" if "p" in row else ""
+    )
+    if low > 0:
+        return f"{what} helped: {numbers}"
+    if high < 0:
+        return f"{what} hurt: {numbers}"
+    return f"{what}: no difference can be told on these samples: {numbers}"
