@@ -98,9 +98,13 @@ def scratch(
     return Transfer((Phase(dict.fromkeys(roles, lr)),), fresh=True)
 
 
-def probe(roles: Roles) -> Transfer:
+def probe(
+    roles: Roles,
+    *,
+    lr: Annotated[float, Doc("factor on the learning rate: a head alone can take more"), Gt(0)] = 10.0,
+) -> Transfer:
     """Train the head only: how good are the features as they are?"""
-    return Transfer((Phase(_only(roles, lambda role: False, "")),))
+    return Transfer((Phase(_head(roles, lr)),))
 
 
 def lp_ft(
@@ -114,8 +118,9 @@ def lp_ft(
 
     https://arxiv.org/abs/2202.10054 (Kumar et al. 2022), section 3.4.
     """
-    head = {name: scale * probe_lr for name, scale in _only(roles, lambda role: False, "").items()}
-    return Transfer((Phase(head, probe_share), Phase(_everything(roles, backbone_lr), 1 - probe_share)))
+    return Transfer(
+        (Phase(_head(roles, probe_lr), probe_share), Phase(_everything(roles, backbone_lr), 1 - probe_share))
+    )
 
 
 def gradual(
@@ -199,7 +204,7 @@ def lora(
     def bind(parameters: Mapping[str, nn.Parameter]) -> Constraint:
         return Adapters({name: parameters[name] for name in chosen if name in parameters}, rank, alpha / rank)
 
-    return Transfer((Phase(_only(roles, lambda role: False, "")),), bind=bind)
+    return Transfer((Phase(_head(roles, 1.0)),), bind=bind)
 
 
 def l2sp(
@@ -269,10 +274,14 @@ def _everything(roles: Roles, backbone_lr: float) -> Scales:
     return {name: 1.0 if role.depth is None else backbone_lr for name, role in roles.items()}
 
 
+def _head(roles: Roles, lr: float) -> Scales:
+    return {name: lr if role.depth is None else 0.0 for name, role in roles.items()}
+
+
 def _only(roles: Roles, chosen: Callable[[Role], bool], what: str) -> Scales:
     """The head and what is chosen of the backbone."""
     scales = {name: float(role.depth is None or chosen(role)) for name, role in roles.items()}
-    if what and not any(scales[name] for name, role in roles.items() if role.depth is not None):
+    if not any(scales[name] for name, role in roles.items() if role.depth is not None):
         raise ConfigError(f"transfer.strategy: this backbone has no {what}", "probe trains the head alone")
     return scales
 

@@ -1,10 +1,10 @@
-"""Transfer on CIFAR-10 images: pretrain on five classes, finetune on the other five, against training from scratch.
+"""Transfer on CIFAR-10 images: pretrain on five classes, finetune on the other five with each strategy, and from scratch.
 
-    python scripts/results_cifar10.py FOLDER OUT [--seeds 3] [--labels 20 100]
+    python scripts/results_cifar10.py FOLDER OUT [--seeds 3] [--labels 20 100 1000] [--strategies scratch probe ...]
 
-FOLDER holds train/CLASS/* and test/CLASS/*. Every finetuning run has a control with the same config, steps and labels
-that starts from random weights. Accuracy is on the test images of the five classes; the best checkpoint is chosen on a
-validation split of the training images. Prints the table of docs/results.md.
+FOLDER holds train/CLASS/* and test/CLASS/*. All strategies have the same config, steps and labels; scratch is the control,
+with random weights. Accuracy is on the test images of the five classes; the best checkpoint is chosen on a validation
+split of the training images. Prints the table of docs/results.md.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--labels", type=int, nargs="+", default=[20, 100])
+    parser.add_argument("--labels", type=int, nargs="+", default=[20, 100, 1000])
+    parser.add_argument("--strategies", nargs="+", default=["scratch", "probe", "lp_ft", "llrd", "full"])
     given = parser.parse_args()
     import torch
 
@@ -45,16 +46,9 @@ def main() -> None:
                 "seed": seed,
                 "dataset": {**second["dataset"], **on, "limit_per_class": labels, "limit_seed": seed},
             }
-            for name in ("transfer", "scratch"):
+            for name in given.strategies:
                 out = given.out / f"{name}-{labels}-{seed}"
-                if name == "transfer":
-                    done = fmeco.finetune(task, ref=run.run, out=out, force=True)
-                else:
-                    task["dataset"]["image_size"] = first["dataset"]["image_size"]
-                    optimizer = config.peek(given.out / f"transfer-{labels}-{seed}" / "config.yaml")["optimizer"]
-                    done = fmeco.pretrain(
-                        {**task, "backbone": first["backbone"], "optimizer": optimizer}, out=out, force=True
-                    )
+                done = fmeco.finetune({**task, "transfer": name}, ref=run.run, out=out, force=True)
                 accuracy = fmeco.evaluate(done.run)["metrics"]["test_accuracy"]
                 found.setdefault((labels, name), []).append((accuracy, done.seconds))
                 print(
@@ -64,7 +58,7 @@ def main() -> None:
     print(
         f"\n{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}, {given.seeds} seeds\n"
     )
-    print("| labels per class | start | test accuracy, mean ± std | each seed | seconds |\n|---|---|---|---|---|")
+    print("| labels per class | strategy | test accuracy, mean ± std | each seed | seconds |\n|---|---|---|---|---|")
     print(row("all", "source task (the five pretraining classes)", source))
     for (labels, name), values in found.items():
         print(row(str(labels), name, values))

@@ -1,13 +1,18 @@
 """Write docs/performance.md from what the other scripts of this folder have measured.
 
-python scripts/bench/report.py WORK/images.json WORK/parts.json OUT/speedrun.json
+python scripts/bench/report.py [WORK/images.json] [WORK/parts.json] [OUT/speedrun.json]
+
+Each file writes its own section; sections without one stay as they are, as measurements of an hour each need not be repeated
+for the sake of another.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +24,24 @@ DOC = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
 
 
 def main() -> None:
-    if len(sys.argv) != 4:
+    given = {Path(path).stem: json.loads(Path(path).read_text()) for path in sys.argv[1:]}
+    if not given or not given.keys() <= SECTIONS.keys():
         sys.exit(__doc__)
-    trained, pieces, recipe = (json.loads(Path(path).read_text()) for path in sys.argv[1:])
+    begin, *rest = re.split("^## ", DOC.read_text(), flags=re.MULTILINE)
+    kept = {text.splitlines()[0]: f"## {text}".rstrip().splitlines() for text in rest}
+    written = [begin.rstrip()]
+    for name, (title, section) in SECTIONS.items():
+        written += ["", *([f"## {title}", "", *section(given[name])] if name in given else kept[title])]
+    DOC.write_text("\n".join([*written, ""]))
+
+
+def peers(trained: dict[str, Any]) -> list[str]:
     machine = trained["sessions"][-1]["machine"]
     versions = {name: found for session in trained["sessions"] for name, found in session["versions"].items()}
     job = images.Job(**trained["job"])
-    lines = [
-        "# Performance",
-        "",
-        "Written by `scripts/bench/report.py` from measurements on one machine: "
-        f"{machine['cores']} cores of an {machine['cpu']}, {machine['memory_gb']:.0f} GB, no GPU. Torch {versions['fmeco']['torch']}.",
-        "Medians, and the range over interleaved rounds; ratios are taken round by round, so that what slows the machine for a",
-        "minute slows both sides. A GPU was not measured.",
-        "",
-        "## The same training, by fmeco and by its peers",
-        "",
-        f"resnet18 at {job.size} pixels, batches of {job.batch}, {job.images:,} generated photographs of 400x533 pixels. `bare` is a loop in",
+    return [
+        f"resnet18 at {job.size} pixels, batches of {job.batch}, {job.images:,} generated photographs of 400x533 pixels, on",
+        f"{machine['cores']} cores of an {machine['cpu']}, torch {versions['fmeco']['torch']}. `bare` is a loop in",
         "bfloat16 and channels_last over one batch in memory: it reads nothing, and is the limit. fmeco has no flags. A peer is at",
         "its defaults, and as `best` at the fastest settings that we know for it on a CPU; see the script for what they are.",
         "",
@@ -50,25 +56,36 @@ def main() -> None:
         "Versions: "
         + ", ".join(f"{name} {version(versions[name], name)}" for name in images.PACKAGES if name in versions)
         + ".",
-        "",
-        "## Part by part",
-        "",
+    ]
+
+
+def pieces(found: dict[str, Any]) -> list[str]:
+    return [
         "`python scripts/bench/parts.py run --work W`. The loop: an MLP on 8x8 digits, batches of 32, one thread, with metrics.jsonl and",
-        "TensorBoard on; bare is the same model on tensors in memory. The pause for a checkpoint is how long training stands still;",
-        "the rest of the writing happens beside it. Memory is that of the whole process tree.",
+        "TensorBoard on; bare is the same model on tensors in memory, and both take turns of 100 steps in one process. The pause for",
+        "a checkpoint is how long training stands still; the rest of the writing happens beside it. Memory is that of the whole",
+        "process tree.",
         "",
-        *parts.rows(pieces),
-        "",
-        "## A recipe for small images",
-        "",
+        *parts.rows(found),
+    ]
+
+
+def recipe(found: dict[str, Any]) -> list[str]:
+    return [
         "[configs/speedrun/cifar10.yaml](../configs/speedrun/cifar10.yaml) against plain SGD (Nesterov, cosine, the same network) on",
         "CIFAR-10's 50,000 training images as files, with the same time; accuracy on the 10,000 test images.",
-        f"`python scripts/bench/speedrun.py FOLDER OUT --seeds {len(recipe['recipe'])}`. [LOG.md](LOG.md) has how the recipe was found.",
+        f"`python scripts/bench/speedrun.py FOLDER OUT --seeds {len(found['recipe'])}`. [LOG.md](LOG.md) has how the recipe was found.",
         "",
-        *speedrun.rows(recipe),
-        "",
+        *speedrun.rows(found),
     ]
-    DOC.write_text("\n".join(lines))
+
+
+# A file's stem -> the title of its section, and what writes it.
+SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
+    "images": ("The same training, by fmeco and by its peers", peers),
+    "parts": ("Part by part", pieces),
+    "speedrun": ("A recipe for small images", recipe),
+}
 
 
 def version(packages: dict[str, str], name: str) -> str:
