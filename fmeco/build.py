@@ -293,8 +293,8 @@ def _roles(objective: Objective) -> Roles:
 
 def groups(plan: Plan, phase: int) -> optim.Groups:
     """The parameters that a phase trains, by learning-rate scale and decay; the others are frozen."""
-    own = plan.constraint.own if plan.constraint is not None else {}
-    scales = {**plan.transfer.phases[phase].scales, **dict.fromkeys(own, 1.0)}
+    own, rate = (plan.constraint.own, plan.constraint.rate) if plan.constraint is not None else ({}, 1.0)
+    scales = {**plan.transfer.phases[phase].scales, **dict.fromkeys(own, rate)}
     hidden = {name for name, role in plan.roles.items() if role.kind == "weight" and (role.depth or 0) > 0}
     found = optim.parameter_groups([*plan.objective.named_parameters(), *own.items()], scales, hidden)
     if plan.constraint is not None:

@@ -640,11 +640,12 @@ def describe(
     """Show a plug-in's keys, with their types, defaults and help."""
 
     def work() -> Any:
-        from fmeco.config import SECTIONS
+        from fmeco.config import SECTIONS, Carry
         from fmeco.plugins import find, kind_of, plugins
 
-        if kind in ("section", "sections") and name in SECTIONS:
-            model, text = SECTIONS[name], (SECTIONS[name].__doc__ or "").strip()
+        sections: dict[str, Any] = {**SECTIONS, "transfer": Carry}
+        if kind in ("section", "sections") and name in sections:
+            model, text = sections[name], (sections[name].__doc__ or "").strip()
         else:
             known = plugins(kind_of(kind))
             plugin = known[name] if name in known else find(kind_of(kind), name)[0]

@@ -608,7 +608,8 @@ class _Check:
         try:
             return model.model_validate(dict(raw))
         except ValidationError as error:
-            for place, message in _explain(error, model, raw):
+            also = Carry.model_fields if path == ("transfer",) else ()
+            for place, message in _explain(error, model, raw, also):
                 self.say((*path, *place), message)
             return None
 
@@ -629,9 +630,12 @@ _WANTED = {
 
 
 def _explain(
-    error: ValidationError, model: type[BaseModel], raw: Mapping[str, Any]
+    error: ValidationError, model: type[BaseModel], raw: Mapping[str, Any], also: Iterable[str]
 ) -> Iterable[tuple[tuple[Any, ...], str]]:
-    """pydantic's errors as one sentence per key. A union gives one error per member; they become one 'or'."""
+    """pydantic's errors as one sentence per key. A union gives one error per member; they become one 'or'.
+
+    also: keys that the section may have beside the model's.
+    """
     grouped: dict[tuple[Any, ...], list[Any]] = {}
     for item in error.errors(include_url=False):
         place: list[Any] = []
@@ -650,10 +654,8 @@ def _explain(
     for where, items in grouped.items():
         first = items[0]
         if first["type"] == "extra_forbidden":
-            yield (
-                where,
-                f"unknown key{nearest(str(where[-1]), model.model_fields)}; valid keys: {', '.join(model.model_fields) or 'none'}",
-            )
+            valid = [*model.model_fields, *also]
+            yield where, f"unknown key{nearest(str(where[-1]), valid)}; valid keys: {', '.join(valid) or 'none'}"
         elif first["type"] == "missing":
             yield where, "missing"
         elif first["type"] == "value_error":

@@ -42,9 +42,11 @@ class Phase:
 
 
 class Constraint(ABC):
-    """What binds weights while they train. `own`: parameters that it adds, by name, which are trained as well."""
+    """What binds weights while they train. `own`: parameters that it adds, by name, which are trained as well, with the
+    learning rate times `rate`."""
 
     own: Mapping[str, nn.Parameter] = {}
+    rate = 1.0
 
     @abstractmethod
     def thaw(self) -> None:
@@ -188,6 +190,9 @@ def lora(
     *,
     rank: Annotated[int, Doc("of the change to each weight"), Ge(1)] = 8,
     alpha: Annotated[float, Doc("the change is alpha / rank times the product of its factors"), Gt(0)] = 16.0,
+    lr: Annotated[
+        float, Doc("factor on the learning rate: small factors can take more than whole weights"), Gt(0)
+    ] = 10.0,
     only: Annotated[
         list[str], Doc("names or patterns of the weights to adapt; [] = all matrices and convolutions of the backbone")
     ] = [],
@@ -202,9 +207,9 @@ def lora(
         raise ConfigError("transfer.strategy: lora: this backbone has no matrices or convolutions")
 
     def bind(parameters: Mapping[str, nn.Parameter]) -> Constraint:
-        return Adapters({name: parameters[name] for name in chosen if name in parameters}, rank, alpha / rank)
+        return Adapters({name: parameters[name] for name in chosen if name in parameters}, rank, alpha / rank, lr)
 
-    return Transfer((Phase(_head(roles, 1.0)),), bind=bind)
+    return Transfer((Phase(_head(roles, lr)),), bind=bind)
 
 
 def l2sp(
@@ -324,8 +329,8 @@ class Adapters(Constraint):
     convolution (O, I, h, w) counts as (O, I * h * w).
     """
 
-    def __init__(self, weights: Mapping[str, nn.Parameter], rank: int, scale: float) -> None:
-        self.weights, self.scale = weights, scale
+    def __init__(self, weights: Mapping[str, nn.Parameter], rank: int, scale: float, rate: float) -> None:
+        self.weights, self.scale, self.rate = weights, scale, rate
         self.base = {name: weight.detach().clone() for name, weight in weights.items()}
         self.own = {}
         for name, weight in weights.items():

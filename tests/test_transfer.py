@@ -149,7 +149,7 @@ def test_l2sp_adds_the_gradient_of_its_penalty() -> None:
 def test_adapters_get_the_gradients_of_their_product() -> None:
     torch.manual_seed(0)
     conv = nn.Conv2d(3, 4, 3, bias=False)
-    adapters = Adapters({"w": conv.weight}, rank=2, scale=0.7)
+    adapters = Adapters({"w": conv.weight}, rank=2, scale=0.7, rate=1.0)
     a, b = adapters.own["w.lora_A"], adapters.own["w.lora_B"]
     nn.init.normal_(b)
     adapters.stepped()
