@@ -106,9 +106,8 @@ def prepare(
         if device.type != "cuda":
             raise ConfigError("train.sync_batch_norm needs GPUs", "torch has it for no other device")
         torch.nn.SyncBatchNorm.convert_sync_batchnorm(objective)
-    if fresh and resumed is None and type(objective.product).calibrate is not Backbone.calibrate:
-        with torch.no_grad():
-            objective.product.calibrate(_few(loader, CALIBRATED).views[0])
+    if fresh and resumed is None:
+        calibrate(objective.product, loader)
     constraint = transfer.bind(dict(objective.named_parameters())) if transfer.bind is not None else None
     if constraint is not None and constraint.own:
         if settings.train.ema is not None:
@@ -183,7 +182,7 @@ def _tune(settings: RunConfig, loader: Loader, objective: Objective, total: int,
         half = device.type == "cuda" and torch.cuda.is_bf16_supported()
         train = train.model_copy(update={"precision": "bf16" if half else "fp32"})
     if train.precision == "auto" or (train.workers == "auto" and device.type == "cuda"):
-        batch = _few(loader, TRIED)
+        batch = few(loader, TRIED)
         if train.precision == "auto":
             samples = total * len(loader.samples) / loader.steps_per_epoch / ranks.world
             limit = config.seconds(train.budget) if train.budget else math.inf
@@ -211,12 +210,19 @@ def _tune(settings: RunConfig, loader: Loader, objective: Objective, total: int,
     return settings.replace(train=train)
 
 
-def _few(loader: Loader, count: int) -> Batch:
+def calibrate(backbone: Backbone, loader: Loader) -> None:
+    """Fit what a new backbone computes from data; most have nothing of the kind, and read nothing."""
+    if type(backbone).calibrate is not Backbone.calibrate:
+        with torch.no_grad():
+            backbone.calibrate(few(loader, CALIBRATED).views[0])
+
+
+def few(loader: Loader, count: int) -> Batch:
     """The first training samples that can be read, `count` of them or fewer."""
     size = min(max(count, loader.batch_size), len(loader.samples))
     alone = Reading(0, 1, None)
-    few = dataclasses.replace(loader, batch_size=size, micro_batch=min(count, size), reading=alone, rank=0, world=1)
-    batch = next((one for one in few.batches(0, few.steps_per_epoch) if len(one)), None)
+    short = dataclasses.replace(loader, batch_size=size, micro_batch=min(count, size), reading=alone, rank=0, world=1)
+    batch = next((one for one in short.batches(0, short.steps_per_epoch) if len(one)), None)
     if batch is None:
         raise DataError("no training sample can be read")
     return batch
@@ -286,7 +292,11 @@ def _roles(objective: Objective) -> Roles:
 
     def role(name: str, p: nn.Parameter) -> Role:
         depth = product.depth_of(inside[id(p)]) if id(p) in inside else None
-        return Role(depth, "norm" if id(p) in norms else "bias" if name.endswith("bias") else "weight")
+        if id(p) in norms:
+            return Role(depth, "norm")
+        return Role(
+            depth, "bias" if name.endswith("bias") else "weight" if name.endswith("weight") and p.ndim > 1 else "other"
+        )
 
     return {name: role(name, p) for name, p in objective.named_parameters()}
 
@@ -296,7 +306,8 @@ def groups(plan: Plan, phase: int) -> optim.Groups:
     own, rate = (plan.constraint.own, plan.constraint.rate) if plan.constraint is not None else ({}, 1.0)
     scales = {**plan.transfer.phases[phase].scales, **dict.fromkeys(own, rate)}
     hidden = {name for name, role in plan.roles.items() if role.kind == "weight" and (role.depth or 0) > 0}
-    found = optim.parameter_groups([*plan.objective.named_parameters(), *own.items()], scales, hidden)
+    undecayed = plan.constraint.undecayed if plan.constraint is not None else frozenset()
+    found = optim.parameter_groups([*plan.objective.named_parameters(), *own.items()], scales, hidden, undecayed)
     if plan.constraint is not None:
         plan.constraint.thaw()
     return found

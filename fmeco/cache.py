@@ -13,7 +13,7 @@ import shutil
 import struct
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -196,17 +196,30 @@ def room(home: Path) -> float:
 
 def prune(home: Path, pattern: str, limit: float) -> None:
     """Remove the caches that were used longest ago, and are not in use, until all together take at most `limit` bytes."""
-    caches = sorted(home.glob(pattern), key=lambda path: path.stat().st_mtime)
-    total = sum(path.stat().st_size for path in caches)
-    for path in caches:
+    caches = _used(home.glob(pattern))
+    total = sum(size for _, size, _ in caches)
+    for _, _, path in caches:
         if total <= limit:
             return
         total -= remove(path)
 
 
+def _used(paths: Iterable[Path]) -> list[tuple[float, int, Path]]:
+    """(last use, bytes, path) of each file that is still there, the longest unused first."""
+    found = []
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):  # another process clears up as well
+            about = path.stat()
+            found.append((about.st_mtime, about.st_size, path))
+    return sorted(found)
+
+
 def remove(path: Path) -> int:
     """Remove one cache, unless it is in use. Returns the bytes that are free now."""
-    handle = os.open(path, os.O_RDWR)
+    try:
+        handle = os.open(path, os.O_RDWR)
+    except (FileNotFoundError, PermissionError):
+        return 0
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         size = path.stat().st_size
@@ -226,9 +239,8 @@ def entries() -> list[dict[str, Any]]:
     """What is kept, the longest unused first: {"kind", "file", "bytes", "used"}, the last in seconds since 1970."""
     found = []
     for kind, pattern in KINDS.items():
-        for path in (folder() / kind).glob(pattern):
-            about = path.stat()
-            found.append({"kind": kind, "file": str(path), "bytes": about.st_size, "used": about.st_mtime})
+        for used, size, path in _used((folder() / kind).glob(pattern)):
+            found.append({"kind": kind, "file": str(path), "bytes": size, "used": used})
     return sorted(found, key=lambda one: one["used"])
 
 

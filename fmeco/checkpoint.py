@@ -460,12 +460,19 @@ def _check_zip(path: Path) -> None:
 
 
 def _find_state(loaded: Any, depth: int = 0) -> dict[str, Tensor] | None:
-    """The largest mapping of names to tensors, at most three levels down."""
+    """The largest mapping of names to tensors, at most three levels down. Several of a size side by side (a teacher and a
+    student) are several networks, and their names begin with their keys."""
     if not isinstance(loaded, Mapping) or depth > 3:
         return None
     own = {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
-    inner = [state for value in loaded.values() if (state := _find_state(value, depth + 1))]
-    return max([own, *inner], key=len) or None
+    inner = {str(key): state for key, value in loaded.items() if (state := _find_state(value, depth + 1))}
+    most = max(map(len, inner.values()), default=0)
+    if len(own) >= most:
+        return own or None
+    alike = {key: state for key, state in inner.items() if len(state) > most / 2}
+    if len(alike) == 1:
+        return next(iter(alike.values()))
+    return {f"{key}.{name}": tensor for key, state in alike.items() for name, tensor in state.items()}
 
 
 def _finite(tensors: dict[str, Tensor], source: Path) -> dict[str, Tensor]:

@@ -464,7 +464,7 @@ def _ranking(rows: list[dict[str, Any]]) -> str:
                 f"{values[metric]:.3f}",
                 f"{low:.3f} to {high:.3f}",
                 nearest,
-                f"{values['logme']:.3f}",
+                f"{values['logme']:.3f}" if "logme" in values else "-",
                 f"{row['seconds']:.1f}",
             ]
         )

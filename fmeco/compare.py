@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,10 +108,13 @@ def interval(
             found.append(float((a[at].double() - b[at].double()).mean()))
         else:
             one_value, other_value = (
-                objective.metrics({name: values[at] for name, values in rows.items()})[metric]
+                objective.metrics({name: values[at] for name, values in rows.items()}).get(metric, math.nan)
                 for objective, rows in ((one, mine), (other, theirs))
             )
-            found.append(sign * (one_value - other_value))
+            found.append(sign * (one_value - other_value))  # not a number where a draw lacks what it takes
+    found = [value for value in found if math.isfinite(value)]
+    if not found:
+        raise DataError(f"{metric} is not defined on these samples")
     low, high = torch.tensor(found).double().quantile(torch.tensor([0.025, 0.975]).double()).tolist()
     return low, high
 

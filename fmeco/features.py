@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import inspect
 import json
 import os
 import time
@@ -76,6 +77,10 @@ def stored(plan: Plan) -> tuple[Data, Augment] | None:
         return None
     augments = plan.settings.augment is not None and plan.settings.augment.name != "none"
     views = (wanted or VIEWS) if augments else 1
+    needed = 4.0 * product.width * (views * len(plan.data.split("train")) + len(plan.data.val or ()))
+    if needed > cache.free_memory() / 2:
+        say(f"features would take {needed / 1e9:.0f} GB of memory: they are computed anew in every epoch")
+        return None
     train, val = plan.data.split("train"), plan.data.val
     found = Extractor(product, plan.data, plan.device, plan.precision, plan.loader.channels_last, plan.ranks)
     began = time.monotonic()
@@ -85,7 +90,8 @@ def stored(plan: Plan) -> tuple[Data, Augment] | None:
     ]
     validated = found.vectors(val, "val") if val is not None and len(val) else None
     if any(part is None for part in parts) or (val is not None and len(val) and validated is None):
-        say("some samples cannot be read: features are computed anew in every epoch, without them")
+        if plan.settings.train.on_bad_sample == "skip":
+            say("some samples cannot be read: features are computed anew in every epoch, without them")
         return None
     whole = parts[0][:, None] if views == 1 else torch.stack(parts, 1)  # type: ignore[index,arg-type]
     took = time.monotonic() - began
@@ -118,12 +124,9 @@ class Extractor:
         """The vectors (N, D) of a split: of the plain samples, or of one augmented `view` (how, its section, its number).
         None where a sample cannot be read."""
         path = self._path(samples, view)
-        if path is not None and self.ranks.from_first(lambda: "1" if path.is_file() else ""):
-            with contextlib.suppress(OSError, ValueError):
-                kept = np.load(path, mmap_mode="c")
-                if kept.shape == (len(samples), self.backbone.width) and kept.dtype == np.float32:
-                    os.utime(path)
-                    return torch.from_numpy(kept)
+        kept = _kept(path, (len(samples), self.backbone.width)) if path is not None else None
+        if not self.ranks.most(float(kept is None))[0]:  # where one rank has to compute, all do
+            return kept
         found = self._compute(samples, what, view)
         if found is not None and path is not None and self.ranks.first:
             _keep(path, found)
@@ -151,6 +154,8 @@ class Extractor:
         with torch.inference_mode(), autocast(self.device, self.precision):
             for batch in tqdm(batches, desc=f"features of {what}", total=steps, disable=None, leave=False):
                 skipped += batch.skipped
+                if skipped:
+                    break
                 if len(batch):
                     parts["vectors"].append(self.backbone(batch.views[0]).vector.float().cpu())
                     parts["index"].append(batch.index)
@@ -161,12 +166,13 @@ class Extractor:
         return rows["vectors"].clone()[rows["index"].argsort()]
 
     def _path(self, samples: Samples, view: tuple[Augment, Choice | None, int] | None) -> Path | None:
-        content = samples.content or _content(samples)
-        if not content:
+        content, code = samples.content or _content(samples), _code(self.backbone)
+        augment, section = (view[0], view[1]) if view is not None else (None, None)
+        if not content or not code:
             return None
-        section = view[1] if view is not None else None
         decides = [
-            "1",
+            code,
+            _code(augment) if augment is not None else None,
             self.weights,
             content,
             _plain(self.data.spec),
@@ -178,12 +184,20 @@ class Extractor:
 
 
 def fingerprint(module: torch.nn.Module) -> str:
-    """A hash of a module's class, tensors and their names."""
+    """A hash of a module's layers, tensors and their names, the buffers that are not saved among them."""
     digest = hashlib.sha256(repr(module).encode())
-    for name, tensor in module.state_dict().items():
+    for name, tensor in {**dict(module.named_buffers()), **module.state_dict()}.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _code(thing: Backbone | Augment) -> str:
+    """A hash of the file that says how it computes; "" where there is none that one could look at."""
+    try:
+        return hashlib.sha256(Path(inspect.getfile(type(thing))).read_bytes()).hexdigest()
+    except (OSError, TypeError):
+        return ""
 
 
 def _content(samples: Samples) -> str:
@@ -202,9 +216,19 @@ def _plain(spec: DataSpec) -> Mapping[str, Any]:
     return {name: value for name, value in spec.preprocessing_only().to_json().items() if name != "sizes"}
 
 
+def _kept(path: Path, shape: tuple[int, int]) -> Tensor | None:
+    try:
+        kept = np.load(path, mmap_mode="c")
+    except (OSError, ValueError, EOFError):
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(path)  # used now, for `prune`
+    return torch.from_numpy(kept) if kept.shape == shape and kept.dtype == np.float32 else None
+
+
 def _keep(path: Path, vectors: Tensor) -> None:
     """Write a file, whole or not at all. A full disk costs time later, not the run."""
-    temporary = path.with_name(f".{uuid.uuid4().hex}.npy")
+    temporary = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:

@@ -49,13 +49,21 @@ def train(s: Session) -> None:
         stop, state.seconds = s.ranks.most(float(s.stop()), time.monotonic() - started)
         return stop > 0
 
+    def enter(phase: int) -> None:
+        began = time.monotonic()
+        s.writer.wait()  # loader workers are forked from a process that does nothing else
+        s.enter(phase)
+        clock.charge("data", began)
+        agree()
+        pace.enter()
+
     with bar, s.writer:
+        if s.gear is None:
+            enter(state.phase)
         _phase(s, pace, clock, agree, bar)
-        while not state.finished and state.phase < len(s.phases) - 1:
-            state.phase_start, state.waited = pace.position, 0
-            began = time.monotonic()
-            s.enter(state.phase + 1)
-            clock.charge("data", began)
+        while not state.finished and not pace.last:
+            state.phase_start, state.phase_history, state.waited = pace.position, len(state.history), 0
+            enter(state.phase + 1)
             _phase(s, pace, clock, agree, bar)
     state.seconds = time.monotonic() - started
     _say_where_time_went(s)
@@ -63,20 +71,20 @@ def train(s: Session) -> None:
 
 def _phase(s: Session, pace: Pace, clock: Clock, agree: Callable[[], bool], bar: Any) -> None:
     """Train to the end of the phase. Step, log, evaluate, save: in that order."""
-    state, gear, last = s.state, s.gear, s.state.phase == len(s.phases) - 1
+    state, gear, last = s.state, s.training, pace.last
     model = s.ranks.parallel(s.objective, s.device)
     batches = gear.loader.batches(state.step, state.total if pace.timed else min(state.total, int(pace.end)))
     _train_mode(s)
     with contextlib.closing(batches):
         stop = agree()
-        while state.step < state.total and not state.finished and (last or not pace.phase_over()):
+        while state.step < state.total and not state.finished and (last or not (pace.phase_over() or _enough(s))):
             if stop:
                 _settle(s)
                 save(s, full=True)
                 s.writer.wait()
                 s.ranks.barrier()
                 raise Stopped(f"stopped at step {state.step}; everything is saved", f"fmeco resume {s.run}")
-            factor = s.schedule(*pace.place, state.history)
+            factor = s.schedule(*pace.place, state.history[state.phase_history :])
             for group in gear.optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
             _step(s, model, batches, clock, factor)
@@ -97,15 +105,14 @@ def _phase(s: Session, pace: Pace, clock: Clock, agree: Callable[[], bool], bar:
             # In a budget, an evaluation on the way must leave time for the last one.
             on_the_way = state.step % s.evaluate_every == 0 and not pace.over(2)
             evaluated = gear.validate is not None and (on_the_way or ends)
-            improved = enough = False
+            improved = False
             if evaluated:
                 began = time.monotonic()
                 improved = _evaluate(s)
                 clock.charge("evaluate", began)
                 pace.evaluated(*s.ranks.most(time.monotonic() - began))
                 stop = agree() or stop
-                enough = s.train.early_stop is not None and state.waited >= s.train.early_stop
-                if enough:
+                if enough := _enough(s):
                     say(f"early stop: no better {s.best_metric} in {state.waited} evaluations")
                 ends = ends or pace.over() or (enough and last)
             state.finished = ends
@@ -119,8 +126,11 @@ def _phase(s: Session, pace: Pace, clock: Clock, agree: Callable[[], bool], bar:
                 save(s, full=ends or due, best=improved or gear.validate is None)
                 clock.charge("save", began)
                 s.saved_at = state.seconds if ends or due else s.saved_at
-            if enough:
-                return
+
+
+def _enough(s: Session) -> bool:
+    """Whether evaluations have not become better for so long that the phase ends."""
+    return s.train.early_stop is not None and s.state.waited >= s.train.early_stop
 
 
 def _log(s: Session, clock: Clock) -> str:
@@ -132,24 +142,24 @@ def _log(s: Session, clock: Clock) -> str:
     values = {
         "loss": loss,
         "grad_norm": norm,
-        "lr": s.gear.optimizer.param_groups[0]["lr"],
+        "lr": s.training.optimizer.param_groups[0]["lr"],
         "samples_per_second": rate,
         "data_share": data / training,
     }
-    s.log.write("train", s.state.step, s.state.step / s.gear.loader.steps_per_epoch, values)
+    s.log.write("train", s.state.step, s.state.step / s.training.loader.steps_per_epoch, values)
     s.state.window = []
     return f"loss {loss:.4f}, {rate:.0f} samples/s"
 
 
 def _evaluate(s: Session) -> bool:
     """Measure the validation split. Returns whether it is the best so far."""
-    assert s.gear.validate is not None
+    assert s.training.validate is not None
     _settle(s)
     s.writer.wait()  # loader workers are forked from a process that does nothing else
     s.ranks.broadcast_(list(s.objective.buffers()))
-    epoch = s.state.step / s.gear.loader.steps_per_epoch
+    epoch = s.state.step / s.training.loader.steps_per_epoch
     with evaluated_weights(s):
-        s.metrics, bad = s.gear.validate()
+        s.metrics, bad = s.training.validate()
     s.measured_at = s.state.step
     s.state.bad_samples = list(dict.fromkeys([*s.state.bad_samples, *bad]))
     _train_mode(s)
@@ -174,7 +184,7 @@ def _step(s: Session, model: Any, batches: Iterator[Batch], clock: Clock, factor
     own kernel, and found out by `_settle`."""
     # What layers draw (dropout) comes from a seed of this step alone: a resume needs no generator state.
     seed_torch(s.own_seed, s.state.step)
-    optimizer, parameters, loader, _ = s.gear
+    optimizer, parameters, loader, _ = s.training
     expected = float(loader.samples_in(s.state.step))
     many = len(loader.micros(s.state.step))
     micros: Iterable[Batch] = (_next(s, batches, clock) for _ in range(many))
@@ -195,18 +205,19 @@ def _step(s: Session, model: Any, batches: Iterator[Batch], clock: Clock, factor
         sums.append((loss.sum.detach(), loss.count))
     if s.scaler is not None:
         s.scaler.unscale_(optimizer)
-    if s.constraint is not None:
-        s.constraint.gradients()
-    gradients = [p.grad for p in parameters if p.grad is not None]
     total, count = sums[0] if len(sums) == 1 else (sum(column) for column in zip(*sums, strict=True))
     if s.ranks.world > 1:
         both = [torch.as_tensor(value, dtype=torch.float64, device=s.device) for value in (total, count)]
         total, count = s.ranks.sum_(torch.stack(both))
-    norms = torch._foreach_norm(gradients)
-    norm: Any = math.hypot(*norms) if immediate(s.device) else torch.linalg.vector_norm(torch.stack(norms))
     rescale: Tensor | float | None = None
     if not isinstance(count, float) or count != expected:
         rescale = expected / count
+    if s.constraint is not None:
+        s.constraint.gradients(1.0 if rescale is None else rescale)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norms = torch._foreach_norm(gradients)
+    norm: Any = math.hypot(*norms) if immediate(s.device) else torch.linalg.vector_norm(torch.stack(norms))
+    if rescale is not None:
         norm = norm * rescale
     if s.train.clip_norm is not None:
         if isinstance(norm, Tensor):
@@ -231,7 +242,7 @@ def _constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 def _update(s: Session, size: Tensor) -> None:
     """Take the step if `size`, of its loss and gradient, is finite, which ranks agree on, as all of them have the sums."""
-    optimizer = s.gear.optimizer
+    optimizer = s.training.optimizer
     if s.scaler is not None:
         s.scaler.step(optimizer)
         s.scaler.update()
@@ -256,7 +267,7 @@ def _settle(s: Session) -> None:
     for one in s.pending:
         loss, norm = float(one.loss) / float(one.over), float(one.norm)
         if math.isfinite(loss) and math.isfinite(norm):
-            s.state.window.append((loss, norm, s.gear.loader.samples_in(one.step)))
+            s.state.window.append((loss, norm, s.training.loader.samples_in(one.step)))
             s.skipped = 0
         elif s.scaler is None:  # in fp16 an overflow only asks for a smaller scale
             s.skipped += 1
@@ -266,11 +277,11 @@ def _settle(s: Session) -> None:
 
 def _not_finite(s: Session, step: int, loss: float, norm: float, factor: float) -> None:
     """The step was left out; say what is known of it, and stop or go on."""
-    start, end = s.gear.loader.steps[step % s.gear.loader.steps_per_epoch]
+    start, end = s.training.loader.steps[step % s.training.loader.steps_per_epoch]
     order = epoch_order(
-        len(s.gear.loader.samples), s.seed, step // s.gear.loader.steps_per_epoch, s.gear.loader.balance
+        len(s.training.loader.samples), s.seed, step // s.training.loader.steps_per_epoch, s.training.loader.balance
     )
-    names = [s.gear.loader.samples.name(i) for i in order[start:end].tolist()]
+    names = [s.training.loader.samples.name(i) for i in order[start:end].tolist()]
     what = f"step {step}: the loss is {loss}, the gradient's norm {norm}, the learning rate factor {factor:.3g}"
     if s.train.on_nonfinite == "stop" or s.skipped >= MAX_SKIPPED_STEPS:
         raise Diverged(
@@ -288,7 +299,9 @@ def _say_where_time_went(s: Session) -> None:
     shares = {"compute_share": max(0.0, 1 - sum(shares.values())), **shares}
     training = state.seconds - state.spent["evaluate"] - state.spent["save"]
     rate = state.samples / max(training, 1e-9)
-    s.log.write("time", state.step, state.step / s.gear.loader.steps_per_epoch, {**shares, "samples_per_second": rate})
+    s.log.write(
+        "time", state.step, state.step / s.training.loader.steps_per_epoch, {**shares, "samples_per_second": rate}
+    )
     words = {"compute": "computing", "data": "waiting for data", "evaluate": "evaluating", "save": "saving"}
     told = ", ".join(f"{shares[f'{what}_share']:.0%} {word}" for what, word in words.items())
     say(f"{state.seconds:.1f} s: {told}; {rate:,.0f} samples/s in training")

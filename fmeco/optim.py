@@ -21,24 +21,27 @@ Groups = list[dict[str, Any]]
 
 
 def parameter_groups(
-    named: Iterable[tuple[str, nn.Parameter]], scales: Mapping[str, float], hidden: Set[str] = frozenset()
+    named: Iterable[tuple[str, nn.Parameter]],
+    scales: Mapping[str, float],
+    hidden: Set[str] = frozenset(),
+    undecayed: Set[str] = frozenset(),
 ) -> Groups:
     """Sort parameters into groups by learning-rate scale and weight decay; scale 0 freezes.
 
-    Biases, norms and other vectors are not decayed: decay is for weights that multiply. hidden: the names of those inside
-    the backbone, neither of its first layer nor of a head.
+    Biases, norms and other vectors are not decayed: decay is for weights that multiply; nor is what `undecayed` names.
+    hidden: the names of matrices inside the backbone, neither of its first layer nor of a head.
     """
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, parameter in named:
         scale = scales[name]
         parameter.requires_grad_(scale > 0)
         if scale > 0:
-            decay = parameter.ndim > 1
+            decay = parameter.ndim > 1 and name not in undecayed
             empty: dict[str, Any] = {"params": [], "names": [], "hidden": [], "decay": decay, "scale": scale}
             group = groups.setdefault((scale, decay), empty)
             group["params"].append(parameter)
             group["names"].append(name)
-            group["hidden"].append(decay and name in hidden)
+            group["hidden"].append(name in hidden)
     return list(groups.values())
 
 

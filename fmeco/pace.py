@@ -17,10 +17,19 @@ class Pace:
         self.state, self.size = s.state, s.validation_size
         self.timed = s.train.budget is not None
         self.budget = seconds(s.train.budget) if s.train.budget is not None else math.inf
+        self.shares = list(itertools.accumulate(phase.share for phase in s.phases))
+        self.enter()
+
+    def enter(self) -> None:
+        """Forget what was measured: a phase may train and evaluate on something else."""
         self.evaluation = 0.0  # seconds that one takes, as far as is known
         self.measured = False
         self.first: tuple[float, int] | None = None  # seconds and samples after the first step, which pays for all else
-        self.shares = list(itertools.accumulate(phase.share for phase in s.phases))
+
+    @property
+    def last(self) -> bool:
+        """Whether this is the last phase."""
+        return self.state.phase == len(self.shares) - 1
 
     @property
     def position(self) -> float:
@@ -30,7 +39,7 @@ class Pace:
     def end(self) -> float:
         """The position at which this phase ends."""
         whole = self.budget if self.timed else self.state.total
-        if self.state.phase == len(self.shares) - 1:
+        if self.last:
             return whole - self.evaluation if self.timed else whole
         end = self.shares[self.state.phase] / self.shares[-1] * whole
         return end if self.timed else round(end)
@@ -61,7 +70,7 @@ class Pace:
 
     def over(self, more: int = 1) -> bool:
         """Whether the run is at its end, when `more` evaluations are to come."""
-        late = self.timed and self.state.seconds + more * self.evaluation >= self.budget
+        late = self.timed and self.state.seconds + (more * self.evaluation if self.last else 0.0) >= self.budget
         return late or self.state.step >= self.state.total
 
     def phase_over(self) -> bool:

@@ -177,7 +177,7 @@ def _steps(
                         loss.sum.backward()
             with part("optimizer"):
                 if constraint is not None:
-                    constraint.gradients()
+                    constraint.gradients(1.0)
                 optimizer.step()
                 if constraint is not None:
                     constraint.stepped()

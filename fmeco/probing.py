@@ -16,7 +16,7 @@ from torch import Tensor
 from fmeco import build, config
 from fmeco.build import Plan
 from fmeco.core import Backbone, Samples, Target, mix, seed_torch
-from fmeco.errors import ConfigError, DataError, FmecoError, clean
+from fmeco.errors import CheckpointError, ConfigError, DataError, FmecoError, clean
 from fmeco.features import Extractor
 from fmeco.loop import known_errors
 from fmeco.nn import average_precision
@@ -24,7 +24,7 @@ from fmeco.nn import average_precision
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # as in https://arxiv.org/abs/2104.14294, appendix F
 PENALTIES = tuple(10.0**n for n in range(2, -7, -1))  # of the linear head, strongest first
 HELD_OUT = 0.2  # of the training samples, to choose the penalty on, where there is no test split
-DRAWS = 1000  # of the bootstrap
+DRAWS, FEW_DRAWS = 1000, 200  # of the bootstrap; where a metric takes longer
 FEW, MANY = 20, 500  # samples per class at which another strategy is advised
 
 
@@ -113,13 +113,15 @@ def score(outputs: Tensor, y: Tensor, target: Target) -> float:
 
 def interval(outputs: Tensor, y: Tensor, target: Target) -> tuple[float, float]:
     """The 95% interval of `score` by the bootstrap over samples (percentiles)."""
-    n, draws = len(y), DRAWS if target.kind != "multilabel" else 100
-    at = (mix(0x626F6F74, torch.arange(draws)[:, None], torch.arange(n)) >> 1) % n  # (draws, N)
-    if target.kind == "class":
-        scores = (outputs.argmax(1) == y).double()[at].mean(1)
-    else:
-        scores = torch.tensor([score(outputs[one], y[one], target) for one in at], dtype=torch.float64)
-    low, high = scores.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    right = outputs.argmax(1) == y if target.kind == "class" else None
+    scores = []
+    for draw in range(DRAWS if target.kind != "multilabel" else FEW_DRAWS):
+        at = (mix(0x626F6F74, draw, torch.arange(len(y))) >> 1) % len(y)
+        scores.append(float(right[at].double().mean()) if right is not None else score(outputs[at], y[at], target))
+    defined = torch.tensor([one for one in scores if math.isfinite(one)], dtype=torch.float64)
+    if not len(defined):
+        return math.nan, math.nan
+    low, high = defined.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return low, high
 
 
@@ -206,6 +208,7 @@ def rank(refs: Sequence[str], *, dataset: str | None, overrides: Sequence[str] =
     random = build.build_backbone(first.settings.backbone, first.data.spec).to(first.device)
     if first.loader.channels_last:
         random.to(memory_format=torch.channels_last)
+    build.calibrate(random, first.loader)
     rows.append(_judge("random weights", first, random))
     name = rows[-1]["metric"]
     rows.sort(key=lambda row: row["metrics"][name] if "metrics" in row else -math.inf, reverse=True)
@@ -241,7 +244,7 @@ def advice(rows: Sequence[dict[str, Any]], plan: Plan) -> dict[str, str]:
 
 def _plan(ref: str, dataset: str | None, overrides: Sequence[str]) -> Plan:
     # Nothing is trained: one step, so that nothing is tried out for the sake of a long run.
-    fixed = [*overrides, "train.steps=1", "augment=none", "transfer=probe"]
+    fixed = [*overrides, "train.steps=1", "augment=none", "transfer.strategy=probe"]
     return build.prepare(config.read(None, stage="finetune", ref=ref, dataset=dataset, overrides=fixed))
 
 
@@ -257,6 +260,8 @@ def _judge(ref: str, plan: Plan, backbone: Backbone) -> dict[str, Any]:
         if vectors is None:
             raise DataError(f"samples of the {part} split cannot be read", "fmeco check --dataset ... names them")
         assert isinstance(values, Tensor)
+        if not vectors.isfinite().all():
+            raise CheckpointError(f"features of the {part} split under {clean(ref)} are not finite")
         return Split(vectors, values)
 
     train = split("train")
@@ -281,13 +286,15 @@ def _judge(ref: str, plan: Plan, backbone: Backbone) -> dict[str, Any]:
     outputs = final.x @ weights[:-1] + weights[-1]
     metric = {"class": "accuracy", "multilabel": "mean_ap", "number": "r2"}[target.kind]
     metrics = {metric: score(outputs, final.y, target), "logme": logme(fit_on.x, fit_on.y, target)}
+    if not math.isfinite(metrics[metric]):
+        raise DataError(f"{metric} is not defined on the {tested} split: its targets do not vary")
     if target.kind == "class":
         metrics["knn"] = score(knn(train, test, len(target.classes)), test.y, target)
     return {
         "source": ref,
         "metric": metric,
         "split": tested,
-        "metrics": metrics,
+        "metrics": {name: value for name, value in metrics.items() if math.isfinite(value)},
         "interval": list(interval(outputs, final.y, target)),
         "penalty": penalty,
         "samples": {"train": len(train.x), tested: len(test.x)},

@@ -267,8 +267,6 @@ def _train(
         )
         if ranks.first:
             settle(run, keep_new=True)
-        if resume_from is None:
-            session.enter(0)
         loop.train(session)
         ranks.barrier()  # rank 0 has written the last checkpoint
         best = checkpoint.open_checkpoint((run / "checkpoints" / "best").resolve())

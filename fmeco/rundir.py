@@ -24,6 +24,7 @@ OWN_FILES = (
     "bad_samples.txt",
     "tensorboard",
     "checkpoints",
+    "controls",
 )
 
 

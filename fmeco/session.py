@@ -31,6 +31,7 @@ class State:
     total: int = 0  # steps of the whole run
     phase: int = 0  # of the transfer strategy
     phase_start: float = 0.0  # the step, or in a budget the second, that it began at
+    phase_history: int = 0  # evaluations before it
     seconds: float = 0.0  # of training so far, over all resumes
     spent: dict[str, float] = field(default_factory=lambda: {"data": 0.0, "evaluate": 0.0, "save": 0.0})  # of them
     samples: int = 0  # trained on so far
@@ -96,7 +97,12 @@ class Session:
     pending: list[Outcome] = field(default_factory=list)  # steps whose numbers are still on the device
     skipped: int = 0  # steps in a row that were not finite
     saved_at: float = 0.0  # the second of the last checkpoint to resume from
-    gear: Gear = field(init=False)
+    gear: Gear | None = None  # of the present phase
+
+    @property
+    def training(self) -> Gear:
+        assert self.gear is not None, "a phase was entered"
+        return self.gear
 
     def enter(self, phase: int) -> None:
         """Begin a phase, or take it up again."""
@@ -152,7 +158,7 @@ def save(s: Session, *, full: bool, best: bool = False) -> None:
     s.writer.wait()  # one at a time
     if s.state.bad_samples:
         (s.run / "bad_samples.txt").write_text("\n".join(clean(name) for name in s.state.bad_samples) + "\n", "utf-8")
-    optimizer, numbers = pack_optimizer(s.gear.optimizer) if full else ({}, {})
+    optimizer, numbers = pack_optimizer(s.training.optimizer) if full else ({}, {})
     trainer = (
         {
             "state": asdict(s.state),
@@ -169,7 +175,7 @@ def save(s: Session, *, full: bool, best: bool = False) -> None:
         **s.meta,
         # Metrics belong to the weights they were measured with; a save between evaluations has none.
         "metrics": {f"val_{k}": v for k, v in s.metrics.items()} if s.measured_at == s.state.step else {},
-        "epoch": s.state.step / s.gear.loader.steps_per_epoch,
+        "epoch": s.state.step / s.training.loader.steps_per_epoch,
         "best": best,
     }
     tensors: dict[str, Mapping[str, Tensor]] = {}
@@ -228,7 +234,7 @@ def restore(s: Session, saved: checkpoint.Checkpoint) -> None:
         checkpoint.load_exactly(s.constraint.state(), bound, str(saved.path))
     total, state_then = s.state.total, State(**trainer["state"])
     s.enter(state_then.phase)  # now that the weights are those that what is frozen is computed with
-    optimizer = s.gear.optimizer
+    optimizer = s.training.optimizer
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for number, values in state.items():
         like = parameters[number]
@@ -243,7 +249,7 @@ def restore(s: Session, saved: checkpoint.Checkpoint) -> None:
     finished = state_then.finished and total <= state_then.total
     s.state = dataclasses.replace(state_then, total=total, finished=finished)
     if s.ranks.first and (
-        s.state.best_step == s.state.step or s.gear.validate is None
+        s.state.best_step == s.state.step or s.training.validate is None
     ):  # killed between the save and the link to it
         checkpoint.point(s.run / "checkpoints", "best", saved.path)
     for what, then, now in (

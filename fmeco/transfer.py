@@ -9,7 +9,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
@@ -23,10 +23,11 @@ BLOCKS = 12  # steps of layer-wise rates from the last layer to the first: as ma
 
 
 class Role(NamedTuple):
-    """What a parameter is. depth: of its layer in the backbone, 0 = nearest the input; None outside of it (heads)."""
+    """What a parameter is. depth: of its layer in the backbone, 0 = nearest the input; None outside of it (heads). kind:
+    weight is a matrix or a convolution, norm belongs to a normalisation layer, other is a token, position or scale."""
 
     depth: int | None
-    kind: Literal["weight", "bias", "norm"]
+    kind: Literal["weight", "bias", "norm", "other"]
 
 
 Roles = Mapping[str, Role]
@@ -47,14 +48,15 @@ class Constraint(ABC):
 
     own: Mapping[str, nn.Parameter] = {}
     rate = 1.0
+    undecayed: Set[str] = frozenset()  # parameters that the optimizer's decay leaves alone
 
     @abstractmethod
     def thaw(self) -> None:
         """At the start of a phase, when what is not trained itself was frozen."""
 
     @abstractmethod
-    def gradients(self) -> None:
-        """After the backward pass, before gradients are measured, clipped and used."""
+    def gradients(self, rescale: Tensor | float) -> None:
+        """After the backward pass, before gradients are multiplied by `rescale`, measured, clipped and used."""
 
     @abstractmethod
     def stepped(self) -> None:
@@ -177,12 +179,13 @@ def llrd(
 
 def bn(roles: Roles) -> Transfer:
     """The weights and biases of normalisation layers, and the head. https://arxiv.org/abs/2003.00152"""
-    return Transfer((Phase(_only(roles, lambda role: role.kind == "norm", "normalisation layers")),))
+    return Transfer((Phase(_only(roles, lambda name, role: role.kind == "norm", "normalisation layers")),))
 
 
 def bias(roles: Roles) -> Transfer:
     """The biases, those of normalisation layers included, and the head. https://arxiv.org/abs/2106.10199 (BitFit)"""
-    return Transfer((Phase(_only(roles, lambda role: role.kind == "bias", "biases")),))
+    biases = {name for name in roles if name.endswith("bias")}
+    return Transfer((Phase(_only(roles, lambda name, role: name in biases, "biases")),))
 
 
 def lora(
@@ -233,7 +236,7 @@ def l2sp(
 def frozen(transfer: Transfer, patterns: Iterable[str], roles: Roles) -> Transfer:
     """The strategy with some of the parameters frozen throughout. Raises ConfigError for a pattern without a match."""
     patterns = list(patterns)
-    if not patterns:
+    if not patterns or transfer.fresh:  # new weights that never train would be no control
         return transfer
     names = matching(patterns, list(roles), "transfer.freeze")
     phases = [
@@ -283,9 +286,9 @@ def _head(roles: Roles, lr: float) -> Scales:
     return {name: lr if role.depth is None else 0.0 for name, role in roles.items()}
 
 
-def _only(roles: Roles, chosen: Callable[[Role], bool], what: str) -> Scales:
+def _only(roles: Roles, chosen: Callable[[str, Role], bool], what: str) -> Scales:
     """The head and what is chosen of the backbone."""
-    scales = {name: float(role.depth is None or chosen(role)) for name, role in roles.items()}
+    scales = {name: float(role.depth is None or chosen(name, role)) for name, role in roles.items()}
     if not any(scales[name] for name, role in roles.items() if role.depth is not None):
         raise ConfigError(f"transfer.strategy: this backbone has no {what}", "probe trains the head alone")
     return scales
@@ -302,17 +305,17 @@ class Anchor(Constraint):
     """Draws parameters back to where they were: the gradient of alpha / 2 times the squared distance."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], alpha: float) -> None:
-        self.parameters, self.alpha = parameters, alpha
+        self.parameters, self.alpha, self.undecayed = parameters, alpha, set(parameters)
         self.start = {name: p.detach().clone() for name, p in parameters.items()}
 
     def thaw(self) -> None:
         pass
 
     @torch.no_grad()
-    def gradients(self) -> None:
+    def gradients(self, rescale: Tensor | float) -> None:
         for name, parameter in self.parameters.items():
             if parameter.grad is not None:
-                parameter.grad.add_(parameter - self.start[name], alpha=self.alpha)
+                parameter.grad.add_((parameter - self.start[name]) * (self.alpha / rescale))
 
     def stepped(self) -> None:
         pass
@@ -336,16 +339,16 @@ class Adapters(Constraint):
         for name, weight in weights.items():
             outputs, inputs = weight.flatten(1).shape
             r = min(rank, outputs, inputs)
-            a = torch.empty(r, inputs, device=weight.device)
+            a = torch.empty(r, inputs)  # drawn on the CPU: the same numbers for every device
             nn.init.kaiming_uniform_(a, a=math.sqrt(5))
-            self.own[f"{name}.lora_A"] = nn.Parameter(a)
-            self.own[f"{name}.lora_B"] = nn.Parameter(torch.zeros(outputs, r, device=weight.device))
+            self.own[f"{name}.lora_A"] = nn.Parameter(a.to(weight))
+            self.own[f"{name}.lora_B"] = nn.Parameter(weight.new_zeros(outputs, r))
 
     def thaw(self) -> None:
         for weight in self.weights.values():
             weight.requires_grad_(True)
 
-    def gradients(self) -> None:
+    def gradients(self, rescale: Tensor | float) -> None:
         for name, weight in self.weights.items():
             if weight.grad is not None:
                 a, b = self.own[f"{name}.lora_A"], self.own[f"{name}.lora_B"]

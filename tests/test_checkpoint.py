@@ -327,6 +327,18 @@ def test_one_of_several_networks_is_taken_by_its_papers_choice_or_by_name() -> N
         checkpoint.transplant(build("resnet18"), twins, source="x", prefix="c.")
 
 
+def test_networks_side_by_side_in_a_file_keep_their_names(tmp_path: Path) -> None:
+    other = {key: value + 1 if value.is_floating_point() else value for key, value in state().items()}
+    torch.save({"student": other, "teacher": state(), "epoch": 3}, tmp_path / "dino.pth")
+    torch.save({"model": state(), "model_ema": other}, tmp_path / "averaged.pth")
+    made = build("resnet18")
+    theirs = checkpoint.read_foreign(tmp_path / "dino.pth")
+    assert checkpoint.transplant(made, theirs, source="x").prefix == "teacher."
+    assert torch.equal(made.library.state_dict()["conv1.weight"], state()["conv1.weight"])
+    with pytest.raises(CheckpointError, match="several networks"):
+        checkpoint.transplant(made, checkpoint.read_foreign(tmp_path / "averaged.pth"), source="x")
+
+
 def test_positions_of_a_vit_are_interpolated_for_another_image_size() -> None:
     small, large = (torch.arange(n * n).float().view(1, n * n, 1).repeat(1, 1, 3) for n in (4, 8))
     from fmeco.backbones.torchvision import _positions

@@ -75,7 +75,7 @@ def trained_by(strategy: str, names: list[str], norms: set[str]) -> set[str]:
     return {
         "probe": set[str](),
         "bn": norms,
-        "bias": {name for name in names if name.endswith("bias") and name not in norms},
+        "bias": {name for name in names if name.endswith("bias")},
         "lora": {name for name in names if not name.endswith("bias") and name not in norms},
     }.get(strategy, set(names))  # scratch, full and the others: everything
 
@@ -119,6 +119,26 @@ def test_a_strategy_trains_what_it_says_and_resumes_bit_for_bit(
         assert all(torch.equal(one[name], two[name]) for name in one), file
 
 
+def test_a_phase_that_was_stopped_early_is_not_taken_up_again(sources: dict[str, Path], tmp_path: Path) -> None:
+    how = {"train": {"steps": 40, "early_stop": 1, "save_every": 1, "log_every": 1}}
+    asked: list[int] = []
+    whole = finetune(sources["mlp"], tmp_path / "whole", {"strategy": "lp_ft", "probe_share": 0.7}, "mlp", **how)
+    meta = json.loads((whole.run / "checkpoints/last/trainer.json").read_text())["state"]
+    assert meta["phase"] == 1
+    assert meta["phase_start"] < 28, "the head's phase ended early"
+
+    def stop() -> bool:  # the first thing that the next phase does is to ask
+        asked.append(1)
+        return len(asked) == meta["phase_start"] + 2
+
+    with pytest.raises(Stopped):
+        transfer = {"strategy": "lp_ft", "probe_share": 0.7}
+        finetune(sources["mlp"], tmp_path / "parts", transfer, "mlp", stop=stop, **how)
+    resumed = fmeco.resume(tmp_path / "parts")
+    one, two = (tensors(run.run / "checkpoints/last") for run in (whole, resumed))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
 def test_phases_scale_rates_as_they_say(sources: dict[str, Path]) -> None:
     def scales(strategy: Any) -> list[dict[str, float]]:
         chosen = config.choice("transfer", strategy)
@@ -141,9 +161,9 @@ def test_l2sp_adds_the_gradient_of_its_penalty() -> None:
     with torch.no_grad():
         weight.add_(torch.tensor([4.0, -2.0]))
     weight.square().sum().backward()
-    anchor.gradients()
+    anchor.gradients(2.0)  # gradients are to be doubled after
     at, start = torch.tensor([5.0, 0.0]), torch.tensor([1.0, 2.0])
-    torch.testing.assert_close(weight.grad, 2 * at + 0.5 * (at - start))
+    torch.testing.assert_close(weight.grad, 2 * at + 0.25 * (at - start))
 
 
 def test_adapters_get_the_gradients_of_their_product() -> None:
@@ -155,7 +175,7 @@ def test_adapters_get_the_gradients_of_their_product() -> None:
     adapters.stepped()
     x = torch.randn(2, 3, 5, 5)
     conv(x).square().sum().backward()
-    adapters.gradients()
+    adapters.gradients(1.0)
     merged = adapters.base["w"] + 0.7 * (b @ a).view(4, 3, 3, 3)
     loss = nn.functional.conv2d(x, merged).square().sum()
     for got, wanted in zip((a.grad, b.grad), torch.autograd.grad(loss, (a, b)), strict=True):
