@@ -26,6 +26,7 @@ from fmeco.cache import Held, free_memory
 from fmeco.core import Augment, Batch, Data, DataSpec, Inputs, Samples, View, fit, mix, standardize
 from fmeco.errors import DataError, FmecoError
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # what asks a run to save and leave
 WORKER_TIMEOUT = 300  # seconds without a batch before a worker is taken for hung
 MEASURED_SECONDS = 0.5  # spent on finding out how long reading takes
 DRAWN_TOGETHER = (
@@ -400,7 +401,13 @@ def _read(
         # Its own generator: the default one would be drawn from in the middle of a step, after that step was seeded.
         generator=torch.Generator().manual_seed(0),
     )
-    for batch in loader:
+    # Until a worker ignores them, signals wait: torch's own handler would have it die of one that the main process answers.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        batches = iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    for batch in batches:
         yield batch.to(device, non_blocking=True)
 
 
@@ -473,5 +480,6 @@ class _Threads:
 def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
     # A scheduler signals the whole process group; the main process decides when to stop, and needs its workers for that.
-    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)):
+    for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)

@@ -33,7 +33,7 @@ def train(s: Session) -> None:
     Raises Diverged, Stopped (after saving) and what reading data raises.
     """
     state, pace, clock = s.state, Pace(s), Clock(s.state)
-    started = time.monotonic() - state.seconds
+    started, s.saved_at = time.monotonic() - state.seconds, state.seconds
     bar = tqdm(
         total=None if s.train.budget else state.total,
         initial=state.step,
@@ -75,6 +75,7 @@ def _phase(s: Session, pace: Pace, clock: Clock, agree: Callable[[], bool], bar:
     model = s.ranks.parallel(s.objective, s.device)
     batches = gear.loader.batches(state.step, state.total if pace.timed else min(state.total, int(pace.end)))
     _train_mode(s)
+    history = state.history[state.phase_history :]
     with contextlib.closing(batches):
         stop = agree()
         while state.step < state.total and not state.finished and (last or not (pace.phase_over() or _enough(s))):
@@ -84,7 +85,7 @@ def _phase(s: Session, pace: Pace, clock: Clock, agree: Callable[[], bool], bar:
                 s.writer.wait()
                 s.ranks.barrier()
                 raise Stopped(f"stopped at step {state.step}; everything is saved", f"fmeco resume {s.run}")
-            factor = s.schedule(*pace.place, state.history[state.phase_history :])
+            factor = s.schedule(*pace.place, history)
             for group in gear.optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
             _step(s, model, batches, clock, factor)
@@ -109,6 +110,7 @@ def _phase(s: Session, pace: Pace, clock: Clock, agree: Callable[[], bool], bar:
             if evaluated:
                 began = time.monotonic()
                 improved = _evaluate(s)
+                history = state.history[state.phase_history :]
                 clock.charge("evaluate", began)
                 pace.evaluated(*s.ranks.most(time.monotonic() - began))
                 stop = agree() or stop
@@ -227,7 +229,7 @@ def _step(s: Session, model: Any, batches: Iterator[Batch], clock: Clock, factor
         rescale = clip if rescale is None else rescale * clip
     if rescale is not None:
         torch._foreach_mul_(gradients, rescale)
-    _update(s, norm + total)
+    _update(s, optimizer, norm + total)
     if s.constraint is not None:
         s.constraint.stepped()
     for parameter in parameters:
@@ -240,9 +242,8 @@ def _constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.tensor(value, dtype=dtype, device=device)
 
 
-def _update(s: Session, size: Tensor) -> None:
+def _update(s: Session, optimizer: torch.optim.Optimizer, size: Tensor) -> None:
     """Take the step if `size`, of its loss and gradient, is finite, which ranks agree on, as all of them have the sums."""
-    optimizer = s.training.optimizer
     if s.scaler is not None:
         s.scaler.step(optimizer)
         s.scaler.update()

@@ -21,15 +21,13 @@ class Pace:
         self.enter()
 
     def enter(self) -> None:
-        """Forget what was measured: a phase may train and evaluate on something else."""
+        """Begin a phase. What was measured is forgotten: it may train and evaluate on something else."""
+        self.last = self.state.phase == len(self.shares) - 1
+        self.start = self.state.phase_start
+        self.length = max(self.end - self.start, 1.0) if not self.timed else math.nan  # in steps
         self.evaluation = 0.0  # seconds that one takes, as far as is known
         self.measured = False
         self.first: tuple[float, int] | None = None  # seconds and samples after the first step, which pays for all else
-
-    @property
-    def last(self) -> bool:
-        """Whether this is the last phase."""
-        return self.state.phase == len(self.shares) - 1
 
     @property
     def position(self) -> float:
@@ -47,8 +45,9 @@ class Pace:
     @property
     def place(self) -> tuple[float, float]:
         """(done, whole) of this phase: a schedule is a function of the finished share."""
-        start = self.state.phase_start
-        return self.position - start, max(self.end - start, 1.0)
+        if self.timed:
+            return self.state.seconds - self.start, max(self.end - self.start, 1.0)
+        return self.state.step - self.start, self.length
 
     @property
     def progress(self) -> float:

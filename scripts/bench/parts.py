@@ -120,6 +120,37 @@ def bare_loop() -> None:
         pass
 
 
+# --- a probe of 20 epochs from features that are computed once, against one pass of the backbone over the same images ---
+
+PROBE_DATA = {"name": "fake_images", "samples": 1200, "image_size": 128}
+
+
+def probe(folder: Path) -> dict[str, float]:
+    """Seconds."""
+    found: dict[str, float] = part("time_probe", folder, XDG_CACHE_HOME=str(folder / "cache"))
+    return found
+
+
+def time_probe() -> dict[str, float]:
+    import fmeco
+    from fmeco import cache
+    from fmeco.config import choice
+
+    config = {"dataset": PROBE_DATA, "backbone": "resnet18", "train": {"steps": 1, "precision": "fp32"}}
+    source = fmeco.pretrain(config, out="source", force=True).run
+    model = fmeco.load(source)
+    images = choice("dataset", PROBE_DATA)
+    data = images.plugin.build({"known": model.spec, "whole": False, "arch": None}, images.options)
+    cache.clear()
+    began = time.perf_counter()
+    for split in ("train", "val"):
+        model.embed(data.split(split))
+    once = time.perf_counter() - began
+    task = {"dataset": PROBE_DATA, "transfer": "probe", "augment": "none", "train": {"epochs": 20, "precision": "fp32"}}
+    run = fmeco.finetune(task, ref=source, out="probe", force=True)
+    return {"one pass": once, "probe": run.seconds, "ratio": run.seconds / once}
+
+
 # --- the scan: 50,000 files in 50 folders, with sizes ---
 
 
@@ -327,6 +358,7 @@ def start(folder: Path) -> dict[str, float]:
 
 PARTS: dict[str, tuple[Callable[[Path], dict[str, float]], str]] = {
     "loop": (loop, "us per step, and fmeco / bare"),
+    "probe": (probe, "s for 20 epochs"),
     "scan": (scan, "ms for 50,000 files"),
     "checkpoint": (checkpoint, "ms"),
     "memory": (memory, "MB"),
@@ -334,7 +366,7 @@ PARTS: dict[str, tuple[Callable[[Path], dict[str, float]], str]] = {
 }
 ROUNDS = {"memory": 1}
 INNER: dict[str, Callable[..., Any]] = {
-    f.__name__: f for f in (turns, bare_loop, time_scan, time_checkpoint, epochs, million)
+    f.__name__: f for f in (turns, bare_loop, time_probe, time_scan, time_checkpoint, epochs, million)
 }
 
 
