@@ -1,7 +1,7 @@
 """fmeco: transfer learning you can trust.
 
-`fmeco.pretrain`, `fmeco.finetune`, `fmeco.resume`, `fmeco.evaluate`, `fmeco.probe`, `fmeco.rank` and `fmeco.load` are the Python face of the
-command line. Importing fmeco does nothing and imports nothing heavy; torch comes in with the first call.
+`fmeco.pretrain`, `fmeco.finetune`, `fmeco.resume`, `fmeco.evaluate`, `fmeco.probe`, `fmeco.rank` and `fmeco.load` are the
+Python face of the command line. Importing fmeco does nothing and imports nothing heavy; torch comes in with the first call.
 """
 
 from __future__ import annotations

@@ -24,12 +24,7 @@ from fmeco.transfer import Constraint, Role, Roles, Transfer, frozen
 DEFAULT_OBJECTIVE = {"class": "classification", "multilabel": "multilabel", "number": "regression"}
 FINETUNE_STEPS = 200  # a default finetune takes 10 epochs, or as many (up to 50) as make this many steps
 MICRO_BATCH = 256  # largest automatic micro-batch
-NORMS = (
-    nn.modules.batchnorm._NormBase,
-    nn.GroupNorm,
-    nn.LayerNorm,
-    nn.RMSNorm,
-)
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 CALIBRATED = 512  # samples that a new backbone is fitted to before it learns
 TRIED = 8  # samples in a batch that something is measured with
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from fmeco.errors import ConfigError, Elsewhere, FmecoError, Stopped, clean
+from fmeco.errors import STOPPING, ConfigError, Elsewhere, FmecoError, Stopped, clean
 
 app = typer.Typer(
     help="Transfer learning you can trust: pretrain once, finetune on many tasks.",
@@ -54,7 +54,7 @@ class Signals:
         self.answered = False  # a command began: it prints its own answer
 
     def install(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)):
+        for number in STOPPING:
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from fmeco import config, use
-from fmeco.core import Objective, mix
+from fmeco.core import Objective
 from fmeco.errors import ConfigError, DataError, clean
 from fmeco.log import say
 from fmeco.loop import known_errors
+from fmeco.nn import bootstrap
 from fmeco.run import finetune
 
 DRAWS, FEW_DRAWS = 2000, 200  # of the bootstrap: of right and wrong answers, and of metrics that take longer
@@ -94,28 +95,22 @@ def controls(
 def interval(
     one: Objective, mine: dict[str, Tensor], other: Objective, theirs: dict[str, Tensor], metric: str, sign: int
 ) -> tuple[float, float]:
-    """The 95% interval of the difference of two models on the same samples, by the paired bootstrap (percentiles).
-
-    https://doi.org/10.1201/9780429246593 (Efron and Tibshirani 1993), chapter 13.
-    """
-    n = len(mine["index"])
+    """The 95% interval of the difference of two models on the same samples, by the paired bootstrap."""
     a, b = one.correct(mine), other.correct(theirs)
-    quick = metric == "accuracy" and a is not None and b is not None
-    found = []
-    for draw in range(DRAWS if quick else FEW_DRAWS):
-        at = (mix(0x70616972, draw, torch.arange(n)) >> 1) % n
-        if a is not None and b is not None and quick:
-            found.append(float((a[at].double() - b[at].double()).mean()))
-        else:
-            one_value, other_value = (
-                objective.metrics({name: values[at] for name, values in rows.items()}).get(metric, math.nan)
-                for objective, rows in ((one, mine), (other, theirs))
-            )
-            found.append(sign * (one_value - other_value))  # not a number where a draw lacks what it takes
-    found = [value for value in found if math.isfinite(value)]
-    if not found:
+    gained = a.double() - b.double() if metric == "accuracy" and a is not None and b is not None else None
+
+    def measure(at: Tensor) -> float:
+        if gained is not None:
+            return float(gained[at].mean())
+        one_value, other_value = (
+            objective.metrics({name: values[at] for name, values in rows.items()}).get(metric, math.nan)
+            for objective, rows in ((one, mine), (other, theirs))
+        )
+        return sign * (one_value - other_value)
+
+    low, high = bootstrap(len(mine["index"]), FEW_DRAWS if gained is None else DRAWS, 0x70616972, measure)
+    if math.isnan(low):
         raise DataError(f"{metric} is not defined on these samples")
-    low, high = torch.tensor(found).double().quantile(torch.tensor([0.025, 0.975]).double()).tolist()
     return low, high
 
 

@@ -280,6 +280,7 @@ def read(
     overrides: Sequence[str] = (),
     name: str | None = None,
     own_backbone: bool = False,
+    allow_partial: bool = False,
 ) -> RunConfig:
     """The frozen config of a run from what the command line gives. Raises ConfigError."""
     given: dict[str, Any] = {}
@@ -297,6 +298,8 @@ def read(
     settings = load(source, stage=stage, overrides=overrides, given=given, name=name)
     if own_backbone:
         settings = settings.replace(backbone=None)
+    if allow_partial:
+        settings = settings.replace(carry=settings.carry.model_copy(update={"allow_partial": True}))
     if settings.stage == "finetune" and settings.source is None and not own_backbone:
         raise ConfigError(
             "finetuning starts from a checkpoint: --from REF",

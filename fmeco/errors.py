@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import signal
 from collections.abc import Iterable
 
 
@@ -79,6 +80,9 @@ class DiskError(FmecoError):
     """The disk is full or not writable."""
 
     exit_code, code = 7, "disk"
+
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # what asks a run to save and leave
 
 
 class Stopped(FmecoError):

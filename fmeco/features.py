@@ -17,7 +17,6 @@ import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from tqdm import tqdm
 from fmeco import cache
 from fmeco.build import Plan
 from fmeco.config import Choice
-from fmeco.core import STORED, Augment, Backbone, Data, DataSpec, Inputs, InputSpec, Samples, View, uniform
+from fmeco.core import STORED, Augment, Backbone, Data, Inputs, InputSpec, Samples, View, uniform
 from fmeco.dist import ALONE, Ranks
 from fmeco.loader import choose_reading, evaluation_batches
 from fmeco.log import say
@@ -175,7 +174,7 @@ class Extractor:
             _code(augment) if augment is not None else None,
             self.weights,
             content,
-            _plain(self.data.spec),
+            self.data.spec.preprocessing_only().to_json(),
             [section.to_dict(), view[2]] if section is not None and view is not None else None,
             [self.precision, self.device.type, torch.__version__],
         ]
@@ -184,9 +183,13 @@ class Extractor:
 
 
 def fingerprint(module: torch.nn.Module) -> str:
-    """A hash of a module's layers, tensors and their names, the buffers that are not saved among them."""
-    digest = hashlib.sha256(repr(module).encode())
-    for name, tensor in {**dict(module.named_buffers()), **module.state_dict()}.items():
+    """A module's layers, and a hash of its tensors and their names, the buffers that are not saved among them."""
+    return repr(module) + _hash({**dict(module.named_buffers()), **module.state_dict()})
+
+
+def _hash(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -202,18 +205,7 @@ def _code(thing: Backbone | Augment) -> str:
 
 def _content(samples: Samples) -> str:
     """A hash of a split in memory; "" where its samples would have to be read."""
-    if samples.tensors is None:
-        return ""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(samples.tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _plain(spec: DataSpec) -> Mapping[str, Any]:
-    """How inputs are made."""
-    return {name: value for name, value in spec.preprocessing_only().to_json().items() if name != "sizes"}
+    return "" if samples.tensors is None else _hash(samples.tensors)
 
 
 def _kept(path: Path, shape: tuple[int, int]) -> Tensor | None:

@@ -13,6 +13,8 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from fmeco.errors import STOPPING
+
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt, in glibc's malloc.h
 GRACE = 30.0  # seconds that the others have to end by themselves when one has failed
 
@@ -57,7 +59,7 @@ def launch(count: int, arguments: Sequence[str]) -> int:
         if number != signal.SIGINT:
             _send(children, number)
 
-    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)):
+    for number in STOPPING:
         signal.signal(number, forward)
     for rank in range(count):
         ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}

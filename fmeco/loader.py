@@ -24,14 +24,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from fmeco.cache import Held, free_memory
 from fmeco.core import Augment, Batch, Data, DataSpec, Inputs, Samples, View, fit, mix, standardize
-from fmeco.errors import DataError, FmecoError
+from fmeco.errors import STOPPING, DataError, FmecoError
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # what asks a run to save and leave
 WORKER_TIMEOUT = 300  # seconds without a batch before a worker is taken for hung
 MEASURED_SECONDS = 0.5  # spent on finding out how long reading takes
-DRAWN_TOGETHER = (
-    16384  # samples; a small split's epochs are drawn several at once, as each call costs more than its numbers
-)
+DRAWN_TOGETHER = 16384  # samples; of a small split several epochs, as each call costs more than its numbers
 BLOCK_BYTES = 8 << 20  # of inputs that are prepared at once, where the split is held on the device
 _ORDER = 0x6F72646572  # keeps the keys of the order apart from those of augmentation
 _COIN = 0x636F696E
@@ -110,7 +107,7 @@ class Loader:
 
     def __post_init__(self) -> None:
         self.steps = chunks(len(self.samples), self.batch_size)
-        self._micros = [self._cut(start, end) for start, end in self.steps]
+        self._micros = [self._part(start, end) for start, end in self.steps]
 
     @property
     def steps_per_epoch(self) -> int:
@@ -120,7 +117,7 @@ class Loader:
         """This rank's micro-batches of a step, as ranges of positions in its epoch's order."""
         return self._micros[step % len(self.steps)]
 
-    def _cut(self, start: int, end: int) -> list[tuple[int, int]]:
+    def _part(self, start: int, end: int) -> list[tuple[int, int]]:
         first, last = share(end - start, self.rank, self.world)
         return [(start + first + a, start + first + b) for a, b in chunks(last - first, self.micro_batch)]
 

@@ -148,7 +148,7 @@ def _log(s: Session, clock: Clock) -> str:
         "samples_per_second": rate,
         "data_share": data / training,
     }
-    s.log.write("train", s.state.step, s.state.step / s.training.loader.steps_per_epoch, values)
+    s.log.write("train", s.state.step, s.epoch, values)
     s.state.window = []
     return f"loss {loss:.4f}, {rate:.0f} samples/s"
 
@@ -159,16 +159,15 @@ def _evaluate(s: Session) -> bool:
     _settle(s)
     s.writer.wait()  # loader workers are forked from a process that does nothing else
     s.ranks.broadcast_(list(s.objective.buffers()))
-    epoch = s.state.step / s.training.loader.steps_per_epoch
     with evaluated_weights(s):
         s.metrics, bad = s.training.validate()
     s.measured_at = s.state.step
     s.state.bad_samples = list(dict.fromkeys([*s.state.bad_samples, *bad]))
     _train_mode(s)
     improved = _score(s)
-    s.log.write("val", s.state.step, epoch, s.metrics)
+    s.log.write("val", s.state.step, s.epoch, s.metrics)
     shown = ", ".join(f"{name} {value:.4f}" for name, value in s.metrics.items() if "/" not in name)
-    say(f"epoch {epoch:g}, step {s.state.step}: {shown}{'  *' if improved else ''}")
+    say(f"epoch {s.epoch:g}, step {s.state.step}: {shown}{'  *' if improved else ''}")
     return improved
 
 
@@ -278,11 +277,10 @@ def _settle(s: Session) -> None:
 
 def _not_finite(s: Session, step: int, loss: float, norm: float, factor: float) -> None:
     """The step was left out; say what is known of it, and stop or go on."""
-    start, end = s.training.loader.steps[step % s.training.loader.steps_per_epoch]
-    order = epoch_order(
-        len(s.training.loader.samples), s.seed, step // s.training.loader.steps_per_epoch, s.training.loader.balance
-    )
-    names = [s.training.loader.samples.name(i) for i in order[start:end].tolist()]
+    loader = s.training.loader
+    start, end = loader.steps[step % loader.steps_per_epoch]
+    order = epoch_order(len(loader.samples), s.seed, step // loader.steps_per_epoch, loader.balance)
+    names = [loader.samples.name(i) for i in order[start:end].tolist()]
     what = f"step {step}: the loss is {loss}, the gradient's norm {norm}, the learning rate factor {factor:.3g}"
     if s.train.on_nonfinite == "stop" or s.skipped >= MAX_SKIPPED_STEPS:
         raise Diverged(
@@ -300,9 +298,7 @@ def _say_where_time_went(s: Session) -> None:
     shares = {"compute_share": max(0.0, 1 - sum(shares.values())), **shares}
     training = state.seconds - state.spent["evaluate"] - state.spent["save"]
     rate = state.samples / max(training, 1e-9)
-    s.log.write(
-        "time", state.step, state.step / s.training.loader.steps_per_epoch, {**shares, "samples_per_second": rate}
-    )
+    s.log.write("time", state.step, s.epoch, {**shares, "samples_per_second": rate})
     words = {"compute": "computing", "data": "waiting for data", "evaluate": "evaluating", "save": "saving"}
     told = ", ".join(f"{shares[f'{what}_share']:.0%} {word}" for what, word in words.items())
     say(f"{state.seconds:.1f} s: {told}; {rate:,.0f} samples/s in training")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fmeco.core import Inputs
+from fmeco.core import Inputs, mix
 from fmeco.errors import ConfigError
 
 
@@ -56,6 +58,23 @@ class Head(nn.Linear):
 def mirrored(inputs: Inputs) -> Inputs:
     """The same batch with its images (B, C, H, W) mirrored."""
     return {name: x.flip(-1) if x.ndim == 4 else x for name, x in inputs.items()}
+
+
+# ---------------------------------------------------------------- intervals
+
+
+def bootstrap(n: int, draws: int, stream: int, measure: Callable[[Tensor], float]) -> tuple[float, float]:
+    """The 95% interval of a figure by the bootstrap over n samples (percentiles). measure: positions (n,), drawn with
+    replacement -> the figure, not finite where it is not defined on them; nan where it never is.
+
+    https://doi.org/10.1201/9780429246593 (Efron and Tibshirani 1993), chapter 13.
+    """
+    found = [measure((mix(stream, draw, torch.arange(n)) >> 1) % n) for draw in range(draws)]
+    defined = torch.tensor([one for one in found if math.isfinite(one)], dtype=torch.float64)
+    if not len(defined):
+        return math.nan, math.nan
+    low, high = defined.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
 
 
 # ---------------------------------------------------------------- metrics of ranked scores

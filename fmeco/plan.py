@@ -35,9 +35,9 @@ def check(
 
     Raises the error that the run would end in; all unreadable samples at once, as one DataError.
     """
-    settings = config.read(source, stage=stage, ref=ref, dataset=dataset, overrides=overrides)
-    if allow_partial:
-        settings = settings.replace(carry=settings.carry.model_copy(update={"allow_partial": True}))
+    settings = config.read(
+        source, stage=stage, ref=ref, dataset=dataset, overrides=overrides, allow_partial=allow_partial
+    )
     built = build.prepare(settings)
     bad: list[str] = []
     for name in ("train", "val", "test"):

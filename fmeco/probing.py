@@ -19,7 +19,7 @@ from fmeco.core import Backbone, Samples, Target, mix, seed_torch
 from fmeco.errors import CheckpointError, ConfigError, DataError, FmecoError, clean
 from fmeco.features import Extractor
 from fmeco.loop import known_errors
-from fmeco.nn import average_precision
+from fmeco.nn import average_precision, bootstrap
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # as in https://arxiv.org/abs/2104.14294, appendix F
 PENALTIES = tuple(10.0**n for n in range(2, -7, -1))  # of the linear head, strongest first
@@ -114,15 +114,11 @@ def score(outputs: Tensor, y: Tensor, target: Target) -> float:
 def interval(outputs: Tensor, y: Tensor, target: Target) -> tuple[float, float]:
     """The 95% interval of `score` by the bootstrap over samples (percentiles)."""
     right = outputs.argmax(1) == y if target.kind == "class" else None
-    scores = []
-    for draw in range(DRAWS if target.kind != "multilabel" else FEW_DRAWS):
-        at = (mix(0x626F6F74, draw, torch.arange(len(y))) >> 1) % len(y)
-        scores.append(float(right[at].double().mean()) if right is not None else score(outputs[at], y[at], target))
-    defined = torch.tensor([one for one in scores if math.isfinite(one)], dtype=torch.float64)
-    if not len(defined):
-        return math.nan, math.nan
-    low, high = defined.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return low, high
+
+    def measure(at: Tensor) -> float:
+        return float(right[at].double().mean()) if right is not None else score(outputs[at], y[at], target)
+
+    return bootstrap(len(y), FEW_DRAWS if target.kind == "multilabel" else DRAWS, 0x626F6F74, measure)
 
 
 def logme(x: Tensor, y: Tensor, target: Target) -> float:

@@ -111,9 +111,8 @@ def _start(
         overrides=overrides,
         name=name,
         own_backbone=backbone is not None,
+        allow_partial=allow_partial,
     )
-    if allow_partial:
-        settings = settings.replace(carry=settings.carry.model_copy(update={"allow_partial": True}))
     with dist.together(settings.train.device) as ranks:
         run = Path(ranks.from_first(lambda: str(claim(Path(out) if out else None, settings, force))))
         with locked(run) if ranks.first else contextlib.nullcontext():

@@ -104,6 +104,11 @@ class Session:
         assert self.gear is not None, "a phase was entered"
         return self.gear
 
+    @property
+    def epoch(self) -> float:
+        """Passes over the training data so far."""
+        return self.state.step / self.training.loader.steps_per_epoch
+
     def enter(self, phase: int) -> None:
         """Begin a phase, or take it up again."""
         self.state.phase, self.gear = phase, self.prepare(phase)
@@ -175,7 +180,7 @@ def save(s: Session, *, full: bool, best: bool = False) -> None:
         **s.meta,
         # Metrics belong to the weights they were measured with; a save between evaluations has none.
         "metrics": {f"val_{k}": v for k, v in s.metrics.items()} if s.measured_at == s.state.step else {},
-        "epoch": s.state.step / s.training.loader.steps_per_epoch,
+        "epoch": s.epoch,
         "best": best,
     }
     tensors: dict[str, Mapping[str, Tensor]] = {}

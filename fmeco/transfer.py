@@ -165,16 +165,11 @@ def llrd(
     https://arxiv.org/abs/2106.08254 (BEiT), appendix H."""
     layers = _layers(roles)
     place = {depth: (at + 1) / len(layers) for at, depth in enumerate(layers)}
-    return Transfer(
-        (
-            Phase(
-                {
-                    name: 1.0 if role.depth is None else decay ** (1 + BLOCKS * (1 - place[role.depth]))
-                    for name, role in roles.items()
-                }
-            ),
-        )
-    )
+    scales = {
+        name: 1.0 if role.depth is None else decay ** (1 + BLOCKS * (1 - place[role.depth]))
+        for name, role in roles.items()
+    }
+    return Transfer((Phase(scales),))
 
 
 def bn(roles: Roles) -> Transfer:
@@ -184,8 +179,7 @@ def bn(roles: Roles) -> Transfer:
 
 def bias(roles: Roles) -> Transfer:
     """The biases, those of normalisation layers included, and the head. https://arxiv.org/abs/2106.10199 (BitFit)"""
-    biases = {name for name in roles if name.endswith("bias")}
-    return Transfer((Phase(_only(roles, lambda name, role: name in biases, "biases")),))
+    return Transfer((Phase(_only(roles, lambda name, role: name.endswith("bias"), "biases")),))
 
 
 def lora(
