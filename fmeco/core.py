@@ -409,7 +409,7 @@ class Features:
         return (self.tokens * weight).sum(1) / weight.sum(1).clamp_min(1)
 
 
-STORED = "stored features"  # the name of the input that holds a frozen backbone's vectors
+STORED = "stored features"  # the name of the input that holds what a frozen part of the backbone gives
 
 
 class Backbone(nn.Module, ABC):
@@ -418,16 +418,17 @@ class Backbone(nn.Module, ABC):
 
     width: int
     class_layers: tuple[str, ...] = ()
+    rest: Callable[[Tensor, bool], Features] | None = None  # (stored values, whether training) -> Features
 
     @abstractmethod
     def forward(self, inputs: Inputs) -> Features: ...
 
     def __call__(self, inputs: Inputs) -> Features:
-        """`forward`; or, where `inputs` hold vectors (B, D) that were computed before, those: of views (B, V, D) the
-        first."""
+        """`forward`; or, where `inputs` hold what its frozen part gives (B, V, ...), computed before, the `rest` of the
+        way from the first of the V views. Where all is frozen that is the vector itself."""
         stored = inputs.get(STORED)
         if stored is not None:
-            return Features(pooled=stored if stored.ndim == 2 else stored[:, 0])
+            return Features(pooled=stored[:, 0]) if self.rest is None else self.rest(stored[:, 0], self.training)
         features: Features = super().__call__(inputs)
         return features
 
@@ -478,7 +479,7 @@ class Objective(nn.Module, ABC):
 
     directions: metric name -> "max" or "min"; the first one picks the best checkpoint unless the config does.
     coupled: the loss depends on which samples share a batch, so micro-batches would change it.
-    vectors_only: inputs serve for nothing but the backbone's vectors, which can then be computed once where it is frozen.
+    vectors_only: inputs serve for nothing but the backbone's vectors: what is frozen of it can then be computed once.
     """
 
     views: tuple[View, ...] = (View(),)

@@ -1,7 +1,7 @@
-"""What a frozen backbone computes is computed once: its vectors (N, D) of a split, kept on the disk for every later
-epoch, head, run and command.
+"""What a frozen backbone, or its frozen part, computes is computed once: its values (N, ...) of a split, kept on the disk
+for every later epoch, head, run and command.
 
-A file holds one view of one split, float32, as numpy writes it. Its name is a hash of all that decides what is in it:
+A file holds one view of one split as numpy writes it. Its name is a hash of all that decides what is in it:
 weights, preprocessing, samples, augmentation, precision.
 """
 
@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import inspect
 import json
+import math
 import os
 import time
 import uuid
@@ -25,9 +26,10 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from tqdm import tqdm
 
 from fmeco import cache
-from fmeco.build import Plan
+from fmeco.build import Plan, few
 from fmeco.config import Choice
 from fmeco.core import STORED, Augment, Backbone, Data, Inputs, InputSpec, Samples, View, uniform
+from fmeco.cut import Cut, Vector, cut
 from fmeco.dist import ALONE, Ranks
 from fmeco.loader import choose_reading, evaluation_batches
 from fmeco.log import say
@@ -38,56 +40,64 @@ BATCH = 64
 
 
 class Stored(Samples):
-    """A split as its vectors (N, V, D), one per view."""
+    """A split as what a frozen part gives (N, V, ...), for each of V views."""
 
     in_memory = True
 
-    def __init__(self, samples: Samples, vectors: Tensor) -> None:
-        self.samples, self.vectors = samples, vectors
-        self.targets, self.tensors = samples.targets, {STORED: vectors}
+    def __init__(self, samples: Samples, values: Tensor) -> None:
+        self.samples, self.values = samples, values
+        self.targets, self.tensors = samples.targets, {STORED: values}
 
     def __len__(self) -> int:
-        return len(self.vectors)
+        return len(self.values)
 
     def __getitem__(self, index: int) -> Inputs:
-        return {STORED: self.vectors[index]}
+        return {STORED: self.values[index]}
 
     def name(self, index: int) -> str:
         return self.samples.name(index)
 
 
 class OneOf(Augment):
-    """Each time another of a sample's views: (B, V, D) -> (B, D)."""
+    """Each time another of a sample's views: (B, V, ...) -> (B, 1, ...)."""
 
     def batch(self, inputs: Inputs, keys: Tensor) -> Inputs:
         x = inputs[STORED]
         chosen = (uniform(keys, 0) * x.shape[1]).long().to(x.device)
-        return {STORED: x[torch.arange(len(x), device=x.device), chosen]}
+        return {STORED: x[torch.arange(len(x), device=x.device), chosen][:, None]}
 
 
-def stored(plan: Plan) -> tuple[Data, Augment] | None:
-    """The data as vectors of the plan's backbone, where that is frozen and nothing else is asked of the inputs."""
-    objective, wanted = plan.objective, plan.settings.carry.views
-    product = objective.product
+def stored(plan: Plan, epochs: float) -> tuple[Data, Augment] | None:
+    """The data as what the plan's backbone, or the frozen part of it, makes of it, where nothing else is asked of the
+    inputs and it pays in that many epochs."""
+    product, wanted = plan.objective.product, plan.settings.carry.views
+    product.rest = None
+    frozen = [not p.requires_grad for p in product.parameters()]
     adapts = plan.settings.carry.batch_norm == "adapt" and any(isinstance(m, BatchNorm) for m in product.modules())
-    if any(p.requires_grad for p in product.parameters()) or not objective.vectors_only or adapts or wanted == 0:
-        return None
-    if not any(True for _ in product.parameters()) or plan.data.collate is not None:
+    if not any(frozen) or not plan.objective.vectors_only or adapts or wanted == 0 or plan.data.collate is not None:
         return None
     augments = plan.settings.augment is not None and plan.settings.augment.name != "none"
-    views = (wanted or VIEWS) if augments else 1
-    needed = 4.0 * product.width * (views * len(plan.data.split("train")) + len(plan.data.val or ()))
+    if all(frozen):
+        views, place = (wanted or VIEWS) if augments else 1, None
+    else:  # layers above that train want more variety than a head: of views only as many as were asked for
+        views = (wanted or 0) if augments else 1
+        place = _place(plan) if epochs > (wanted or 2) else None
+        if place is None or not views:
+            if place is not None:
+                say("part of the backbone is frozen; transfer.views: 3, or augment: none, computes that part only once")
+            return None
+    found = Extractor(product, plan.data, plan.device, plan.precision, plan.loader.channels_last, plan.ranks, place)
+    train, val = plan.data.split("train"), plan.data.val
+    needed = float(math.prod(found.shape)) * found.dtype.itemsize * (views * len(train) + len(val or ()))
     if needed > cache.free_memory() / 2:
         say(f"features would take {needed / 1e9:.0f} GB of memory: they are computed anew in every epoch")
         return None
-    train, val = plan.data.split("train"), plan.data.val
-    found = Extractor(product, plan.data, plan.device, plan.precision, plan.loader.channels_last, plan.ranks)
     began = time.monotonic()
     parts = [
-        found.vectors(train, "train", (plan.augment, plan.settings.augment, view) if augments else None)
+        found.values(train, "train", (plan.augment, plan.settings.augment, view) if augments else None)
         for view in range(views)
     ]
-    validated = found.vectors(val, "val") if val is not None and len(val) else None
+    validated = found.values(val, "val") if val is not None and len(val) else None
     if any(part is None for part in parts) or (val is not None and len(val) and validated is None):
         if plan.settings.train.on_bad_sample == "skip":
             say("some samples cannot be read: features are computed anew in every epoch, without them")
@@ -95,17 +105,30 @@ def stored(plan: Plan) -> tuple[Data, Augment] | None:
     whole = parts[0][:, None] if views == 1 else torch.stack(parts, 1)  # type: ignore[index,arg-type]
     took = time.monotonic() - began
     say(
-        f"the backbone is frozen: its features of {len(train):,} samples{f', {views} views each,' if views > 1 else ''} took {took:.1f} s"
+        f"{'the backbone' if place is None else 'a part of the backbone'} is frozen: its features of {len(train):,} samples"
+        f"{f', {views} views each,' if views > 1 else ''} took {took:.1f} s"
     )
-    spec = dataclasses.replace(plan.data.spec, inputs={STORED: InputSpec((views, whole.shape[2]))})
-    held = Stored(val, validated[:, None].expand(-1, views, -1)) if val is not None and validated is not None else None
-    data = dataclasses.replace(plan.data, spec=spec, train=Stored(train, whole), val=held)
-    return data, OneOf()
+    product.rest = place.rest if place is not None else None
+    spec = dataclasses.replace(plan.data.spec, inputs={STORED: InputSpec(tuple(whole.shape[1:]))})
+    held = None
+    if val is not None and validated is not None:
+        held = Stored(val, validated[:, None].expand(-1, views, *[-1] * len(found.shape)))
+    return dataclasses.replace(plan.data, spec=spec, train=Stored(train, whole), val=held), OneOf()
+
+
+def _place(plan: Plan) -> Cut | None:
+    """Where to cut a backbone that is partly frozen: not where storing values would take more than storing inputs."""
+    example = few(plan.loader, 2).to(plan.device).views[0]
+    with autocast(plan.device, plan.precision):
+        place = cut(plan.objective.product, example)
+    if place is None or math.prod(place.shape) > sum(x[0].numel() for x in example.values()):
+        return None
+    return place
 
 
 @dataclasses.dataclass
 class Extractor:
-    """Computes a backbone's vectors, or finds them on the disk."""
+    """Computes what a backbone, or its part below a cut, makes of samples, or finds it on the disk."""
 
     backbone: Backbone
     data: Data
@@ -113,17 +136,21 @@ class Extractor:
     precision: str
     channels_last: bool
     ranks: Ranks = ALONE
+    place: Cut | None = None
 
     def __post_init__(self) -> None:
-        self.weights = fingerprint(self.backbone)
+        self.lower = Vector(self.backbone) if self.place is None else self.place.lower
+        self.shape = (self.backbone.width,) if self.place is None else self.place.shape
+        self.dtype = torch.float32 if self.place is None else self.place.dtype
+        self.weights = fingerprint(self.lower)
 
-    def vectors(
+    def values(
         self, samples: Samples, what: str, view: tuple[Augment, Choice | None, int] | None = None
     ) -> Tensor | None:
-        """The vectors (N, D) of a split: of the plain samples, or of one augmented `view` (how, its section, its number).
-        None where a sample cannot be read."""
+        """The values (N, *shape) of a split: of the plain samples, or of one augmented `view` (how, its section, its
+        number). None where a sample cannot be read."""
         path = self._path(samples, view)
-        kept = _kept(path, (len(samples), self.backbone.width)) if path is not None else None
+        kept = _kept(path, (len(samples), *self.shape), self.dtype) if path is not None else None
         if not self.ranks.most(float(kept is None))[0]:  # where one rank has to compute, all do
             return kept
         found = self._compute(samples, what, view)
@@ -145,7 +172,7 @@ class Extractor:
             world=self.ranks.world,
             view=(view[0], view[2]) if view is not None else None,
         )
-        parts: dict[str, list[Tensor]] = {"vectors": [], "index": []}
+        parts: dict[str, list[Tensor]] = {"values": [], "index": []}
         skipped: list[str] = []
         training = self.backbone.training
         self.backbone.eval()
@@ -156,13 +183,13 @@ class Extractor:
                 if skipped:
                     break
                 if len(batch):
-                    parts["vectors"].append(self.backbone(batch.views[0]).vector.float().cpu())
+                    parts["values"].append(self.lower(batch.views[0]).cpu())
                     parts["index"].append(batch.index)
         self.backbone.train(training)
         rows, skipped = self.ranks.gather_rows({k: torch.cat(v) for k, v in parts.items() if v}, skipped)
         if skipped or not rows:
             return None
-        return rows["vectors"].clone()[rows["index"].argsort()]
+        return rows["values"].clone()[rows["index"].argsort()]
 
     def _path(self, samples: Samples, view: tuple[Augment, Choice | None, int] | None) -> Path | None:
         content, code = samples.content or _content(samples), _code(self.backbone)
@@ -183,8 +210,9 @@ class Extractor:
 
 
 def fingerprint(module: torch.nn.Module) -> str:
-    """A module's layers, and a hash of its tensors and their names, the buffers that are not saved among them."""
-    return repr(module) + _hash({**dict(module.named_buffers()), **module.state_dict()})
+    """A module's layers, its code where that is its own, and a hash of its tensors and their names, the buffers that are
+    not saved among them."""
+    return str(module) + _hash({**dict(module.named_buffers()), **module.state_dict()})
 
 
 def _hash(tensors: Mapping[str, Tensor]) -> str:
@@ -208,23 +236,24 @@ def _content(samples: Samples) -> str:
     return "" if samples.tensors is None else _hash(samples.tensors)
 
 
-def _kept(path: Path, shape: tuple[int, int]) -> Tensor | None:
+def _kept(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
     try:
-        kept = np.load(path, mmap_mode="c")
-    except (OSError, ValueError, EOFError):
+        kept = torch.from_numpy(np.load(path, mmap_mode="c"))
+    except (OSError, ValueError, EOFError, TypeError):
         return None
     with contextlib.suppress(OSError):
         os.utime(path)  # used now, for `prune`
-    return torch.from_numpy(kept) if kept.shape == shape and kept.dtype == np.float32 else None
+    kept = kept if kept.dtype != torch.int16 else kept.view(torch.bfloat16)
+    return kept if kept.shape == shape and kept.dtype == dtype else None
 
 
-def _keep(path: Path, vectors: Tensor) -> None:
+def _keep(path: Path, values: Tensor) -> None:
     """Write a file, whole or not at all. A full disk costs time later, not the run."""
     temporary = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            np.save(file, vectors.numpy())
+        with open(temporary, "wb") as file:  # numpy has no bfloat16
+            np.save(file, (values if values.dtype != torch.bfloat16 else values.view(torch.int16)).numpy())
         os.replace(temporary, path)
         cache.prune(path.parent, "*.npy", cache.room(path.parent))
     except OSError:

@@ -252,7 +252,7 @@ def _judge(ref: str, plan: Plan, backbone: Backbone) -> dict[str, Any]:
 
     def split(part: str) -> Split:
         samples: Samples = data.split(part)
-        vectors, values = found.vectors(samples, part), samples.targets[name]
+        vectors, values = found.values(samples, part), samples.targets[name]
         if vectors is None:
             raise DataError(f"samples of the {part} split cannot be read", "fmeco check --dataset ... names them")
         assert isinstance(values, Tensor)

@@ -362,7 +362,8 @@ def _gear(plan: Plan, phase: int) -> Gear:
     optimizer = settings.optimizer.plugin.build({"params": groups}, settings.optimizer.options)
     trained = [parameter for group in groups for parameter in group["params"]]
     data, loader = plan.data, plan.loader
-    if (stored := features.stored(plan)) is not None:
+    share = plan.transfer.phases[phase].share / sum(one.share for one in plan.transfer.phases)
+    if (stored := features.stored(plan, share * plan.total / loader.steps_per_epoch)) is not None:
         data, views = stored
         samples = data.split("train")
         reading = choose_reading("auto", data, samples, plan.device)

@@ -221,6 +221,39 @@ def test_what_is_frozen_is_computed_once_with_the_same_result(
     assert runs["cached"].metrics == pytest.approx(runs["anew"].metrics, abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("kind", "frozen"),
+    [("cnn", [f"layers.{i}" for i in (0, 2, 4, 6, 7, 9, 11)]), ("vit", ["patches", "blocks.layers.0"])],
+)
+def test_a_frozen_part_is_computed_once_with_the_same_result(
+    kind: str, frozen: list[str], sources: dict[str, Path], tmp_path: Path
+) -> None:
+    plain = {"augment": "none", "evaluate": {"every": 1}}
+
+    def run(name: str, views: int | None, **how: Any) -> fmeco.Result:
+        transfer = {"strategy": "full", "freeze": frozen, "views": views}
+        return finetune(sources[kind], tmp_path / name, transfer, kind, sections=plain, **how)
+
+    cached = run("cached", None)
+    kept = {one["file"]: np.load(one["file"]).shape for one in cache.entries()}
+    sizes = json.loads((cached.checkpoint / "meta.json").read_text())["spec"]["sizes"]
+    assert sorted(shape[0] for shape in kept.values()) == sorted([sizes["train"], sizes["val"]])
+    assert all(len(shape) > 2 for shape in kept.values()), "maps or tokens, not vectors"
+    anew = run("anew", 0)
+    assert {one["file"] for one in cache.entries()} == set(kept), "the features were computed in every epoch"
+    for file in ("backbone", "objective"):
+        one, two = (tensors(result.run / "checkpoints/last", file) for result in (cached, anew))
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+    assert cached.metrics == pytest.approx(anew.metrics, abs=1e-4)
+
+    asked: list[int] = []
+    with pytest.raises(Stopped):
+        run("parts", None, stop=lambda: bool(asked.append(1)) or len(asked) > 9)
+    fmeco.resume(tmp_path / "parts", **body(kind)[1])
+    one, two = (tensors(tmp_path / name / "checkpoints/last") for name in ("cached", "parts"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
 def test_views_of_frozen_features_vary_and_are_kept(sources: dict[str, Path], tmp_path: Path) -> None:
     light = {"augment": "light"}
     finetune(sources["cnn"], tmp_path / "two", {"strategy": "probe", "views": 2}, "cnn", sections=light)

@@ -1,0 +1,163 @@
+"""Cuts a backbone in two where its frozen part ends: what can be computed once per sample, and the rest, which trains.
+
+The network is read as a graph (torch.fx). Only modules that are partly frozen are opened, so that whatever lies in one part
+as a whole runs as it always does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from fmeco.core import Backbone, Features, Inputs
+
+
+@dataclass(frozen=True)
+class Cut:
+    """lower: Inputs -> the values (B, ...) at the cut. upper: those values -> Features, in evaluation and in training.
+
+    shape: of the values of one sample. Both parts share their layers with the backbone.
+    """
+
+    lower: nn.Module
+    upper: tuple[nn.Module, nn.Module]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    channels_last: bool
+
+    def rest(self, values: Tensor, training: bool) -> Features:
+        if self.channels_last:
+            values = values.contiguous(memory_format=torch.channels_last)
+        features: Features = self.upper[training](values)
+        return features
+
+
+class Vector(nn.Module):
+    """The whole backbone as a lower part: Inputs -> its vectors (B, D)."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        return self.backbone(inputs).vector.float()
+
+
+def cut(backbone: Backbone, example: Inputs) -> Cut | None:
+    """Cut a partly frozen backbone at the last value that all of the rest is computed from, and nothing that trains
+    goes into. None where there is no such place, or the network cannot be read as a graph.
+
+    example: inputs (B, ...) of a few samples, as the backbone gets them.
+    """
+    with _modes(backbone):
+        graphs = []
+        for training in (False, True):  # some layers say in their code what differs
+            backbone.train(training)
+            try:
+                graphs.append(_Tracer().trace(backbone))
+            except Exception:  # whatever a stranger's code does when it is handed symbols: it is then not cut
+                return None
+        backbone.eval()
+        for at in _places(graphs[0], backbone):
+            lower = _part(backbone, graphs[0], at, below=True)
+            with torch.inference_mode():
+                values = lower(example)
+            size = len(next(iter(example.values())))
+            twins = [node for node in graphs[1].nodes if node.name == at.name]
+            if isinstance(values, Tensor) and values.ndim > 1 and len(values) == size and twins:
+                upper = [_part(backbone, graph, node, below=False) for graph, node in zip(graphs, [at, *twins])]  # noqa: B905
+                last = values.ndim == 4 and values.is_contiguous(memory_format=torch.channels_last)
+                return Cut(lower, (upper[0], upper[1]), tuple(values.shape[1:]), values.dtype, last)
+    return None
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        whole = len({p.requires_grad for p in m.parameters()}) < 2
+        return whole or super().is_leaf_module(m, module_qualified_name)
+
+
+def _places(graph: fx.Graph, root: nn.Module) -> Iterator[fx.Node]:
+    """Where the graph can be cut, the last place first."""
+    trains: set[fx.Node] = set()
+    varies: set[fx.Node] = set()  # depends on the input
+    for node in graph.nodes:
+        if _trains(node, root) or trains.intersection(node.all_input_nodes):
+            trains.add(node)
+        if node.op == "placeholder" or varies.intersection(node.all_input_nodes):
+            varies.add(node)
+    output = next(node for node in graph.nodes if node.op == "output")
+    needed = _ancestors(output)
+    for node in reversed(list(graph.nodes)):
+        if node not in needed or node in trains or node not in varies or node.op == "placeholder":
+            continue
+        below = _ancestors(node)
+        crossing = {p for other in needed - below for p in other.all_input_nodes if p in below and p in varies}
+        if crossing == {node}:
+            yield node
+
+
+def _trains(node: fx.Node, root: nn.Module) -> bool:
+    if node.op == "call_module":
+        return any(p.requires_grad for p in root.get_submodule(str(node.target)).parameters())
+    if node.op == "get_attr":
+        value: object = root
+        for name in str(node.target).split("."):
+            value = getattr(value, name)
+        return isinstance(value, Tensor) and value.requires_grad
+    return False
+
+
+def _ancestors(node: fx.Node) -> set[fx.Node]:
+    """A node and all that goes into it."""
+    found, open_ = {node}, [node]
+    while open_:
+        fresh = set(open_.pop().all_input_nodes) - found
+        found |= fresh
+        open_ += fresh
+    return found
+
+
+def _part(root: nn.Module, graph: fx.Graph, at: fx.Node, *, below: bool) -> nn.Module:
+    """The graph up to a node, or from it on."""
+    part = fx.Graph()
+    lower = _ancestors(at)
+    output = next(node for node in graph.nodes if node.op == "output")
+    copies: dict[fx.Node, fx.Node] = {}
+    if below:
+        wanted = lower
+    else:
+        copies[at] = part.placeholder("values")
+        # Constants of the lower part may serve the upper one, too.
+        steady = _steady(graph)
+        wanted = {node for node in _ancestors(output) if node not in lower or node in steady}
+    for node in graph.nodes:
+        if node in wanted and node not in copies:
+            copies[node] = part.node_copy(node, copies.__getitem__)
+    if below:
+        part.output(copies[at])
+    return fx.GraphModule(root, part)
+
+
+def _steady(graph: fx.Graph) -> set[fx.Node]:
+    """What does not depend on the input."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op != "placeholder" and found.issuperset(node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+@contextlib.contextmanager
+def _modes(module: nn.Module) -> Iterator[None]:
+    """Leaves every layer in the mode that it was in."""
+    before = [(one, one.training) for one in module.modules()]
+    try:
+        yield
+    finally:
+        for one, training in before:
+            one.training = training
