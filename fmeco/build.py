@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from fmeco import cache, checkpoint, config, optim, refs, tune
 from fmeco.config import Choice, RunConfig
-from fmeco.core import Augment, Backbone, Batch, Data, DataSpec, Objective, seed_torch
+from fmeco.core import Augment, Backbone, Batch, Data, DataSpec, Inputs, Objective, Samples, known, seed_torch
 from fmeco.dist import ALONE, Ranks
 from fmeco.errors import CheckpointError, ConfigError, DataError, clean, listing, nearest
 from fmeco.loader import Loader, Reading, channels_last, choose_reading
@@ -66,12 +67,12 @@ def prepare(
     known = source.spec.preprocessing_only() if source is not None else None
     if resumed is not None and (settings.source is not None or _weights(settings) is not None):
         known = resumed.spec.preprocessing_only()
-    data = _described(data or _build_data(settings, known))
+    data = data or _build_data(settings, known)
     if source is not None and source.spec.modality != data.spec.modality:
         raise CheckpointError(
             f"the weights are for {source.spec.modality} data, and this dataset holds {data.spec.modality} data"
         )
-    data = _cached(data, settings)
+    data = _described(_fraction(_cached(data, settings), settings))
 
     # Initialisation, in order: the seed's random values; then the source's backbone; then head rows of shared classes.
     seed_torch(settings.seed, 0x696E6974)  # "init": apart from the seeds of steps
@@ -167,6 +168,45 @@ def _cached(data: Data, settings: RunConfig) -> Data:
     room: str | float = wanted if wanted in ("auto", "off") else config.size(wanted)
     train, val = (part and cache.decoded(part, room) for part in (data.train, data.val))
     return dataclasses.replace(data, train=train, val=val)
+
+
+class Part(Samples):
+    """Some samples of a split."""
+
+    def __init__(self, samples: Samples, at: Tensor) -> None:
+        self.samples, self.at = samples, at.tolist()
+        self.targets = {
+            name: values[at] if isinstance(values, Tensor) else [values[i] for i in self.at]
+            for name, values in samples.targets.items()
+        }
+        self.in_memory = samples.in_memory
+        self.tensors = None if samples.tensors is None else {name: x[at] for name, x in samples.tensors.items()}
+        digest = hashlib.sha256(f"{samples.content} {self.at}".encode()).hexdigest()
+        self.content = digest if samples.content else ""
+
+    def __len__(self) -> int:
+        return len(self.at)
+
+    def __getitem__(self, index: int) -> Inputs:
+        return self.samples[self.at[index]]
+
+    def name(self, index: int) -> str:
+        return self.samples.name(self.at[index])
+
+
+def _fraction(data: Data, settings: RunConfig) -> Data:
+    """The data with `train.label_fraction` of the training samples: of each class, where each has one, and at least one."""
+    share, samples = settings.train.label_fraction, data.split("train")
+    if share == 1:
+        return data
+    draws = [hashlib.blake2b(f"{settings.seed}/{samples.name(i)}".encode()).digest() for i in range(len(samples))]
+    order = torch.tensor(sorted(range(len(samples)), key=draws.__getitem__))
+    first = next(iter(samples.targets.values()), None)
+    classes = first if isinstance(first, Tensor) and not first.is_floating_point() else torch.zeros(len(samples))
+    parts = [order[classes[order] == one] for one in classes.unique()]
+    kept = torch.cat([part[: max(1, round(share * len(part)))] for part in parts]).sort().values
+    spec = dataclasses.replace(data.spec, sizes={**data.spec.sizes, "train": len(kept)})
+    return dataclasses.replace(data, spec=spec, train=Part(samples, kept))
 
 
 def _tune(settings: RunConfig, loader: Loader, objective: Objective, total: int, ranks: Ranks) -> RunConfig:
@@ -343,8 +383,11 @@ def _weights(settings: RunConfig) -> str | None:
 def _default_objective(spec: DataSpec) -> Choice:
     if not spec.targets:
         raise ConfigError("this dataset has no labels to learn from", "name an `objective:`")
-    name = "label" if "label" in spec.targets else next(iter(spec.targets))
-    return config.choice("objective", {"name": DEFAULT_OBJECTIVE[spec.targets[name].kind], "target": name})
+    if len(spec.targets) > 1:
+        tasks = {name: DEFAULT_OBJECTIVE[target.kind] for name, target in spec.targets.items()}
+        return config.choice("objective", {"name": "multi_task", "tasks": tasks})
+    name, target = next(iter(spec.targets.items()))
+    return config.choice("objective", {"name": DEFAULT_OBJECTIVE[target.kind], "target": name})
 
 
 def _default_augment(spec: DataSpec) -> str:
@@ -360,7 +403,7 @@ def _check_classes(data: Data) -> None:
         train, val = data.train.targets.get(name), data.val.targets.get(name)
         if target.kind != "class" or not isinstance(train, Tensor) or not isinstance(val, Tensor):
             continue
-        trained, validated = set(train.tolist()), set(val.tolist())
+        trained, validated = (set(labels[known(labels)].tolist()) for labels in (train, val))
         if never := [target.classes[c] for c in sorted(validated - trained)]:
             raise DataError(f"no training samples of {listing(never)}, which the validation split has")
         if absent := [target.classes[c] for c in sorted(trained - validated)]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,9 @@ def report(run: Path) -> None:
         for name in (validated[-1] if validated else {})
         if name not in ("kind", "step", "epoch") and "/" not in name
     ]
-    charts = [_chart("training loss", trained, "loss")] + [
+    tried = [{**line, "step": math.log10(line["lr"])} for line in lines if line["kind"] == "range"]
+    charts = [_chart("range test: loss by log10 of the rate", tried, "loss", across="rate")]
+    charts += [_chart("training loss", trained, "loss")] + [
         _chart(f"validation {name}", validated, name) for name in names
     ]
     table = "".join(
@@ -102,7 +105,9 @@ def report(run: Path) -> None:
     (run / "report.html").write_text(body, "utf-8")
 
 
-def _chart(title: str, lines: Sequence[Mapping[str, Any]], name: str, width: int = 420, height: int = 220) -> str:
+def _chart(
+    title: str, lines: Sequence[Mapping[str, Any]], name: str, width: int = 420, height: int = 220, across: str = "step"
+) -> str:
     points = [(line["step"], line[name]) for line in lines if isinstance(line.get(name), int | float)]
     if not points:
         return ""
@@ -125,6 +130,6 @@ def _chart(title: str, lines: Sequence[Mapping[str, Any]], name: str, width: int
         f'<text x="{left}" y="16" font-weight="bold">{html.escape(title)}</text>'
         f'<path d="M{left} {top}V{bottom}H{right}" fill="none" stroke="#999"/>'
         f'<text x="{left - 6}" y="{top + 8}" text-anchor="end">{y1:.3g}</text><text x="{left - 6}" y="{bottom}" text-anchor="end">{y0:.3g}</text>'
-        f'<text x="{left}" y="{height - 10}">step {x0}</text><text x="{right}" y="{height - 10}" text-anchor="end">{x1}</text>'
+        f'<text x="{left}" y="{height - 10}">{across} {x0:g}</text><text x="{right}" y="{height - 10}" text-anchor="end">{x1:g}</text>'
         f'<polyline points="{path}" fill="none" stroke="#1f77b4" stroke-width="1.5"/>{dots}</svg></figure>'
     )

@@ -206,11 +206,15 @@ def finetune(
     control: Annotated[
         str | None, typer.Option(help="Strategies to train as well, all else equal, and compare: scratch,probe.")
     ] = None,
+    label_fractions: Annotated[
+        str | None, typer.Option(help="Shares of the labels to train on, one run each, and a curve: 0.01,0.1,1.")
+    ] = None,
     nproc: Nproc = None,
     debug: Debug = False,
 ) -> None:
     """Train a checkpoint on a new task, with a new head. Several configs are several tasks."""
     strategies = [name.strip() for name in control.split(",")] if control else []
+    fractions = _fractions(label_fractions) if label_fractions else []
 
     def work() -> Any:
         if not configs and not dataset:
@@ -218,8 +222,10 @@ def finetune(
         tasks: list[Path | None] = [*configs] if configs else [None]
         if len(tasks) > 1 and dataset:
             raise ConfigError("--dataset would give every task the same data", "each config names its own dataset")
-        if strategies and nproc is not None:
-            raise ConfigError("--control compares runs of one process", "leave --nproc out")
+        if (strategies or fractions) and nproc is not None:
+            raise ConfigError("--control and --label-fractions compare runs of one process", "leave --nproc out")
+        if fractions and len(tasks) > 1:
+            raise ConfigError("--label-fractions is for one task", "give one config")
         for name in strategies:
             from fmeco.config import choice
 
@@ -233,33 +239,72 @@ def finetune(
                 "a task's run is named after its config",
             )
         _in_parallel(nproc)
-        from fmeco import run
+        from fmeco import refs, run
 
-        def one(task: Path | None, out: Path | None) -> dict[str, Any]:
-            trained = run.finetune(
+        def train(task: Path | None, out: Path | None, *more: str) -> Any:
+            return run.finetune(
                 task,
                 ref=ref,
                 dataset=_one(dataset),
-                overrides=set_,
+                overrides=[*set_, *more],
                 out=out,
                 force=force,
                 allow_partial=allow_partial,
                 stop=signals.stop,
             )
+
+        def one(task: Path | None, out: Path | None) -> dict[str, Any]:
+            trained = train(task, out)
+            answer: dict[str, Any] = trained.to_json()
             if not strategies:
-                return trained.to_json()
+                return answer
             from fmeco import compare
 
             found = compare.controls(trained.run, strategies, force=force, stop=signals.stop)
-            return {**trained.to_json(), "comparison": found}
+            return {**answer, "comparison": found}
 
-        if len(tasks) == 1:
-            return one(tasks[0], out)
-        parent = out or Path("runs") / f"finetune-{len(tasks)}-tasks-{time.strftime('%Y%m%d-%H%M%S')}"
-        results = [{"task": task.stem, **one(task, parent / task.stem)} for task in tasks if task is not None]
-        return {"tasks": results}
+        what = "labels" if fractions else f"{len(tasks)}-tasks"
+        parent = out or Path("runs") / f"finetune-{what}-{time.strftime('%Y%m%d-%H%M%S')}"
+        with refs.held():
+            if fractions:
+                from fmeco import compare
 
-    _run(work, json_mode=json_, debug=debug, plugin=plugin, show=_show_result)
+                return compare.label_efficiency(
+                    fractions,
+                    lambda share, out: train(tasks[0], out, f"train.label_fraction={share}").run,
+                    parent,
+                    strategies,
+                    force=force,
+                    stop=signals.stop,
+                )
+            if len(tasks) == 1:
+                return one(tasks[0], out)
+            return {
+                "tasks": [{"task": task.stem, **one(task, parent / task.stem)} for task in tasks if task is not None]
+            }
+
+    _run(work, json_mode=json_, debug=debug, plugin=plugin, show=_show_efficiency if fractions else _show_result)
+
+
+def _fractions(text: str) -> list[float]:
+    try:
+        found = sorted({float(part) for part in text.split(",")})
+    except ValueError:
+        found = []
+    if not found or not 0 < found[0] <= found[-1] <= 1:
+        raise typer.BadParameter(f"{clean(text)}: expected shares above 0 and up to 1, as in 0.01,0.1,1")
+    return found
+
+
+def _show_efficiency(result: Any) -> None:
+    table = [["strategy", "labels", "samples", f"{result['split']} {result['metric']}", "95% interval"]]
+    for row in result["rows"]:
+        low, high = row["interval"]
+        numbers = [f"{row['fraction']:.4g}", f"{row['samples']:,}", f"{row['value']:.4f}", f"{low:.4f} to {high:.4f}"]
+        table.append([clean(row["strategy"]), *numbers])
+    print(_columns(table))
+    if result["plot"]:
+        print(result["plot"])
 
 
 @app.command()

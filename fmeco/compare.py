@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,74 @@ def controls(
     return found
 
 
+@known_errors()
+def label_efficiency(
+    fractions: Sequence[float],
+    train: Callable[[float, Path], Path],
+    out: Path,
+    strategies: Sequence[str] = (),
+    *,
+    force: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """A run with each fraction of the labels, and its controls: what labels are worth, and what the source's weights are.
+
+    train: (fraction, the run's directory) -> the run. Writes out/label_efficiency.json and, where matplotlib is installed,
+    .png. Returns {"metric", "split", "rows", "plot"}; a row has strategy, fraction, samples, value and its 95% interval.
+    """
+    rows: list[dict[str, Any]] = []
+    split = metric = ""
+    for fraction in fractions:
+        run = train(fraction, out / f"labels-{fraction:g}")
+        names = [str(config.peek(run / "config.yaml")["transfer"]["strategy"])]
+        if strategies:
+            controls(run, strategies, force=force, stop=stop)
+            names += strategies
+        for name in names:
+            found = use.measure(run if name == names[0] else run / "controls" / name, None, None, ())
+            split, metric = found.split, next(iter(found.model.objective.directions))
+            measure = functools.partial(_measure, found.model.objective, found.rows, metric)
+            low, high = bootstrap(len(found.names), FEW_DRAWS, 0x6C616265, measure)
+            samples = found.model.spec.sizes["train"]
+            own = {"strategy": name, "fraction": fraction, "samples": samples, "run": str(run.resolve())}
+            rows.append({**own, "value": found.metrics[metric], "interval": [low, high]})
+    out.mkdir(parents=True, exist_ok=True)
+    plot = _plot(rows, f"{split} {metric}", out / "label_efficiency.png")
+    answer = {"metric": metric, "split": split, "rows": rows, "plot": str(plot.resolve()) if plot else None}
+    (out / "label_efficiency.json").write_text(json.dumps(answer, indent=1) + "\n", "utf-8")
+    return answer
+
+
+def _measure(objective: Objective, rows: Mapping[str, Tensor], metric: str, at: Tensor) -> float:
+    return objective.metrics({name: values[at] for name, values in rows.items()}).get(metric, math.nan)
+
+
+def _plot(rows: Sequence[Mapping[str, Any]], what: str, file: Path) -> Path | None:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        say("no picture of the curve: pip install 'fmeco[plots]' brings matplotlib")
+        return None
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for name in dict.fromkeys(row["strategy"] for row in rows):
+        own = [row for row in rows if row["strategy"] == name]
+        x, y = [row["samples"] for row in own], [row["value"] for row in own]
+        # An interval by percentiles need not hold the figure itself; a bar cannot be negative.
+        spans = [(max(0.0, r["value"] - r["interval"][0]), max(0.0, r["interval"][1] - r["value"])) for r in own]
+        axes.errorbar(x, y, yerr=list(zip(*spans, strict=True)), marker="o", capsize=3, label=name)
+    axes.set_xscale("log")
+    ticks = sorted({row["samples"] for row in rows})
+    axes.set_xticks(ticks, [f"{n:,}" for n in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("training samples")
+    axes.set_ylabel(f"{what}, 95% interval over samples")
+    axes.grid(alpha=0.3)
+    axes.legend(title="strategy")
+    figure.savefig(file, dpi=150)
+    return file
+
+
 def interval(
     one: Objective, mine: dict[str, Tensor], other: Objective, theirs: dict[str, Tensor], metric: str, sign: int
 ) -> tuple[float, float]:
@@ -102,11 +171,7 @@ def interval(
     def measure(at: Tensor) -> float:
         if gained is not None:
             return float(gained[at].mean())
-        one_value, other_value = (
-            objective.metrics({name: values[at] for name, values in rows.items()}).get(metric, math.nan)
-            for objective, rows in ((one, mine), (other, theirs))
-        )
-        return sign * (one_value - other_value)
+        return sign * (_measure(one, mine, metric, at) - _measure(other, theirs, metric, at))
 
     low, high = bootstrap(len(mine["index"]), FEW_DRAWS if gained is None else DRAWS, 0x70616972, measure)
     if math.isnan(low):

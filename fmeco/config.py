@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from fmeco.errors import ConfigError, FmecoError, clean, nearest
-from fmeco.plugins import Doc, Ge, Gt, Lt, Plugin, find, plugins
+from fmeco.plugins import Doc, Ge, Gt, Le, Lt, Plugin, find, plugins
 
 PLUGIN_SECTIONS = {
     "dataset": "datasets",
@@ -89,6 +89,14 @@ class Train(BaseModel):
     ] = None
     early_stop: Annotated[int | None, Doc("stop after this many evaluations without a better metric"), Gt(0)] = None
     sampler: Annotated[Literal["shuffle", "balanced"], Doc("balanced = every class equally often")] = "shuffle"
+    label_fraction: Annotated[
+        float,
+        Doc(
+            "share of each class of the training samples to train on, drawn by name and seed; more keeps what less drew"
+        ),
+        Gt(0),
+        Le(1),
+    ] = 1.0
     save_every: Annotated[int | Literal["auto"], Doc("steps between checkpoints; auto = at each evaluation")] = "auto"
     keep: Annotated[int, Doc("newest checkpoints to keep beside the best"), Ge(1)] = 2
     log_every: Annotated[int, Doc("steps between lines of metrics.jsonl"), Ge(1)] = 10
@@ -573,19 +581,24 @@ class _Check:
         return value
 
     def _choice(self, tree: Mapping[str, Any], section: str) -> Choice | None:
-        value, kind = tree.get(section), PLUGIN_SECTIONS[section]
         word = "strategy" if section == "transfer" else "name"
+        return self._pick(tree.get(section), PLUGIN_SECTIONS[section], (section,), word, DEFAULT_NAMES.get(section))
+
+    def _pick(
+        self, value: Any, kind: str, path: tuple[Any, ...], word: str = "name", default: str | None = None
+    ) -> Choice | None:
+        """The plug-in of a kind that the value at `path` names, with its keys."""
         if value is None:
             return None
         if isinstance(value, str):
             value = {word: value}
         if not isinstance(value, Mapping):
-            self.say((section,), f"expected a name or a section of keys, got {_shown(value)}")
+            self.say(path, f"expected a name or a section of keys, got {_shown(value)}")
             return None
-        name = value.get(word, DEFAULT_NAMES.get(section))
+        name = value.get(word, default)
         if not isinstance(name, str):
             self.say(
-                (section, word) if word in value else (section,),
+                (*path, word) if word in value else path,
                 f"{'missing: ' if name is None else ''}`{word}:` picks one of: {', '.join(plugins(kind))}",
             )
             return None
@@ -593,7 +606,7 @@ class _Check:
             plugin, arch = find(kind, name)
         except FmecoError as error:
             self.say(
-                (section, word),
+                (*path, word),
                 error.message.removeprefix(f"{kind}: ") + "".join(f"; {h}" for h in error.hints),
             )
             return None
@@ -601,11 +614,17 @@ class _Check:
         for old, new in plugin.renamed.items():
             if old in options:
                 if new in options:
-                    self.say((section, old), f"is the old name of '{new}', which is also given")
+                    self.say((*path, old), f"is the old name of '{new}', which is also given")
                 options[new] = options.pop(old)
-                self.marks[section, new] = self.marks.get((section, old), self.marks.get((section,), ""))
-        model = self._section(plugin.model, options, (section,))
-        return None if model is None else Choice(kind, plugin.name, arch, model.model_dump())
+                self.marks[*path, new] = self.marks.get((*path, old), self.marks.get(path, ""))
+        model = self._section(plugin.model, options, path)
+        if model is None:
+            return None
+        checked = model.model_dump()
+        for key, inner in plugin.nested.items():
+            chosen = {one: self._pick(raw or "", inner, (*path, key, one)) for one, raw in checked[key].items()}
+            checked[key] = {one: found.to_dict() for one, found in chosen.items() if found is not None}
+        return Choice(kind, plugin.name, arch, checked)
 
     def _section(self, model: type[BaseModel], raw: Mapping[str, Any], path: tuple[Any, ...]) -> BaseModel | None:
         try:

@@ -31,6 +31,7 @@ from fmeco.plugins import (
     LimitPerClass,
     LimitSeed,
     Lt,
+    ObjectiveSection,
     Scalar,
     TestFraction,
     ValFraction,
@@ -64,6 +65,7 @@ __all__ = [
     "Lt",
     "Mode",
     "Objective",
+    "ObjectiveSection",
     "Samples",
     "Scalar",
     "Target",
@@ -72,6 +74,7 @@ __all__ = [
     "View",
     "clean",
     "fit",
+    "known",
     "listing",
     "mix",
     "mix_numbers",
@@ -82,7 +85,7 @@ __all__ = [
 
 Inputs = dict[str, Tensor]  # "image", "columns", "tokens", ... -> (B, ...); without B for one sample
 Mode = Literal["loss", "rows", "predict"]
-MISSING_CLASS = -1  # the class index of a sample without a label
+MISSING_CLASS = -1  # the class index of a sample without a label; a number or a row of labels is then not a number
 
 
 # ---------------------------------------------------------------- the contract of the data
@@ -107,8 +110,8 @@ class InputSpec:
 class Target:
     """One named target. `kind` is class (one of `classes`), multilabel (a subset of them) or number.
 
-    `counts` (samples per class), `mean` and `std` (of a number) describe the training split; a run fills them in.
-    Heads predict numbers in units of `std` from `mean`.
+    `counts` (samples per class), `mean` and `std` (of a number) and `missing` (samples without a value) describe the
+    training split; a run fills them in. Heads predict numbers in units of `std` from `mean`.
     """
 
     kind: Literal["class", "multilabel", "number"]
@@ -116,15 +119,27 @@ class Target:
     counts: tuple[int, ...] = ()
     mean: float = 0.0
     std: float = 1.0
+    missing: int = 0
 
     def described(self, values: Tensor) -> Target:
         """This target with the statistics of the training split's values (N, ...)."""
+        here = known(values)
+        values, missing = values[here], len(values) - int(here.sum())
         if self.kind == "class":
-            return dataclasses.replace(self, counts=tuple(values.bincount(minlength=len(self.classes)).tolist()))
+            counts = tuple(values.bincount(minlength=len(self.classes)).tolist())
+            return dataclasses.replace(self, counts=counts, missing=missing)
         if self.kind == "multilabel":
-            return dataclasses.replace(self, counts=tuple(int(n) for n in values.sum(0)))
+            return dataclasses.replace(self, counts=tuple(int(n) for n in values.sum(0)), missing=missing)
         std = float(values.double().std(correction=0))
-        return dataclasses.replace(self, mean=float(values.double().mean()), std=std if std > 0 else 1.0)
+        mean = float(values.double().mean())
+        return dataclasses.replace(self, mean=mean, std=std if std > 0 else 1.0, missing=missing)
+
+
+def known(values: Tensor) -> Tensor:
+    """Which samples (N,) have a value of a target (N, ...)."""
+    if not values.is_floating_point():
+        return values != MISSING_CLASS
+    return ~values.isnan() if values.ndim == 1 else ~values.isnan().any(1)
 
 
 @dataclass(frozen=True)

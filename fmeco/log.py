@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import itertools
 import json
 import logging
 import math
@@ -56,8 +57,15 @@ class Log:
     """The files of one run. Numbers that are not finite become null: metrics.jsonl is strict JSON. Only rank 0 writes."""
 
     def __init__(
-        self, run: Path, *, tensorboard: bool | str, resume_at: int | None = None, size: int = 0, first: bool = True
+        self,
+        run: Path,
+        *,
+        tensorboard: bool | str,
+        resume_at: int | None = None,
+        size: int | None = None,
+        first: bool = True,
     ) -> None:
+        """size: bytes of metrics.jsonl to keep on resuming; None = what was written before the first step."""
         self.file: IO[bytes] | None = None
         self.lines: list[tuple[str, int, float, dict[str, float]]] = []
         self.flushed = 0.0
@@ -68,7 +76,7 @@ class Log:
         run.mkdir(parents=True, exist_ok=True)
         self.file = open(run / "metrics.jsonl", "ab")  # noqa: SIM115  closed by close()
         if resume_at is not None:  # forget what a killed run wrote after its last checkpoint
-            self.file.truncate(min(size, self.file.seek(0, os.SEEK_END)))
+            self.file.truncate(_before_steps(run) if size is None else min(size, self.file.seek(0, os.SEEK_END)))
             self.file.seek(0, os.SEEK_END)
         self.handler = logging.FileHandler(run / "run.log", encoding="utf-8")
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
@@ -87,7 +95,7 @@ class Log:
             self.board = SummaryWriter(str(run / "tensorboard"), purge_step=resume_at)
 
     def write(self, kind: str, step: int, epoch: float, values: dict[str, float]) -> None:
-        """One line of metrics.jsonl: {"kind": "train" | "val" | "time", "step", "epoch", ...values}."""
+        """One line of metrics.jsonl: {"kind": "range" | "train" | "val" | "time", "step", "epoch", ...values}."""
         if self.file is None:
             return
         self.lines.append((kind, step, epoch, values))
@@ -126,3 +134,9 @@ class Log:
         self.handler.close()
         if self.board is not None:
             self.board.close()
+
+
+def _before_steps(run: Path) -> int:
+    """Bytes of metrics.jsonl that tell of the range test alone."""
+    lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    return sum(map(len, itertools.takewhile(lambda line: line.startswith(b'{"kind": "range"'), lines)))

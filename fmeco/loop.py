@@ -67,6 +67,8 @@ def train(s: Session) -> None:
             _phase(s, pace, clock, agree, bar)
     state.seconds = time.monotonic() - started
     _say_where_time_went(s)
+    if pace.timed and state.history:
+        say(more_time(state.history, s.best_sign, s.best_metric, s.epoch))
 
 
 def _phase(s: Session, pace: Pace, clock: Clock, agree: Callable[[], bool], bar: Any) -> None:
@@ -74,7 +76,7 @@ def _phase(s: Session, pace: Pace, clock: Clock, agree: Callable[[], bool], bar:
     state, gear, last = s.state, s.training, pace.last
     model = s.ranks.parallel(s.objective, s.device)
     batches = gear.loader.batches(state.step, state.total if pace.timed else min(state.total, int(pace.end)))
-    _train_mode(s)
+    train_mode(s)
     history = state.history[state.phase_history :]
     with contextlib.closing(batches):
         stop = agree()
@@ -88,7 +90,7 @@ def _phase(s: Session, pace: Pace, clock: Clock, agree: Callable[[], bool], bar:
             factor = s.schedule(*pace.place, history)
             for group in gear.optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
-            _step(s, model, batches, clock, factor)
+            take_step(s, model, batches, clock, factor)
             state.step += 1
             state.samples += gear.loader.samples_in(state.step - 1)
             if s.average is not None:
@@ -163,7 +165,7 @@ def _evaluate(s: Session) -> bool:
         s.metrics, bad = s.training.validate()
     s.measured_at = s.state.step
     s.state.bad_samples = list(dict.fromkeys([*s.state.bad_samples, *bad]))
-    _train_mode(s)
+    train_mode(s)
     improved = _score(s)
     s.log.write("val", s.state.step, s.epoch, s.metrics)
     shown = ", ".join(f"{name} {value:.4f}" for name, value in s.metrics.items() if "/" not in name)
@@ -180,7 +182,7 @@ def _next(s: Session, batches: Iterator[Batch], clock: Clock) -> Batch:
     return batch
 
 
-def _step(s: Session, model: Any, batches: Iterator[Batch], clock: Clock, factor: float) -> None:
+def take_step(s: Session, model: Any, batches: Iterator[Batch], clock: Clock, factor: float) -> None:
     """One optimizer step. Nothing here waits for the device: a step that is not finite is left out by the optimizer's
     own kernel, and found out by `_settle`."""
     # What layers draw (dropout) comes from a seed of this step alone: a resume needs no generator state.
@@ -304,6 +306,24 @@ def _say_where_time_went(s: Session) -> None:
     say(f"{state.seconds:.1f} s: {told}; {rate:,.0f} samples/s in training")
 
 
+def more_time(history: list[float], sign: int, metric: str, epochs: float) -> str:
+    """What more time would do to a run that a budget ended, as far as its evaluations tell. history: their scores, higher
+    is better; sign: -1 where the metric itself is to be low."""
+    passed = f"the budget was enough for {epochs:.3g} epochs"
+    if len(history) < 4:
+        return f"{passed}; too few evaluations to tell what more time would do"
+    late = len(history) * 3 // 4
+    before, after = max(history[:late]), max(history[late:])
+    if after < before:
+        share = (history.index(before) + 1) / len(history)
+        return f"{passed}; {metric} was best after {share:.0%} of the time: more of it would not help, more or other data might"
+    if after == before:
+        return (
+            f"{passed}; {metric} did not become better in the last quarter of the time: more of it would change little"
+        )
+    return f"{passed}; {metric} still went from {sign * before:.4f} to {sign * after:.4f} in the last quarter of the time: more of it is likely to help"
+
+
 def _score(s: Session) -> bool:
     """Enter the newest metrics into the history. Returns whether they are the best so far."""
     if bad := [name for name, value in s.metrics.items() if not math.isfinite(value)]:
@@ -371,7 +391,7 @@ def autocast(device: torch.device, precision: str) -> Any:
     return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
 
 
-def _train_mode(s: Session) -> None:
+def train_mode(s: Session) -> None:
     """Training mode; evaluation mode for whatever is frozen: its dropout would be noise to nobody's benefit, and the
     statistics of a batch norm belong to its weights, unless they are to adapt."""
     s.objective.train()

@@ -1,7 +1,7 @@
 """Optimizers and schedules: thin keyword-only functions, whose signatures are their config sections.
 
 An optimizer takes `params`: groups {"params": [...], "hidden": [...], "decay": bool, "scale": float}, made by
-`parameter_groups`. Where torch has a fused kernel it is used: on two CPU cores it takes AdamW a tenth of the time.
+`parameter_groups`. A rate that is `auto` is a number by the time they are called. Where torch has a fused kernel it is used: on two CPU cores it takes AdamW a tenth of the time.
 A schedule is pure: (step, total, history) -> the factor on the learning rate, where `history` holds the validation
 score of every evaluation so far, higher being better.
 """
@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import torch
 from torch import nn
 
-from fmeco.plugins import Doc, Ge, Gt, Le, Lt
+from fmeco.plugins import Doc, Ge, Gt, Le, Lt, Rate
 
 Groups = list[dict[str, Any]]
 
@@ -62,7 +62,7 @@ def _groups(params: Groups, lr: float, weight_decay: float) -> Groups:
 def sgd(
     params: Groups,
     *,
-    lr: Annotated[float, Gt(0)] = 0.1,
+    lr: Rate = 0.1,
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.9,
     nesterov: bool = False,
     weight_decay: Annotated[float, Ge(0)] = 0.0,
@@ -76,7 +76,7 @@ def sgd(
 def adam(
     params: Groups,
     *,
-    lr: Annotated[float, Gt(0)] = 1e-3,
+    lr: Rate = 1e-3,
     betas: list[float] = [0.9, 0.999],
     eps: Annotated[float, Gt(0)] = 1e-8,
     weight_decay: Annotated[float, Ge(0)] = 0.0,
@@ -90,7 +90,7 @@ def adam(
 def adamw(
     params: Groups,
     *,
-    lr: Annotated[float, Gt(0)] = 1e-3,
+    lr: Rate = 1e-3,
     betas: list[float] = [0.9, 0.999],
     eps: Annotated[float, Gt(0)] = 1e-8,
     weight_decay: Annotated[float, Ge(0)] = 0.05,
@@ -104,15 +104,15 @@ def adamw(
 def muon(
     params: Groups,
     *,
-    lr: Annotated[float, Doc("as for adamw: the steps of both have the same size"), Gt(0)] = 1e-3,
+    lr: Rate = 1e-3,
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.95,
     betas: Annotated[list[float], Doc("of adamw, for the first layer, heads, biases and norms")] = [0.9, 0.95],
     weight_decay: Annotated[float, Ge(0)] = 0.05,
 ) -> torch.optim.Optimizer:
     """Muon for the weights inside the backbone, AdamW for the rest, https://kellerjordan.github.io/posts/muon.
 
-    A convolution counts as the matrix (outputs, inputs * height * width). Steps are scaled to AdamW's size as in
-    https://arxiv.org/abs/2502.16982 equation (4). Costs time in proportion to the weights, not to the batch.
+    A convolution counts as the matrix (outputs, inputs * height * width). Steps are scaled to AdamW's size, so that both
+    take the same rate, as in https://arxiv.org/abs/2502.16982 equation (4). Costs time in proportion to the weights, not to the batch.
     """
     inside, others = (
         [
@@ -185,7 +185,7 @@ def _flat(weight: torch.Tensor) -> torch.Tensor:
 def nadam(
     params: Groups,
     *,
-    lr: Annotated[float, Gt(0)] = 2e-3,
+    lr: Rate = 2e-3,
     betas: list[float] = [0.9, 0.999],
     weight_decay: Annotated[float, Ge(0)] = 0.0,
 ) -> torch.optim.Optimizer:
@@ -196,7 +196,7 @@ def nadam(
 def radam(
     params: Groups,
     *,
-    lr: Annotated[float, Gt(0)] = 1e-3,
+    lr: Rate = 1e-3,
     betas: list[float] = [0.9, 0.999],
     weight_decay: Annotated[float, Ge(0)] = 0.0,
 ) -> torch.optim.Optimizer:
@@ -207,7 +207,7 @@ def radam(
 def adamax(
     params: Groups,
     *,
-    lr: Annotated[float, Gt(0)] = 2e-3,
+    lr: Rate = 2e-3,
     betas: list[float] = [0.9, 0.999],
     weight_decay: Annotated[float, Ge(0)] = 0.0,
 ) -> torch.optim.Optimizer:
@@ -218,7 +218,7 @@ def adamax(
 def rmsprop(
     params: Groups,
     *,
-    lr: Annotated[float, Gt(0)] = 1e-2,
+    lr: Rate = 1e-2,
     alpha: Annotated[float, Ge(0), Lt(1)] = 0.99,
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.0,
     weight_decay: Annotated[float, Ge(0)] = 0.0,
@@ -227,9 +227,7 @@ def rmsprop(
     return torch.optim.RMSprop(_groups(params, lr, weight_decay), lr=lr, alpha=alpha, momentum=momentum)
 
 
-def adagrad(
-    params: Groups, *, lr: Annotated[float, Gt(0)] = 1e-2, weight_decay: Annotated[float, Ge(0)] = 0.0
-) -> torch.optim.Optimizer:
+def adagrad(params: Groups, *, lr: Rate = 1e-2, weight_decay: Annotated[float, Ge(0)] = 0.0) -> torch.optim.Optimizer:
     """Adagrad, https://jmlr.org/papers/v12/duchi11a.html."""
     return torch.optim.Adagrad(_groups(params, lr, weight_decay), lr=lr)
 
@@ -237,7 +235,7 @@ def adagrad(
 def adadelta(
     params: Groups,
     *,
-    lr: Annotated[float, Gt(0)] = 1.0,
+    lr: Rate = 1.0,
     rho: Annotated[float, Ge(0), Le(1)] = 0.9,
     weight_decay: Annotated[float, Ge(0)] = 0.0,
 ) -> torch.optim.Optimizer:
@@ -245,9 +243,7 @@ def adadelta(
     return torch.optim.Adadelta(_groups(params, lr, weight_decay), lr=lr, rho=rho)
 
 
-def adafactor(
-    params: Groups, *, lr: Annotated[float, Gt(0)] = 1e-2, weight_decay: Annotated[float, Ge(0)] = 0.0
-) -> torch.optim.Optimizer:
+def adafactor(params: Groups, *, lr: Rate = 1e-2, weight_decay: Annotated[float, Ge(0)] = 0.0) -> torch.optim.Optimizer:
     """Adafactor: second moments by row and column, https://arxiv.org/abs/1804.04235."""
     return torch.optim.Adafactor(_groups(params, lr, weight_decay), lr=lr)
 

@@ -56,7 +56,9 @@ def check(
             "repair or remove them, or train with --set train.on_bad_sample=skip",
         )
     phases = [build.groups(built, number) for number in range(len(built.transfer.phases))]  # the last one stays set
-    options = built.settings.optimizer.options
+    options = dict(built.settings.optimizer.options)
+    automatic = options["lr"] == "auto"  # the run finds it; nothing here depends on it
+    options["lr"] = 1.0 if automatic else options["lr"]
     optimizer: torch.optim.Optimizer = built.settings.optimizer.plugin.build({"params": phases[-1]}, options)
     step_seconds = min(_steps(built, optimizer, STEPS + 1)[1:])
     costs = _profile(built, optimizer, Path(time.strftime("profile-%Y%m%d-%H%M%S.json"))) if profile else None
@@ -79,7 +81,7 @@ def check(
                 "share": round(phase.share, 4),
                 "tensors": len(g["params"]),
                 "parameters": sum(p.numel() for p in g["params"]),
-                "lr": options["lr"] * g["scale"],
+                "lr": f"auto * {g['scale']:g}" if automatic else options["lr"] * g["scale"],
                 "decay": options.get("weight_decay", 0.0) if g["decay"] else 0.0,
             }
             for number, (phase, groups) in enumerate(zip(built.transfer.phases, phases, strict=True), 1)
@@ -125,7 +127,7 @@ def text(plan: Mapping[str, Any]) -> str:
         *(f"weights    {line}" for line in plan["transplant"]),
         f"model      {plan['config'].get('backbone', {}).get('name', 'given')}, {plan['parameters']['all']:,} parameters, {plan['parameters']['trained']:,} trained, {plan['frozen']} tensors frozen",
         *(
-            f"group      {several(g)}{g['tensors']} tensors, {g['parameters']:,} parameters, lr {g['lr']:g}, decay {g['decay']:g}"
+            f"group      {several(g)}{g['tensors']} tensors, {g['parameters']:,} parameters, lr {g['lr'] if isinstance(g['lr'], str) else format(g['lr'], 'g')}, decay {g['decay']:g}"
             for g in plan["groups"]
         ),
         f"steps      {'as many as fit the budget' if plan['steps'] is None else plan['steps']}, {plan['steps_per_epoch']} per epoch, {plan['step_seconds'] * 1000:.0f} ms each on {plan['device']} in {plan['precision']}",

@@ -36,6 +36,10 @@ def Doc(text: str) -> Any:
 
 
 FilePath = str  # in a signature it marks a file or folder: a run stores it absolute, a checkpoint relative
+# A section of its own inside a plug-in's: `tasks: dict[str, ObjectiveSection]`. `build` is handed builders: each takes the
+# injected values by name and returns what its section describes.
+ObjectiveSection = Callable[..., Any]
+NESTED = {"ObjectiveSection": "objectives"}
 
 # Keys that several datasets share are written once, here; a signature says `classes: Classes = None`.
 Classes = Annotated[list[str | int] | None, Doc("use only these classes, in this order; null = all, sorted by name")]
@@ -56,6 +60,12 @@ ImageSize = Annotated[
 ]
 Color = Annotated[Literal["rgb", "gray"] | None, Doc("colour mode; null = the checkpoint's, else that of the data")]
 
+Rate = float  # in a signature it marks the learning rate, which a user may leave to a range test
+_RATE = Annotated[
+    Annotated[float, Gt(0)] | Literal["auto"],
+    Doc("learning rate; auto = by a range test of a few steps, which leaves no trace"),
+]
+
 _VOCABULARY: dict[str, Any] = {
     **{t.__name__: t for t in (bool, int, float, str, list, dict, tuple)},
     **{"None": None, "Any": Any, "Annotated": Annotated, "Literal": Literal, "Scalar": Scalar},
@@ -67,7 +77,8 @@ _VOCABULARY: dict[str, Any] = {
         "ValFraction": ValFraction,
     },
     **{"TestFraction": TestFraction, "Fold": Fold, "ImageSize": ImageSize, "Color": Color},
-    "FilePath": FilePath,
+    **{"FilePath": FilePath, "Rate": _RATE},
+    **dict.fromkeys(NESTED, Any),
 }
 
 # kind -> (what `build` may be handed by name, where its plug-ins live)
@@ -100,6 +111,7 @@ class Plugin:
     names: tuple[str, ...]  # architectures or datasets of a library this file stands for
     renamed: Mapping[str, str]  # old key -> new key
     paths: tuple[str, ...]  # the keys that are files or folders
+    nested: Mapping[str, str]  # key that holds sections -> their kind
 
     def load(self) -> ModuleType:
         """Import the plug-in's module."""
@@ -113,7 +125,18 @@ class Plugin:
         check: Callable[..., list[str]] | None = getattr(module, "check", None)
         if check is not None and self.function == "build" and (problems := check(**options)):
             raise ConfigError("\n".join(f"{self.kind}/{self.name}: {problem}" for problem in problems))
-        return getattr(module, self.function)(*(given[name] for name in self.injected), **options)
+        inner = {
+            key: {name: functools.partial(build_section, kind, raw) for name, raw in options[key].items()}
+            for key, kind in self.nested.items()
+        }
+        return getattr(module, self.function)(*(given[name] for name in self.injected), **{**options, **inner})
+
+
+def build_section(kind: str, section: Mapping[str, Any], **given: Any) -> Any:
+    """What a checked section {"name": ..., key: value} describes."""
+    options = dict(section)
+    plugin, arch = find(kind, options.pop("name"))
+    return plugin.build({"arch": arch, **given}, options)
 
 
 _EXTRA: dict[tuple[str, str], Plugin] = {}  # what --plugin FILE.py brought, by (kind, name)
@@ -262,6 +285,7 @@ def _read(kind: str, name: str, file: Path, module: str, function: str = "build"
         names=tuple(names),
         renamed=_literal(tree, "RENAMED", file) or {},
         paths=tuple(arg.arg for arg in node.args.kwonlyargs if _mentions(arg.annotation, "FilePath")),
+        nested={arg.arg: k for arg in node.args.kwonlyargs for n, k in NESTED.items() if _mentions(arg.annotation, n)},
     )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,20 @@ class Source:
     state: Mapping[str, Tensor]  # the backbone's tensors
     spec: DataSpec  # of a checkpoint: everything; of a foreign file: preprocessing only
     checkpoint: checkpoint.Checkpoint | None = None  # None for foreign weights
+
+
+_held: dict[tuple[str, str], Source] | None = None
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Within, a source that several runs start from is read and verified once."""
+    global _held
+    outer, _held = _held, _held if _held is not None else {}
+    try:
+        yield
+    finally:
+        _held = outer
 
 
 def find_checkpoint(ref: str | Path) -> checkpoint.Checkpoint:
@@ -65,6 +80,15 @@ def resolve(ref: str, backbone: Choice | None) -> Source:
 
     Raises ConfigError, CheckpointError, ResourceError.
     """
+    if _held is None:
+        return _resolve(ref, backbone)
+    key = (ref, repr(backbone))
+    if key not in _held:
+        _held[key] = _resolve(ref, backbone)
+    return _held[key]
+
+
+def _resolve(ref: str, backbone: Choice | None) -> Source:
     path = Path(ref)
     if path.is_file():
         if path.suffix not in SUFFIXES:

@@ -11,6 +11,7 @@ import json
 import math
 import platform
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 
 import fmeco
-from fmeco import build, card, checkpoint, config, dist, features, loop
+from fmeco import build, card, checkpoint, config, dist, features, loop, tune
 from fmeco.build import Plan, prepare
 from fmeco.config import RunConfig
 from fmeco.core import Backbone, Data
@@ -228,12 +229,16 @@ def _train(
     log = Log(
         run,
         tensorboard=settings.train.tensorboard,
-        size=trainer["metrics_size"] if trainer else 0,
+        size=trainer["metrics_size"] if trainer else None,
         resume_at=(resume_from.meta["step"] if resume_from else 0) if resuming else None,
         first=ranks.first,
     )
     try:
         plan = prepare(settings, data, own_backbone, resume_from, ranks)
+        began = time.monotonic()
+        if plan.settings.optimizer.options["lr"] == "auto":
+            plan = _with_rate(run, plan, log, stop)
+        tried = time.monotonic() - began
         settings = plan.settings
         if ranks.first:
             write_config(run, settings)
@@ -254,8 +259,10 @@ def _train(
             say(f"resuming {run} at step {session.state.step}")
             if session.state.finished:
                 say("this run is finished; --epochs +N adds more")
-        elif resuming:
-            say(f"resuming {run} at step 0: it was stopped before its first checkpoint")
+        else:
+            session.state.seconds = tried  # a budget pays for the range test
+            if resuming:
+                say(f"resuming {run} at step 0: it was stopped before its first checkpoint")
         if ranks.first:
             _check_disk(run, session)
         sizes = ", ".join(f"{n:,} {part}" for part, n in plan.data.spec.sizes.items())
@@ -287,6 +294,24 @@ def _train(
         raise
     finally:
         log.close()
+
+
+def _with_rate(run: Path, plan: Plan, log: Log, stop: Callable[[], bool]) -> Plan:
+    """The plan with the learning rate that a range test finds."""
+
+    def with_rate(rate: float) -> Plan:
+        chosen = plan.settings.optimizer
+        options = {**chosen.options, "lr": rate}
+        return dataclasses.replace(
+            plan, settings=plan.settings.replace(optimizer=dataclasses.replace(chosen, options=options))
+        )
+
+    budget = config.seconds(plan.settings.train.budget) if plan.settings.train.budget else math.inf
+    rate, curve = tune.range_test(_session(run, with_rate(1.0), log, stop), budget)
+    for step, (tried, loss) in enumerate(curve):
+        log.write("range", step, 0.0, {"lr": tried, "loss": loss})
+    say(f"optimizer.lr: {rate:g}, by a range test of {len(curve)} steps; its curve is in report.html")
+    return with_rate(rate)
 
 
 def _session(run: Path, plan: Plan, log: Log, stop: Callable[[], bool]) -> Session:

@@ -1,18 +1,26 @@
-"""What is measured on the machine at hand rather than assumed: the precision of a run."""
+"""What is measured rather than assumed: the precision of a run, and its learning rate."""
 
 from __future__ import annotations
 
+import contextlib
+import math
 import statistics
 import time
 
 import torch
 
 from fmeco.core import Batch, Objective
-from fmeco.loop import autocast
+from fmeco.loop import autocast, take_step, train_mode
+from fmeco.pace import Clock
+from fmeco.session import Session
 
 SHORT_RUN = 120.0  # seconds below which nothing is tried out
 GAIN = 1.25  # bf16 must be this much faster than fp32 to be taken
 SHARE, AT_MOST = 0.02, 5.0  # of the run, and seconds, to spend on trying
+LOWEST, HIGHEST = 1e-6, 1.0  # learning rates of the range test
+RANGE_STEPS, FEWEST = 100, 30  # of it: a tenth of the run, within these bounds
+DIVERGED = 3.0  # times the lowest loss: nothing more is to be learned
+BELOW = 10.0  # the rate that is taken is that of the lowest loss, divided by this
 
 
 def step_seconds(objective: Objective, batch: Batch, device: torch.device, precision: str) -> float:
@@ -63,3 +71,49 @@ def faster_precision(
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def range_test(s: Session, budget: float) -> tuple[float, list[tuple[float, float]]]:
+    """Train a few steps at ever higher rates, and put everything back: (the learning rate, the curve of rate and loss).
+
+    The last phase is tried, in which the most trains; its optimizer was built with a rate of 1. The rate is a tenth of
+    that at which the smoothed loss was lowest: the highest that works is close to where it diverges.
+    https://arxiv.org/abs/1506.01186 section 3.3. budget: seconds of the run, inf where it is given in steps.
+    """
+    tensors = {**s.objective.state_dict(), **(s.constraint.state() if s.constraint is not None else {})}
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    total = s.state.total
+    s.enter(len(s.phases) - 1)
+    model = s.ranks.parallel(s.objective, s.device)
+    train_mode(s)
+    steps = min(RANGE_STEPS, max(FEWEST, total // 10))
+    curve: list[tuple[float, float]] = []
+    smooth, lowest, best = 0.0, math.inf, LOWEST
+    began = time.monotonic()
+    with contextlib.closing(s.training.loader.batches(0, steps)) as batches:
+        while len(curve) < steps:
+            rate = LOWEST * (HIGHEST / LOWEST) ** (len(curve) / (steps - 1))
+            for group in s.training.optimizer.param_groups:
+                group["lr"] = group["base_lr"] * rate
+            take_step(s, model, batches, Clock(s.state), rate)
+            s.state.step += 1
+            if not s.pending:
+                break  # none of its samples could be read
+            one = s.pending.pop()
+            loss = float(one.loss) / float(one.over)
+            if not math.isfinite(loss):
+                break
+            curve.append((rate, loss))
+            smooth = 0.8 * smooth + 0.2 * loss
+            level = smooth / (1 - 0.8 ** len(curve))
+            if level < lowest:
+                lowest, best = level, rate
+            if len(curve) > FEWEST // 3 and level > DIVERGED * lowest:
+                break
+            if len(curve) == 2 and budget < math.inf:  # a tenth of the time, too
+                took = s.ranks.most((time.monotonic() - began) / 2)[0]
+                steps = min(steps, max(FEWEST, int(budget / 10 / took)))
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            tensor.copy_(before[name])
+    return float(f"{best / BELOW:.1e}"), curve

@@ -35,7 +35,8 @@ class Model:
     channels_last: bool = False
 
     def predict(self, inputs: Sequence[str | Path], *, batch_size: int = 64) -> list[dict[str, Any]]:
-        """One dict per input, in order: input, prediction, probability (where there is one), error (or None).
+        """One dict per input, in order: input, prediction, probability (where there is one), whatever else the objective
+        tells, error (or None).
 
         inputs: files (or folders of them, or tables, whose rows count one by one), read exactly as in training.
         """
@@ -43,6 +44,7 @@ class Model:
         for note in samples.notes:
             say(note)
         rows: list[dict[str, Any]] = []
+        columns: dict[str, None] = {"prediction": None, "probability": None}
         for batch, names, bad in self._batches(samples, batch_size):
             decoded = iter(
                 self.objective.decode(loop.forward(self.objective, batch, "predict", self.device, self.precision))
@@ -50,16 +52,13 @@ class Model:
                 else []
             )
             for name in names:
-                answer = {"prediction": None, "error": bad[name]} if name in bad else {**next(decoded), "error": None}
-                rows.append(
-                    {
-                        "input": readable(name),
-                        "prediction": answer["prediction"],
-                        "probability": answer.get("probability"),
-                        "error": answer["error"],
-                    }
-                )
-        return rows
+                answer = {} if name in bad else next(decoded)
+                columns |= dict.fromkeys(answer)
+                rows.append({"input": readable(name), "answer": answer, "error": bad.get(name)})
+        return [
+            {"input": row["input"], **{key: row["answer"].get(key) for key in columns}, "error": row["error"]}
+            for row in rows
+        ]
 
     def embed(self, samples: Samples, *, batch_size: int = 64) -> tuple[Tensor, list[int], list[str]]:
         """Features (N, D) of the samples that can be read, their positions, and what could not be read."""
@@ -206,10 +205,12 @@ def _free(output: Path | None, force: bool) -> None:
 
 
 def write_csv(rows: Sequence[Mapping[str, Any]], file: Any) -> None:
-    writer = csv.DictWriter(file, ["input", "prediction", "probability", "error"])
+    writer = csv.DictWriter(file, list(rows[0]) if rows else ["input", "prediction", "probability", "error"])
     writer.writeheader()
+    rounded = {key for key in writer.fieldnames if key.endswith("probability")}
     writer.writerows(
-        {**row, "probability": None if row["probability"] is None else f"{row['probability']:.6f}"} for row in rows
+        {key: f"{value:.6f}" if key in rounded and value is not None else value for key, value in row.items()}
+        for row in rows
     )
 
 

@@ -27,6 +27,7 @@ VALUES = {
     "multilabel": torch.tensor([[1.0, 0, 1], [0, 1, 1], [1, 1, 0], [0, 0, 0]]),
     "regression": torch.tensor([1.0, 2.0, 5.0, 4.0]),
 }
+TASKS = {"kind": "classification", "traits": "multilabel", "size": "regression"}  # of the objective multi_task
 # One architecture per family of the library; scripts/sweep.py walks all of them.
 FAMILIES = [
     "resnet18",
@@ -163,11 +164,14 @@ def test_backbone(arch: str, channels: int) -> None:
 @pytest.mark.parametrize("name", list(plugins("objectives")))
 @pytest.mark.parametrize("body", ["mlp", "resnet18"])
 def test_objective(name: str, body: str) -> None:
-    spec = DataSpec("image", IMAGE.inputs, targets={"label": TARGETS[name]}, sizes={"train": 4})
+    kinds = TASKS if name == "multi_task" else {"label": name}
+    targets = {target: TARGETS[kind] for target, kind in kinds.items()}
+    spec = DataSpec("image", IMAGE.inputs, targets=targets, sizes={"train": 4})
     made_from = backbone(body, spec)
-    choice = config.choice("objective", name)
+    choice = config.choice("objective", {"name": name, **({"tasks": TASKS} if name == "multi_task" else {})})
     made = choice.plugin.build({"backbone": made_from, "spec": spec}, choice.options)
-    one = batch(spec, VALUES[name])
+    one = batch(spec, torch.zeros(4))
+    one.target = {target: VALUES[kind] for target, kind in kinds.items()}
     # The head starts at zero, so the backbone's first gradient is zero; one step of the head wakes it.
     for _ in range(2):
         made.zero_grad()

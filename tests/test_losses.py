@@ -13,6 +13,7 @@ from sklearn import metrics as sk
 from fmeco import config
 from fmeco.augment._mixing import mix_batch
 from fmeco.core import Batch, DataSpec, InputSpec, Target, mix
+from fmeco.errors import ConfigError
 from fmeco.nn import average_precision, roc_auc
 from fmeco.objectives.classification import cross_entropy
 
@@ -81,6 +82,47 @@ def test_multilabel_loss_is_the_formula() -> None:
         for c, weight in enumerate((80 / 20, 50 / 50)):
             want -= weight * label[c] * math.log(row[c]) + (1 - label[c]) * math.log(1 - row[c])
     assert float(made(one, "loss").sum.detach()) == pytest.approx(want / 2, rel=1e-5)
+
+
+def test_multi_task_adds_the_losses_of_what_is_labelled() -> None:
+    targets = {"kind": Target("class", ("a", "b", "c"), (20, 30, 50)), "size": Target("number", mean=10.0, std=4.0)}
+    spec = DataSpec("table", {"columns": InputSpec((5,))}, targets, {"categorical": []}, sizes={"train": 100})
+    body = config.choice("backbone", {"name": "mlp", "hidden": [6]})
+    chosen = config.choice(
+        "objective",
+        {"name": "multi_task", "tasks": {"kind": "classification", "size": "regression"}, "weights": {"size": 0.3}},
+    )
+    torch.manual_seed(0)
+    made = chosen.plugin.build(
+        {"backbone": body.plugin.build({"spec": spec}, body.options), "spec": spec}, chosen.options
+    )
+    for head in made.parts.values():
+        torch.nn.init.normal_(head.head.weight)
+    made.eval()
+    kind, size = torch.tensor([2, -1, 0, 1]), torch.tensor([3.0, 12.0, math.nan, math.nan])
+    one = Batch(
+        [{"columns": torch.randn(4, 5)}], {"kind": kind, "size": size}, torch.arange(4), torch.zeros(1, 4).long()
+    )
+    vectors = made.backbone(one.views[0]).vector.detach()
+    logits = made.parts["kind"].head(vectors).log_softmax(1).tolist()
+    numbers = made.parts["size"].head(vectors)[:, 0].tolist()
+    want = -sum(logits[i][kind[i]] for i in (0, 2, 3)) + 0.3 * sum(
+        (numbers[i] - (size[i] - 10) / 4) ** 2 for i in (0, 1)
+    )
+    loss = made(one, "loss")
+    assert float(loss.sum.detach()) == pytest.approx(float(want), rel=1e-5)
+    assert loss.count == 4
+    halves = [made(half, "loss").sum.detach() for half in one.split([2, 2])]
+    assert float(sum(halves)) == pytest.approx(float(loss.sum.detach()), rel=1e-5), "micro-batches learn the same"
+    metrics = made.metrics(made(one, "rows"))
+    right = [max(range(3), key=logits[i].__getitem__) == kind[i] for i in (0, 2, 3)]
+    assert metrics["kind_accuracy"] == pytest.approx(sum(right) / 3)
+    assert metrics["score"] == pytest.approx((metrics["kind_accuracy"] + metrics["size_r2"]) / 2)
+    with pytest.raises(ConfigError, match="asks for more than the backbone's vectors"):
+        mixed = config.choice(
+            "objective", {"name": "multi_task", "tasks": {"kind": {"name": "classification", "mixup": 0.2}}}
+        )
+        mixed.plugin.build({"backbone": made.backbone, "spec": spec}, mixed.options)
 
 
 @pytest.mark.parametrize("classes", [2, 3, 8])

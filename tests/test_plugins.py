@@ -221,6 +221,7 @@ ORDER = [
     "core",
     "config",
     "cache",
+    "cut",
     "nn",
     "log",
     "checkpoint",

@@ -230,6 +230,58 @@ def test_multilabel_and_numbers_from_a_csv_of_images(fmeco: Fmeco) -> None:
     assert abs(fmeco("predict", "number", "p/white/00.png", "--json").json["predictions"][0]["prediction"] - 30.5) < 4
 
 
+def test_several_targets_are_learned_at_once(fmeco: Fmeco) -> None:
+    photos(Path("p"), ("blue", "red", "white"), 12)
+    values = {"blue": ("cold", 10.5), "red": ("warm", 20.5), "white": ("warm", 30.5)}
+    rows = [
+        f"{c}/{i:02}.png,{'' if i % 4 == 3 else values[c][0]},{'' if i % 4 == 2 else values[c][1]}"
+        for c in values
+        for i in range(12)
+    ]
+    write("p/table.csv", "path,feel,size\n" + "\n".join(rows))
+    columns = {"name": "csv_images", "path": "p/table.csv", "image_size": 8, "label_column": ["feel", "size"]}
+    config = {
+        "dataset": columns,
+        "backbone": {"name": "mlp", "hidden": [32]},
+        "objective": {
+            "name": "multi_task",
+            "tasks": {"feel": "classification", "size": {"name": "regression", "loss": "mae"}},
+        },
+        "optimizer": {"name": "adamw", "lr": 0.01},
+        "train": {"epochs": 30, "batch_size": 8},
+    }
+    answer = fmeco("pretrain", write("c.yaml", config), "--out", "both", "--json")
+    assert answer.code == 0, answer.err
+    metrics = answer.json["metrics"]
+    assert metrics["val_feel_accuracy"] > 0.9
+    assert metrics["val_size_r2"] > 0.8
+    assert metrics["val_score"] == pytest.approx((metrics["val_feel_accuracy"] + metrics["val_size_r2"]) / 2)
+    assert fmeco("evaluate", "both", "--split", "val", "--json").json["metrics"]["val_score"] == metrics["val_score"]
+    row = fmeco("predict", "both", "p/red/00.png", "--json").json["predictions"][0]
+    assert (row["feel"], row["prediction"].startswith("feel=warm, size=")) == ("warm", True)
+    assert row["feel_probability"] > 0.5
+    assert abs(row["size"] - 20.5) < 5
+    shown = fmeco("predict", "both", "p/red/00.png")
+    assert shown.out.splitlines()[0] == "input,prediction,probability,feel,feel_probability,size,error"
+    # A new task from it, with no config: the default is a head for each target.
+    again = {"dataset": columns, "train": {"steps": 8}, "transfer": "probe"}
+    tuned = fmeco("finetune", write("f.yaml", again), "--from", "both", "--out", "tuned", "--json")
+    assert tuned.code == 0, tuned.err
+    typo = {
+        **config,
+        "objective": {"name": "multi_task", "tasks": {"feal": "classification", "size": {"name": "regresion"}}},
+    }
+    refused = fmeco("pretrain", write("typo.yaml", typo), "--out", "typo")
+    assert refused.code == 2
+    assert "objective.tasks.size.name: 'regresion' is not known (did you mean 'regression'?)" in refused.err
+    typo["objective"]["tasks"]["size"] = {"name": "regression", "los": "mae"}
+    refused = fmeco("pretrain", write("typo.yaml", typo), "--out", "typo")
+    assert "objective.tasks.size.los: unknown key" in refused.err
+    typo["objective"]["tasks"]["size"] = "regression"
+    refused = fmeco("pretrain", write("typo.yaml", typo), "--out", "typo")
+    assert (refused.code, "no target 'feal'" in refused.err) == (2, True)
+
+
 def test_gradient_descent_is_sgd_on_the_full_batch() -> None:
     """Loss by loss equal to gradient descent written out by hand."""
     api.pretrain(

@@ -14,11 +14,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 import fmeco
-from fmeco import cache, compare, config, probing
+from fmeco import cache, checkpoint, compare, config, loop, probing
 from fmeco.core import Backbone, Features, Inputs, Target
 from fmeco.errors import ConfigError, Stopped
 from fmeco.plugins import plugins
 from fmeco.transfer import Adapters, Anchor, Role
+
+from .conftest import write
 
 DATA = {"name": "digits", "classes": [0, 1, 2], "image_size": 16, "limit_per_class": 24}
 STRATEGIES = list(plugins("strategies"))
@@ -366,3 +368,90 @@ def test_controls_are_trained_and_compared(fmeco: Any, sources: dict[str, Path])
     wrong = fmeco("finetune", "--from", sources["mlp"], "--dataset", "digits", "--control", "scrach")
     assert wrong.code == 2
     assert "scratch" in wrong.err
+
+
+def test_labels_are_worth_what_the_curve_says(fmeco: Any, sources: dict[str, Path]) -> None:
+    command = (
+        *("finetune", "--from", sources["mlp"], "--dataset", "digits", "--out", "curve", "--control", "scratch"),
+        *("--set", "dataset.classes=[0, 1, 2]", "--set", "train.steps=12", "--label-fractions", "1,0.1"),
+    )
+    answer = fmeco(*command, "--json")
+    assert answer.code == 0, answer.err
+    rows = answer.json["rows"]
+    assert [(row["strategy"], row["fraction"]) for row in rows] == [
+        *(("full", 0.1), ("scratch", 0.1)),
+        *(("full", 1.0), ("scratch", 1.0)),
+    ]
+    few, many = rows[0]["samples"], rows[2]["samples"]
+    assert few == pytest.approx(many / 10, abs=2)
+    assert Path(answer.json["plot"]).read_bytes().startswith(b"\x89PNG")
+    for row in rows:
+        assert row["interval"][0] <= row["value"] <= row["interval"][1]
+    counts = fmeco("evaluate", "curve/labels-0.1", "--split", "train", "--json").json
+    assert counts["samples"] == many, "the fraction is of training, not of what a checkpoint is measured on"
+    assert fmeco(*command).code == 2, "the folder is not empty"
+    assert fmeco(*command[:-1], "0,0.5").code == 2
+
+
+def test_more_labels_keep_those_that_fewer_had(sources: dict[str, Path]) -> None:
+    from fmeco import build
+
+    def names(share: float, seed: int = 0) -> set[str]:
+        settings = {"dataset": DATA, "seed": seed, "train": {"label_fraction": share}}
+        samples = build.prepare(config.read(settings, stage="finetune", ref=sources["mlp"])).data.split("train")
+        values = samples.targets["label"]
+        assert len(values.unique()) == 3
+        assert all(torch.equal(samples[i]["image"], samples.tensors["image"][i]) for i in range(len(samples)))
+        return {samples.name(i) for i in range(len(samples))}
+
+    assert names(0.01) < names(0.3) < names(1.0)
+    assert len(names(0.01)) == 3
+    assert names(0.3) != names(0.3, seed=1)
+
+
+# ---------------------------------------------------------------- rates and lengths
+
+
+@pytest.mark.parametrize("strategy", ["full", "lora", "lp_ft"])
+def test_a_rate_that_is_found_leaves_no_trace(strategy: str, sources: dict[str, Path], tmp_path: Path) -> None:
+    adamw = {"name": "adamw", "lr": "auto"}
+    found = finetune(sources["cnn"], tmp_path / "auto", strategy, "cnn", sections={"optimizer": adamw})
+    tried = [json.loads(line) for line in (found.run / "metrics.jsonl").read_text().splitlines()]
+    curve = [line for line in tried if line["kind"] == "range"]
+    assert len(curve) >= 10
+    assert all(a["lr"] < b["lr"] for a, b in zip(curve, curve[1:], strict=False))
+    rate = config.parse_yaml((found.run / "config.yaml").read_text(), "")[0]["optimizer"]["lr"]
+    assert 1e-5 <= rate <= 0.1
+    named = finetune(sources["cnn"], tmp_path / "named", strategy, "cnn", sections={"optimizer": {**adamw, "lr": rate}})
+    for file in ("backbone", "objective"):
+        one, two = (tensors(result.run / "checkpoints/last", file) for result in (found, named))
+        assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_what_more_time_would_do() -> None:
+    assert "too few" in loop.more_time([0.5, 0.6], 1, "accuracy", 2.0)
+    assert "likely to help" in loop.more_time([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8], 1, "accuracy", 8.0)
+    assert "from 0.6000 to 0.8000" in loop.more_time([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8], 1, "accuracy", 8.0)
+    assert "from 0.6000 to 0.4000" in loop.more_time([-0.9, -0.8, -0.6, -0.4], -1, "rmse", 8.0)
+    assert "not help" in loop.more_time([0.5, 0.9, 0.8, 0.8, 0.7, 0.7], 1, "accuracy", 6.0)
+    assert "change little" in loop.more_time([0.5, 0.6, 0.7, 0.9, 0.9, 0.9, 0.9, 0.9], 1, "accuracy", 8.0)
+
+
+def test_several_tasks_read_their_source_once(
+    fmeco: Any, sources: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[Path] = []
+    real = checkpoint.Checkpoint.tensors
+
+    def tensors_of(self: Any, name: str) -> Any:
+        if self.path.is_relative_to(sources["mlp"].resolve()) and name == "backbone":
+            reads.append(self.path)
+        return real(self, name)
+
+    monkeypatch.setattr(checkpoint.Checkpoint, "tensors", tensors_of)
+    for name, classes in (("a", [0, 1]), ("b", [2, 3])):
+        write(f"{name}.yaml", {"dataset": {**DATA, "classes": classes}, "train": {"steps": 3}})
+    answer = fmeco("finetune", "a.yaml", "b.yaml", "--from", sources["mlp"], "--out", "tasks", "--json")
+    assert answer.code == 0, answer.err
+    assert [task["task"] for task in answer.json["tasks"]] == ["a", "b"]
+    assert len(reads) == 1

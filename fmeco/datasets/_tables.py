@@ -6,15 +6,17 @@ import csv
 import dataclasses
 import io
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fmeco.core import (
+    MISSING_CLASS,
     CheckpointError,
     ConfigError,
     Data,
@@ -88,9 +90,9 @@ def column(table: Table, name: str, path: str) -> list[str]:
     return table[name]
 
 
-def numbers(values: Sequence[str], path: str, name: str) -> Tensor:
+def numbers(values: Sequence[str], path: str, name: str, rows: Indices) -> Tensor:
     """Text -> float32 (N,). Raises DataError that names the row of what is no finite number."""
-    for row, value in enumerate(values):
+    for row, value in zip(rows, values, strict=True):
         if not is_number(value):
             raise DataError(
                 f"{clean(path)}: column '{clean(name)}', row {row + 2}: '{clean(value, 40)}' is not a number",
@@ -221,7 +223,7 @@ def build_table(
     known: DataSpec | None,
     whole: bool,
     table: Table,
-    labels: Sequence[str],
+    labels: Mapping[str, Sequence[str]],
     *,
     where: str,
     names: Sequence[str],
@@ -235,27 +237,14 @@ def build_table(
     fold: Mapping[str, int] | None,
     parts: dict[str, Indices] | None = None,
 ) -> Data:
-    """A Data from columns as text, and one label per row. What csv_table and sklearn share."""
+    """A Data from columns as text, and the labels of each target, one per row. What csv_table and sklearn share."""
     if known is not None and known.modality != "table":
         raise CheckpointError(f"this checkpoint is for {known.modality} data, and the dataset is a table")
-    old = known.targets.get("label") if known is not None else None
-    if blank := [names[i] for i, label in enumerate(labels) if is_missing(label)]:
-        raise DataError(f"no target value in {listing(blank)}", "fill or remove these rows")
-    kind = old.kind if old is not None else task
-    if kind == "auto":
-        # Decimals are amounts. Whole numbers are amounts when they are many, as prices and ages are.
-        many = len(set(labels)) > max(20, len(labels) // 20)
-        kind = "number" if all(map(is_number, labels)) and (many or any(map(is_decimal, labels))) else "class"
-    notes: list[str] = []
-    if kind == "number":
-        kept = np.arange(len(labels))
-        values: Tensor = numbers(labels, where, "target")
-        codes, target = np.zeros(len(labels), np.int64), old or Target("number")
-    else:
-        kept, codes, class_names, notes = _splits.encode(list(labels), classes, old, where)
-        values, target = torch.from_numpy(codes), Target("class", class_names)
+    old = known.targets if known is not None else {}
+    found = read_targets(labels, old, classes, where=where, names=names, kind_of=lambda values: _kind(values, task))
+    kept, codes, notes = found.kept, found.codes, found.notes
     # A row is known by its content: moving the file, or adding rows, moves no row to another split.
-    rows = list(zip(labels, *(table[name] for name in features), strict=True))
+    rows = list(zip(*labels.values(), *(table[name] for name in features), strict=True))
     chosen = ["\t".join(rows[i]) for i in kept.tolist()]
     if parts is not None:
         parts = {part: np.flatnonzero(np.isin(kept, at)) for part, at in parts.items()}
@@ -272,7 +261,7 @@ def build_table(
         raise DataError(f"{where}: no row is for training", "split_column must say train somewhere")
     else:
         how = fit_columns(table, features, kept[parts["train"]])
-    made = {part: Rows(table, kept[at], {"label": values[at]}, how, names) for part, at in parts.items()}
+    made = {part: Rows(table, kept[at], found.at(at), how, names) for part, at in parts.items()}
     notes += [
         f"{part}: column '{clean(name)}' has categories not seen in training: {listing(sorted(strange))}"
         for part, samples in made.items()
@@ -280,8 +269,106 @@ def build_table(
     ]
     spec = dataclasses.replace(
         table_spec(how),
-        targets={"label": target},
+        targets=found.targets,
         sizes={part: len(at) for part, at in parts.items()},
         fingerprint=_splits.fingerprint([rows[i] for i in kept.tolist()]),
     )
     return Data(spec, made.get("train"), made.get("val"), made.get("test"), notes=tuple(notes))
+
+
+def _kind(labels: Sequence[str], task: str) -> str:
+    """Decimals are amounts. Whole numbers are amounts when they are many, as prices and ages are."""
+    if task != "auto":
+        return task
+    many = len(set(labels)) > max(20, len(labels) // 20)
+    return "number" if all(map(is_number, labels)) and (many or any(map(is_decimal, labels))) else "class"
+
+
+# ---------------------------------------------------------------- targets, of tables and of tables of images
+
+
+class Targets(NamedTuple):
+    """values: name -> (M,) or (M, C) of the rows kept. codes (M,): what a split is balanced by. kept (M,): positions."""
+
+    targets: dict[str, Target]
+    values: dict[str, Tensor]
+    codes: Indices
+    kept: Indices
+    notes: list[str]
+
+    def at(self, positions: Indices) -> dict[str, Tensor]:
+        return {name: values[positions] for name, values in self.values.items()}
+
+
+def target_columns(table: Table, wanted: str | Sequence[str], path: str) -> dict[str, list[str]]:
+    """The columns of one target, which is called label, or of several, under their own names."""
+    names = [wanted] if isinstance(wanted, str) else list(wanted)
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(f"{clean(path)}: the target columns {listing(names)}: name each once")
+    if strange := [name for name in names if len(names) > 1 and re.search(r"[./,=|]", name)]:
+        raise ConfigError(
+            f"{clean(path)}: the target column {listing(strange)}: a name with . / , = | cannot be a task's"
+        )
+    columns = {name: column(table, name, path) for name in names}
+    return columns if len(names) > 1 else {"label": columns[names[0]]}
+
+
+def read_targets(
+    labels: Mapping[str, Sequence[str]],
+    old: Mapping[str, Target],
+    classes: list[str | int] | None,
+    *,
+    where: str,
+    names: Sequence[str],
+    kind_of: Callable[[Sequence[str]], str],
+    separator: str = "|",
+) -> Targets:
+    """Labels as text -> targets. Of several targets a row may lack some, but not all.
+
+    old: targets of a checkpoint, whose kinds and classes hold. kind_of: the kind of a target, by the labels it has.
+    """
+    if len(labels) > 1 and classes is not None:
+        raise ConfigError("dataset.classes: choosing classes is possible for one target only")
+    blank = np.array([[is_missing(label) for label in column] for column in labels.values()])  # (targets, N)
+    if (empty := np.flatnonzero(blank.all(0))).size:
+        raise DataError(
+            f"no target value in {listing([names[i] for i in empty.tolist()])}", "fill or remove these rows"
+        )
+    kept, notes = np.arange(blank.shape[1]), list[str]()
+    targets: dict[str, Target] = {}
+    values: dict[str, Tensor] = {}
+    codes: Indices | None = None
+    for (name, column), gone in zip(labels.items(), blank, strict=True):
+        here = np.flatnonzero(~gone)
+        if not here.size:
+            raise DataError(f"{where}: the target '{clean(name)}' has no value in any row")
+        present = [column[i] for i in here.tolist()]
+        known = old.get(name)
+        kind = known.kind if known is not None else kind_of(present)
+        if kind == "number":
+            full: Tensor = torch.full((len(column),), math.nan)
+            full[here] = numbers(present, where, "target" if name == "label" else name, here)
+            targets[name] = known or Target("number")
+        elif kind == "class":
+            chosen, own, class_names, more = _splits.encode(present, classes, known, where)
+            spread = np.full(len(column), MISSING_CLASS)
+            spread[here[chosen]] = own
+            full, targets[name] = torch.from_numpy(spread), Target("class", class_names)
+            notes += more
+            codes = spread if codes is None else codes
+            if len(labels) == 1:
+                kept = here[chosen]
+        else:
+            if classes is not None:
+                raise ConfigError("dataset.classes: choosing classes is not possible for multilabel data")
+            sets = [[part.strip() for part in label.split(separator) if part.strip()] for label in present]
+            _, _, class_names, more = _splits.encode([one for each in sets for one in each], None, known, where)
+            full = torch.full((len(column), len(class_names)), math.nan)
+            for row, each in zip(here, sets, strict=True):
+                full[row] = 0.0
+                full[row, [class_names.index(one) for one in each]] = 1.0
+            targets[name] = Target("multilabel", class_names)
+            notes += more
+        values[name] = full
+    codes = np.zeros(len(kept), np.int64) if codes is None else codes[kept]
+    return Targets(targets, {name: full[kept] for name, full in values.items()}, codes, kept, notes)

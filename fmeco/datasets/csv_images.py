@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from fmeco.core import (
     Classes,
     Color,
-    ConfigError,
     Data,
     DataError,
     DataSpec,
@@ -24,7 +22,6 @@ from fmeco.core import (
     ImageSize,
     LimitPerClass,
     LimitSeed,
-    Target,
     TestFraction,
     ValFraction,
     clean,
@@ -39,7 +36,9 @@ def build(
     *,
     path: Annotated[FilePath, Doc("the CSV file; image paths are relative to its folder")],
     image_column: str = "path",
-    label_column: str = "label",
+    label_column: Annotated[
+        str | list[str], Doc("column of the label; several are tasks of objective: multi_task")
+    ] = "label",
     split_column: Annotated[
         str | None, Doc("column that says train, val or test; null = split by val_fraction")
     ] = None,
@@ -60,27 +59,24 @@ def build(
 ) -> Data:
     table = _tables.read_csv(path)
     files = _tables.column(table, image_column, path)
-    labels = _tables.column(table, label_column, path)
+    labels = _tables.target_columns(table, label_column, path)
     folder = Path(root or os.path.dirname(path) or ".")
-    if blank := [
-        i + 2
-        for i, (file, label) in enumerate(zip(files, labels, strict=True))
-        if not file or _tables.is_missing(label)
-    ]:
-        raise DataError(f"{clean(path)}: no image or no label in line {listing(blank)}")
+    if blank := [i + 2 for i, file in enumerate(files) if not file]:
+        raise DataError(f"{clean(path)}: no image in line {listing(blank)}")
     if twice := sorted({file for file in files if files.count(file) > 1} if len(set(files)) < len(files) else []):
         raise DataError(f"{clean(path)}: listed more than once: {listing(twice)}")
     found = [_status(folder / file, path, line + 2) for line, file in enumerate(files)]
 
-    old = known.targets.get("label") if known is not None else None
-    kind = (
-        old.kind
-        if old is not None
-        else task
-        if task != "auto"
-        else ("number" if all(_tables.is_decimal(label) for label in labels) else "class")
+    targets = _tables.read_targets(
+        labels,
+        known.targets if known is not None else {},
+        classes,
+        where=clean(path),
+        names=[f"{clean(path)}:{line}" for line in range(2, len(files) + 2)],
+        kind_of=lambda values: _kind(values, task),
+        separator=separator,
     )
-    targets, target, codes, kept, notes = _target(labels, kind, classes, separator, old, path)
+    kept, codes = targets.kept, targets.codes
     files, found = [files[i] for i in kept], [found[i] for i in kept]
     if split_column is not None:
         parts = _tables.split_by_column(
@@ -94,44 +90,23 @@ def build(
         parts["train"] = _splits.limit(files, codes, parts["train"], limit_per_class, limit_seed)
     spec = dataclasses.replace(
         _images.image_spec(known, size=image_size, color=color),
-        targets={"label": target},
+        targets=targets.targets,
         sizes={part: len(at) for part, at in parts.items()},
         fingerprint=_splits.fingerprint(
-            [(files[i], found[i][0], labels[kept[i]]) for at in parts.values() for i in at]
+            [
+                (files[i], found[i][0], *(column[kept[i]] for column in labels.values()))
+                for at in parts.values()
+                for i in at
+            ]
         ),
     )
     listed = _images.Files.of(folder, files, [size for size, _ in found], [time for _, time in found])
-    made = {
-        part: _images.ImageFiles(listed.take(at), {"label": targets[at]}, spec.preprocessing)
-        for part, at in parts.items()
-    }
-    return Data(spec, made.get("train"), made.get("val"), made.get("test"), notes=tuple(notes))
+    made = {part: _images.ImageFiles(listed.take(at), targets.at(at), spec.preprocessing) for part, at in parts.items()}
+    return Data(spec, made.get("train"), made.get("val"), made.get("test"), notes=tuple(targets.notes))
 
 
-def _target(
-    labels: list[str],
-    kind: str,
-    classes: list[str | int] | None,
-    separator: str,
-    old: Target | None,
-    path: str,
-) -> tuple[Tensor, Target, _splits.Indices, _splits.Indices, list[str]]:
-    """Labels as (tensor, Target, codes to stratify by, positions kept, notes)."""
-    everything = np.arange(len(labels))
-    if kind == "number":
-        values = _tables.numbers(labels, path, "label")
-        return values, old or Target("number"), np.zeros(len(labels), np.int64), everything, []
-    if kind == "class":
-        kept, codes, names, notes = _splits.encode(labels, classes, old, clean(path))
-        return torch.from_numpy(codes), Target("class", names), codes, kept, notes
-    if classes is not None:
-        raise ConfigError("dataset.classes: choosing classes is not possible for multilabel data")
-    sets = [[part.strip() for part in label.split(separator) if part.strip()] for label in labels]
-    _, _, names, notes = _splits.encode([name for one in sets for name in one], None, old, clean(path))
-    values = torch.zeros(len(labels), len(names))
-    for row, one in enumerate(sets):
-        values[row, [names.index(name) for name in one]] = 1
-    return values, Target("multilabel", names), np.zeros(len(labels), np.int64), everything, notes
+def _kind(labels: Sequence[str], task: str) -> str:
+    return task if task != "auto" else "number" if all(map(_tables.is_decimal, labels)) else "class"
 
 
 def _status(file: Path, table: str, line: int) -> tuple[int, int]:

@@ -31,7 +31,7 @@ def build(
     whole: bool,
     *,
     path: Annotated[FilePath, Doc("the table, with a header")],
-    target: Annotated[str, Doc("column to predict")] = "label",
+    target: Annotated[str | list[str], Doc("column to predict; several are tasks of objective: multi_task")] = "label",
     features: Annotated[
         list[str] | None, Doc("columns to use; null = all but the target, `drop` and split_column")
     ] = None,
@@ -51,14 +51,15 @@ def build(
     split: Fold = None,
 ) -> Data:
     table = _tables.read_csv(path)
-    labels = _tables.column(table, target, path)
-    left_out = {target, *drop, *([split_column] if split_column else [])}
+    labels = _tables.target_columns(table, target, path)
+    targets = [target] if isinstance(target, str) else target
+    left_out = {*targets, *drop, *([split_column] if split_column else [])}
     for name in (*drop, *(features or [])):
         _tables.column(table, name, path)
     used = features if features is not None else [name for name in table if name not in left_out]
-    if target in used or not used:
+    if set(targets) & set(used) or not used:
         raise ConfigError(
-            f"{clean(path)}: {'the target is among the features' if used else 'no columns are left to learn from'}"
+            f"{clean(path)}: {'a target is among the features' if used else 'no columns are left to learn from'}"
         )
     parts = _tables.split_by_column(table[split_column], path, split_column) if split_column in table else None
     if split_column is not None and parts is None:
@@ -70,7 +71,7 @@ def build(
         shown,
         labels,
         where=clean(path),
-        names=[f"{path}:{row}" for row in range(2, len(labels) + 2)],
+        names=[f"{path}:{row}" for row in range(2, len(next(iter(labels.values()))) + 2)],
         features=used,
         task=task,
         classes=classes,

@@ -31,7 +31,7 @@ def build(
         known,
         False,
         table,
-        labels,
+        {"label": labels},
         where=f"sklearn/{arch}",
         names=[f"{arch}:{row}" for row in range(len(labels))],
         features=features,
