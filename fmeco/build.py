@@ -50,6 +50,7 @@ class Plan:
     report: checkpoint.Report | None  # of a transplant just done
     transplanted: dict[str, Any] | None  # the report that the run's checkpoints hold
     parents: list[str]  # ids of the checkpoints that the weights come from
+    licence: str | None  # of the weights that the run started from
 
 
 def prepare(
@@ -117,8 +118,10 @@ def prepare(
     best = _best_metric(settings, objective, data)
     parents = [source.checkpoint.id] if source is not None and source.checkpoint is not None and not fresh else []
     transplanted = report.to_json() if report is not None else None
+    licence = source.licence if source is not None and not fresh else None
     if resumed is not None:
         parents, transplanted = list(resumed.manifest["parents"]), resumed.meta["transplant"]
+        licence = resumed.meta.get("licence")
     return Plan(
         settings,
         data,
@@ -136,6 +139,7 @@ def prepare(
         report,
         transplanted,
         parents,
+        licence,
     )
 
 
@@ -366,6 +370,7 @@ def _source(settings: RunConfig, own_backbone: Backbone | None) -> refs.Source |
                 found.tensors("backbone"),
                 found.spec,
                 found,
+                found.meta.get("licence"),
             )
         return refs.resolve(settings.source, settings.backbone)
     weights = _weights(settings)

@@ -637,6 +637,7 @@ def list_(
         str,
         typer.Argument(help="datasets, backbones, objectives, augment, optimizers, schedules or strategies."),
     ],
+    word: Annotated[str, typer.Argument(metavar="[WORD]", help="Only names that hold it.", show_default=False)] = "",
     json_: Json = False,
     plugin: Plugins = [],
     debug: Debug = False,
@@ -649,10 +650,11 @@ def list_(
         return {
             p.name: {
                 "help": p.help,
-                "names": list(p.names),
+                "names": [name for name in p.spellings[: len(p.names)] if word in f"{p.name}/{name}"],
                 "from": p.module.split(".")[0] if p.module else str(p.file),
             }
             for p in plugins(kind_of(kind)).values()
+            if any(word in name for name in (p.name, *p.spellings))
         }
 
     def show(result: Any) -> None:
@@ -660,10 +662,13 @@ def list_(
 
         for name, one in result.items():
             print(f"{name:16} {one['help']}" + ("" if one["from"] == "fmeco" else f"  ({one['from']})"))
-            if one["names"]:
+            names = one["names"]
+            if len(names) > 200 and not word:
+                names = [f"{len(names)} names such as {names[0]}: `fmeco list {kind} WORD` shows those that hold WORD"]
+            if names:
                 print(
                     textwrap.fill(
-                        ", ".join(one["names"]),
+                        ", ".join(names),
                         100,
                         initial_indent="    ",
                         subsequent_indent="    ",

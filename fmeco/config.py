@@ -730,7 +730,7 @@ def json_schema() -> dict[str, Any]:
         options = []
         bare: list[str] = []
         for plugin in plugins(kind).values():
-            names = [*plugin.names, *(f"{plugin.name}/{name}" for name in plugin.names)] or [plugin.name]
+            names = plugin.spellings or [plugin.name]
             bare += names
             body = plugin.model.model_json_schema()
             body.pop("title", None)

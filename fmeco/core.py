@@ -66,6 +66,7 @@ __all__ = [
     "Mode",
     "Objective",
     "ObjectiveSection",
+    "Published",
     "Samples",
     "Scalar",
     "Target",
@@ -468,6 +469,16 @@ class Backbone(nn.Module, ABC):
         position of its layer among the layers that have parameters."""
         order = list(dict.fromkeys(key.rpartition(".")[0] for key, _ in self.library.named_parameters()))
         return order.index(name.rpartition(".")[0])
+
+
+class Published(NamedTuple):
+    """Where a library publishes weights, and how their inputs were made. digits: the first ones of the file's SHA-256,
+    "" where the publisher does not say them."""
+
+    url: str
+    digits: str
+    spec: DataSpec
+    licence: str | None = None
 
 
 @dataclass(slots=True)

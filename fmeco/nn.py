@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -53,6 +53,25 @@ class Head(nn.Linear):
         if self.dropout:
             features = F.dropout(features, self.dropout, self.training)
         return F.linear(features, self.weight, self.bias)
+
+
+def channels_as(weight: Tensor, channels: int) -> Tensor:
+    """(O, I, h, w) -> (O, channels, h, w): an image whose channels are all equal gives the same response."""
+    gray = weight.sum(1, keepdim=True)
+    return gray.expand(-1, channels, -1, -1) / channels
+
+
+def fit_channels(state: Mapping[str, Tensor], own: Mapping[str, Tensor], first: Iterable[str]) -> dict[str, Tensor]:
+    """The first convolutions (their names) of `state` for the number of channels that `own` has, where that is well
+    defined: summed to one channel, or spread from one."""
+    changed = {}
+    for name in first:
+        theirs, mine = state.get(name), own.get(name)
+        if theirs is None or mine is None or theirs.ndim != 4 or mine.ndim != 4 or theirs.shape[1] == mine.shape[1]:
+            continue
+        if 1 in (theirs.shape[1], mine.shape[1]):
+            changed[name] = channels_as(theirs, mine.shape[1])
+    return changed
 
 
 def mirrored(inputs: Inputs) -> Inputs:

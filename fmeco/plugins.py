@@ -109,9 +109,15 @@ class Plugin:
     injected: tuple[str, ...]
     help: str  # first line of the docstring
     names: tuple[str, ...]  # architectures or datasets of a library this file stands for
+    qualified: bool  # its names are known as PLUGIN/NAME alone
     renamed: Mapping[str, str]  # old key -> new key
     paths: tuple[str, ...]  # the keys that are files or folders
     nested: Mapping[str, str]  # key that holds sections -> their kind
+
+    @property
+    def spellings(self) -> list[str]:
+        """What a config may call each of `names`; the shortest ones come first."""
+        return [*(() if self.qualified else self.names), *(f"{self.name}/{name}" for name in self.names)]
 
     def load(self) -> ModuleType:
         """Import the plug-in's module."""
@@ -174,19 +180,16 @@ def find(kind: str, name: str) -> tuple[Plugin, str | None]:
     if not slash:
         if name in known and not known[name].names:
             return known[name], None
-        owners = [plugin for plugin in known.values() if name in plugin.names]
+        owners = [plugin for plugin in known.values() if name in plugin.names and not plugin.qualified]
         if len(owners) == 1:
             return owners[0], name
         if name in known:
             raise ConfigError(f"{kind}: '{name}' needs one of its names: {name}/NAME", f"fmeco list {kind} shows them")
     elif source in known and arch in known[source].names:
         return known[source], arch
-    valid = [
-        *known,
-        *(n for plugin in known.values() for n in (*plugin.names, *(f"{plugin.name}/{n}" for n in plugin.names))),
-    ]
+    valid = [*known, *(spelling for plugin in known.values() for spelling in plugin.spellings)]
     raise ConfigError(
-        f"{kind}: '{clean(name)}' is not known{nearest(name, valid)}", f"`fmeco list {kind}` shows every name"
+        f"{kind}: '{clean(name)}' is not known{nearest(name, valid)}", f"`fmeco list {kind} [WORD]` shows the names"
     )
 
 
@@ -283,6 +286,7 @@ def _read(kind: str, name: str, file: Path, module: str, function: str = "build"
         model=schema(f"{kind}/{name}", fields),
         help=doc.split("\n\n")[0].replace("\n", " "),
         names=tuple(names),
+        qualified=bool(_literal(tree, "QUALIFIED", file)),
         renamed=_literal(tree, "RENAMED", file) or {},
         paths=tuple(arg.arg for arg in node.args.kwonlyargs if _mentions(arg.annotation, "FilePath")),
         nested={arg.arg: k for arg in node.args.kwonlyargs for n, k in NESTED.items() if _mentions(arg.annotation, n)},

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import urllib.error
+import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 from fmeco import checkpoint, config
 from fmeco.config import Choice
-from fmeco.core import DataSpec, InputSpec
+from fmeco.core import DataSpec, InputSpec, Published
 from fmeco.errors import CheckpointError, ConfigError, ResourceError, clean, listing, nearest
 from fmeco.log import say
 
@@ -35,6 +36,7 @@ class Source:
     state: Mapping[str, Tensor]  # the backbone's tensors
     spec: DataSpec  # of a checkpoint: everything; of a foreign file: preprocessing only
     checkpoint: checkpoint.Checkpoint | None = None  # None for foreign weights
+    licence: str | None = None  # of the weights, where their publisher states one
 
 
 _held: dict[tuple[str, str], Source] | None = None
@@ -116,7 +118,7 @@ def _resolve(ref: str, backbone: Choice | None) -> Source:
                 f"({own.spelled} {dict(own.options)})",
                 "leave `backbone:` out: the checkpoint knows it",
             )
-        return Source(str(ref), own, found.tensors("backbone"), found.spec, found)
+        return Source(str(ref), own, found.tensors("backbone"), found.spec, found, found.meta.get("licence"))
     name, _, weights = ref.partition("@")
     own = config.choice("backbone", {"name": name})
     if backbone is not None:
@@ -127,13 +129,15 @@ def _resolve(ref: str, backbone: Choice | None) -> Source:
 
 
 def published(backbone: Choice, weights: str) -> Source:
-    """The library's own weights for an architecture, downloaded once, hashed in full on every load."""
+    """The library's own weights for an architecture, downloaded once, hashed in full on every load. A hash that the
+    publisher does not state cannot be compared: it is shown, and the file runs no code either way."""
     find = getattr(backbone.plugin.load(), "pretrained", None)
     if find is None or backbone.arch is None:
         raise ConfigError(f"the backbone {backbone.spelled} has no published weights")
-    url, digits, spec = find(backbone.arch, weights)
+    url, digits, spec, licence = Published(*find(backbone.arch, weights))
     folder = Path(torch.hub.get_dir()) / "checkpoints"  # noqa: TID251  the folder that torch users have
-    path = folder / os.path.basename(url)
+    # Only a name with digits is one file's alone: every model on a hub is called model.safetensors.
+    path = folder / (os.path.basename(url) if digits else urllib.parse.urlsplit(url).path.strip("/").replace("/", "--"))
     if not path.is_file():
         _download(url, path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -142,8 +146,11 @@ def published(backbone: Choice, weights: str) -> Source:
             f"{path} is not the file that was published: its SHA-256 begins {digest[: len(digits)]}, not {digits}",
             "delete it, and it will be downloaded again",
         )
-    say(f"{backbone.spelled}@{weights}: preprocessing of these weights: {_shown(spec)}")
-    return Source(f"{backbone.spelled}@{weights}", backbone, checkpoint.read_foreign(path), spec)
+    ref = f"{backbone.spelled}@{weights}"
+    if not digits:
+        say(f"{ref}: its publisher states no hash to compare with; SHA-256 {digest}")
+    say(f"{ref}: preprocessing of these weights: {_shown(spec)}" + (f"; licence: {licence}" if licence else ""))
+    return Source(ref, backbone, checkpoint.read_foreign(path), spec, licence=licence)
 
 
 def _download(url: str, path: Path) -> None:

@@ -338,7 +338,7 @@ def _session(run: Path, plan: Plan, log: Log, stop: Callable[[], bool]) -> Sessi
         "class_rows": {name: list(classes) for name, classes in objective.class_rows().items()},
         "parameters": sum(p.numel() for p in objective.parameters()),
         "needs": needs,
-        "licence": None,
+        "licence": plan.licence,
         "precision": plan.precision,
         "threads": torch.get_num_threads(),
         "transplant": plan.transplanted,

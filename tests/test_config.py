@@ -163,3 +163,16 @@ def test_torchvision_names_are_those_of_the_library() -> None:
 
     listed = (ROOT / "fmeco" / "backbones" / "torchvision.txt").read_text().split()
     assert listed == torchvision.models.list_models(module=torchvision.models)
+
+
+def test_timm_names_are_those_of_the_library_and_need_its_prefix(fmeco: Callable[..., Answer]) -> None:
+    timm = pytest.importorskip("timm")
+    assert (ROOT / "fmeco" / "backbones" / "timm.txt").read_text().split() == timm.list_models()
+    assert config.choice("backbone", "resnet18").name == "torchvision"
+    assert config.choice("backbone", "timm/resnet18").name == "timm"
+    with pytest.raises(ConfigError, match="did you mean 'timm/vit_tiny_patch16_224'"):
+        config.choice("backbone", "vit_tiny_patch16_224")
+    assert len(fmeco("list", "backbones").out.splitlines()) < 40
+    found = fmeco("list", "backbones", "vit_tiny_patch16_224").out
+    assert "timm/vit_tiny_patch16_224" in found
+    assert "torchvision" not in found

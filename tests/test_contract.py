@@ -46,8 +46,13 @@ FAMILIES = [
     "vit_b_32",
     "swin_t",
     "maxvit_t",
+    "timm/resnet18",
+    "timm/vit_tiny_patch16_224",
+    "timm/mobilenetv3_small_050",
+    "timm/convnext_atto",
 ]
 SIZES = {"inception_v3": 96, "vit_b_32": 32, "vgg11": 32, "alexnet": 64, "maxvit_t": 224, "squeezenet1_1": 64}
+SIZES["timm/vit_tiny_patch16_224"] = 64
 
 
 def backbone(name: str, spec: DataSpec, **options: Any) -> Any:
@@ -58,7 +63,7 @@ def backbone(name: str, spec: DataSpec, **options: Any) -> Any:
 def test_every_kind_has_plugins() -> None:
     expected = {
         "datasets": {"digits", "image_folder", "csv_images", "torchvision", "csv_table", "sklearn", "fake_images"},
-        "backbones": {"torchvision", "mlp"},
+        "backbones": {"torchvision", "timm", "mlp"},
         "objectives": {"classification", "multilabel", "regression"},
         "augment": {"none", "image"},
         "optimizers": {"sgd", "adam", "adamw", "rmsprop"},
@@ -134,6 +139,8 @@ def batch(spec: DataSpec, values: torch.Tensor, count: int = 4) -> Batch:
     ("arch", "channels"), [*((arch, 3) for arch in FAMILIES), ("mlp", 3), ("mlp", 1), ("resnet18", 1), ("vit_b_32", 1)]
 )
 def test_backbone(arch: str, channels: int) -> None:
+    if arch.startswith("timm/"):
+        pytest.importorskip("timm")
     size = SIZES.get(arch, 32)
     spec = DataSpec(
         "image", {"image": InputSpec((channels, size, size), "uint8", 1 / 255, (0.5,) * channels, (0.25,) * channels)}

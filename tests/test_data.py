@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import http.server
 import os
 import struct
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -184,19 +182,6 @@ def test_table_kinds_statistics_and_missing_values() -> None:
         name="csv_table", path=str(write("u.csv", "n,label\n" + "\n".join(f"{i},{i * 7}" for i in range(60))))
     )
     assert amounts.spec.targets["label"].kind == "number"
-
-
-@pytest.fixture
-def server() -> Iterator[str]:
-    """An HTTP server over the current folder, on this machine."""
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_: Any) -> None: ...
-
-    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet)
-    threading.Thread(target=httpd.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{httpd.server_port}/"
-    httpd.shutdown()
 
 
 def serve_fashion_mnist(folder: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,10 +22,11 @@ from fmeco.core import (
     FilePath,
     Inputs,
     InputSpec,
+    Published,
     Scalar,
     nearest,
 )
-from fmeco.nn import import_torchvision
+from fmeco.nn import channels_as, fit_channels, import_torchvision
 
 _CLASSES = 1000  # the width by which the final class layer is known
 
@@ -95,7 +96,7 @@ class Torchvision(Backbone):
             stride: Any = conv.stride
             narrow = nn.Conv2d(channels, conv.out_channels, size, stride, pad, bias=conv.bias is not None)
             with torch.no_grad():
-                narrow.weight.copy_(_channels(conv.weight, channels))
+                narrow.weight.copy_(channels_as(conv.weight, channels))
                 if conv.bias is not None and narrow.bias is not None:
                     narrow.bias.copy_(conv.bias)
             _replace(net, self.first, narrow)
@@ -111,22 +112,12 @@ class Torchvision(Backbone):
     def adapt(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """A first convolution for another number of channels is summed (to one) or spread (from one); a ViT's positions
         for another image size are interpolated."""
-        own, changed = self.net.state_dict(), {}
-        name = f"{self.first}.weight"
-        theirs, mine = state.get(name), own[name]
-        if theirs is not None and theirs.ndim == 4 and theirs.shape[1] != mine.shape[1]:
-            if 1 in (theirs.shape[1], mine.shape[1]):
-                changed[name] = _channels(theirs, mine.shape[1])
+        own = self.net.state_dict()
+        changed = fit_channels(state, own, [f"{self.first}.weight"])
         name = "encoder.pos_embedding"
         if name in own and name in state and state[name].ndim == 3 and state[name].shape != own[name].shape:
             changed[name] = _positions(state[name], own[name].shape[1])
         return {**state, **changed}, list(changed)
-
-
-def _channels(weight: Tensor, channels: int) -> Tensor:
-    """(O, I, h, w) -> (O, channels, h, w): an image whose channels are all equal gives the same response."""
-    gray = weight.sum(1, keepdim=True)
-    return gray.expand(-1, channels, -1, -1) / channels
 
 
 def _positions(embedding: Tensor, count: int) -> Tensor:
@@ -145,8 +136,8 @@ def _replace(net: nn.Module, name: str, module: nn.Module) -> None:
     setattr(net.get_submodule(parent), leaf, module)
 
 
-def pretrained(arch: str, weights: str) -> tuple[str, str, DataSpec]:
-    """Where the library publishes these weights: (URL, first digits of the file's SHA-256, its preprocessing).
+def pretrained(arch: str, weights: str) -> Published:
+    """Where the library publishes these weights; the file's name ends in digits of its hash.
 
     Raises ConfigError for a name that the architecture does not have.
     """
@@ -174,4 +165,4 @@ def pretrained(arch: str, weights: str) -> tuple[str, str, DataSpec]:
             "color": "rgb",
         },
     )
-    return weight.url, Path(weight.url).stem.rpartition("-")[2], spec
+    return Published(weight.url, Path(weight.url).stem.rpartition("-")[2], spec)
