@@ -1,0 +1,86 @@
+"""Does `fmeco rank` pick the source that finetunes best? Sources of different quality, ranked before and finetuned after.
+
+    python scripts/results_rank.py FOLDER OUT [--seeds 2] [--labels 100]
+
+FOLDER holds train/CLASS/* and test/CLASS/* of CIFAR-10's classes. Seven sources are trained, on the five classes of
+configs/cifar10/pretrain.yaml unless they say otherwise; each is ranked, and finetuned by default, on the other five. Kendall's
+tau compares the two orders; the regret is what the pick loses against the best. Prints a part of docs/results.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import fmeco
+from fmeco import cache, config, probing
+
+HERE = Path(__file__).resolve().parent.parent / "configs" / "cifar10"
+SOURCES: dict[str, dict[str, Any]] = {
+    "resnet18, 15 epochs": {},
+    "resnet18, 5 epochs": {"train": {"epochs": 5}},
+    "resnet18, 1 epoch": {"train": {"epochs": 1}},
+    "resnet18, 200 images": {"dataset": {"limit_per_class": 50}, "train": {"epochs": 30, "batch_size": 32}},
+    "resnet18, digits": {"dataset": {"name": "digits", "image_size": 32, "color": "rgb"}, "train": {"epochs": 5}},
+    "shufflenet, 15 epochs": {"backbone": "shufflenet_v2_x1_0"},
+    "cnn, 15 epochs": {"backbone": "cnn"},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--labels", type=int, default=100)
+    given = parser.parse_args()
+    from scipy.stats import kendalltau
+
+    on = {"name": "image_folder", "path": str(given.folder)}
+    first, second = config.peek(HERE / "pretrain.yaml"), config.peek(HERE / "finetune.yaml")
+    first["dataset"] |= on
+    runs: dict[str, Path] = {}
+    for name, changes in SOURCES.items():
+        data = changes.get("dataset", {})
+        own = {**first, **changes, "train": {**first["train"], **changes.get("train", {})}}
+        own["dataset"] = data if "name" in data else {**first["dataset"], **data}
+        runs[name] = given.out / name.replace(", ", "-").replace(" ", "-")
+        if not (runs[name] / "report.html").exists():
+            fmeco.pretrain(own, out=runs[name], force=True)
+    for seed in range(given.seeds):
+        section = {**second["dataset"], **on, "limit_per_class": given.labels, "limit_seed": seed}
+        overrides = [f"dataset={section}".replace("'", '"'), f"seed={seed}"]
+        cache.clear()  # ranking pays for its features
+        began = time.monotonic()
+        found = probing.rank([str(run) for run in runs.values()], dataset=None, overrides=overrides)
+        ranking = time.monotonic() - began
+        metrics = {row["source"]: row["metrics"] for row in found["ranking"] if "metrics" in row}
+        tuned: dict[str, float] = {}
+        began = time.monotonic()
+        for name, run in runs.items():
+            task = {**second, "seed": seed, "dataset": section}
+            done = fmeco.finetune(task, ref=run, out=given.out / f"tuned-{run.name}-{seed}", force=True)
+            tuned[name] = fmeco.evaluate(done.run)["metrics"]["test_accuracy"]
+        tuning = time.monotonic() - began
+        print(f"\nseed {seed}: ranking took {ranking:.0f} s, finetuning all {tuning:.0f} s ({ranking / tuning:.3f})\n")
+        print("| source | linear head | k-NN | LogME | finetuned |\n|---|---|---|---|---|")
+        for name in sorted(tuned, key=tuned.__getitem__, reverse=True):
+            one = metrics[str(runs[name])]
+            print(f"| {name} | {one['accuracy']:.3f} | {one['knn']:.3f} | {one['logme']:.3f} | {tuned[name]:.3f} |")
+        for score in ("accuracy", "knn", "logme"):
+            values = [metrics[str(run)][score] for run in runs.values()]
+            tau = kendalltau(values, list(tuned.values())).statistic
+            pick = max(runs, key=lambda name: metrics[str(runs[name])][score])  # noqa: B023
+            regret = max(tuned.values()) - tuned[pick]
+            print(f"{score}: tau {tau:.2f}, picks {pick}, regret {regret:.3f}")
+        mean = statistics.mean(tuned.values())
+        print(f"a source drawn by lot: regret {max(tuned.values()) - mean:.3f}", flush=True)
+    print(f"\n{os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}")
+
+
+if __name__ == "__main__":
+    main()
