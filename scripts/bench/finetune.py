@@ -210,7 +210,10 @@ def run(work: Path, folder: Path, source: Path, given: argparse.Namespace) -> in
                         raise ValueError("its accuracy is not that of its predictions")
                 except (subprocess.CalledProcessError, ValueError, OSError) as error:
                     failures += 1
-                    print(f"seed {seed}, {minutes:g} min, {name}: FAILED, {error}, see {place / 'log.txt'}", flush=True)
+                    print(
+                        f"seed {seed}, {minutes:g} min, {name}: FAILED, {error}, see the logs in {place.parent}",
+                        flush=True,
+                    )
                     continue
                 results["runs"].append(record)
                 part = out.with_suffix(".part")
