@@ -1,0 +1,71 @@
+"""fastai's fine_tune, as its documentation has it, from the source's weights instead of its own: see finetune.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fastai.vision.all import (
+    Callback,
+    ImageDataLoaders,
+    Normalize,
+    Resize,
+    accuracy,
+    aug_transforms,
+    get_image_files,
+    model_meta,
+    set_seed,
+    vision_learner,
+)
+from finetune_common import Clock, check_loaded, read_job, source_weights, write_result
+from torch import nn
+from torchvision.models import resnet18
+
+
+class Epochs(Callback):
+    order = 1000  # after all others
+
+    def __init__(self) -> None:
+        self.clock, self.rates = Clock(), []
+
+    def after_epoch(self) -> None:
+        self.clock.mark()
+        self.rates.append([float(f"{group['lr']:.3g}") for group in self.opt.hypers])
+
+
+def main() -> None:
+    job = read_job()
+    weights, task = source_weights(job), Path(job["task"])
+    set_seed(job["seed"])
+
+    def source(**_: Any) -> nn.Module:
+        model = resnet18()
+        model.load_state_dict(weights, strict=False)  # checked below
+        return model
+
+    model_meta[source] = model_meta[resnet18]  # cut, and split into groups, as its own
+    loaders = ImageDataLoaders.from_folder(
+        task,
+        train="train",
+        valid="val",
+        item_tfms=Resize(job["size"]),
+        batch_tfms=[*aug_transforms(), Normalize.from_stats(job["mean"], job["std"])],
+        num_workers=0,
+    )
+    learner = vision_learner(loaders, source, metrics=accuracy)
+    names = [name for name in resnet18().state_dict() if not name.startswith("fc.")]  # the body has numbers for names
+    check_loaded(zip(names, learner.model[0].state_dict().values(), strict=True), weights)
+    epochs = Epochs()
+    learner.fine_tune(job["epochs"], cbs=epochs)
+    found = {**epochs.clock.stop(), "val": learner.recorder.values[-1][-1], "lr": epochs.rates}
+
+    files = sorted(get_image_files(task / "test"))
+    scores, labels = learner.get_preds(dl=loaders.test_dl(files, with_labels=True, num_workers=0))
+    if [loaders.vocab[label] for label in labels] != [file.parent.name for file in files]:
+        raise ValueError("the test labels are not those of the folders")
+    right = (scores.argmax(1) == labels).tolist()
+    write_result(job, found, sum(right) / len(right), dict(zip(map(str, files), right, strict=True)))
+
+
+if __name__ == "__main__":
+    main()
