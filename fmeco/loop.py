@@ -105,8 +105,8 @@ def _phase(s: Session, pace: Pace, clock: Clock, agree: Callable[[], bool], bar:
                     bar.set_postfix_str(_log(s, clock), refresh=False)
             stop = agree()
             ends = pace.stepped()
-            # In a budget, an evaluation on the way must leave time for the last one.
-            on_the_way = state.step % s.evaluate_every == 0 and not pace.over(2)
+            # In a budget, an evaluation on the way must leave time for the last one, and for training.
+            on_the_way = state.step % s.evaluate_every == 0 and not pace.over(2) and not pace.measured_enough()
             evaluated = gear.validate is not None and (on_the_way or ends)
             improved = False
             if evaluated:
@@ -162,11 +162,11 @@ def _evaluate(s: Session) -> bool:
     s.writer.wait()  # loader workers are forked from a process that does nothing else
     s.ranks.broadcast_(list(s.objective.buffers()))
     with evaluated_weights(s):
-        s.metrics, bad = s.training.validate()
+        s.metrics, bad, error = s.training.validate()
     s.measured_at = s.state.step
     s.state.bad_samples = list(dict.fromkeys([*s.state.bad_samples, *bad]))
     train_mode(s)
-    improved = _score(s)
+    improved = _score(s, error)
     s.log.write("val", s.state.step, s.epoch, s.metrics)
     shown = ", ".join(f"{name} {value:.4f}" for name, value in s.metrics.items() if "/" not in name)
     say(f"epoch {s.epoch:g}, step {s.state.step}: {shown}{'  *' if improved else ''}")
@@ -324,8 +324,10 @@ def more_time(history: list[float], sign: int, metric: str, epochs: float) -> st
     return f"{passed}; {metric} still went from {sign * before:.4f} to {sign * after:.4f} in the last quarter of the time: more of it is likely to help"
 
 
-def _score(s: Session) -> bool:
-    """Enter the newest metrics into the history. Returns whether they are the best so far."""
+def _score(s: Session, error: float) -> bool:
+    """Enter the newest metrics into the history. Returns whether they are the best so far: within a standard error of the
+    highest, as a difference below it is luck, and later weights have learned more (the rule of one standard error,
+    https://doi.org/10.1007/978-0-387-84858-7 section 7.10)."""
     if bad := [name for name, value in s.metrics.items() if not math.isfinite(value)]:
         raise Diverged(f"step {s.state.step}: not finite on the validation split: {listing(bad)}", "lower optimizer.lr")
     if s.best_metric not in s.metrics:
@@ -336,10 +338,13 @@ def _score(s: Session) -> bool:
     score = s.best_sign * s.metrics[s.best_metric]
     s.state.history.append(score)
     if s.state.best is None or score > s.state.best:
-        s.state.best, s.state.best_step, s.state.waited = score, s.state.step, 0
-        return True
-    s.state.waited += 1
-    return False
+        s.state.best, s.state.waited = score, 0
+    else:
+        s.state.waited += 1
+    if score < s.state.best - error:
+        return False
+    s.state.best_step = s.state.step
+    return True
 
 
 def evaluate(

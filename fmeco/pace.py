@@ -9,6 +9,8 @@ import time
 from fmeco.config import seconds
 from fmeco.session import Session, State
 
+EVALUATING = 0.1  # share of a budget's time, at most, for evaluations on the way
+
 
 class Pace:
     """How far a run is: in steps, or in a budget of time, of which the last evaluation must have its part."""
@@ -17,6 +19,7 @@ class Pace:
         self.state, self.size = s.state, s.validation_size
         self.timed = s.train.budget is not None
         self.budget = seconds(s.train.budget) if s.train.budget is not None else math.inf
+        self.evaluating = self.state.spent["evaluate"]  # seconds; as ranks agree on it
         self.shares = list(itertools.accumulate(phase.share for phase in s.phases))
         self.enter()
 
@@ -66,11 +69,16 @@ class Pace:
 
     def evaluated(self, took: float) -> None:
         self.evaluation, self.measured = took, True
+        self.evaluating += took
 
     def over(self, more: int = 1) -> bool:
         """Whether the run is at its end, when `more` evaluations are to come."""
         late = self.timed and self.state.seconds + (more * self.evaluation if self.last else 0.0) >= self.budget
         return late or self.state.step >= self.state.total
+
+    def measured_enough(self) -> bool:
+        """In a budget: whether one more evaluation would make them more than a tenth of the time so far."""
+        return self.timed and self.evaluating + self.evaluation > EVALUATING * self.state.seconds
 
     def phase_over(self) -> bool:
         return self.position >= self.end

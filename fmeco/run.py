@@ -36,7 +36,7 @@ from fmeco.errors import (
 from fmeco.loader import choose_reading, evaluation_batches
 from fmeco.log import Log, say
 from fmeco.rundir import claim, locked, settle, write_config
-from fmeco.session import Gear, Session, State, restore
+from fmeco.session import Gear, Measured, Session, State, restore
 
 Config = Path | str | Mapping[str, Any] | None
 
@@ -397,12 +397,12 @@ def _gear(plan: Plan, phase: int) -> Gear:
     return Gear(optimizer, trained, loader, validate)
 
 
-def _validation(plan: Plan, data: Data) -> Callable[[], tuple[dict[str, float], list[str]]]:
-    """Measures the validation split: its metrics, and the samples that could not be read."""
+def _validation(plan: Plan, data: Data) -> Callable[[], Measured]:
+    """Measures the validation split."""
     train, samples, ranks = plan.settings.train, data.split("val"), plan.ranks
     reading = choose_reading(train.workers, data, samples, plan.device, world=ranks.local_world)
 
-    def validate() -> tuple[dict[str, float], list[str]]:
+    def validate() -> Measured:
         bad: list[str] | None = [] if train.on_bad_sample == "skip" else None
         batches = evaluation_batches(
             data,
@@ -414,8 +414,10 @@ def _validation(plan: Plan, data: Data) -> Callable[[], tuple[dict[str, float], 
             rank=ranks.rank,
             world=ranks.world,
         )
-        metrics, _ = loop.evaluate(plan.objective, batches, plan.device, plan.precision, bad=bad, ranks=ranks)
-        return metrics, bad or []
+        metrics, rows = loop.evaluate(plan.objective, batches, plan.device, plan.precision, bad=bad, ranks=ranks)
+        right = plan.objective.correct(rows) if plan.best == next(iter(plan.objective.directions)) else None
+        error = float(right.double().std(correction=0)) / math.sqrt(len(right)) if right is not None else 0.0
+        return Measured(metrics, bad or [], error)
 
     return validate
 

@@ -36,9 +36,9 @@ class State:
     spent: dict[str, float] = field(default_factory=lambda: {"data": 0.0, "evaluate": 0.0, "save": 0.0})  # of them
     samples: int = 0  # trained on so far
     history: list[float] = field(default_factory=list)  # validation scores, higher is better
-    best: float | None = None  # the best of them
-    best_step: int = 0
-    waited: int = 0  # evaluations since the best
+    best: float | None = None  # the highest of them
+    best_step: int = 0  # of the checkpoint that is kept as the best
+    waited: int = 0  # evaluations since the highest
     bad_samples: list[str] = field(default_factory=list)
     window: list[tuple[float, float, int]] = field(default_factory=list)  # loss, norm, samples of unlogged steps
     finished: bool = False
@@ -54,13 +54,21 @@ class Outcome(NamedTuple):
     factor: float  # on the learning rate
 
 
+class Measured(NamedTuple):
+    """What an evaluation gave. error: one standard error of the metric that picks the best, 0 where it is not known."""
+
+    metrics: dict[str, float]
+    bad: list[str]  # samples that could not be read
+    error: float
+
+
 class Gear(NamedTuple):
     """What one phase of a run trains with."""
 
     optimizer: torch.optim.Optimizer
     trained: list[torch.nn.Parameter]
     loader: Loader
-    validate: Callable[[], tuple[dict[str, float], list[str]]] | None  # metrics of the validation split, bad samples
+    validate: Callable[[], Measured] | None  # measures the validation split
 
 
 @dataclass

@@ -74,7 +74,7 @@ def main() -> None:
         for score in ("accuracy", "knn", "logme"):
             values = [metrics[str(run)][score] for run in runs.values()]
             tau = kendalltau(values, list(tuned.values())).statistic
-            pick = max(runs, key=lambda name: metrics[str(runs[name])][score])  # noqa: B023
+            pick = max(runs, key=lambda name: metrics[str(runs[name])][score])
             regret = max(tuned.values()) - tuned[pick]
             print(f"{score}: tau {tau:.2f}, picks {pick}, regret {regret:.3f}")
         mean = statistics.mean(tuned.values())
