@@ -79,7 +79,7 @@ def prepare(
     seed_torch(settings.seed, 0x696E6974)  # "init": apart from the seeds of steps
     chosen = source.backbone if source is not None else settings.backbone
     backbone = own_backbone or build_backbone(chosen, data.spec)
-    described = settings.objective or _default_objective(data.spec)
+    described = settings.objective or _default_objective(data.spec, backbone)
     given = {"backbone": backbone, "spec": data.spec}
     objective: Objective = described.plugin.build(given, described.options)
     roles = _roles(objective)
@@ -185,6 +185,7 @@ class Part(Samples):
         }
         self.in_memory = samples.in_memory
         self.tensors = None if samples.tensors is None else {name: x[at] for name, x in samples.tensors.items()}
+        self.lengths = None if samples.lengths is None else samples.lengths[at]
         digest = hashlib.sha256(f"{samples.content} {self.at}".encode()).hexdigest()
         self.content = digest if samples.content else ""
 
@@ -385,7 +386,9 @@ def _weights(settings: RunConfig) -> str | None:
     return settings.backbone.options.get("weights") if settings.backbone is not None else None
 
 
-def _default_objective(spec: DataSpec) -> Choice:
+def _default_objective(spec: DataSpec, backbone: Backbone) -> Choice:
+    if not spec.targets and (backbone.vocabulary or backbone.numbers):
+        return config.choice("objective", "next" if backbone.causal and not backbone.numbers else "mask")
     if not spec.targets:
         raise ConfigError("this dataset has no labels to learn from", "name an `objective:`")
     if len(spec.targets) > 1:

@@ -99,6 +99,7 @@ class Decoded(Samples):
         """limit: bytes of `KEY.data`; what does not fit is read from the source each time. Raises OSError."""
         self.samples, self.limit = samples, limit
         self.targets, self.notes, self.content = samples.targets, samples.notes, samples.content
+        self.lengths = samples.lengths
         home.mkdir(parents=True, exist_ok=True)
         self.paths = (home / f"{samples.content}.index", home / f"{samples.content}.data")
         self.checked = np.zeros(len(samples), dtype=np.bool_)

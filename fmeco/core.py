@@ -38,6 +38,8 @@ from fmeco.plugins import (
 )
 
 __all__ = [
+    "BLANK",
+    "HIDDEN",
     "STORED",
     "Augment",
     "Backbone",
@@ -71,6 +73,7 @@ __all__ = [
     "Scalar",
     "Target",
     "TestFraction",
+    "Tokens",
     "ValFraction",
     "View",
     "clean",
@@ -80,6 +83,7 @@ __all__ = [
     "mix",
     "mix_numbers",
     "nearest",
+    "pad",
     "standardize",
     "uniform",
 ]
@@ -98,6 +102,7 @@ class InputSpec:
 
     `shape` is that of one sample, (C, H, W) or (F,). Dimension 0 of `shape` is the one `mean` and `std` run over.
     The model sees `(stored * scale - mean) / std`; an empty mean leaves the stored values as they are.
+    ragged: dimension 0 of a sample may be shorter than shape[0]; a batch is padded with 0 to its longest sample.
     """
 
     shape: tuple[int, ...]
@@ -105,6 +110,7 @@ class InputSpec:
     scale: float = 1.0
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    ragged: bool = False
 
 
 @dataclass(frozen=True)
@@ -159,6 +165,11 @@ class DataSpec:
     sizes: Mapping[str, int] = field(default_factory=dict)  # samples per split
     fingerprint: str = ""  # of the training data
 
+    @property
+    def ragged(self) -> bool:
+        """Whether samples differ in length."""
+        return any(one.ragged for one in self.inputs.values())
+
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
@@ -197,6 +208,7 @@ class Samples(ABC):
     in_memory = False  # True when reading a sample is so cheap that loader workers would only cost
     tensors: Inputs | None = None  # the whole split (N, ...), where it is in memory: batches are then cut from it
     content = ""  # a hash of what the samples hold and how they are read, where it pays to keep them decoded
+    lengths: Tensor | None = None  # (N,) of ragged samples: batches are then made of samples of like length
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -218,7 +230,7 @@ class Data:
     train: Samples | None = None
     val: Samples | None = None
     test: Samples | None = None
-    collate: Callable[[Sequence[Inputs]], Inputs] | None = None  # default: stack
+    collate: Callable[[Sequence[Inputs]], Inputs] | None = None  # default: stack, and pad what is ragged
     notes: tuple[str, ...] = ()
 
     def split(self, name: str) -> Samples:
@@ -290,18 +302,24 @@ def _aligned(x: Tensor) -> Tensor:
 
 
 def fit(inputs: Inputs, spec: DataSpec, leading: int = 0) -> Inputs:
-    """Centre-crop each input to the shape that the spec promises, where it is larger. leading: dimensions before those
-    of a sample: 0 for one sample, 1 for a whole split."""
+    """Centre-crop each input to the shape that the spec promises, where it is larger; of a ragged one the beginning stays,
+    and a shorter one passes. leading: dimensions before those of a sample: 0 for one sample, 1 for a whole split."""
     out = dict(inputs)
     for name, want in spec.inputs.items():
         x = out[name]
         for dim, size in enumerate(want.shape, leading):
             if x.shape[dim] > size:
-                x = x.narrow(dim, (x.shape[dim] - size) // 2, size)
-        if tuple(x.shape[leading:]) != want.shape:
-            raise DataError(f"input '{name}' has shape {tuple(x.shape[leading:])}, the model expects {want.shape}")
+                x = x.narrow(dim, 0 if want.ragged and dim == leading else (x.shape[dim] - size) // 2, size)
+        shape = tuple(x.shape[leading:])
+        if shape != want.shape and not (want.ragged and shape[1:] == want.shape[1:]):
+            raise DataError(f"input '{name}' has shape {shape}, the model expects {want.shape}")
         out[name] = x
     return out
+
+
+def pad(parts: Sequence[Tensor]) -> Tensor:
+    """Samples (L_i, ...) of several lengths -> (B, max L_i, ...), zeros at the end."""
+    return nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
 
 
 def standardize(inputs: Inputs, spec: DataSpec) -> Inputs:
@@ -425,7 +443,19 @@ class Features:
         return (self.tokens * weight).sum(1) / weight.sum(1).clamp_min(1)
 
 
+class Tokens(NamedTuple):
+    """What a backbone's tokens stand for: first those that stand for numbers, then those that stand for an id.
+
+    mask: (B, T) bool, True = a real token. numbers: (B, T', P), such as the pixels of patches. ids: (B, T - T') int64.
+    """
+
+    mask: Tensor
+    numbers: Tensor | None = None
+    ids: Tensor | None = None
+
+
 STORED = "stored features"  # the name of the input that holds what a frozen part of the backbone gives
+HIDDEN, BLANK = "hidden", "blank"  # inputs: which tokens (B, T) a backbone sees as a vector (D,) in place of their own
 
 
 class Backbone(nn.Module, ABC):
@@ -433,6 +463,9 @@ class Backbone(nn.Module, ABC):
     model's layers that a backbone goes without, and that a file of weights may therefore hold in excess."""
 
     width: int
+    vocabulary: int = 0  # how many ids tokens may stand for, of a backbone that can `tokenize`
+    numbers: int = 0  # P, where they stand for numbers
+    causal = False  # a token's features depend on nothing that comes after it
     class_layers: tuple[str, ...] = ()
     rest: Callable[[Tensor, bool], Features] | None = None  # (stored values, whether training) -> Features
 
@@ -459,6 +492,11 @@ class Backbone(nn.Module, ABC):
         Returns the state and the names it reshaped.
         """
         return state, []
+
+    def tokenize(self, inputs: Inputs) -> Tokens:
+        """What each of Features.tokens stands for. A backbone that says so also takes the inputs HIDDEN and BLANK: an
+        objective can then ask it to guess."""
+        raise TypeError(f"{type(self).__name__} has no tokens that stand for anything")
 
     def calibrate(self, inputs: Inputs) -> None:
         """Fit what is computed from data rather than learned to a few hundred training samples. Called once, on a new

@@ -74,7 +74,7 @@ def stored(plan: Plan, epochs: float) -> tuple[Data, Augment] | None:
     product.rest = None
     frozen = [not p.requires_grad for p in product.parameters()]
     adapts = plan.settings.carry.batch_norm == "adapt" and any(isinstance(m, BatchNorm) for m in product.modules())
-    if not any(frozen) or not plan.objective.vectors_only or adapts or wanted == 0 or plan.data.collate is not None:
+    if not any(frozen) or not plan.objective.vectors_only or adapts or wanted == 0:
         return None
     augments = plan.settings.augment is not None and plan.settings.augment.name != "none"
     if all(frozen):
@@ -113,11 +113,14 @@ def stored(plan: Plan, epochs: float) -> tuple[Data, Augment] | None:
     held = None
     if val is not None and validated is not None:
         held = Stored(val, validated[:, None].expand(-1, views, *[-1] * len(found.shape)))
-    return dataclasses.replace(plan.data, spec=spec, train=Stored(train, whole), val=held), OneOf()
+    return dataclasses.replace(plan.data, spec=spec, train=Stored(train, whole), val=held, collate=None), OneOf()
 
 
 def _place(plan: Plan) -> Cut | None:
-    """Where to cut a backbone that is partly frozen: not where storing values would take more than storing inputs."""
+    """Where to cut a backbone that is partly frozen: not where storing values would take more than storing inputs, nor
+    where values are as ragged as the samples."""
+    if plan.data.spec.ragged:
+        return None
     example = few(plan.loader, 2).to(plan.device).views[0]
     with autocast(plan.device, plan.precision):
         place = cut(plan.objective.product, example)

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -23,15 +23,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fmeco.cache import Held, free_memory
-from fmeco.core import Augment, Batch, Data, DataSpec, Inputs, Samples, View, fit, mix, standardize
+from fmeco.core import Augment, Batch, Data, DataSpec, Inputs, Samples, View, fit, mix, pad, standardize
 from fmeco.errors import STOPPING, DataError, FmecoError
 
 WORKER_TIMEOUT = 300  # seconds without a batch before a worker is taken for hung
 MEASURED_SECONDS = 0.5  # spent on finding out how long reading takes
 DRAWN_TOGETHER = 16384  # samples; of a small split several epochs, as each call costs more than its numbers
+WINDOW = 50  # batches whose samples are sorted by length, where these differ
 BLOCK_BYTES = 8 << 20  # of inputs that are prepared at once, where the split is held on the device
 _ORDER = 0x6F72646572  # keeps the keys of the order apart from those of augmentation
 _COIN = 0x636F696E
+_BATCH = 0x6261746368
 _VIEW = 0x76696577
 
 
@@ -71,6 +73,25 @@ def epoch_orders(n: int, seed: int, epochs: range, labels: Tensor | None = None)
     if labels is not None:
         return torch.stack([epoch_order(n, seed, epoch, labels) for epoch in epochs])
     return mix(seed, _ORDER, torch.tensor(epochs)[:, None], torch.arange(n)).argsort(stable=True)
+
+
+def by_length(order: Tensor, lengths: Tensor, steps: Sequence[tuple[int, int]], seed: int, epoch: int) -> Tensor:
+    """An epoch's order (N,) with samples of like length side by side, so that a batch has little padding: samples are
+    sorted within windows of many batches, which then change places. Windows are at most a quarter of the epoch, as
+    batches would hold the same samples in every epoch otherwise."""
+    starts, ends = (torch.tensor(column) for column in zip(*steps, strict=True))
+    window = max(1, min(WINDOW, len(steps) // 4))
+    group = torch.arange(len(steps)).div(window, rounding_mode="floor").repeat_interleave(ends - starts)
+    key = group * (int(lengths.max()) + 1) + lengths[order]
+    order = order[key.argsort(stable=True)]
+    # Batches differ in size by one sample at most; only those of one size change places.
+    sizes = ends - starts
+    drawn = mix(seed, _BATCH, epoch, torch.arange(len(steps))).argsort(stable=True)
+    source, place = drawn[sizes[drawn].argsort(stable=True)], sizes.argsort(stable=True)
+    parts: list[Tensor] = [order] * len(steps)
+    for to, at in zip(place.tolist(), source.tolist(), strict=True):
+        parts[to] = order[steps[at][0] : steps[at][1]]
+    return torch.cat(parts)
 
 
 class Reading(NamedTuple):
@@ -125,6 +146,15 @@ class Loader:
         """Samples of a step, over all ranks."""
         start, end = self.steps[step % len(self.steps)]
         return end - start
+
+    def orders(self, epochs: range) -> Tensor:
+        """The samples of each epoch, in order (E, N)."""
+        n, lengths = len(self.samples), self.samples.lengths
+        orders = epoch_orders(n, self.seed, epochs, self.balance)
+        if lengths is None:
+            return orders
+        paired = zip(orders, epochs, strict=True)
+        return torch.stack([by_length(order, lengths, self.steps, self.seed, epoch) for order, epoch in paired])
 
     def batches(self, start: int, stop: int) -> Generator[Batch]:
         """The micro-batches of steps start..stop-1, in order, on the device, augmented and standardised."""
@@ -214,7 +244,8 @@ def choose_reading(
         return Reading(wanted, cores, None)
     varied = augment.per_sample and any(view.augment for view in views)
     room = _room(device) / world / 4 if not once else 0.0
-    if not varied and data.collate is None and Held.size(samples, data.spec) <= room:
+    whole = not varied and data.collate is None and not data.spec.ragged
+    if whole and Held.size(samples, data.spec) <= room:
         return Reading(0, cores, Held(samples, data.spec, device))
     if samples.in_memory or len(samples) < 64 or (once and device.type == "cpu"):
         return Reading(0, cores, None)
@@ -279,7 +310,7 @@ class _Plan:
         together = max(1, DRAWN_TOGETHER // n)
         while step < self.stop:
             epochs = range(step // per_epoch, min(step // per_epoch + together, -(-self.stop // per_epoch)))
-            orders = epoch_orders(n, loader.seed, epochs, loader.balance)  # (E, N)
+            orders = loader.orders(epochs)  # (E, N)
             numbers = torch.tensor(epochs)[:, None, None]
             # The place in the order joins the key: a sample shown twice in a balanced epoch varies both times.
             keys = mix(loader.seed, numbers, orders[:, None], places, views)  # (E, V, N)
@@ -316,7 +347,7 @@ class _Reader(Dataset[Any]):
 
     def __init__(self, data: Data, samples: Samples, views: Sequence[View], augment: Augment) -> None:
         self.spec, self.samples, self.views, self.augment = data.spec, samples, views, augment
-        self.stack = data.collate or _stack
+        self.stack = data.collate or functools.partial(_stack, ragged={n for n, x in data.spec.inputs.items() if x.ragged})
 
     def one(self, index: int, keys: Sequence[int]) -> Row:
         try:
@@ -353,12 +384,15 @@ def _targets(targets: Any, positions: Tensor) -> dict[str, Tensor | list[Any]]:
     }
 
 
-def _stack(rows: Sequence[Inputs]) -> Inputs:
-    """Samples side by side. Images that lie in memory pixel by pixel, as decoders leave them, stay so."""
+def _stack(rows: Sequence[Inputs], ragged: Collection[str]) -> Inputs:
+    """Samples side by side; the inputs named `ragged` are padded to the longest. Images that lie in memory pixel by pixel,
+    as decoders leave them, stay so."""
     out: Inputs = {}
     for name, first in rows[0].items():
         parts = [row[name] for row in rows]
-        if first.ndim == 3 and all(part.stride(0) == 1 for part in parts):
+        if name in ragged:
+            out[name] = pad(parts)
+        elif first.ndim == 3 and all(part.stride(0) == 1 for part in parts):
             out[name] = torch.stack([part.permute(1, 2, 0) for part in parts]).permute(0, 3, 1, 2)
         else:
             out[name] = torch.stack(parts)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from fmeco.core import Batch, Objective, seed_torch
 from fmeco.dist import ALONE, Ranks
 from fmeco.errors import ConfigError, DataError, Diverged, ResourceError, Stopped, clean, listing
-from fmeco.loader import epoch_order, unreadable
+from fmeco.loader import unreadable
 from fmeco.log import say
 from fmeco.pace import Clock, Pace
 from fmeco.session import Outcome, Session, evaluated_weights, save, update_average
@@ -281,7 +281,8 @@ def _not_finite(s: Session, step: int, loss: float, norm: float, factor: float) 
     """The step was left out; say what is known of it, and stop or go on."""
     loader = s.training.loader
     start, end = loader.steps[step % loader.steps_per_epoch]
-    order = epoch_order(len(loader.samples), s.seed, step // loader.steps_per_epoch, loader.balance)
+    epoch = step // loader.steps_per_epoch
+    order = loader.orders(range(epoch, epoch + 1))[0]
     names = [loader.samples.name(i) for i in order[start:end].tolist()]
     what = f"step {step}: the loss is {loss}, the gradient's norm {norm}, the learning rate factor {factor:.3g}"
     if s.train.on_nonfinite == "stop" or s.skipped >= MAX_SKIPPED_STEPS:

@@ -1,0 +1,258 @@
+"""A transformer for text, tables and images: one body, and a stem for what the data is made of.
+
+Pre-norm blocks (https://arxiv.org/abs/2002.04745). A stem says what tokens are made of: ids of text, columns of a table
+(https://arxiv.org/abs/2106.11959), or patches of an image or spectrogram (https://arxiv.org/abs/2010.11929).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fmeco.core import BLANK, HIDDEN, Backbone, ConfigError, DataSpec, Doc, Features, Ge, Gt, Inputs, Lt, Tokens
+
+STD = 0.02  # of new weights, as in https://arxiv.org/abs/1810.04805 and its followers
+BASE = 10000.0  # of the rotations' wavelengths
+
+
+def build(
+    spec: DataSpec,
+    *,
+    width: Annotated[int, Doc("of a token"), Gt(0)] = 128,
+    depth: Annotated[int, Doc("blocks"), Gt(0)] = 4,
+    heads: Annotated[int, Doc("of attention; they share the width"), Gt(0)] = 4,
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.1,
+    causal: Annotated[bool, Doc("a token sees only those before it, as objective next needs")] = False,
+    positions: Annotated[
+        Literal["rotary", "learned"] | None, Doc("null = rotary for text, learned for patches; columns have none")
+    ] = None,
+    patch: Annotated[int | list[int] | None, Doc("side of a patch, or [height, width]; images need it")] = None,
+) -> Backbone:
+    if width % heads or width // heads % 2:
+        raise ConfigError(f"backbone.heads: a width of {width} is not {heads} times an even number")
+    if causal and "tokens" not in spec.inputs:
+        raise ConfigError("backbone.causal: only text is read in one direction")
+    if (patch is not None) != _is_image(spec):
+        raise ConfigError("backbone.patch: the side of a patch of an image, which images need and nothing else takes")
+    stem: Stem
+    if "tokens" in spec.inputs:
+        stem = Ids(spec, width)
+    elif _is_image(spec):
+        stem = Patches(spec, width, [patch, patch] if isinstance(patch, int) else list(patch or ()))
+    elif spec.inputs and set(spec.inputs) <= {"columns", "categories"}:
+        if positions is not None:
+            raise ConfigError("backbone.positions: the columns of a table have no order")
+        stem = Columns(spec, width)
+    else:
+        raise ConfigError(
+            f"the backbone transformer takes text, tables or images; this dataset has {', '.join(spec.inputs)}"
+        )
+    if positions is None:
+        positions = "rotary" if isinstance(stem, Ids) else None if isinstance(stem, Columns) else "learned"
+    return Transformer(stem, width, depth, heads, dropout, causal, positions)
+
+
+def _is_image(spec: DataSpec) -> bool:
+    return len(spec.inputs) == 1 and len(next(iter(spec.inputs.values())).shape) == 3
+
+
+class Transformer(Backbone):
+    """Inputs -> tokens (B, T, D). Padding is at the end, and changes nothing before it."""
+
+    def __init__(
+        self, stem: Stem, width: int, depth: int, heads: int, dropout: float, causal: bool, positions: str | None
+    ) -> None:
+        super().__init__()
+        self.stem, self.width, self.causal, self.dropout = stem, width, causal, dropout
+        self.vocabulary, self.numbers, self.grid = stem.vocabulary, stem.numbers, stem.grid
+        self.positions = nn.Parameter(torch.zeros(stem.length, width)) if positions == "learned" else None
+        self.blocks = nn.ModuleList(Block(width, heads, dropout, causal) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        angles = rotations(stem.length, width // heads) if positions == "rotary" else None
+        self.register_buffer("angles", angles, persistent=False)
+        for name, p in self.named_parameters():
+            if p.ndim > 1:
+                # What is added to the residual stream, twice in each block, is scaled so that its sum keeps its size.
+                nn.init.normal_(p, std=STD / math.sqrt(2 * depth) if name.endswith("out.weight") else STD)
+            elif name.endswith("bias"):
+                nn.init.zeros_(p)
+
+    angles: Tensor | None
+
+    def forward(self, inputs: Inputs) -> Features:
+        x, place = self.stem(inputs)  # (B, T, D), (T, D) or None
+        if HIDDEN in inputs:
+            x = torch.where(inputs[HIDDEN].unsqueeze(-1), inputs[BLANK].to(x.dtype), x)
+        if place is not None:
+            x = x + place
+        length = x.shape[1]
+        if self.positions is not None:
+            x = x + self.positions[:length]
+        x = F.dropout(x, self.dropout, self.training)
+        mask = self.stem.mask(inputs)
+        # What comes later is not seen by a causal model, and padding comes last.
+        seen = None if mask is None or self.causal else mask[:, None, None]  # (B, 1, 1, T)
+        angles = None if self.angles is None else self.angles[:, :length]
+        for block in self.blocks:
+            x = block(x, seen, angles)
+        return Features(tokens=self.norm(x), mask=mask, grid=self.grid)
+
+    def tokenize(self, inputs: Inputs) -> Tokens:
+        return self.stem.tokenize(inputs)
+
+    def depth_of(self, name: str) -> int:
+        first, _, rest = name.partition(".")
+        if first == "blocks":
+            return 1 + int(rest.partition(".")[0])
+        return 0 if first in ("stem", "positions") else 1 + len(self.blocks)
+
+    def adapt(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        """Learned positions of longer samples serve shorter ones."""
+        theirs = state.get("positions")
+        if self.positions is None or self.grid is not None or theirs is None or len(theirs) <= len(self.positions):
+            return state, []
+        return {**state, "positions": theirs[: len(self.positions)]}, ["positions"]
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)): (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, width: int, heads: int, dropout: float, causal: bool) -> None:
+        super().__init__()
+        self.heads, self.dropout, self.causal = heads, dropout, causal
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.attention_out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp_in, self.mlp_out = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor, seen: Tensor | None, angles: Tensor | None) -> Tensor:
+        rate = self.dropout if self.training else 0.0
+        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, T, d)
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
+        mixed = F.scaled_dot_product_attention(q, k, v, seen, rate, is_causal=self.causal)
+        x = x + F.dropout(self.attention_out(mixed.transpose(1, 2).flatten(2)), rate, self.training)
+        inner = F.gelu(self.mlp_in(self.norm2(x)))
+        return x + F.dropout(self.mlp_out(inner), rate, self.training)
+
+
+def rotations(length: int, size: int) -> Tensor:
+    """Cosine and sine of the angle of each position and pair of coordinates (2, T, d / 2)."""
+    speed = BASE ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
+    angle = torch.arange(length, dtype=torch.float64)[:, None] * speed
+    return torch.stack([angle.cos(), angle.sin()]).float()
+
+
+def rotate(x: Tensor, angles: Tensor) -> Tensor:
+    """Turn pairs of coordinates of queries or keys (B, heads, T, d) by an angle proportional to the position: products of
+    two of them then depend on how far apart they are alone. https://arxiv.org/abs/2104.09864 equation (34)."""
+    cos, sin = angles.to(x.dtype)
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+
+
+# ---------------------------------------------------------------- stems
+
+
+class Stem(nn.Module, ABC):
+    """Inputs -> what tokens are made of (B, T, D), and what tells apart tokens that are hidden (T, D), beside positions."""
+
+    length: int  # most tokens of a sample
+    vocabulary: int = 0
+    numbers: int = 0
+    grid: tuple[int, int] | None = None
+
+    @abstractmethod
+    def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]: ...
+
+    @abstractmethod
+    def tokenize(self, inputs: Inputs) -> Tokens: ...
+
+    def mask(self, inputs: Inputs) -> Tensor | None:
+        """Which tokens (B, T) are real; None where all are."""
+        return None
+
+
+class Ids(Stem):
+    """Ids (B, T), of which 0 is padding -> their embeddings."""
+
+    def __init__(self, spec: DataSpec, width: int) -> None:
+        super().__init__()
+        self.length, self.vocabulary = spec.inputs["tokens"].shape[0], int(spec.preprocessing["ids"])
+        self.embedding = nn.Embedding(self.vocabulary, width)
+
+    def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
+        return self.embedding(inputs["tokens"]), None
+
+    def mask(self, inputs: Inputs) -> Tensor:
+        return inputs["tokens"] != 0
+
+    def tokenize(self, inputs: Inputs) -> Tokens:
+        return Tokens(self.mask(inputs), ids=inputs["tokens"])
+
+
+class Patches(Stem):
+    """An image or spectrogram (B, C, H, W) -> its patches, row by row, each C * h * w numbers, through a linear layer."""
+
+    def __init__(self, spec: DataSpec, width: int, patch: list[int]) -> None:
+        super().__init__()
+        self.name, one = next(iter(spec.inputs.items()))
+        channels, *sides = one.shape
+        if len(patch) != 2 or min(patch) < 1 or any(side % p for side, p in zip(sides, patch, strict=True)):
+            raise ConfigError(f"backbone.patch: {patch} does not divide {sides[0]}x{sides[1]}, the size of the input")
+        self.patch = patch
+        self.grid = (sides[0] // patch[0], sides[1] // patch[1])
+        self.length, self.numbers = self.grid[0] * self.grid[1], channels * patch[0] * patch[1]
+        self.embed = nn.Linear(self.numbers, width)
+
+    def cut(self, inputs: Inputs) -> Tensor:
+        """(B, C, H, W) -> (B, T, C * h * w)."""
+        (rows, columns), (h, w) = self.grid or (0, 0), self.patch
+        x = inputs[self.name].unflatten(3, (columns, w)).unflatten(2, (rows, h))  # (B, C, rows, h, columns, w)
+        return x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+    def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
+        return self.embed(self.cut(inputs)), None
+
+    def tokenize(self, inputs: Inputs) -> Tokens:
+        x = self.cut(inputs)
+        return Tokens(torch.ones(x.shape[:2], dtype=torch.bool, device=x.device), numbers=x)
+
+
+class Columns(Stem):
+    """A row of a table -> a token per column: x_j * w_j + b_j of numbers (B, F), e_j[x_j] + b_j of categories (B, K).
+
+    https://arxiv.org/abs/2106.11959 section 3.3. The biases say which column it is, also of one that is hidden.
+    """
+
+    def __init__(self, spec: DataSpec, width: int) -> None:
+        super().__init__()
+        floats = spec.inputs["columns"].shape[0] if "columns" in spec.inputs else 0
+        # Index 0 of each is "missing or never seen in training"; columns of categories share one numbering.
+        sizes = [len(one["categories"]) + 1 for one in spec.preprocessing.get("categorical", ())]
+        self.length, self.numbers, self.vocabulary = floats + len(sizes), min(floats, 1), sum(sizes)
+        self.weight = nn.Parameter(torch.zeros(floats, width)) if floats else None
+        self.embedding = nn.Embedding(self.vocabulary, width) if sizes else None
+        self.column = nn.Parameter(torch.zeros(self.length, width))
+        starts = torch.tensor([0, *sizes]).cumsum(0)[:-1]
+        self.register_buffer("starts", starts, persistent=False)
+
+    starts: Tensor
+
+    def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
+        parts = []
+        if self.weight is not None:
+            parts.append(inputs["columns"].unsqueeze(-1) * self.weight)
+        if self.embedding is not None:
+            parts.append(self.embedding(inputs["categories"] + self.starts))
+        return torch.cat(parts, 1), self.column
+
+    def tokenize(self, inputs: Inputs) -> Tokens:
+        numbers = inputs["columns"].unsqueeze(-1) if self.weight is not None else None  # (B, F, 1)
+        ids = inputs["categories"] + self.starts if self.embedding is not None else None  # (B, K)
+        rows = len(next(iter(inputs.values())))
+        return Tokens(torch.ones(rows, self.length, dtype=torch.bool, device=self.column.device), numbers, ids)
