@@ -331,8 +331,12 @@ def dataset_section(text: str) -> dict[str, Any] | str:
     if path.is_dir():
         return {"name": "image_folder", "path": text}
     if path.is_file():
-        if path.suffix.lower() not in (".csv", ".tsv", ".txt"):
-            raise ConfigError(f"--dataset {clean(text)}: a folder, a CSV or TSV table, or a dataset's name")
+        if path.suffix.lower() in (".jsonl", ".ndjson", ".txt"):
+            return {"name": "text", "path": text}
+        if path.suffix.lower() not in (".csv", ".tsv"):
+            raise ConfigError(
+                f"--dataset {clean(text)}: a folder, a table (CSV, TSV), texts (JSONL, TXT), or a dataset's name"
+            )
         return {"name": "csv_images" if "path" in table_header(path) else "csv_table", "path": text}
     if (os.sep in text and text.count("/") != 1) or text.startswith((".", "~", "/")):
         raise ConfigError(f"--dataset {clean(text)}: no such file or folder")

@@ -347,7 +347,9 @@ class _Reader(Dataset[Any]):
 
     def __init__(self, data: Data, samples: Samples, views: Sequence[View], augment: Augment) -> None:
         self.spec, self.samples, self.views, self.augment = data.spec, samples, views, augment
-        self.stack = data.collate or functools.partial(_stack, ragged={n for n, x in data.spec.inputs.items() if x.ragged})
+        self.stack = data.collate or functools.partial(
+            _stack, ragged={n for n, x in data.spec.inputs.items() if x.ragged}
+        )
 
     def one(self, index: int, keys: Sequence[int]) -> Row:
         try:

@@ -50,7 +50,8 @@ def write(folder: Path, dataset: str | None, backbone: str | None, force: bool) 
         )
     else:
         first = second = f"{{name: {section}}}"
-    chosen = backbone or ("mlp" if table else "resnet18")
+    text = isinstance(section, dict) and section["name"] == "text"
+    chosen = backbone or ("mlp" if table else "transformer" if text else "resnet18")
     paths = [folder / "pretrain.yaml", folder / "finetune.yaml"]
     if taken := [str(path) for path in paths if path.exists() and not force]:
         raise ConfigError(f"{' and '.join(taken)} exist already", "--force replaces them")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +23,8 @@ from fmeco.errors import CheckpointError, ConfigError, DataError, clean, listing
 from fmeco.loader import channels_last, choose_reading, evaluation_batches
 from fmeco.log import say
 from fmeco.plugins import find
+
+TEXT_LAYOUT = ("text", "label", "columns", "documents")
 
 
 @dataclass
@@ -182,9 +186,11 @@ def predict(
     if output is not None and output.suffix not in (".csv", ".jsonl"):
         raise ConfigError(f"--output {output}: expected a name that ends in .csv or .jsonl")
     _free(output, force)
-    if absent := [path for path in inputs if not Path(path).exists()]:
+    model = load(ref)
+    absent = [path for path in inputs if not os.path.exists(path)]
+    if absent and not getattr(_reading(model.spec), "SENTENCES", False):
         raise DataError(f"no such file or folder: {listing(absent)}")
-    rows = load(ref).predict(inputs)
+    rows = model.predict(inputs)
     if rows and all(row["error"] for row in rows):
         raise DataError(f"none of the {len(rows)} inputs could be read; the first: {rows[0]['error']}")
     if output is not None:
@@ -272,7 +278,7 @@ def _data_for(
         raw: Any = config.dataset_section(dataset)
         options = trained.get("dataset", {})
         if isinstance(raw, dict) and raw["name"] == options.get("name"):  # columns are named as in training
-            layout = ("target", "features", "drop", "task", "image_column", "label_column", "separator")
+            layout = ("target", "features", "drop", "task", "image_column", "label_column", "separator", *TEXT_LAYOUT)
             raw = {**{key: options[key] for key in layout if key in options}, **raw}
             if options.get("split_column") in config.table_header(Path(dataset)):
                 raw["split_column"] = options["split_column"]
@@ -297,9 +303,13 @@ def _data_for(
     return data, settings.train.on_bad_sample
 
 
+def _reading(spec: DataSpec) -> ModuleType | None:
+    """The plug-in that reads new inputs. SENTENCES = True in it: an input may be a text itself instead of a path."""
+    return find("datasets", spec.reader)[0].load() if spec.reader else None
+
+
 def _reader(spec: DataSpec) -> Callable[[DataSpec, Sequence[str]], Samples]:
-    module = find("datasets", spec.reader)[0].load() if spec.reader else None
-    reader: Callable[[DataSpec, Sequence[str]], Samples] | None = getattr(module, "read", None)
+    reader: Callable[[DataSpec, Sequence[str]], Samples] | None = getattr(_reading(spec), "read", None)
     if reader is None:
         raise ConfigError(
             f"the dataset plug-in '{spec.reader or '?'}' has no read(spec, sources): it cannot read new inputs"
@@ -330,7 +340,11 @@ def info(ref: str | Path) -> dict[str, Any]:
         "dataset": dataset["name"],
         "modality": spec.modality,
         "targets": {name: ", ".join(target.classes) or target.kind for name, target in spec.targets.items()},
-        "preprocessing": {key: value for key, value in spec.preprocessing.items() if not isinstance(value, list)},
+        "preprocessing": {
+            key: value
+            for key, value in spec.preprocessing.items()
+            if not isinstance(value, list) and len(str(value)) < 200  # a tokenizer is no reading matter
+        },
         "sizes": dict(spec.sizes),
         "metrics": dict(meta["metrics"]),
         "parents": ", ".join(found.manifest["parents"]) or "none",

@@ -39,14 +39,23 @@ def build(
     spec: DataSpec,
     *,
     rate: Annotated[
-        float | None, Doc("share of a sample's tokens to hide; null = 0.15 of ids, 0.75 of patches, 0.3 of columns"), Gt(0), Lt(1)
+        float | None,
+        Doc("share of a sample's tokens to hide; null = 0.15 of ids, 0.75 of patches, 0.3 of columns"),
+        Gt(0),
+        Lt(1),
     ] = None,
-    swap: Annotated[bool, Doc("of the hidden ids, show a tenth as another one and a tenth as it is, as BERT does")] = True,
+    swap: Annotated[
+        bool, Doc("of the hidden ids, show a tenth as another one and a tenth as it is, as BERT does")
+    ] = True,
 ) -> Objective:
     if not (backbone.vocabulary or backbone.numbers):
-        raise ConfigError(f"objective mask needs a backbone whose tokens it can hide, such as transformer, not {_name(backbone)}")
+        raise ConfigError(
+            f"objective mask needs a backbone whose tokens it can hide, such as transformer, not {_name(backbone)}"
+        )
     if backbone.causal:
-        raise ConfigError("objective mask needs a backbone that looks both ways", "backbone.causal: false, or objective: next")
+        raise ConfigError(
+            "objective mask needs a backbone that looks both ways", "backbone.causal: false, or objective: next"
+        )
     if rate is None:
         images = any(len(one.shape) == 3 for one in spec.inputs.values())
         rate = PATCHES if images else IDS if "tokens" in spec.inputs else COLUMNS
@@ -61,10 +70,15 @@ def _name(backbone: Backbone) -> str:
 def draw(keys: Tensor, real: Tensor, rate: float) -> Tensor:
     """Which of the real tokens (B, T) to hide: a share `rate` of each sample's, and one at least. By keys (B,) and
     positions alone, so that padding changes nothing."""
-    order = uniform(mix(keys[:, None], torch.arange(real.shape[1])), 0).masked_fill(~real, 2.0)  # (B, T)
+    order = draws(keys, real, 0).masked_fill(~real, 2.0)
     count = (rate * real.sum(1)).round().clamp_min(1)
     rank = order.argsort(1, stable=True).argsort(1)
     return real & (rank < count[:, None])
+
+
+def draws(keys: Tensor, like: Tensor, stream: int) -> Tensor:
+    """A uniform number for each token (B, T), where `like` is."""
+    return uniform(mix(keys[:, None], torch.arange(like.shape[1])), stream).to(like.device)
 
 
 def normalized(patches: Tensor) -> Tensor:
@@ -96,19 +110,15 @@ class Mask(Objective):
     def hide(self, batch: Batch) -> tuple[Inputs, Tokens, Tensor]:
         """(inputs with tokens hidden, what the tokens stand for, which ones are to be guessed (B, T))."""
         inputs = batch.views[0]
-        tokens = self.backbone.tokenize(inputs)
-        device = tokens.mask.device
-        keys = batch.keys[0]
-        chosen = draw(keys, tokens.mask.cpu(), self.rate)
+        tokens, keys = self.backbone.tokenize(inputs), batch.keys[0]
+        chosen = draw(keys, tokens.mask, self.rate)
         if not self.swap or tokens.ids is None:
-            hidden = chosen.to(device)
-            return {**inputs, HIDDEN: hidden, BLANK: self.blank}, tokens, hidden
-        fate, other = (uniform(mix(keys[:, None], torch.arange(chosen.shape[1])), stream) for stream in (1, 2))
-        swapped = (chosen & (fate >= BLANKED) & (fate < BLANKED + SWAPPED)).to(device)
-        # Id 0 is padding, and no sample has it.
-        strange = 1 + (other * (self.backbone.vocabulary - 1)).long().to(device)
+            return {**inputs, HIDDEN: chosen, BLANK: self.blank}, tokens, chosen
+        fate = draws(keys, chosen, 1)
+        swapped = chosen & (fate >= BLANKED) & (fate < BLANKED + SWAPPED)
+        strange = 1 + (draws(keys, chosen, 2) * (self.backbone.vocabulary - 1)).long()  # id 0 is padding
         inputs = {**inputs, "tokens": torch.where(swapped, strange, tokens.ids)}
-        return {**inputs, HIDDEN: (chosen & (fate < BLANKED)).to(device), BLANK: self.blank}, tokens, chosen.to(device)
+        return {**inputs, HIDDEN: chosen & (fate < BLANKED), BLANK: self.blank}, tokens, chosen
 
     def guess(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Of each token (B, T): its loss, 0 where it was not hidden; whether it was; whether it was an id guessed right."""

@@ -15,7 +15,9 @@ from fmeco.nn import Head
 
 def build(backbone: Backbone) -> Objective:
     if not backbone.vocabulary or backbone.numbers:
-        raise ConfigError(f"objective next needs text and a backbone for it, such as transformer, not {type(backbone).__name__}")
+        raise ConfigError(
+            f"objective next needs text and a backbone for it, such as transformer, not {type(backbone).__name__}"
+        )
     if not backbone.causal:
         raise ConfigError("objective next needs a backbone that does not look ahead", "backbone.causal: true")
     return Next(backbone)
@@ -24,8 +26,8 @@ def build(backbone: Backbone) -> Objective:
 def losses(logits: Tensor, ids: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
     """-log p(id of t + 1 | ids up to t), from logits (B, T, C), ids and which of them are real (B, T): (B, T - 1), 0 where
     there is no next one; and where there is one (B, T - 1)."""
-    found = F.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
-    there = real[:, 1:] & real[:, :-1]
+    wanted, there = ids[:, 1:], real[:, 1:] & real[:, :-1]
+    found = F.cross_entropy(logits[:, :-1].flatten(0, 1), wanted.flatten(), reduction="none").view(wanted.shape)
     return found * there, there
 
 

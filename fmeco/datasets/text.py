@@ -1,0 +1,118 @@
+"""Texts in JSONL, CSV, TSV or plain files, with labels or without."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from fmeco.core import (
+    Classes,
+    ConfigError,
+    Data,
+    DataError,
+    DataSpec,
+    Doc,
+    FilePath,
+    Fold,
+    Ge,
+    Gt,
+    LimitPerClass,
+    LimitSeed,
+    TestFraction,
+    ValFraction,
+    clean,
+    listing,
+)
+from fmeco.datasets import _texts
+from fmeco.datasets._texts import read as read
+
+SENTENCES = True  # `predict` may be given texts themselves
+
+_STEMS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test", "testing")}
+
+
+def build(
+    known: DataSpec | None,
+    whole: bool,
+    *,
+    path: Annotated[
+        FilePath | None,
+        Doc("a file .jsonl, .csv, .tsv or .txt, or a folder of them: train.*, val.* and test.*, or any names"),
+    ] = None,
+    train: Annotated[FilePath | None, Doc("a file, instead of `path`")] = None,
+    val: Annotated[FilePath | None, Doc("a file, instead of `path`")] = None,
+    test: Annotated[FilePath | None, Doc("a file, instead of `path`")] = None,
+    text: Annotated[str, Doc("column, or key of JSONL, that holds the text")] = "text",
+    label: Annotated[
+        str | None, Doc("column, or key of JSONL, that holds the label; null = no labels; .txt has none")
+    ] = "label",
+    columns: Annotated[list[str] | None, Doc("the columns' names, for a table without a header")] = None,
+    documents: Annotated[
+        Literal["auto", "line", "block"],
+        Doc(
+            "a document of a .txt is a line, or a block between empty lines; auto = a block, where there are empty lines"
+        ),
+    ] = "auto",
+    task: Annotated[
+        Literal["class", "multilabel", "number"], Doc("what a label is; several are written a|b")
+    ] = "class",
+    vocabulary: Annotated[
+        int | None,
+        Doc("size of the byte-level BPE that is learned from the training texts; null = the checkpoint's, else 8000"),
+        Ge(300),
+    ] = None,
+    tokenizer: Annotated[
+        FilePath | None, Doc("a tokenizer.json of the package tokenizers, instead of learning one; its id 0 is padding")
+    ] = None,
+    lowercase: Annotated[bool | None, Doc("null = the checkpoint's, else false")] = None,
+    length: Annotated[int | None, Doc("most tokens of a text; null = the checkpoint's, else 128"), Gt(1)] = None,
+    pack: Annotated[bool, Doc("join documents and cut them into pieces of `length` tokens, without labels")] = False,
+    classes: Classes = None,
+    limit_per_class: LimitPerClass = None,
+    limit_seed: LimitSeed = 0,
+    val_fraction: ValFraction = 0.2,
+    test_fraction: TestFraction = 0.0,
+    split: Fold = None,
+) -> Data:
+    files = _files(path, {"train": train, "val": val, "test": test}, whole)
+    layout = _texts.Layout(text, None if pack else label, tuple(columns) if columns else None, documents)
+    found, parts = _texts.merged(files, layout)
+    return _texts.build_texts(
+        known,
+        found,
+        None if "path" in parts else parts,
+        _texts.Wanted(vocabulary, tokenizer, lowercase, length),
+        layout,
+        where=clean(path or train or test),
+        whole=whole,
+        task=task,
+        pack=pack,
+        classes=classes,
+        limit_per_class=limit_per_class,
+        limit_seed=limit_seed,
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+        fold=split,
+    )
+
+
+def _files(path: str | None, parts: dict[str, str | None], whole: bool) -> dict[str, list[str]]:
+    """The files of each split. {"path": ...} where they are to be split."""
+    given = {part: [file] for part, file in parts.items() if file is not None}
+    if (path is None) == (not given):
+        raise ConfigError("dataset: text needs either `path` or `train` (with `val` and `test`)")
+    if path is None:
+        if "train" not in given and not whole:
+            raise ConfigError("dataset: text needs `train` beside `val` and `test`")
+        return given
+    root = Path(path)
+    if not root.is_dir():
+        return {"path": [path]}
+    inside = sorted(file for file in root.iterdir() if file.suffix.lower() in _texts.SUFFIXES and file.is_file())
+    if not inside:
+        raise DataError(f"{clean(path)}: no texts in this folder", f"texts are read from {', '.join(_texts.SUFFIXES)}")
+    found = {part: [str(f) for f in inside if f.stem.lower() in stems] for part, stems in _STEMS.items()}
+    found = {part: files for part, files in found.items() if files}
+    if twice := [part for part, files in found.items() if len(files) > 1]:
+        raise DataError(f"{clean(path)}: several files are for {listing(twice)}")
+    return found if "train" in found or (whole and found) else {"path": [str(file) for file in inside]}
