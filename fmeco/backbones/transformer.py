@@ -189,7 +189,7 @@ class Ids(Stem):
         return self.embedding(inputs["tokens"]), None
 
     def mask(self, inputs: Inputs) -> Tensor:
-        return inputs["tokens"] != 0
+        return inputs["tokens"].ne(0)
 
     def tokenize(self, inputs: Inputs) -> Tokens:
         return Tokens(self.mask(inputs), ids=inputs["tokens"])
@@ -213,7 +213,8 @@ class Patches(Stem):
         """(B, C, H, W) -> (B, T, C * h * w)."""
         (rows, columns), (h, w) = self.grid or (0, 0), self.patch
         x = inputs[self.name].unflatten(3, (columns, w)).unflatten(2, (rows, h))  # (B, C, rows, h, columns, w)
-        return x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        patches: Tensor = x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        return patches
 
     def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
         return self.embed(self.cut(inputs)), None

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -368,7 +369,7 @@ def build_texts(
 
 
 def _separator(tokenizer: Any, where: str) -> int:
-    found = next(
+    found: int | None = next(
         (i for token in (SEPARATOR, "</s>", "<|endoftext|>") if (i := tokenizer.token_to_id(token)) is not None), None
     )
     if found is None:
@@ -418,25 +419,20 @@ def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
     texts: list[str] = []
     names: list[str] = []
     for source in sources:
-        if _exists(source):
+        if os.path.exists(source):
             layout = Layout(how["text"], None, None)
             if how["columns"] is not None and how["text"] not in _first_line(source):
                 layout = layout._replace(columns=tuple(how["columns"]))
             found = read_documents(source, layout)
             texts += found.texts
             names += found.names
+        elif Path(source).suffix.lower() in SUFFIXES:
+            raise DataError(f"{clean(source)}: no such file")
         else:
             texts.append(source)
             names.append(source)
     packed = encode(load(how["tokenizer"], "the checkpoint's tokenizer"), texts, how["length"])
     return Texts(packed, names, {}, how["length"])
-
-
-def _exists(source: str) -> bool:
-    try:
-        return Path(source).exists()
-    except (OSError, ValueError):  # longer than a path can be, or no path at all
-        return False
 
 
 def _first_line(path: str) -> str:

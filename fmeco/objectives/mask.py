@@ -72,8 +72,9 @@ def draw(keys: Tensor, real: Tensor, rate: float) -> Tensor:
     positions alone, so that padding changes nothing."""
     order = draws(keys, real, 0).masked_fill(~real, 2.0)
     count = (rate * real.sum(1)).round().clamp_min(1)
-    rank = order.argsort(1, stable=True).argsort(1)
-    return real & (rank < count[:, None])
+    rank = order.argsort(dim=1, stable=True).argsort(1)
+    chosen: Tensor = real & (rank < count[:, None])
+    return chosen
 
 
 def draws(keys: Tensor, like: Tensor, stream: int) -> Tensor:

@@ -1,0 +1,83 @@
+"""Python's own documentation: docstrings of the standard library, by package. Real English text that needs no download."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sysconfig
+from pathlib import Path
+
+from fmeco.core import (
+    Classes,
+    Data,
+    DataError,
+    DataSpec,
+    Fold,
+    LimitPerClass,
+    LimitSeed,
+    TestFraction,
+    ValFraction,
+    listing,
+)
+from fmeco.datasets import _texts
+from fmeco.datasets._texts import read as read
+
+SENTENCES = True
+
+# Packages that every Python has, with documentation enough; those of a version differ a little from those of another.
+PACKAGES = (
+    *("asyncio", "concurrent", "curses", "dbm", "email", "encodings", "html", "http", "importlib", "json"),
+    *("logging", "multiprocessing", "re", "sqlite3", "tomllib", "unittest", "urllib", "wsgiref", "xml", "zoneinfo"),
+)
+SHORTEST = 20  # characters of a docstring that says something
+
+
+def build(
+    known: DataSpec | None,
+    whole: bool,
+    *,
+    classes: Classes = None,
+    limit_per_class: LimitPerClass = None,
+    limit_seed: LimitSeed = 0,
+    val_fraction: ValFraction = 0.2,
+    test_fraction: TestFraction = 0.0,
+    split: Fold = None,
+    vocabulary: int | None = None,
+    length: int | None = None,
+    lowercase: bool | None = None,
+) -> Data:
+    found = _texts.Documents([], [], [])
+    for package in PACKAGES if classes is None else sorted(set(map(str, classes)) & set(PACKAGES)):
+        found = found + _documented(Path(sysconfig.get_paths()["stdlib"]) / package, package)
+    if not found.texts:
+        raise DataError("stdlib_docs: this Python has no sources of these packages", f"packages: {listing(PACKAGES, 30)}")
+    return _texts.build_texts(
+        known,
+        found,
+        None,
+        _texts.Wanted(vocabulary, None, lowercase, length),
+        _texts.Layout(),
+        where="stdlib_docs",
+        whole=whole,
+        classes=classes,
+        limit_per_class=limit_per_class,
+        limit_seed=limit_seed,
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+        fold=split,
+    )
+
+
+def _documented(folder: Path, package: str) -> _texts.Documents:
+    """The docstrings of a package's modules, classes and functions, each text once."""
+    texts: dict[str, str] = {}
+    for file in sorted(folder.rglob("*.py")):
+        if "test" in file.parts or "tests" in file.parts:
+            continue
+        for node in ast.walk(ast.parse(file.read_bytes())):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                text = inspect.cleandoc(ast.get_docstring(node, clean=False) or "")
+                if len(text) >= SHORTEST:
+                    line = 1 if isinstance(node, ast.Module) else node.lineno
+                    texts.setdefault(text, f"{file.relative_to(folder.parent)}:{line}")
+    return _texts.Documents(list(texts), list(texts.values()), [package] * len(texts))
