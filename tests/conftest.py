@@ -110,6 +110,19 @@ def photos(root: Path, classes: tuple[str, ...] = ("blue", "green", "red"), each
     return root
 
 
+def texts(path: Path, each: int = 20) -> Path:
+    """Generated sentences of 2 to 21 words, as JSONL, or as lines of a .txt: of animals, or of tools."""
+    words = {"animal": ["cat", "dog", "cow", "hen", "owl"], "tool": ["saw", "axe", "drill", "file", "rasp"]}
+    rows = [
+        {"text": " ".join(words[label][(i * i + j * (i + 1)) % 5] for j in range(2 + i % 20)) + f" {i}", "label": label}
+        for i in range(each)
+        for label in words
+    ]
+    lines = [json.dumps(row) if path.suffix == ".jsonl" else row["text"] for row in rows]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
 def tiny(**changes: Any) -> dict[str, Any]:
     """A config that trains in well under a second."""
     base: dict[str, Any] = {

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from fmeco import checkpoint, config, optim
-from fmeco.core import Batch, Data, DataSpec, InputSpec, Target, mix
+from fmeco.core import Augment, Batch, ConfigError, Data, DataSpec, InputSpec, Target, mix
 from fmeco.loader import Loader, choose_reading
 from fmeco.plugins import INJECTED, plugins
 
-from .conftest import photos, write
+from .conftest import photos, texts, write
 
 IMAGE = DataSpec("image", {"image": InputSpec((3, 32, 32), "uint8", 1 / 255, (0.5,) * 3, (0.25,) * 3)})
 TARGETS = {
@@ -62,9 +62,18 @@ def backbone(name: str, spec: DataSpec, **options: Any) -> Any:
 
 def test_every_kind_has_plugins() -> None:
     expected = {
-        "datasets": {"digits", "image_folder", "csv_images", "torchvision", "csv_table", "sklearn", "fake_images"},
-        "backbones": {"torchvision", "timm", "mlp"},
-        "objectives": {"classification", "multilabel", "regression"},
+        "datasets": {
+            "digits",
+            "image_folder",
+            "csv_images",
+            "torchvision",
+            "csv_table",
+            "sklearn",
+            "fake_images",
+            "text",
+        },
+        "backbones": {"torchvision", "timm", "mlp", "transformer"},
+        "objectives": {"classification", "multilabel", "regression", "mask", "next"},
         "augment": {"none", "image"},
         "optimizers": {"sgd", "adam", "adamw", "rmsprop"},
         "schedules": {"cosine", "linear", "step", "one_cycle", "constant", "plateau"},
@@ -90,6 +99,12 @@ def make_data(name: str, arch: str | None, tmp_path: Path) -> Data:
     if name == "csv_table":
         rows = [f"{i},{'xyz'[i % 3]},{'' if i % 7 == 0 else i * 0.5},{'ab'[i % 2]}" for i in range(40)]
         raw |= {"path": str(write(tmp_path / "t.csv", "n,c,m,label\n" + "\n".join(rows)))}
+    if name in ("text", "stdlib_docs"):
+        pytest.importorskip("tokenizers")
+    if name == "text":
+        raw |= {"path": str(texts(tmp_path / "t.jsonl")), "vocabulary": 300, "length": 12}
+    if name == "stdlib_docs":
+        raw |= {"classes": ["json", "logging"], "vocabulary": 300, "length": 12}
     choice = config.choice("dataset", raw)
     data: Data = choice.plugin.build({"known": None, "whole": False, "arch": choice.arch}, choice.options)
     return data
@@ -168,13 +183,64 @@ def test_backbone(arch: str, channels: int) -> None:
     assert len(set(depths)) > 1
 
 
-@pytest.mark.parametrize("name", list(plugins("objectives")))
-@pytest.mark.parametrize("body", ["mlp", "resnet18"])
+LABELLED = [name for name in plugins("objectives") if name not in ("mask", "next")]
+# What the objectives without labels are for: the kind of data, and the backbone's keys.
+FITS = {
+    ("mask", "text"): {},
+    ("mask", "csv_table"): {},
+    ("mask", "digits"): {"patch": [4, 2]},
+    ("next", "text"): {"causal": True},
+}
+
+
+@pytest.mark.parametrize("name", ["mask", "next"])
+@pytest.mark.parametrize("kind", ["text", "csv_table", "digits"])
+@pytest.mark.parametrize("body", ["transformer", "mlp", "cnn"])
+def test_objective_without_labels(name: str, kind: str, body: str, tmp_path: Path) -> None:
+    data = make_data(kind, None, tmp_path)
+    options = FITS.get((name, kind)) if body == "transformer" else None
+    shape = {} if body != "transformer" else options or ({"patch": 4} if kind == "digits" else {})
+    if body == "cnn":
+        shape = {"widths": [8, 8]}
+    choice = config.choice("objective", name)
+
+    def build() -> Any:
+        return choice.plugin.build({"backbone": backbone(body, data.spec, **shape), "spec": data.spec}, choice.options)
+
+    if options is None:
+        with pytest.raises(ConfigError) as refused:
+            build()
+        assert "\n" not in refused.value.message
+        return
+    made = build()
+    samples = data.split("train")
+    reading = choose_reading(0, data, samples, torch.device("cpu"))
+    one = next(Loader(data, samples, made.views, Augment(), 8, 8, 0, reading, torch.device("cpu")).batches(0, 1))
+    for _ in range(2):
+        made.zero_grad()
+        loss = made(one, "loss")
+        loss.sum.backward()
+        assert torch.isfinite(loss.sum)
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in made.parameters())
+        optim.sgd(groups(made), lr=0.1).step()
+    made.eval()
+    with torch.inference_mode():
+        rows = made(one, "rows")
+        metrics = made.metrics(rows)
+    assert all(len(values) == len(one) for values in rows.values())
+    assert set(metrics) <= set(made.directions)
+    assert next(iter(made.directions)) in metrics
+    depths = [made.backbone.depth_of(name) for name, _ in made.backbone.named_parameters()]
+    assert sorted(set(depths)) == list(range(max(depths) + 1))
+
+
+@pytest.mark.parametrize("name", LABELLED)
+@pytest.mark.parametrize("body", ["mlp", "resnet18", "transformer"])
 def test_objective(name: str, body: str) -> None:
     kinds = TASKS if name == "multi_task" else {"label": name}
     targets = {target: TARGETS[kind] for target, kind in kinds.items()}
     spec = DataSpec("image", IMAGE.inputs, targets=targets, sizes={"train": 4})
-    made_from = backbone(body, spec)
+    made_from = backbone(body, spec, **({"patch": 16, "depth": 1} if body == "transformer" else {}))
     choice = config.choice("objective", {"name": name, **({"tasks": TASKS} if name == "multi_task" else {})})
     made = choice.plugin.build({"backbone": made_from, "spec": spec}, choice.options)
     one = batch(spec, torch.zeros(4))

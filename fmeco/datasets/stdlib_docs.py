@@ -20,14 +20,25 @@ from fmeco.core import (
     listing,
 )
 from fmeco.datasets import _texts
-from fmeco.datasets._texts import read as read
 
-SENTENCES = True
+MODULES = "modules"  # the class of what is no package but a file of its own
 
 # Packages that every Python has, with documentation enough; those of a version differ a little from those of another.
 PACKAGES = (
     *("asyncio", "concurrent", "curses", "dbm", "email", "encodings", "html", "http", "importlib", "json"),
-    *("logging", "multiprocessing", "re", "sqlite3", "tomllib", "unittest", "urllib", "wsgiref", "xml", "zoneinfo"),
+    *(
+        "logging",
+        MODULES,
+        "multiprocessing",
+        "re",
+        "sqlite3",
+        "tomllib",
+        "unittest",
+        "urllib",
+        "wsgiref",
+        "xml",
+        "zoneinfo",
+    ),
 )
 SHORTEST = 20  # characters of a docstring that says something
 
@@ -48,9 +59,11 @@ def build(
 ) -> Data:
     found = _texts.Documents([], [], [])
     for package in PACKAGES if classes is None else sorted(set(map(str, classes)) & set(PACKAGES)):
-        found = found + _documented(Path(sysconfig.get_paths()["stdlib"]) / package, package)
+        found = found + _documented(package)
     if not found.texts:
-        raise DataError("stdlib_docs: this Python has no sources of these packages", f"packages: {listing(PACKAGES, 30)}")
+        raise DataError(
+            "stdlib_docs: this Python has no sources of these packages", f"packages: {listing(PACKAGES, 30)}"
+        )
     return _texts.build_texts(
         known,
         found,
@@ -68,16 +81,15 @@ def build(
     )
 
 
-def _documented(folder: Path, package: str) -> _texts.Documents:
+def _documented(package: str) -> _texts.Documents:
     """The docstrings of a package's modules, classes and functions, each text once."""
+    root = Path(sysconfig.get_paths()["stdlib"])
     texts: dict[str, str] = {}
-    for file in sorted(folder.rglob("*.py")):
-        if "test" in file.parts or "tests" in file.parts:
-            continue
+    for file in sorted(root.glob("*.py") if package == MODULES else (root / package).rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_bytes())):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 text = inspect.cleandoc(ast.get_docstring(node, clean=False) or "")
                 if len(text) >= SHORTEST:
                     line = 1 if isinstance(node, ast.Module) else node.lineno
-                    texts.setdefault(text, f"{file.relative_to(folder.parent)}:{line}")
+                    texts.setdefault(text, f"{file.relative_to(root)}:{line}")
     return _texts.Documents(list(texts), list(texts.values()), [package] * len(texts))
