@@ -418,21 +418,21 @@ def known_errors() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError, ValueError, ConnectionError) as error:
-        text = str(error)
+        said = str(error)
         memory = ("not enough memory", "can't allocate memory")
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in text for words in memory):
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in said for words in memory):
             raise ResourceError(
                 "out of memory",
                 "--set train.micro_batch=8 (or smaller) needs less and learns the same",
                 "a smaller dataset.image_size or backbone also helps",
             ) from None
-        if "DataLoader worker" in text or "DataLoader timed out" in text or isinstance(error, ConnectionError):
+        if "DataLoader worker" in said or "DataLoader timed out" in said or isinstance(error, ConnectionError):
             raise DataError(
-                f"a loader worker died or hung: {clean(text.splitlines()[0] if text else type(error).__name__)}",
+                f"a loader worker died or hung: {clean(said.splitlines()[0] if said else type(error).__name__)}",
                 "--set train.workers=0 reads in the main process and shows the cause",
                 "workers are killed when memory, or /dev/shm, runs out",
             ) from None
-        if "Expected more than 1 value per channel" in text:
+        if "Expected more than 1 value per channel" in said:
             raise ConfigError(
                 "batch norm cannot train on a batch of one sample", "train.batch_size, and micro_batch, must be larger"
             ) from None

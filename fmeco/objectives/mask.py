@@ -50,7 +50,7 @@ def build(
 ) -> Objective:
     if not (backbone.vocabulary or backbone.numbers):
         raise ConfigError(
-            f"objective mask needs a backbone whose tokens it can hide, such as transformer, not {_name(backbone)}"
+            f"objective mask needs a backbone whose tokens it can hide, such as transformer, not {type(backbone).__name__}"
         )
     if backbone.causal:
         raise ConfigError(
@@ -61,10 +61,6 @@ def build(
         rate = PATCHES if images else IDS if "tokens" in spec.inputs else COLUMNS
     # Ids that stand for categories belong to columns; one of another column would be no value of this one.
     return Mask(backbone, rate, swap and "tokens" in spec.inputs)
-
-
-def _name(backbone: Backbone) -> str:
-    return type(backbone).__name__
 
 
 def draw(keys: Tensor, real: Tensor, rate: float) -> Tensor:
