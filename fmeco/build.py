@@ -290,7 +290,7 @@ def _loader(
     """Training batches; an automatic batch size is written into the config."""
     train, samples = settings.train, data.split("train")
     if train.batch_size == "auto":
-        train = train.model_copy(update={"batch_size": min(64, max(8, len(samples) // 10))})
+        train = train.model_copy(update={"batch_size": min(64, max(16, len(samples) // 5))})
     size = len(samples) if isinstance(train.batch_size, str) else min(train.batch_size, len(samples))
     micro = min(size, MICRO_BATCH if isinstance(train.micro_batch, str) else train.micro_batch)
     if objective.coupled and micro < size:

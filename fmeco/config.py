@@ -49,7 +49,7 @@ class Train(BaseModel):
         int | Literal["auto", "full"],
         Doc(
             "samples per optimizer step, over all ranks and micro-batches; full = gradient descent; "
-            "auto = 64, or fewer (down to 8) where an epoch would have less than ten steps"
+            "auto = 64, or fewer (down to 16) where an epoch would have less than five steps"
         ),
     ] = "auto"
     micro_batch: Annotated[int | Literal["auto"], Doc("samples per forward pass; auto = batch_size, at most 256")] = (
