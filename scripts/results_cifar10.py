@@ -10,15 +10,20 @@ split of the training images. Prints the table of docs/results.md.
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import statistics
 import time
 from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 import fmeco
-from fmeco import config
+from fmeco import config, use
+from fmeco.nn import bootstrap
 
+STEPS = 500  # a finetuning takes the config's epochs, or as many as make about these steps
 HERE = Path(__file__).resolve().parent.parent / "configs" / "cifar10"
 
 
@@ -30,47 +35,64 @@ def main() -> None:
     parser.add_argument("--labels", type=int, nargs="+", default=[20, 100, 1000])
     parser.add_argument("--strategies", nargs="+", default=["scratch", "probe", "lp_ft", "llrd", "full"])
     given = parser.parse_args()
-    import torch
-
     on = {"name": "image_folder", "path": str(given.folder)}
     first, second = config.peek(HERE / "pretrain.yaml"), config.peek(HERE / "finetune.yaml")
     first["dataset"] = {**first["dataset"], **on}
-    found: dict[tuple[int, str], list[tuple[float, float]]] = {}
-    source: list[tuple[float, float]] = []
+    found: dict[tuple[int, str], list[Tried]] = {}
+    source: list[Tried] = []
     for seed in range(given.seeds):
         run = fmeco.pretrain({**first, "seed": seed}, out=given.out / f"pretrain-{seed}", force=True)
-        source.append((fmeco.evaluate(run.run)["metrics"]["test_accuracy"], run.seconds))
+        source.append(Tried(*tested(run.run), run.seconds))
         for labels in given.labels:
-            task = {
-                **second,
-                "seed": seed,
-                "dataset": {**second["dataset"], **on, "limit_per_class": labels, "limit_seed": seed},
-            }
+            section = {**second["dataset"], **on, "limit_per_class": labels, "limit_seed": seed}
+            per_epoch = max(1, 5 * labels / second["train"]["batch_size"])
+            train = {**second["train"], "epochs": min(second["train"]["epochs"], round(STEPS / per_epoch))}
             for name in given.strategies:
                 out = given.out / f"{name}-{labels}-{seed}"
-                done = fmeco.finetune({**task, "transfer": name}, ref=run.run, out=out, force=True)
-                accuracy = fmeco.evaluate(done.run)["metrics"]["test_accuracy"]
-                found.setdefault((labels, name), []).append((accuracy, done.seconds))
+                task = {**second, "seed": seed, "dataset": section, "train": train, "transfer": name}
+                done = fmeco.finetune(task, ref=run.run, out=out, force=True)
+                tried = Tried(*tested(done.run), done.seconds)
+                found.setdefault((labels, name), []).append(tried)
                 print(
-                    f"seed {seed}, {labels} labels per class, {name}: {accuracy:.3f} in {done.seconds:.0f} s",
+                    f"seed {seed}, {labels} labels per class, {name}: {tried.accuracy:.3f} in {tried.seconds:.0f} s",
                     flush=True,
                 )
     print(
-        f"\n{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}, {given.seeds} seeds\n"
+        f"\n{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"{time.strftime('%Y-%m-%d')}, {given.seeds} seeds\n"
     )
-    print("| labels per class | strategy | test accuracy, mean ± std | each seed | seconds |\n|---|---|---|---|---|")
-    print(row("all", "source task (the five pretraining classes)", source))
+    print(
+        "| labels per class | strategy | test accuracy | each seed | gain over scratch, 95% interval |\n|---|---|---|---|---|"
+    )
+    print(row("all", "source task (the five pretraining classes)", source, None))
     for (labels, name), values in found.items():
-        print(row(str(labels), name, values))
+        print(row(str(labels), name, values, found.get((labels, "scratch")) if name != "scratch" else None))
 
 
-def row(labels: str, name: str, values: list[tuple[float, float]]) -> str:
-    scores = [score for score, _ in values]
+class Tried(NamedTuple):
+    accuracy: float
+    right: Tensor  # (N,): which test images were answered right
+    seconds: float
+
+
+def tested(run: Path) -> tuple[float, Tensor]:
+    found = use.measure(run, None, "test", ())
+    right = found.model.objective.correct(found.rows)
+    assert right is not None
+    return found.metrics["accuracy"], right
+
+
+def row(labels: str, name: str, values: list[Tried], control: list[Tried] | None) -> str:
+    """The interval is a bootstrap over test images, which all seeds share; other seeds can differ by more."""
+    scores = [one.accuracy for one in values]
     spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
-    return (
-        f"| {labels} | {name} | {statistics.mean(scores):.3f} ± {spread:.3f} | {', '.join(f'{score:.3f}' for score in scores)} "
-        f"| {statistics.mean(seconds for _, seconds in values):.0f} |"
-    )
+    gain = ""
+    if control is not None:
+        each = torch.stack([a.right.double() - b.right.double() for a, b in zip(values, control, strict=True)]).mean(0)
+        low, high = bootstrap(len(each), 2000, 0, lambda at: float(each[at].mean()))
+        gain = f"{100 * float(each.mean()):+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+    listed = ", ".join(f"{score:.3f}" for score in scores)
+    return f"| {labels} | {name} | {statistics.mean(scores):.3f} ± {spread:.3f} | {listed} | {gain} |"
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ def bare_loop() -> None:
 
 # --- a probe of 20 epochs from features that are computed once, against one pass of the backbone over the same images ---
 
-PROBE_DATA = {"name": "fake_images", "samples": 1200, "image_size": 128}
+PROBE_DATA = {"name": "fake_images", "samples": 3400, "image_size": 128}
 
 
 def probe(folder: Path) -> dict[str, float]:
