@@ -23,7 +23,7 @@ import fmeco
 from fmeco import config, use
 from fmeco.nn import bootstrap
 
-STEPS = 500  # a finetuning takes the config's epochs, or as many as make about these steps
+STEPS = 300  # a finetuning takes the config's epochs, or as many as make about these steps
 HERE = Path(__file__).resolve().parent.parent / "configs" / "cifar10"
 
 

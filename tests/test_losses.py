@@ -85,7 +85,10 @@ def test_multilabel_loss_is_the_formula() -> None:
 
 
 def test_multi_task_adds_the_losses_of_what_is_labelled() -> None:
-    targets = {"kind": Target("class", ("a", "b", "c"), (20, 30, 50)), "size": Target("number", mean=10.0, std=4.0)}
+    targets = {
+        "kind": Target("class", ("a", "b", "c"), (20, 30, 50), missing=1),
+        "size": Target("number", mean=10.0, std=4.0, missing=2),
+    }
     spec = DataSpec("table", {"columns": InputSpec((5,))}, targets, {"categorical": []}, sizes={"train": 100})
     body = config.choice("backbone", {"name": "mlp", "hidden": [6]})
     chosen = config.choice(

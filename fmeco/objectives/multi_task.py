@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Annotated, Literal
 
 from torch import Tensor, nn
@@ -57,7 +57,8 @@ def build(
                 "mixup, cutmix and test_flip are for an objective of its own",
             )
         parts[name] = part
-    return MultiTask(backbone, parts, {name: weights.get(name, 1.0) for name in parts})
+    lacking = {name for name in parts if spec.targets[name].missing}
+    return MultiTask(backbone, parts, {name: weights.get(name, 1.0) for name in parts}, lacking)
 
 
 class Given(Backbone):
@@ -77,9 +78,12 @@ class MultiTask(Objective):
 
     vectors_only = True
 
-    def __init__(self, backbone: Backbone, parts: dict[str, Objective], weights: Mapping[str, float]) -> None:
+    def __init__(
+        self, backbone: Backbone, parts: dict[str, Objective], weights: Mapping[str, float], lacking: Set[str]
+    ) -> None:
+        """lacking: the tasks that some training samples have no label of; only there are they looked for."""
         super().__init__()
-        self.backbone, self.weights = backbone, weights
+        self.backbone, self.weights, self.lacking = backbone, weights, lacking
         self.parts = nn.ModuleDict(parts)
         self.directions: Mapping[str, Literal["max", "min"]] = {
             "score": "max",
@@ -90,25 +94,21 @@ class MultiTask(Objective):
             for name, part in parts.items()
         }
 
-    def _tasks(self, batch: Batch, labelled: bool = True) -> list[tuple[str, Objective, Batch, Tensor | None]]:
-        """(name, objective, its batch, which samples have its label). labelled: leave the others out of its batch."""
+    def _tasks(self, batch: Batch) -> list[tuple[str, Objective, Batch]]:
+        """Each task with the batch as it sees it."""
         vectors = self.backbone(batch.views[0]).vector.float()[:, None]  # (B, 1, D)
         found = []
         for name, part in self.parts.items():
             assert isinstance(part, Objective)
-            label, here = batch.target.get(name), None
-            inputs, index = vectors, batch.index
-            if isinstance(label, Tensor):
-                here = known(label)
-                if labelled and not bool(here.all()):
-                    inputs, label, index = vectors[here], label[here], batch.index[here.cpu()]
-            target = {} if label is None else {"label": label}
-            found.append((name, part, Batch([{STORED: inputs}], target, index, batch.keys), here))
+            target = {"label": batch.target[name]} if name in batch.target else {}
+            found.append((name, part, Batch([{STORED: vectors}], target, batch.index, batch.keys)))
         return found
 
     def loss(self, batch: Batch) -> Loss:
         total: Tensor | float = 0.0
-        for name, part, its, _ in self._tasks(batch):
+        for name, part, its in self._tasks(batch):
+            if name in self.lacking:
+                its = _labelled(its)
             if len(its):
                 total = total + self.weights[name] * part.loss(its).sum
             else:  # ranks and steps see the same parameters whatever is labelled
@@ -118,9 +118,10 @@ class MultiTask(Objective):
 
     def rows(self, batch: Batch) -> dict[str, Tensor]:
         out: dict[str, Tensor] = {}
-        for name, part, its, here in self._tasks(batch, labelled=False):
-            assert here is not None
-            out |= {f"{name}/{key}": value for key, value in part.rows(its).items()} | {f"{name}/known": here}
+        for name, part, its in self._tasks(batch):
+            label = its.target["label"]
+            assert isinstance(label, Tensor)
+            out |= {f"{name}/{key}": value for key, value in part.rows(its).items()} | {f"{name}/known": known(label)}
         return out
 
     def metrics(self, rows: dict[str, Tensor]) -> dict[str, float]:
@@ -143,9 +144,7 @@ class MultiTask(Objective):
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         blind = dataclasses.replace(batch, target={})
         return {
-            f"{name}/{key}": value
-            for name, part, its, _ in self._tasks(blind)
-            for key, value in part.predict(its).items()
+            f"{name}/{key}": value for name, part, its in self._tasks(blind) for key, value in part.predict(its).items()
         }
 
     def decode(self, outputs: dict[str, Tensor]) -> list[dict[str, str | float]]:
@@ -176,3 +175,13 @@ class MultiTask(Objective):
             if isinstance(part, Objective)
             for tensor, classes in part.class_rows().items()
         }
+
+
+def _labelled(batch: Batch) -> Batch:
+    """The samples of a task's batch that have its label."""
+    label = batch.target["label"]
+    assert isinstance(label, Tensor)
+    here = known(label)
+    views = [{name: x[here] for name, x in view.items()} for view in batch.views]
+    on_cpu = here.cpu()
+    return Batch(views, {"label": label[here]}, batch.index[on_cpu], batch.keys[:, on_cpu])
