@@ -11,6 +11,7 @@ in OUT already is not trained again. Prints the table of docs/results.md.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import platform
 import statistics
@@ -43,7 +44,7 @@ def main() -> None:
     first["dataset"] = {**first["dataset"], **on}
     found: dict[tuple[int, str], list[Tried]] = {}
     source = given.out / "source"
-    trained(source, lambda: fmeco.pretrain(first, out=source, force=True))
+    trained(source, functools.partial(fmeco.pretrain, first, out=source, force=True))
     for seed in given.seeds:
         for labels in given.labels:
             section = {**second["dataset"], **on, "limit_per_class": labels, "limit_seed": seed}
@@ -53,7 +54,7 @@ def main() -> None:
             for name in given.strategies:
                 out = given.out / f"{name}-{labels}-{seed}"
                 task = {**second, **same, "dataset": section, "transfer": name}
-                tried = trained(out, lambda: fmeco.finetune(task, ref=source, out=out, force=True))
+                tried = trained(out, functools.partial(fmeco.finetune, task, ref=source, out=out, force=True))
                 found.setdefault((labels, name), []).append(tried)
                 print(f"seed {seed}, {labels} labels per class, {name}: {tried.accuracy:.3f}", flush=True)
     print(
