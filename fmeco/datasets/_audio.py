@@ -82,7 +82,7 @@ def audio_spec(
 
 def _samples(how: Mapping[str, Any], key: str) -> int:
     """`window` or `hop`, which are in milliseconds, as a number of samples."""
-    return round(how["sample_rate"] * how[key] / 1000)
+    return int(round(how["sample_rate"] * how[key] / 1000))
 
 
 def _fft_length(how: Mapping[str, Any]) -> int:

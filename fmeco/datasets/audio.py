@@ -76,12 +76,16 @@ def build(
     ] = None,
     seconds: Annotated[
         float | None,
-        Doc("length of the model's input; longer recordings are cropped, shorter ones padded; null = the checkpoint's, else 1"),
+        Doc(
+            "length of the model's input; longer recordings are cropped, shorter ones padded; null = the checkpoint's, else 1"
+        ),
         Gt(0),
     ] = None,
     mels: Annotated[int | None, Doc("frequency bands; null = the checkpoint's, else 64"), Gt(0)] = None,
     window: Annotated[float | None, Doc("of the spectrogram, ms; null = the checkpoint's, else 25"), Gt(0)] = None,
-    hop: Annotated[float | None, Doc("from one window to the next, ms; null = the checkpoint's, else 10"), Gt(0)] = None,
+    hop: Annotated[
+        float | None, Doc("from one window to the next, ms; null = the checkpoint's, else 10"), Gt(0)
+    ] = None,
     fmin: Annotated[float | None, Doc("lowest frequency, Hz; null = the checkpoint's, else 20"), Ge(0)] = None,
     fmax: Annotated[
         float | None, Doc("highest frequency, Hz; null = the checkpoint's, else half of the sample rate"), Gt(0)
@@ -94,7 +98,9 @@ def build(
     folders = {"train": train, "val": val, "test": test}
     if path is not None and not os.path.isdir(path) and path.lower().endswith((".csv", ".tsv", ".txt")):
         if extra := [part for part, folder in folders.items() if folder is not None]:
-            raise ConfigError(f"dataset.{extra[0]}: a folder, beside the table in `path`", "split_column splits a table")
+            raise ConfigError(
+                f"dataset.{extra[0]}: a folder, beside the table in `path`", "split_column splits a table"
+            )
         found = _files.in_table(
             _audio.AudioFiles,
             known,
