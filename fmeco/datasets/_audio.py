@@ -82,7 +82,8 @@ def audio_spec(
 
 def _samples(how: Mapping[str, Any], key: str) -> int:
     """`window` or `hop`, which are in milliseconds, as a number of samples."""
-    return int(round(how["sample_rate"] * how[key] / 1000))
+    count: int = round(how["sample_rate"] * how[key] / 1000)
+    return count
 
 
 def _fft_length(how: Mapping[str, Any]) -> int:
