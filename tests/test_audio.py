@@ -283,6 +283,7 @@ def test_weights_cross_modalities_only_when_told_to(fmeco: Fmeco) -> None:
     spec = api.load("run").spec
     assert spec.modality == "audio"
     assert spec.inputs["spectrogram"].shape == (1, 64, 100)
+    assert fmeco("resume", "run", "--epochs", "+1").code == 0
     # From there on it is a checkpoint of audio, and the key changes nothing where both are.
     assert fmeco("predict", "run", "t").code == 0
     again = ("finetune", "--from", "run", "--dataset", "t", "--out", "again", *SHORT)
