@@ -15,11 +15,24 @@ from torch import Tensor, nn
 
 from fmeco import cache, checkpoint, config, optim, refs, tune
 from fmeco.config import Choice, RunConfig
-from fmeco.core import Augment, Backbone, Batch, Data, DataSpec, Inputs, Objective, Samples, known, seed_torch
+from fmeco.core import (
+    Augment,
+    Backbone,
+    Batch,
+    Data,
+    DataSpec,
+    Inputs,
+    Objective,
+    Samples,
+    known,
+    same_modality,
+    seed_torch,
+)
 from fmeco.dist import ALONE, Ranks
-from fmeco.errors import CheckpointError, ConfigError, DataError, clean, listing, nearest
+from fmeco.errors import ConfigError, DataError, clean, listing, nearest
 from fmeco.loader import Loader, Reading, channels_last, choose_reading
 from fmeco.log import say
+from fmeco.plugins import plugins
 from fmeco.transfer import Constraint, Role, Roles, Transfer, frozen
 
 DEFAULT_OBJECTIVE = {"class": "classification", "multilabel": "multilabel", "number": "regression"}
@@ -68,11 +81,9 @@ def prepare(
     known = source.spec.preprocessing_only() if source is not None else None
     if resumed is not None and (settings.source is not None or _weights(settings) is not None):
         known = resumed.spec.preprocessing_only()
-    data = data or _build_data(settings, known)
-    if source is not None and source.spec.modality != data.spec.modality:
-        raise CheckpointError(
-            f"the weights are for {source.spec.modality} data, and this dataset holds {data.spec.modality} data"
-        )
+    data = data or _data_from(source, settings, known)
+    if source is not None:
+        _check_modality(source, data.spec, settings)
     data = _described(_fraction(_cached(data, settings), settings))
 
     # Initialisation, in order: the seed's random values; then the source's backbone; then head rows of shared classes.
@@ -87,7 +98,7 @@ def prepare(
     unfrozen: Transfer = strategy.plugin.build({"roles": roles}, strategy.options)
     transfer = frozen(unfrozen, settings.carry.freeze, roles)
     fresh = source is None or transfer.fresh
-    report = _transplant(objective, source, settings) if source is not None and not fresh else None
+    report = _transplant(objective, source, settings, data.spec) if source is not None and not fresh else None
 
     varied = settings.augment or config.choice("augment", _default_augment(data.spec))
     augment: Augment = varied.plugin.build({"spec": data.spec, "arch": varied.arch}, varied.options)
@@ -140,6 +151,27 @@ def prepare(
         transplanted,
         parents,
         licence,
+    )
+
+
+def _data_from(source: refs.Source | None, settings: RunConfig, known: DataSpec | None) -> Data:
+    """The dataset, prepared as for the source (`known`). With transfer.cross_modality data of another kind is welcome,
+    which nothing of the source's preparation fits: it is prepared in its own way, and only weights come over."""
+    if source is None or not settings.carry.cross_modality:
+        return _build_data(settings, known)
+    data = _build_data(settings, None)
+    if data.spec.modality == source.spec.modality:
+        return _build_data(settings, known)
+    return data
+
+
+def _check_modality(source: refs.Source, spec: DataSpec, settings: RunConfig) -> None:
+    if source.spec.modality == spec.modality or not settings.carry.cross_modality:
+        same_modality(source.spec, spec.modality)
+        return
+    say(
+        f"across modalities, as transfer.cross_modality says: {source.ref} was made with {source.spec.modality} data. Only "
+        f"its weights come over; the {spec.modality} data is prepared in its own way"
     )
 
 
@@ -267,7 +299,7 @@ def few(loader: Loader, count: int) -> Batch:
     return batch
 
 
-def _transplant(objective: Objective, source: refs.Source, settings: RunConfig) -> checkpoint.Report:
+def _transplant(objective: Objective, source: refs.Source, settings: RunConfig, spec: DataSpec) -> checkpoint.Report:
     """The source's backbone into the objective's, and head rows for the classes that both have."""
     report = checkpoint.transplant(
         objective.product,
@@ -276,6 +308,8 @@ def _transplant(objective: Objective, source: refs.Source, settings: RunConfig) 
         allow_partial=settings.carry.allow_partial,
         prefix=settings.carry.prefix,
     )
+    if source.spec.modality != spec.modality:
+        report.crossing = f"{source.spec.modality} -> {spec.modality}"
     rows: Mapping[str, Sequence[str]] = {}
     if source.checkpoint is not None and settings.carry.head == "auto":
         rows = source.checkpoint.meta.get("class_rows", {})
@@ -396,9 +430,9 @@ def _default_objective(spec: DataSpec) -> Choice:
 
 
 def _default_augment(spec: DataSpec) -> str:
-    if spec.modality != "image":
-        return "none"
-    return "light" if spec.preprocessing.get("size", 224) <= 96 else "standard"
+    """What the first plug-in that fits the data would do; a plug-in without a default is for those who name it."""
+    offers = (getattr(plugin.load(), "default", None) for plugin in plugins("augment").values())
+    return next((name for offer in offers if offer is not None and (name := offer(spec)) is not None), "none")
 
 
 def _check_classes(data: Data) -> None:

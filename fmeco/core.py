@@ -80,6 +80,7 @@ __all__ = [
     "mix",
     "mix_numbers",
     "nearest",
+    "same_modality",
     "standardize",
     "uniform",
 ]
@@ -183,6 +184,15 @@ class DataSpec:
     def preprocessing_only(self) -> DataSpec:
         """What finetuning hands to a dataset: how inputs are made, and nothing of the old task."""
         return dataclasses.replace(self, targets={}, sizes={}, fingerprint="")
+
+
+def same_modality(known: DataSpec | None, modality: str) -> None:
+    """For datasets of one modality. Raises CheckpointError where the checkpoint's data (`known`) is of another."""
+    if known is not None and known.modality not in (modality, ""):
+        raise CheckpointError(
+            f"this checkpoint is for {known.modality} data, and the dataset holds {modality} data",
+            "finetuning can start from such weights, where the architecture takes both: transfer.cross_modality=true",
+        )
 
 
 class Samples(ABC):

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from fmeco.core import (
     MISSING_CLASS,
-    CheckpointError,
     ConfigError,
     Data,
     DataError,
@@ -29,6 +28,7 @@ from fmeco.core import (
     clean,
     listing,
     nearest,
+    same_modality,
 )
 from fmeco.datasets import _splits
 from fmeco.datasets._splits import Indices
@@ -238,8 +238,7 @@ def build_table(
     parts: dict[str, Indices] | None = None,
 ) -> Data:
     """A Data from columns as text, and the labels of each target, one per row. What csv_table and sklearn share."""
-    if known is not None and known.modality != "table":
-        raise CheckpointError(f"this checkpoint is for {known.modality} data, and the dataset is a table")
+    same_modality(known, "table")
     old = known.targets if known is not None else {}
     found = read_targets(labels, old, classes, where=where, names=names, kind_of=lambda values: _kind(values, task))
     kept, codes, notes = found.kept, found.codes, found.notes
@@ -284,7 +283,7 @@ def _kind(labels: Sequence[str], task: str) -> str:
     return "number" if all(map(is_number, labels)) and (many or any(map(is_decimal, labels))) else "class"
 
 
-# ---------------------------------------------------------------- targets, of tables and of tables of images
+# ---------------------------------------------------------------- targets, of tables and of tables of files
 
 
 class Targets(NamedTuple):
