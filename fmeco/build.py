@@ -91,6 +91,7 @@ def prepare(
     chosen = source.backbone if source is not None else settings.backbone
     backbone = own_backbone or build_backbone(chosen, data.spec)
     described = settings.objective or _default_objective(data.spec)
+    _check_values(described, data)
     given = {"backbone": backbone, "spec": data.spec}
     objective: Objective = described.plugin.build(given, described.options)
     roles = _roles(objective)
@@ -192,6 +193,8 @@ def _described(data: Data) -> Data:
     for name, target in targets.items():
         values = samples.targets.get(name)
         if isinstance(values, Tensor):
+            if not known(values).any():
+                raise DataError(f"no training sample has a value of the target '{clean(name)}'")
             targets[name] = target.described(values)
     if data.val is not None:
         _check_classes(data)
@@ -231,14 +234,15 @@ class Part(Samples):
 
 
 def _fraction(data: Data, settings: RunConfig) -> Data:
-    """The data with `train.label_fraction` of the training samples: of each class, where each has one, and at least one."""
+    """The data with `train.label_fraction` of the training samples: of each class of its first target that has classes,
+    and at least one."""
     share, samples = settings.train.label_fraction, data.split("train")
     if share == 1:
         return data
     draws = [hashlib.blake2b(f"{settings.seed}/{samples.name(i)}".encode()).digest() for i in range(len(samples))]
     order = torch.tensor(sorted(range(len(samples)), key=draws.__getitem__))
-    first = next(iter(samples.targets.values()), None)
-    classes = first if isinstance(first, Tensor) and not first.is_floating_point() else torch.zeros(len(samples))
+    columns = (x for x in samples.targets.values() if isinstance(x, Tensor) and x.dtype == torch.int64 and x.ndim == 1)
+    classes = next(columns, torch.zeros(len(samples)))
     parts = [order[classes[order] == one] for one in classes.unique()]
     kept = torch.cat([part[: max(1, round(share * len(part)))] for part in parts]).sort().values
     spec = dataclasses.replace(data.spec, sizes={**data.spec.sizes, "train": len(kept)})
@@ -435,6 +439,18 @@ def _default_augment(spec: DataSpec) -> str:
     return next((name for offer in offers if offer is not None and (name := offer(spec)) is not None), "none")
 
 
+def _check_values(objective: Choice, data: Data) -> None:
+    """An objective of one target needs its value of every sample."""
+    name = objective.options.get("target")
+    for part, samples in (("training", data.train), ("validation", data.val)):
+        values = samples.targets.get(name) if samples is not None and name is not None else None
+        if isinstance(values, Tensor) and not (here := known(values)).all():
+            raise DataError(
+                f"the target '{clean(name)}' has no value in {len(here) - int(here.sum())} of {len(here)} {part} samples",
+                "objective: multi_task leaves such samples out of that task alone; or remove these rows",
+            )
+
+
 def _check_classes(data: Data) -> None:
     """A class that only validation has cannot be learned; one that validation lacks is reported."""
     assert data.train is not None and data.val is not None
@@ -444,7 +460,10 @@ def _check_classes(data: Data) -> None:
             continue
         trained, validated = (set(labels[known(labels)].tolist()) for labels in (train, val))
         if never := [target.classes[c] for c in sorted(validated - trained)]:
-            raise DataError(f"no training samples of {listing(never)}, which the validation split has")
+            raise DataError(
+                f"no training samples of {listing(never)} ({clean(name)}), which the validation split has",
+                "train on more of them: a larger train.label_fraction, or limit_per_class",
+            )
         if absent := [target.classes[c] for c in sorted(trained - validated)]:
             say(f"no validation samples of {listing(absent)}: their accuracy is not measured")
 

@@ -540,7 +540,8 @@ class Objective(nn.Module, ABC):
         """Pure: rows of a whole split -> named numbers. Accuracies are fractions 0..1."""
 
     def correct(self, rows: dict[str, Tensor]) -> Tensor | None:
-        """Which samples (N,) were answered right, where an answer is right or wrong: for tests on pairs."""
+        """Which samples (N,) were answered right, where an answer is right or wrong; their share is then the first of
+        `directions`. For tests on pairs, and for the standard error of that metric."""
         return None
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from typing import Annotated, Literal
 
 from torch import Tensor, nn
@@ -61,6 +61,9 @@ def build(
     return MultiTask(backbone, parts, {name: weights.get(name, 1.0) for name in parts}, lacking)
 
 
+OF = "of_"  # before a task's name: a module cannot be called `type` or `float`
+
+
 class Given(Backbone):
     """Stands for the backbone in each task: its vectors come as an input."""
 
@@ -84,7 +87,7 @@ class MultiTask(Objective):
         """lacking: the tasks that some training samples have no label of; only there are they looked for."""
         super().__init__()
         self.backbone, self.weights, self.lacking = backbone, weights, lacking
-        self.parts = nn.ModuleDict(parts)
+        self.parts = nn.ModuleDict({f"{OF}{name}": part for name, part in parts.items()})
         self.directions: Mapping[str, Literal["max", "min"]] = {
             "score": "max",
             **{f"{name}_{metric}": way for name, part in parts.items() for metric, way in part.directions.items()},
@@ -94,12 +97,16 @@ class MultiTask(Objective):
             for name, part in parts.items()
         }
 
+    def _named(self) -> Iterator[tuple[str, Objective]]:
+        for name, part in self.parts.items():
+            assert isinstance(part, Objective)
+            yield name.removeprefix(OF), part
+
     def _tasks(self, batch: Batch) -> list[tuple[str, Objective, Batch]]:
         """Each task with the batch as it sees it."""
         vectors = self.backbone(batch.views[0]).vector.float()[:, None]  # (B, 1, D)
         found = []
-        for name, part in self.parts.items():
-            assert isinstance(part, Objective)
+        for name, part in self._named():
             target = {"label": batch.target[name]} if name in batch.target else {}
             found.append((name, part, Batch([{STORED: vectors}], target, batch.index, batch.keys)))
         return found
@@ -107,12 +114,12 @@ class MultiTask(Objective):
     def loss(self, batch: Batch) -> Loss:
         total: Tensor | float = 0.0
         for name, part, its in self._tasks(batch):
-            if name in self.lacking:
-                its = _labelled(its)
-            if len(its):
-                total = total + self.weights[name] * part.loss(its).sum
+            labelled = _labelled(its) if name in self.lacking else its
+            if len(labelled):
+                total = total + self.weights[name] * part.loss(labelled).sum
             else:  # ranks and steps see the same parameters whatever is labelled
-                total = total + 0.0 * sum(p.sum() for p in part.parameters())
+                vectors = its.views[0][STORED]
+                total = total + 0.0 * (vectors.sum() + sum(p.sum() for p in part.parameters()))
         assert isinstance(total, Tensor)
         return Loss(total, float(len(batch)))
 
@@ -129,8 +136,7 @@ class MultiTask(Objective):
         one that is to be high: accuracy, mean AP or R2."""
         out: dict[str, float] = {}
         scores: list[float] = []
-        for name, part in self.parts.items():
-            assert isinstance(part, Objective)
+        for name, part in self._named():
             here = rows[f"{name}/known"]
             if not here.any():
                 continue
@@ -150,18 +156,17 @@ class MultiTask(Objective):
     def decode(self, outputs: dict[str, Tensor]) -> list[dict[str, str | float]]:
         """`prediction` tells all tasks; each also has columns of its own, TASK and TASK_probability."""
         each: list[list[dict[str, str | float]]] = []
-        for name, part in self.parts.items():
-            assert isinstance(part, Objective)
+        for name, part in self._named():
             own = {key.removeprefix(f"{name}/"): x for key, x in outputs.items() if key.startswith(f"{name}/")}
             each.append(part.decode(own))
         rows: list[dict[str, str | float]] = []
         for answers in zip(*each, strict=True):
             row: dict[str, str | float] = {
                 "prediction": ", ".join(
-                    f"{name}={answer['prediction']}" for name, answer in zip(self.parts, answers, strict=True)
+                    f"{name}={answer['prediction']}" for name, answer in zip(self.main, answers, strict=True)
                 )
             }
-            for name, answer in zip(self.parts, answers, strict=True):
+            for name, answer in zip(self.main, answers, strict=True):
                 row[name] = answer["prediction"]
                 if "probability" in answer:
                     row[f"{name}_probability"] = answer["probability"]
@@ -170,9 +175,8 @@ class MultiTask(Objective):
 
     def class_rows(self) -> Mapping[str, tuple[str, ...]]:
         return {
-            f"parts.{name}.{tensor}": classes
-            for name, part in self.parts.items()
-            if isinstance(part, Objective)
+            f"parts.{OF}{name}.{tensor}": classes
+            for name, part in self._named()
             for tensor, classes in part.class_rows().items()
         }
 
