@@ -15,11 +15,24 @@ from torch import Tensor, nn
 
 from fmeco import cache, checkpoint, config, optim, refs, tune
 from fmeco.config import Choice, RunConfig
-from fmeco.core import Augment, Backbone, Batch, Data, DataSpec, Inputs, Objective, Samples, known, seed_torch
+from fmeco.core import (
+    Augment,
+    Backbone,
+    Batch,
+    Data,
+    DataSpec,
+    Inputs,
+    Objective,
+    Samples,
+    known,
+    same_modality,
+    seed_torch,
+)
 from fmeco.dist import ALONE, Ranks
-from fmeco.errors import CheckpointError, ConfigError, DataError, clean, listing, nearest
+from fmeco.errors import ConfigError, DataError, clean, listing, nearest
 from fmeco.loader import Loader, Reading, channels_last, choose_reading
 from fmeco.log import say
+from fmeco.plugins import plugins
 from fmeco.transfer import Constraint, Role, Roles, Transfer, frozen
 
 DEFAULT_OBJECTIVE = {"class": "classification", "multilabel": "multilabel", "number": "regression"}
@@ -68,11 +81,9 @@ def prepare(
     known = source.spec.preprocessing_only() if source is not None else None
     if resumed is not None and (settings.source is not None or _weights(settings) is not None):
         known = resumed.spec.preprocessing_only()
-    data = data or _build_data(settings, known)
-    if source is not None and source.spec.modality != data.spec.modality:
-        raise CheckpointError(
-            f"the weights are for {source.spec.modality} data, and this dataset holds {data.spec.modality} data"
-        )
+    data = data or _data_from(source, settings, known)
+    if source is not None:
+        _check_modality(source, data.spec, settings)
     data = _described(_fraction(_cached(data, settings), settings))
 
     # Initialisation, in order: the seed's random values; then the source's backbone; then head rows of shared classes.
@@ -80,6 +91,7 @@ def prepare(
     chosen = source.backbone if source is not None else settings.backbone
     backbone = own_backbone or build_backbone(chosen, data.spec)
     described = settings.objective or _default_objective(data.spec, backbone)
+    _check_values(described, data)
     given = {"backbone": backbone, "spec": data.spec}
     objective: Objective = described.plugin.build(given, described.options)
     roles = _roles(objective)
@@ -87,7 +99,7 @@ def prepare(
     unfrozen: Transfer = strategy.plugin.build({"roles": roles}, strategy.options)
     transfer = frozen(unfrozen, settings.carry.freeze, roles)
     fresh = source is None or transfer.fresh
-    report = _transplant(objective, source, settings) if source is not None and not fresh else None
+    report = _transplant(objective, source, settings, data.spec) if source is not None and not fresh else None
 
     varied = settings.augment or config.choice("augment", _default_augment(data.spec))
     augment: Augment = varied.plugin.build({"spec": data.spec, "arch": varied.arch}, varied.options)
@@ -143,6 +155,27 @@ def prepare(
     )
 
 
+def _data_from(source: refs.Source | None, settings: RunConfig, known: DataSpec | None) -> Data:
+    """The dataset, prepared as for the source (`known`). With transfer.cross_modality data of another kind is welcome,
+    which nothing of the source's preparation fits: it is prepared in its own way, and only weights come over."""
+    if source is None or not settings.carry.cross_modality:
+        return _build_data(settings, known)
+    data = _build_data(settings, None)
+    if data.spec.modality == source.spec.modality:
+        return _build_data(settings, known)
+    return data
+
+
+def _check_modality(source: refs.Source, spec: DataSpec, settings: RunConfig) -> None:
+    if source.spec.modality == spec.modality or not settings.carry.cross_modality:
+        same_modality(source.spec, spec.modality)
+        return
+    say(
+        f"across modalities, as transfer.cross_modality says: {source.ref} was made with {source.spec.modality} data. Only "
+        f"its weights come over; the {spec.modality} data is prepared in its own way"
+    )
+
+
 def _build_data(settings: RunConfig, known: DataSpec | None) -> Data:
     chosen = settings.dataset
     if chosen is None:
@@ -160,6 +193,8 @@ def _described(data: Data) -> Data:
     for name, target in targets.items():
         values = samples.targets.get(name)
         if isinstance(values, Tensor):
+            if not known(values).any():
+                raise DataError(f"no training sample has a value of the target '{clean(name)}'")
             targets[name] = target.described(values)
     if data.val is not None:
         _check_classes(data)
@@ -200,14 +235,15 @@ class Part(Samples):
 
 
 def _fraction(data: Data, settings: RunConfig) -> Data:
-    """The data with `train.label_fraction` of the training samples: of each class, where each has one, and at least one."""
+    """The data with `train.label_fraction` of the training samples: of each class of its first target that has classes,
+    and at least one."""
     share, samples = settings.train.label_fraction, data.split("train")
     if share == 1:
         return data
     draws = [hashlib.blake2b(f"{settings.seed}/{samples.name(i)}".encode()).digest() for i in range(len(samples))]
     order = torch.tensor(sorted(range(len(samples)), key=draws.__getitem__))
-    first = next(iter(samples.targets.values()), None)
-    classes = first if isinstance(first, Tensor) and not first.is_floating_point() else torch.zeros(len(samples))
+    columns = (x for x in samples.targets.values() if isinstance(x, Tensor) and x.dtype == torch.int64 and x.ndim == 1)
+    classes = next(columns, torch.zeros(len(samples)))
     parts = [order[classes[order] == one] for one in classes.unique()]
     kept = torch.cat([part[: max(1, round(share * len(part)))] for part in parts]).sort().values
     spec = dataclasses.replace(data.spec, sizes={**data.spec.sizes, "train": len(kept)})
@@ -268,7 +304,7 @@ def few(loader: Loader, count: int) -> Batch:
     return batch
 
 
-def _transplant(objective: Objective, source: refs.Source, settings: RunConfig) -> checkpoint.Report:
+def _transplant(objective: Objective, source: refs.Source, settings: RunConfig, spec: DataSpec) -> checkpoint.Report:
     """The source's backbone into the objective's, and head rows for the classes that both have."""
     report = checkpoint.transplant(
         objective.product,
@@ -277,6 +313,8 @@ def _transplant(objective: Objective, source: refs.Source, settings: RunConfig) 
         allow_partial=settings.carry.allow_partial,
         prefix=settings.carry.prefix,
     )
+    if source.spec.modality != spec.modality:
+        report.crossing = f"{source.spec.modality} -> {spec.modality}"
     rows: Mapping[str, Sequence[str]] = {}
     if source.checkpoint is not None and settings.carry.head == "auto":
         rows = source.checkpoint.meta.get("class_rows", {})
@@ -291,7 +329,7 @@ def _loader(
     """Training batches; an automatic batch size is written into the config."""
     train, samples = settings.train, data.split("train")
     if train.batch_size == "auto":
-        train = train.model_copy(update={"batch_size": min(64, max(8, len(samples) // 10))})
+        train = train.model_copy(update={"batch_size": min(64, max(16, len(samples) // 5))})
     size = len(samples) if isinstance(train.batch_size, str) else min(train.batch_size, len(samples))
     micro = min(size, MICRO_BATCH if isinstance(train.micro_batch, str) else train.micro_batch)
     if objective.coupled and micro < size:
@@ -399,9 +437,21 @@ def _default_objective(spec: DataSpec, backbone: Backbone) -> Choice:
 
 
 def _default_augment(spec: DataSpec) -> str:
-    if spec.modality != "image":
-        return "none"
-    return "light" if spec.preprocessing.get("size", 224) <= 96 else "standard"
+    """What the first plug-in that fits the data would do; a plug-in without a default is for those who name it."""
+    offers = (getattr(plugin.load(), "default", None) for plugin in plugins("augment").values())
+    return next((name for offer in offers if offer is not None and (name := offer(spec)) is not None), "none")
+
+
+def _check_values(objective: Choice, data: Data) -> None:
+    """An objective of one target needs its value of every sample."""
+    name = objective.options.get("target")
+    for part, samples in (("training", data.train), ("validation", data.val)):
+        values = samples.targets.get(name) if samples is not None and name is not None else None
+        if isinstance(values, Tensor) and not (here := known(values)).all():
+            raise DataError(
+                f"the target '{clean(name)}' has no value in {len(here) - int(here.sum())} of {len(here)} {part} samples",
+                "objective: multi_task leaves such samples out of that task alone; or remove these rows",
+            )
 
 
 def _check_classes(data: Data) -> None:
@@ -413,7 +463,10 @@ def _check_classes(data: Data) -> None:
             continue
         trained, validated = (set(labels[known(labels)].tolist()) for labels in (train, val))
         if never := [target.classes[c] for c in sorted(validated - trained)]:
-            raise DataError(f"no training samples of {listing(never)}, which the validation split has")
+            raise DataError(
+                f"no training samples of {listing(never)} ({clean(name)}), which the validation split has",
+                "train on more of them: a larger train.label_fraction, or limit_per_class",
+            )
         if absent := [target.classes[c] for c in sorted(trained - validated)]:
             say(f"no validation samples of {listing(absent)}: their accuracy is not measured")
 

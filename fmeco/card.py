@@ -60,7 +60,8 @@ def model_card(meta: Mapping[str, Any]) -> str:
             "",
             "## Origin",
             "",
-            f"Started from `{clean(Path(report['source']).name)}`: {report['share']:.1%} of the backbone's parameters were loaded.",
+            f"Started from `{clean(Path(report['source']).name)}`: {report['share']:.1%} of the backbone's parameters were loaded"
+            + (f", across modalities ({clean(report['crossing'])})." if report.get("crossing") else "."),
         ]
     if meta["needs"]:
         lines += ["", f"Needs code that is not part of fmeco: {listing(meta['needs'])}."]

@@ -495,6 +495,7 @@ class Report:
 
     source: str
     share: float = 0.0  # of the backbone's parameters that were loaded
+    crossing: str = ""  # "image -> audio", where the source's data was of another modality
     prefix: str = ""  # stripped from the source's names
     loaded: list[str] = field(default_factory=list)
     reshaped: list[str] = field(default_factory=list)  # loaded after a change of shape that is well defined
@@ -509,6 +510,8 @@ class Report:
         out = [
             f"weights from {self.source}: {self.share:.1%} of the backbone's parameters ({len(self.loaded)} tensors)"
         ]
+        if self.crossing:
+            out.append(f"  across modalities, {self.crossing}: --control scratch says what they are worth there")
         if self.prefix:
             out.append(f"  stripped the prefix '{self.prefix}'")
         for label, names in (

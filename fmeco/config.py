@@ -4,6 +4,7 @@ imported, each with its file, line, key and the nearest valid name.
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import math
 import os
@@ -49,7 +50,7 @@ class Train(BaseModel):
         int | Literal["auto", "full"],
         Doc(
             "samples per optimizer step, over all ranks and micro-batches; full = gradient descent; "
-            "auto = 64, or fewer (down to 8) where an epoch would have less than ten steps"
+            "auto = 64, or fewer (down to 16) where an epoch would have less than five steps"
         ),
     ] = "auto"
     micro_batch: Annotated[int | Literal["auto"], Doc("samples per forward pass; auto = batch_size, at most 256")] = (
@@ -149,6 +150,10 @@ class Carry(BaseModel):
     freeze: Annotated[
         list[str], Doc("names or patterns of parameters that do not train, such as [conv1, 'layer1.*']")
     ] = []
+    cross_modality: Annotated[
+        bool,
+        Doc("start from weights that were made with data of another modality, such as images for audio; else refused"),
+    ] = False
     batch_norm: Annotated[
         Literal["frozen", "adapt"],
         Doc("frozen batch norms keep their running statistics and use them, or adapt them to the new data"),
@@ -325,11 +330,42 @@ def table_header(path: Path) -> list[str]:
     return [name.strip().strip('"') for name in line.split(max(",;\t", key=line.count))]
 
 
+def _suffixes() -> dict[str, str]:
+    """Suffix of a file -> the dataset plug-in that reads it from class folders."""
+    return {suffix: plugin.name for plugin in plugins("datasets").values() for suffix in plugin.suffixes}
+
+
+def _reader_of(folder: Path) -> str:
+    """The dataset plug-in for what lies below a folder: images, unless there are none and another plug-in's files are."""
+    known, seen = _suffixes(), set[str]()
+    for inside, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if inside != str(folder):  # loose files have no class
+            seen |= {known[suffix] for file in files if (suffix := os.path.splitext(file)[1].lower()) in known}
+        if "image_folder" in seen:
+            break
+    return "image_folder" if "image_folder" in seen or not seen else min(seen)
+
+
+def _reader_of_table(file: Path) -> str:
+    """The dataset plug-in for a CSV or TSV table: of its rows, or of the files that its column `path` names."""
+    header = table_header(file)
+    if "path" not in header:
+        return "csv_table"
+    at, known = header.index("path"), _suffixes()
+    with open(file, encoding="utf-8-sig", errors="replace", newline="") as text:
+        first = text.readline()
+        rows = csv.reader(text, delimiter=max(",;\t", key=first.count))
+        row = next((row for row in rows if len(row) > at), None)
+    reader = known.get(os.path.splitext(row[at].strip())[1].lower()) if row is not None else None
+    return "csv_images" if reader in (None, "image_folder") else str(reader)
+
+
 def dataset_section(text: str) -> dict[str, Any] | str:
     """--dataset X as a config section: an existing path first, else a name. Raises ConfigError."""
     path = Path(text)
     if path.is_dir():
-        return {"name": "image_folder", "path": text}
+        return {"name": _reader_of(path), "path": text}
     if path.is_file():
         if path.suffix.lower() in (".jsonl", ".ndjson", ".txt"):
             return {"name": "text", "path": text}
@@ -337,7 +373,7 @@ def dataset_section(text: str) -> dict[str, Any] | str:
             raise ConfigError(
                 f"--dataset {clean(text)}: a folder, a table (CSV, TSV), texts (JSONL, TXT), or a dataset's name"
             )
-        return {"name": "csv_images" if "path" in table_header(path) else "csv_table", "path": text}
+        return {"name": _reader_of_table(path), "path": text}
     if (os.sep in text and text.count("/") != 1) or text.startswith((".", "~", "/")):
         raise ConfigError(f"--dataset {clean(text)}: no such file or folder")
     try:

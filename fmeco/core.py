@@ -84,6 +84,7 @@ __all__ = [
     "mix_numbers",
     "nearest",
     "pad",
+    "same_modality",
     "standardize",
     "uniform",
 ]
@@ -194,6 +195,15 @@ class DataSpec:
     def preprocessing_only(self) -> DataSpec:
         """What finetuning hands to a dataset: how inputs are made, and nothing of the old task."""
         return dataclasses.replace(self, targets={}, sizes={}, fingerprint="")
+
+
+def same_modality(known: DataSpec | None, modality: str) -> None:
+    """For datasets of one modality. Raises CheckpointError where the checkpoint's data (`known`) is of another."""
+    if known is not None and known.modality not in (modality, ""):
+        raise CheckpointError(
+            f"this checkpoint is for {known.modality} data, and the dataset holds {modality} data",
+            "finetuning can start from such weights, where the architecture takes both: transfer.cross_modality=true",
+        )
 
 
 class Samples(ABC):
@@ -568,7 +578,8 @@ class Objective(nn.Module, ABC):
         """Pure: rows of a whole split -> named numbers. Accuracies are fractions 0..1."""
 
     def correct(self, rows: dict[str, Tensor]) -> Tensor | None:
-        """Which samples (N,) were answered right, where an answer is right or wrong: for tests on pairs."""
+        """Which samples (N,) were answered right, where an answer is right or wrong; their share is then the first of
+        `directions`. For tests on pairs, and for the standard error of that metric."""
         return None
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:

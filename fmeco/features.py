@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import importlib.metadata
 import inspect
 import json
 import math
@@ -69,7 +70,7 @@ class OneOf(Augment):
 
 def stored(plan: Plan, epochs: float) -> tuple[Data, Augment] | None:
     """The data as what the plan's backbone, or the frozen part of it, makes of it, where nothing else is asked of the
-    inputs and it pays in that many epochs."""
+    inputs and it pays in that many epochs (0 where they are not known)."""
     product, wanted = plan.objective.product, plan.settings.carry.views
     product.rest = None
     frozen = [not p.requires_grad for p in product.parameters()]
@@ -81,15 +82,24 @@ def stored(plan: Plan, epochs: float) -> tuple[Data, Augment] | None:
         views, place = (wanted or VIEWS) if augments else 1, None
     else:  # layers above that train want more variety than a head: of views only as many as were asked for
         views = (wanted or 0) if augments else 1
-        place = _place(plan) if epochs > (wanted or 2) else None
+        place = _place(plan) if wanted is not None or epochs > 2 else None
         if place is None or not views:
             if place is not None:
                 say("part of the backbone is frozen; transfer.views: 3, or augment: none, computes that part only once")
             return None
-    found = Extractor(product, plan.data, plan.device, plan.precision, plan.loader.channels_last, plan.ranks, place)
+    found = Extractor(
+        product,
+        plan.data,
+        plan.device,
+        plan.precision,
+        plan.loader.channels_last,
+        plan.ranks,
+        plan.settings.backbone,
+        place,
+    )
     train, val = plan.data.split("train"), plan.data.val
     needed = float(math.prod(found.shape)) * found.dtype.itemsize * (views * len(train) + len(val or ()))
-    if needed > cache.free_memory() / 2:
+    if plan.ranks.most(float(needed > cache.free_memory() / 2))[0]:
         say(f"features would take {needed / 1e9:.0f} GB of memory: they are computed anew in every epoch")
         return None
     began = time.monotonic()
@@ -139,6 +149,7 @@ class Extractor:
     precision: str
     channels_last: bool
     ranks: Ranks = ALONE
+    chosen: Choice | None = None  # the backbone's section: options need not show in its layers
     place: Cut | None = None
 
     def __post_init__(self) -> None:
@@ -192,7 +203,9 @@ class Extractor:
         rows, skipped = self.ranks.gather_rows({k: torch.cat(v) for k, v in parts.items() if v}, skipped)
         if skipped or not rows:
             return None
-        return rows["values"].clone()[rows["index"].argsort()]
+        found = torch.empty(rows["values"].shape, dtype=rows["values"].dtype)
+        found[rows["index"]] = rows["values"]
+        return found
 
     def _path(self, samples: Samples, view: tuple[Augment, Choice | None, int] | None) -> Path | None:
         content, code = samples.content or _content(samples), _code(self.backbone)
@@ -201,6 +214,8 @@ class Extractor:
             return None
         decides = [
             code,
+            _version(self.backbone),
+            self.chosen.to_dict() if self.chosen is not None else None,
             _code(augment) if augment is not None else None,
             self.weights,
             content,
@@ -232,6 +247,15 @@ def _code(thing: Backbone | Augment) -> str:
         return hashlib.sha256(Path(inspect.getfile(type(thing))).read_bytes()).hexdigest()
     except (OSError, TypeError):
         return ""
+
+
+def _version(backbone: Backbone) -> str:
+    """Of the library that the backbone's layers come from."""
+    package = type(backbone.library).__module__.partition(".")[0]
+    try:
+        return f"{package} {importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:
+        return package
 
 
 def _content(samples: Samples) -> str:

@@ -67,8 +67,8 @@ def train(s: Session) -> None:
             _phase(s, pace, clock, agree, bar)
     state.seconds = time.monotonic() - started
     _say_where_time_went(s)
-    if pace.timed and state.history:
-        say(more_time(state.history, s.best_sign, s.best_metric, s.epoch))
+    if pace.timed and state.history and not _enough(s):
+        say(more_time(state.history, s.best_sign, s.best_metric, s.epoch, s.error))
 
 
 def _phase(s: Session, pace: Pace, clock: Clock, agree: Callable[[], bool], bar: Any) -> None:
@@ -162,11 +162,11 @@ def _evaluate(s: Session) -> bool:
     s.writer.wait()  # loader workers are forked from a process that does nothing else
     s.ranks.broadcast_(list(s.objective.buffers()))
     with evaluated_weights(s):
-        s.metrics, bad, error = s.training.validate()
+        s.metrics, bad, s.error = s.training.validate()
     s.measured_at = s.state.step
     s.state.bad_samples = list(dict.fromkeys([*s.state.bad_samples, *bad]))
     train_mode(s)
-    improved = _score(s, error)
+    improved = _score(s)
     s.log.write("val", s.state.step, s.epoch, s.metrics)
     shown = ", ".join(f"{name} {value:.4f}" for name, value in s.metrics.items() if "/" not in name)
     say(f"epoch {s.epoch:g}, step {s.state.step}: {shown}{'  *' if improved else ''}")
@@ -307,25 +307,25 @@ def _say_where_time_went(s: Session) -> None:
     say(f"{state.seconds:.1f} s: {told}; {rate:,.0f} samples/s in training")
 
 
-def more_time(history: list[float], sign: int, metric: str, epochs: float) -> str:
+def more_time(history: list[float], sign: int, metric: str, epochs: float, error: float = 0.0) -> str:
     """What more time would do to a run that a budget ended, as far as its evaluations tell. history: their scores, higher
-    is better; sign: -1 where the metric itself is to be low."""
+    is better; sign: -1 where the metric itself is to be low; error: a standard error, below which a difference is luck."""
     passed = f"the budget was enough for {epochs:.3g} epochs"
     if len(history) < 4:
         return f"{passed}; too few evaluations to tell what more time would do"
     late = len(history) * 3 // 4
     before, after = max(history[:late]), max(history[late:])
-    if after < before:
-        share = (history.index(before) + 1) / len(history)
-        return f"{passed}; {metric} was best after {share:.0%} of the time: more of it would not help, more or other data might"
-    if after == before:
+    if after < before - error:
+        at = history.index(before) + 1
+        return f"{passed}; {metric} was best in evaluation {at} of {len(history)}: more time would not help, more or other data might"
+    if f"{after:.4f}" == f"{before:.4f}" or after <= before + error:
         return (
             f"{passed}; {metric} did not become better in the last quarter of the time: more of it would change little"
         )
     return f"{passed}; {metric} still went from {sign * before:.4f} to {sign * after:.4f} in the last quarter of the time: more of it is likely to help"
 
 
-def _score(s: Session, error: float) -> bool:
+def _score(s: Session) -> bool:
     """Enter the newest metrics into the history. Returns whether they are the best so far: within a standard error of the
     highest, as a difference below it is luck, and later weights have learned more (the rule of one standard error,
     https://doi.org/10.1007/978-0-387-84858-7 section 7.10)."""
@@ -342,7 +342,7 @@ def _score(s: Session, error: float) -> bool:
         s.state.best, s.state.waited = score, 0
     else:
         s.state.waited += 1
-    if score < s.state.best - error:
+    if score < s.state.best - s.error:
         return False
     s.state.best_step = s.state.step
     return True

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fmeco.core import Inputs, mix
+from fmeco.core import DataSpec, Inputs, mix
 from fmeco.errors import ConfigError
 
 
@@ -53,6 +53,19 @@ class Head(nn.Linear):
         if self.dropout:
             features = F.dropout(features, self.dropout, self.training)
         return F.linear(features, self.weight, self.bias)
+
+
+def image_input(spec: DataSpec, whose: str) -> tuple[str, tuple[int, int, int]]:
+    """The name and shape (C, H, W) of the one input that a convolutional network can take: an image, a spectrogram.
+    Raises ConfigError where there is none, or more than one. whose: the backbone that asks."""
+    found = [(name, one.shape) for name, one in spec.inputs.items() if len(one.shape) == 3]
+    if len(found) != 1:
+        raise ConfigError(
+            f"the backbone {whose} takes images or spectrograms, one of each sample; this dataset has {', '.join(spec.inputs)}",
+            "backbone: mlp takes tables",
+        )
+    name, (channels, height, width) = found[0]
+    return name, (channels, height, width)
 
 
 def channels_as(weight: Tensor, channels: int) -> Tensor:

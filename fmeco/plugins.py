@@ -109,6 +109,7 @@ class Plugin:
     injected: tuple[str, ...]
     help: str  # first line of the docstring
     names: tuple[str, ...]  # architectures or datasets of a library this file stands for
+    suffixes: tuple[str, ...]  # of the files that a dataset of class folders reads
     qualified: bool  # its names are known as PLUGIN/NAME alone
     renamed: Mapping[str, str]  # old key -> new key
     paths: tuple[str, ...]  # the keys that are files or folders
@@ -286,6 +287,7 @@ def _read(kind: str, name: str, file: Path, module: str, function: str = "build"
         model=schema(f"{kind}/{name}", fields),
         help=doc.split("\n\n")[0].replace("\n", " "),
         names=tuple(names),
+        suffixes=tuple(_literal(tree, "SUFFIXES", file) or ()),
         qualified=bool(_literal(tree, "QUALIFIED", file)),
         renamed=_literal(tree, "RENAMED", file) or {},
         paths=tuple(arg.arg for arg in node.args.kwonlyargs if _mentions(arg.annotation, "FilePath")),

@@ -248,7 +248,9 @@ def _judge(ref: str, plan: Plan, backbone: Backbone) -> dict[str, Any]:
     began = time.monotonic()
     data = plan.data
     name, target = _target(plan)
-    found = Extractor(backbone, data, plan.device, plan.precision, plan.loader.channels_last)
+    found = Extractor(
+        backbone, data, plan.device, plan.precision, plan.loader.channels_last, chosen=plan.settings.backbone
+    )
 
     def split(part: str) -> Split:
         samples: Samples = data.split(part)
@@ -315,5 +317,7 @@ def _target(plan: Plan) -> tuple[str, Target]:
     options = plan.settings.objective.options if plan.settings.objective is not None else {}
     name = options.get("target", "")
     if name not in plan.data.spec.targets:
-        raise ConfigError("a probe needs a dataset with labels")
+        several = ", ".join(plan.data.spec.targets)
+        hint = f"it has the targets {several}: name one in the dataset's section" if several else ""
+        raise ConfigError("a probe needs a dataset with one target", hint)
     return name, plan.data.spec.targets[name]

@@ -260,7 +260,8 @@ def _train(
             if session.state.finished:
                 say("this run is finished; --epochs +N adds more")
         else:
-            session.state.seconds = tried  # a budget pays for the range test
+            if settings.train.budget is not None:  # which pays for the range test
+                session.state.seconds = session.state.phase_start = tried
             if resuming:
                 say(f"resuming {run} at step 0: it was stopped before its first checkpoint")
         if ranks.first:
@@ -308,6 +309,14 @@ def _with_rate(run: Path, plan: Plan, log: Log, stop: Callable[[], bool]) -> Pla
 
     budget = config.seconds(plan.settings.train.budget) if plan.settings.train.budget else math.inf
     rate, curve = tune.range_test(_session(run, with_rate(1.0), log, stop), budget)
+    if rate is None:
+        default = plan.settings.optimizer.plugin.model.model_fields["lr"].default
+        usual = config.FINETUNE_LR if plan.settings.stage == "finetune" else default
+        rate = usual if plan.settings.optimizer.name == "adamw" else default
+        say(
+            f"optimizer.lr: {rate:g}, the default: a range test of {len(curve)} steps found no rate at which the loss falls"
+        )
+        return with_rate(rate)
     for step, (tried, loss) in enumerate(curve):
         log.write("range", step, 0.0, {"lr": tried, "loss": loss})
     say(f"optimizer.lr: {rate:g}, by a range test of {len(curve)} steps; its curve is in report.html")
@@ -388,7 +397,8 @@ def _gear(plan: Plan, phase: int) -> Gear:
     trained = [parameter for group in groups for parameter in group["params"]]
     data, loader = plan.data, plan.loader
     share = plan.transfer.phases[phase].share / sum(one.share for one in plan.transfer.phases)
-    if (stored := features.stored(plan, share * plan.total / loader.steps_per_epoch)) is not None:
+    epochs = 0.0 if settings.train.budget is not None else share * plan.total / loader.steps_per_epoch
+    if (stored := features.stored(plan, epochs)) is not None:
         data, views = stored
         samples = data.split("train")
         reading = choose_reading("auto", data, samples, plan.device)

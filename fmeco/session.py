@@ -100,6 +100,7 @@ class Session:
     average: dict[str, Tensor] | None = None  # the EMA of every tensor of the objective, by name
     metrics: dict[str, float] = field(default_factory=dict)  # of the newest evaluation
     measured_at: int = -1  # the step of it
+    error: float = 0.0  # one standard error of its metric
     scaler: torch.amp.GradScaler | None = None  # for fp16
     writer: checkpoint.Writer = field(default_factory=checkpoint.Writer)
     pending: list[Outcome] = field(default_factory=list)  # steps whose numbers are still on the device

@@ -19,6 +19,8 @@ GAIN = 1.25  # bf16 must be this much faster than fp32 to be taken
 SHARE, AT_MOST = 0.02, 5.0  # of the run, and seconds, to spend on trying
 LOWEST, HIGHEST = 1e-6, 1.0  # learning rates of the range test
 RANGE_STEPS, FEWEST = 100, 30  # of it: a tenth of the run, within these bounds
+SMOOTHING, SETTLING = 0.85, 8  # of the loss over steps; steps until its level is known
+FALLEN = 0.98  # of that level: what must be reached for a rate to count
 DIVERGED = 3.0  # times the lowest loss: nothing more is to be learned
 BELOW = 10.0  # the rate that is taken is that of the lowest loss, divided by this
 
@@ -73,8 +75,9 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def range_test(s: Session, budget: float) -> tuple[float, list[tuple[float, float]]]:
-    """Train a few steps at ever higher rates, and put everything back: (the learning rate, the curve of rate and loss).
+def range_test(s: Session, budget: float) -> tuple[float | None, list[tuple[float, float]]]:
+    """Train a few steps at ever higher rates, and put everything back: (the learning rate, the curve of rate and loss). The
+    rate is None where the loss did not fall, or a tenth of the budget holds too few steps to tell.
 
     The last phase is tried, in which the most trains; its optimizer was built with a rate of 1. The rate is a tenth of
     that at which the smoothed loss was lowest: the highest that works is close to where it diverges.
@@ -88,7 +91,7 @@ def range_test(s: Session, budget: float) -> tuple[float, list[tuple[float, floa
     train_mode(s)
     steps = min(RANGE_STEPS, max(FEWEST, total // 10))
     curve: list[tuple[float, float]] = []
-    smooth, lowest, best = 0.0, math.inf, LOWEST
+    smooth, beginning, lowest, best = 0.0, math.inf, math.inf, LOWEST
     began = time.monotonic()
     with contextlib.closing(s.training.loader.batches(0, steps)) as batches:
         while len(curve) < steps:
@@ -104,16 +107,20 @@ def range_test(s: Session, budget: float) -> tuple[float, list[tuple[float, floa
             if not math.isfinite(loss):
                 break
             curve.append((rate, loss))
-            smooth = 0.8 * smooth + 0.2 * loss
-            level = smooth / (1 - 0.8 ** len(curve))
-            if level < lowest:
+            smooth = SMOOTHING * smooth + (1 - SMOOTHING) * loss
+            level = smooth / (1 - SMOOTHING ** len(curve))
+            if len(curve) <= SETTLING:  # rates that change nothing: how high the loss is, whatever a lucky batch says
+                beginning = lowest = level
+            elif level < lowest:
                 lowest, best = level, rate
-            if len(curve) > FEWEST // 3 and level > DIVERGED * lowest:
+            elif level > DIVERGED * lowest:
                 break
             if len(curve) == 2 and budget < math.inf:  # a tenth of the time, too
                 took = s.ranks.most((time.monotonic() - began) / 2)[0]
-                steps = min(steps, max(FEWEST, int(budget / 10 / took)))
+                steps = min(steps, int(budget / 10 / took))
+                if steps < 2 * SETTLING:
+                    break
     with torch.no_grad():
         for name, tensor in tensors.items():
             tensor.copy_(before[name])
-    return float(f"{best / BELOW:.1e}"), curve
+    return (float(f"{best / BELOW:.1e}") if lowest < FALLEN * beginning else None), curve

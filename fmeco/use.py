@@ -24,6 +24,7 @@ from fmeco.loader import channels_last, choose_reading, evaluation_batches
 from fmeco.log import say
 from fmeco.plugins import find
 
+TABLE_LAYOUT = ("target", "features", "drop", "task", "image_column", "path_column", "label_column", "separator")
 TEXT_LAYOUT = ("text", "label", "columns", "documents")
 
 
@@ -277,10 +278,11 @@ def _data_for(
     if dataset is not None:
         raw: Any = config.dataset_section(dataset)
         options = trained.get("dataset", {})
-        if isinstance(raw, dict) and raw["name"] == options.get("name"):  # columns are named as in training
-            layout = ("target", "features", "drop", "task", "image_column", "label_column", "separator", *TEXT_LAYOUT)
+        table = config.table_header(Path(dataset))
+        if isinstance(raw, dict) and table and raw["name"] == options.get("name"):  # columns are named as in training
+            layout = (*TABLE_LAYOUT, *TEXT_LAYOUT)
             raw = {**{key: options[key] for key in layout if key in options}, **raw}
-            if options.get("split_column") in config.table_header(Path(dataset)):
+            if options.get("split_column") in table:
                 raw["split_column"] = options["split_column"]
     else:
         run = Path(ref) / "config.yaml"

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,22 @@ def texts(path: Path, each: int = 20) -> Path:
     lines = [json.dumps(row) if path.suffix == ".jsonl" else row["text"] for row in rows]
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def tones(
+    root: Path, classes: Mapping[str, float] = {"high": 1800.0, "low": 300.0}, each: int = 10, rate: int = 8000
+) -> Path:
+    """A folder of class folders of generated tones, CLASS/SPEAKER_N.wav, of four made-up speakers: 0.15 to 0.5 s long."""
+    import soundfile
+
+    for c, (name, pitch) in enumerate(classes.items()):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for i in range(each):
+            rng = np.random.default_rng(100 * c + i)
+            t = np.arange(int(rate * rng.uniform(0.15, 0.5))) / rate
+            wave = 0.3 * np.sin(2 * np.pi * pitch * rng.uniform(0.9, 1.1) * t) + 0.01 * rng.standard_normal(len(t))
+            soundfile.write(root / name / f"{('ann', 'bob', 'cid', 'dot')[i % 4]}_{i:02}.wav", wave, rate)
+    return root
 
 
 def tiny(**changes: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from fmeco.core import Augment, Batch, ConfigError, Data, DataSpec, InputSpec, T
 from fmeco.loader import Loader, choose_reading
 from fmeco.plugins import INJECTED, plugins
 
-from .conftest import photos, texts, write
+from .conftest import photos, texts, tones, write
 
 IMAGE = DataSpec("image", {"image": InputSpec((3, 32, 32), "uint8", 1 / 255, (0.5,) * 3, (0.25,) * 3)})
 TARGETS = {
@@ -70,11 +70,12 @@ def test_every_kind_has_plugins() -> None:
             "csv_table",
             "sklearn",
             "fake_images",
+            "audio",
             "text",
         },
         "backbones": {"torchvision", "timm", "mlp", "transformer"},
         "objectives": {"classification", "multilabel", "regression", "mask", "next"},
-        "augment": {"none", "image"},
+        "augment": {"none", "image", "spectrogram"},
         "optimizers": {"sgd", "adam", "adamw", "rmsprop"},
         "schedules": {"cosine", "linear", "step", "one_cycle", "constant", "plateau"},
         "strategies": {"full", "probe"},
@@ -92,6 +93,9 @@ def make_data(name: str, arch: str | None, tmp_path: Path) -> Data:
         raw["image_size"] = 16
     if name == "image_folder":
         raw |= {"path": str(photos(tmp_path / "photos")), "image_size": 16}
+    if name == "audio":
+        pytest.importorskip("soundfile")
+        raw |= {"path": str(tones(tmp_path / "tones")), "sample_rate": 8000, "seconds": 0.2, "mels": 16}
     if name == "csv_images":
         photos(tmp_path / "photos")
         rows = [f"{c}/{i:02}.png,{c}" for c in ("blue", "red") for i in range(10)]
@@ -270,10 +274,15 @@ def test_objective(name: str, body: str) -> None:
         assert len(dict(made.named_parameters())[tensor]) == len(classes)
 
 
-@pytest.mark.parametrize("name", ["none", *plugins("augment")["image"].names])
-def test_augment_depends_on_its_keys_alone(name: str, tmp_path: Path) -> None:
-    data = make_data("image_folder", None, tmp_path)
-    choice = config.choice("augment", {"name": name} if name == "none" else {"name": name, "erase": 0.5, "color": 0.5})
+FITS = {"image": "image_folder", "spectrogram": "audio", "none": "image_folder"}  # augmentation -> data for it
+AUGMENTS = [(name, plugin.name) for plugin in plugins("augment").values() for name in plugin.names or (plugin.name,)]
+
+
+@pytest.mark.parametrize(("name", "plugin"), AUGMENTS)
+def test_augment_depends_on_its_keys_alone(name: str, plugin: str, tmp_path: Path) -> None:
+    data = make_data(FITS[plugin], None, tmp_path)
+    ((kind, one),) = data.spec.inputs.items()
+    choice = config.choice("augment", {"name": name, **({"erase": 0.5, "color": 0.5} if plugin == "image" else {})})
     augment = choice.plugin.build({"spec": data.spec, "arch": choice.arch}, choice.options)
     samples = data.split("train")
 
@@ -283,11 +292,11 @@ def test_augment_depends_on_its_keys_alone(name: str, tmp_path: Path) -> None:
         reading = choose_reading(workers, data, samples, torch.device("cpu"))
         loader = Loader(data, samples, (View(), View(augment=False)), augment, 8, 3, seed, reading, torch.device("cpu"))
         torch.manual_seed(workers)  # must not matter
-        return [x for one in loader.batches(0, 6) for x in (one.views[0]["image"], one.views[1]["image"])]
+        return [x for one in loader.batches(0, 6) for x in (one.views[0][kind], one.views[1][kind])]
 
     first, same, other = views(0, 0), views(0, 2), views(1, 0)
     assert all(torch.equal(a, b) for a, b in zip(first, same, strict=True))
-    assert all(x.shape[1:] == (3, 16, 16) and x.dtype == torch.float32 for x in first)
+    assert all(x.shape[1:] == one.shape and x.dtype == torch.float32 for x in first)
     assert any(not torch.equal(a, b) for a, b in zip(first[::2], other[::2], strict=True))
     if name != "none":
         assert any(not torch.equal(a, b) for a, b in zip(first[::2], first[1::2], strict=True)), "it varies something"

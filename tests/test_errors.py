@@ -205,7 +205,7 @@ CASES: dict[str, tuple[Callable[[Path], list[object]], int, list[str]]] = {
     "checkpoint of another modality": (
         lambda t: ["finetune", "--from", t / "table", "--dataset", "digits"],
         4,
-        ["table data", "images"],
+        ["table data", "image data"],
     ),
     "classes that the checkpoint does not know": (
         lambda t: ["evaluate", t / "images", "--dataset", "digits"],

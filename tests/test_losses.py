@@ -85,7 +85,10 @@ def test_multilabel_loss_is_the_formula() -> None:
 
 
 def test_multi_task_adds_the_losses_of_what_is_labelled() -> None:
-    targets = {"kind": Target("class", ("a", "b", "c"), (20, 30, 50)), "size": Target("number", mean=10.0, std=4.0)}
+    targets = {
+        "kind": Target("class", ("a", "b", "c"), (20, 30, 50), missing=1),
+        "size": Target("number", mean=10.0, std=4.0, missing=2),
+    }
     spec = DataSpec("table", {"columns": InputSpec((5,))}, targets, {"categorical": []}, sizes={"train": 100})
     body = config.choice("backbone", {"name": "mlp", "hidden": [6]})
     chosen = config.choice(
@@ -104,8 +107,8 @@ def test_multi_task_adds_the_losses_of_what_is_labelled() -> None:
         [{"columns": torch.randn(4, 5)}], {"kind": kind, "size": size}, torch.arange(4), torch.zeros(1, 4).long()
     )
     vectors = made.backbone(one.views[0]).vector.detach()
-    logits = made.parts["kind"].head(vectors).log_softmax(1).tolist()
-    numbers = made.parts["size"].head(vectors)[:, 0].tolist()
+    logits = made.parts["of_kind"].head(vectors).log_softmax(1).tolist()
+    numbers = made.parts["of_size"].head(vectors)[:, 0].tolist()
     want = -sum(logits[i][kind[i]] for i in (0, 2, 3)) + 0.3 * sum(
         (numbers[i] - (size[i] - 10) / 4) ** 2 for i in (0, 1)
     )

@@ -102,7 +102,13 @@ def test_a_rank_that_is_killed_ends_the_job_and_another_number_of_ranks_goes_on(
     assert done is not None
 
     child = process("resume", "run", "--nproc", "2")
-    time.sleep(8)
+    trained = Path("run/metrics.jsonl")
+    deadline = time.monotonic() + 90
+    while "resuming run at" not in Path("run/run.log").read_text() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    size = trained.stat().st_size  # as the checkpoint left it
+    while trained.stat().st_size <= size and time.monotonic() < deadline:
+        time.sleep(0.1)
     child.send_signal(signal.SIGTERM)
     _, err = child.communicate(timeout=60)
     assert child.returncode == 75, err

@@ -267,6 +267,9 @@ def test_several_targets_are_learned_at_once(fmeco: Fmeco) -> None:
     again = {"dataset": columns, "train": {"steps": 8}, "transfer": "probe"}
     tuned = fmeco("finetune", write("f.yaml", again), "--from", "both", "--out", "tuned", "--json")
     assert tuned.code == 0, tuned.err
+    alone = {**config, "objective": {"name": "classification", "target": "feel"}}
+    refused = fmeco("pretrain", write("alone.yaml", alone), "--out", "alone")
+    assert (refused.code, "the target 'feel' has no value in" in refused.err) == (3, True)
     typo = {
         **config,
         "objective": {"name": "multi_task", "tasks": {"feal": "classification", "size": {"name": "regresion"}}},

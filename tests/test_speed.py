@@ -18,7 +18,7 @@ from PIL import Image
 import fmeco as api
 from fmeco import cache, checkpoint, config, loop, tune
 from fmeco.core import Batch, DataSpec, InputSpec, Samples, Target, mix, mix_numbers, standardize
-from fmeco.datasets import _images
+from fmeco.datasets import _files, _images, image_folder
 from fmeco.errors import DiskError, Diverged
 from fmeco.loader import Reading, choose_reading
 
@@ -62,7 +62,7 @@ def test_cold_warm_and_no_cache_and_who_reads_end_in_the_same_bits(
 
 
 def test_a_cache_that_was_damaged_or_is_full_is_not_believed(tmp_path: Path) -> None:
-    listed = _images.scan(photos(Path("p"), each=4), [])
+    listed = _files.scan(_images.ImageFiles, image_folder.SUFFIXES, photos(Path("p"), each=4), [])
     samples = _images.ImageFiles(listed, {}, {"resize": 16, "color": "rgb", "interpolation": "bilinear"})
     whole = cache.Decoded(samples, tmp_path / "c", 1e9)
     for index in range(len(samples)):
@@ -90,7 +90,8 @@ def test_the_least_recently_used_cache_goes_first_and_none_in_use(tmp_path: Path
     how = {"resize": 16, "color": "rgb", "interpolation": "bilinear"}
     sets = []
     for name in ("a", "b"):
-        samples = _images.ImageFiles(_images.scan(photos(Path(name), each=3), []), {}, how)
+        listed = _files.scan(_images.ImageFiles, image_folder.SUFFIXES, photos(Path(name), each=3), [])
+        samples = _images.ImageFiles(listed, {}, how)
         sets.append(cache.Decoded(samples, tmp_path, 1e9))
         assert [sets[-1][i] for i in range(9)]
     old, new = (one.paths[1] for one in sets)

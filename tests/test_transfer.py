@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import fmeco
-from fmeco import cache, checkpoint, compare, config, loop, probing
+from fmeco import cache, checkpoint, compare, config, cut, loop, probing
 from fmeco.core import Backbone, Features, Inputs, Target
 from fmeco.errors import ConfigError, Stopped
 from fmeco.plugins import plugins
@@ -256,6 +256,35 @@ def test_a_frozen_part_is_computed_once_with_the_same_result(
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+class Sly(Backbone):
+    """Does in place what no name uses, or in training alone."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.width, self.low, self.high = how, 4, nn.Linear(3, 4), nn.Linear(4, 4)
+
+    def forward(self, inputs: Inputs) -> Features:
+        x = self.low(inputs["columns"])
+        if self.how == "in place":
+            x.clamp_(min=0)
+        if self.training and self.how == "in training":
+            x = x + 1.0
+        return Features(pooled=self.high(x))
+
+
+@pytest.mark.parametrize(("how", "cuts"), [("plainly", True), ("in place", False), ("in training", True)])
+def test_a_network_is_cut_only_where_its_parts_are_the_whole(how: str, cuts: bool) -> None:
+    torch.manual_seed(0)
+    made = Sly(how)
+    made.low.requires_grad_(False)
+    inputs = {"columns": torch.randn(6, 3)}
+    found = cut.cut(made, inputs)
+    assert (found is not None) == cuts
+    for training in (True, False) if found is not None else ():
+        made.train(training)
+        torch.testing.assert_close(found.rest(found.lower(inputs), training).vector, made(inputs).vector)
+
+
 def test_views_of_frozen_features_vary_and_are_kept(sources: dict[str, Path], tmp_path: Path) -> None:
     light = {"augment": "light"}
     finetune(sources["cnn"], tmp_path / "two", {"strategy": "probe", "views": 2}, "cnn", sections=light)
@@ -428,11 +457,23 @@ def test_a_rate_that_is_found_leaves_no_trace(strategy: str, sources: dict[str, 
         assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+def test_a_range_test_that_tells_nothing_leaves_the_default(sources: dict[str, Path], tmp_path: Path) -> None:
+    auto = {"optimizer": {"name": "sgd", "lr": "auto"}}
+    run = finetune(
+        sources["mlp"], tmp_path / "short", "full", "mlp", sections=auto, train={"steps": None, "budget": "1s"}
+    )
+    lines = [json.loads(line) for line in (run.run / "metrics.jsonl").read_text().splitlines()]
+    rate = config.parse_yaml((run.run / "config.yaml").read_text(), "")[0]["optimizer"]["lr"]
+    assert rate == 0.1 or any(line["kind"] == "range" for line in lines)
+    assert rate >= 1e-5
+
+
 def test_what_more_time_would_do() -> None:
     assert "too few" in loop.more_time([0.5, 0.6], 1, "accuracy", 2.0)
     assert "likely to help" in loop.more_time([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8], 1, "accuracy", 8.0)
     assert "from 0.6000 to 0.8000" in loop.more_time([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8], 1, "accuracy", 8.0)
     assert "from 0.6000 to 0.4000" in loop.more_time([-0.9, -0.8, -0.6, -0.4], -1, "rmse", 8.0)
+    assert "change little" in loop.more_time([0.5, 0.7, 0.75, 0.76], 1, "accuracy", 8.0, error=0.02)
     assert "not help" in loop.more_time([0.5, 0.9, 0.8, 0.8, 0.7, 0.7], 1, "accuracy", 6.0)
     assert "change little" in loop.more_time([0.5, 0.6, 0.7, 0.9, 0.9, 0.9, 0.9, 0.9], 1, "accuracy", 8.0)
 

@@ -27,6 +27,13 @@ _PRESETS: dict[str, tuple[float, float, float, float, float, int]] = {
 }
 
 
+def default(spec: DataSpec) -> str | None:
+    """The name that a config means which says nothing, where the data is of this kind."""
+    if "image" not in spec.inputs:
+        return None
+    return "light" if spec.preprocessing.get("size", 224) <= 96 else "standard"
+
+
 def build(
     spec: DataSpec,
     arch: str,

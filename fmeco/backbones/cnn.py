@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fmeco.core import Backbone, ConfigError, DataSpec, Doc, Features, Inputs
+from fmeco.nn import image_input
 
 FLOOR = 5e-4  # of the variances of patches: what hardly varies is not blown up
 
@@ -26,21 +27,20 @@ def build(
         bool, Doc("the first layer whitens patches of the training images instead of learning (section 3.2)")
     ] = True,
 ) -> Backbone:
-    if "image" not in spec.inputs:
-        raise ConfigError(f"the backbone cnn takes images; this dataset has {', '.join(spec.inputs)}")
-    channels, height, width = spec.inputs["image"].shape
+    name, (channels, height, width) = image_input(spec, "cnn")
     if not widths or min(widths) < 1:
         raise ConfigError(f"backbone.widths: the blocks' channels must be positive, got {widths}")
     if min(height, width) - 1 < 2 ** len(widths):
-        raise ConfigError(f"backbone.widths: {len(widths)} blocks are too many for images of {height}x{width} pixels")
-    return CNN(channels, widths, identity, whiten)
+        raise ConfigError(f"backbone.widths: {len(widths)} blocks are too many for inputs of {height}x{width}")
+    return CNN(name, channels, widths, identity, whiten)
 
 
 class CNN(Backbone):
-    """images (B, C, H, W) -> pooled (B, widths[-1])."""
+    """images or spectrograms (B, C, H, W) -> pooled (B, widths[-1])."""
 
-    def __init__(self, channels: int, widths: list[int], identity: bool, whiten: bool) -> None:
+    def __init__(self, name: str, channels: int, widths: list[int], identity: bool, whiten: bool) -> None:
         super().__init__()
+        self.input = name
         first = 8 * channels  # a 2x2 patch has 4 * C numbers; each of them and its negative
         layers: list[nn.Module] = [Whitening(channels) if whiten else nn.Conv2d(channels, first, 2), nn.GELU()]
         for before, after in zip([first, *widths[:-1]], widths, strict=True):
@@ -50,11 +50,11 @@ class CNN(Backbone):
         self.width = widths[-1]
 
     def forward(self, inputs: Inputs) -> Features:
-        return Features(pooled=self.layers(inputs["image"]).amax((2, 3)))  # (B, D)
+        return Features(pooled=self.layers(inputs[self.input]).amax((2, 3)))  # (B, D)
 
     def calibrate(self, inputs: Inputs) -> None:
         if isinstance(self.layers[0], Whitening):
-            self.layers[0].fit(inputs["image"])
+            self.layers[0].fit(inputs[self.input])
 
 
 class Whitening(nn.Module):

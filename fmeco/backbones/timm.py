@@ -30,7 +30,7 @@ from fmeco.core import (
     Scalar,
     nearest,
 )
-from fmeco.nn import fit_channels, import_torchvision
+from fmeco.nn import fit_channels, image_input, import_torchvision
 
 QUALIFIED = True  # hundreds of names are also torchvision's
 HUB = "https://huggingface.co/{}/resolve/main/{}"
@@ -46,12 +46,8 @@ def build(
     options: Annotated[dict[str, Scalar], Doc("further arguments of timm.create_model")] = {},
 ) -> Backbone:
     """Loading `weights` is the caller's: weights change hands in one place only."""
-    if "image" not in spec.inputs:
-        raise ConfigError(
-            f"the backbone timm/{arch} takes images; this dataset has {', '.join(spec.inputs)}",
-            "backbone: mlp takes tables",
-        )
-    channels, size, _ = spec.inputs["image"].shape
+    name, (channels, height, width) = image_input(spec, f"timm/{arch}")
+    size = height if height == width else (height, width)
     timm = _import_timm()
     # timm says of a model whether its constructor is to be told the image size; the others take any.
     about = timm.models.get_pretrained_cfg(arch)
@@ -63,28 +59,28 @@ def build(
         )
         # What timm declares as the width is not that of every model, and some refuse a size only when they run.
         with torch.no_grad():
-            made = net.eval()(torch.zeros(1, channels, size, size))
+            made = net.eval()(torch.zeros(1, channels, height, width))
     except (TypeError, ValueError, AssertionError, RuntimeError, LookupError, ArithmeticError) as error:
         if isinstance(error, RuntimeError) and "memory" in str(error):
             raise  # explained elsewhere
         raise ConfigError(f"timm/{arch} with image_size {size} and options {dict(options)}: {error}") from None
     if not isinstance(made, Tensor) or made.ndim != 2:
         raise ConfigError(f"timm/{arch} does not give one vector per image", "backbone.options: {global_pool: avg}")
-    return Timm(net.train(), made.shape[1])
+    return Timm(net.train(), name, made.shape[1])
 
 
 class Timm(Backbone):
-    """images (B, C, H, W) -> pooled (B, D)."""
+    """images or spectrograms (B, C, H, W) -> pooled (B, D)."""
 
-    def __init__(self, net: nn.Module, width: int) -> None:
+    def __init__(self, net: nn.Module, name: str, width: int) -> None:
         super().__init__()
-        self.net, self.width = net, width
+        self.net, self.input, self.width = net, name, width
         about: Mapping[str, Any] = net.default_cfg  # type: ignore[assignment]
         self.class_layers = tuple(f"{_left_out(net, name)}." for name in _names(about.get("classifier")))
         self.first = [f"{name}.weight" for name in _names(about.get("first_conv"))]
 
     def forward(self, inputs: Inputs) -> Features:
-        return Features(pooled=self.net(inputs["image"]))  # (B, D)
+        return Features(pooled=self.net(inputs[self.input]))  # (B, D)
 
     @property
     def library(self) -> nn.Module:

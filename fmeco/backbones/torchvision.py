@@ -26,9 +26,10 @@ from fmeco.core import (
     Scalar,
     nearest,
 )
-from fmeco.nn import channels_as, fit_channels, import_torchvision
+from fmeco.nn import channels_as, fit_channels, image_input, import_torchvision
 
 _CLASSES = 1000  # the width by which the final class layer is known
+_SQUARE = ("vit_", "maxvit_")  # architectures that are built for one size
 
 
 def build(
@@ -46,12 +47,12 @@ def build(
     options: Annotated[dict[str, Scalar], Doc("further arguments of the library's constructor")] = {},
 ) -> Backbone:
     """Loading `weights` is the caller's: weights change hands in one place only."""
-    if "image" not in spec.inputs:
+    name, (channels, size, width) = image_input(spec, f"torchvision/{arch}")
+    if size != width and arch.startswith(_SQUARE):
         raise ConfigError(
-            f"the backbone torchvision/{arch} takes images; this dataset has {', '.join(spec.inputs)}",
-            "backbone: mlp takes tables",
+            f"torchvision/{arch} takes square inputs alone, and '{name}' is {size} by {width}",
+            "a spectrogram is square with as many mels as frames (seconds / hop); other architectures take any shape",
         )
-    channels, size, _ = spec.inputs["image"].shape
     models = import_torchvision().models
     extra: dict[str, Any] = {"image_size": size} if arch.startswith("vit_") else {}
     if arch in ("googlenet", "inception_v3"):
@@ -69,14 +70,15 @@ def build(
         net.conv1 = nn.Conv2d(3, net.conv1.out_channels, 3, 1, 1, bias=False)
         nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
         net.maxpool = nn.Identity()
-    return Torchvision(net, channels, arch)
+    return Torchvision(net, name, channels, arch)
 
 
 class Torchvision(Backbone):
-    """images (B, C, H, W) -> pooled (B, D)."""
+    """images or spectrograms (B, C, H, W) -> pooled (B, D)."""
 
-    def __init__(self, net: nn.Module, channels: int, arch: str) -> None:
+    def __init__(self, net: nn.Module, name: str, channels: int, arch: str) -> None:
         super().__init__()
+        self.input = name
         layers = dict(net.named_modules())
         final = [
             name for name, m in layers.items() if getattr(m, "out_features", getattr(m, "out_channels", 0)) == _CLASSES
@@ -103,7 +105,7 @@ class Torchvision(Backbone):
         self.net = net
 
     def forward(self, inputs: Inputs) -> Features:
-        return Features(pooled=self.net(inputs["image"]).flatten(1))  # (B, D)
+        return Features(pooled=self.net(inputs[self.input]).flatten(1))  # (B, D)
 
     @property
     def library(self) -> nn.Module:

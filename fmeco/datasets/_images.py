@@ -1,12 +1,8 @@
-"""Images: the one canonical decode, the folder scanner, and what every image dataset shares."""
+"""Images: the one canonical decode, and what every image dataset shares."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import itertools
-import operator
-import os
 import struct
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,10 +15,9 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from fmeco.core import CheckpointError, Data, DataError, DataSpec, Inputs, InputSpec, Samples, Target, clean
-from fmeco.datasets import _splits
+from fmeco.core import Data, DataError, DataSpec, Inputs, InputSpec, Samples, Target, clean, same_modality
+from fmeco.datasets import _files, _splits
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 MAX_PIXELS = 100_000_000  # a 20 kB file can declare a gigapixel; the header is checked before anything is decoded
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Once for the process: the filters of `warnings` are shared by all threads. The size has a limit of its own, above.
@@ -55,8 +50,7 @@ def image_spec(
     are small objects that fill the frame, and the whole short side is used. `mirror`: whether a mirror image shows the
     same thing, as it does not for digits and text.
     """
-    if known is not None and known.modality not in ("image", ""):
-        raise CheckpointError(f"this checkpoint is for {known.modality} data, and the dataset holds images")
+    same_modality(known, "image")
     old: Mapping[str, Any] = known.preprocessing if known is not None else {}
     wanted = size or old.get("size") or default_size
     mode = color or old.get("color") or native
@@ -143,86 +137,17 @@ def decode(path: str, how: Mapping[str, Any]) -> Tensor:
                 raise ValueError("no pixels")
             return canonical(image, how)
     except _UNREADABLE as error:
-        raise DataError(f"cannot read the image {clean(path)}: {_reason(path, error)}") from None
+        told = "not an image in a known format" if isinstance(error, UnidentifiedImageError) else error
+        raise DataError(f"cannot read the image {clean(path)}: {_files.reason(path, told)}") from None
 
 
-def _reason(path: str, error: BaseException) -> str:
-    try:
-        if os.path.getsize(path) == 0:
-            return "the file is empty"
-        with open(path, "rb") as file:
-            head = file.read(64).lstrip().lower()
-        if head.startswith((b"<!doctype", b"<html")):
-            return "it is a web page, not an image"
-        if head.startswith(b"version https://git-lfs"):
-            return "it is a Git LFS pointer; run `git lfs pull`"
-    except OSError:
-        pass
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image in a known format"
-    if isinstance(error, FileNotFoundError):
-        return "the file does not exist"
-    return clean(error) or type(error).__name__
-
-
-@dataclasses.dataclass(frozen=True)
-class Files:
-    """Files below a folder, with sizes and times of change. Paths are packed bytes: a million of them must not become
-    a million Python objects, which loader workers would copy page by page."""
-
-    root: str
-    packed: np.ndarray[Any, Any]  # the relative paths, end to end
-    ends: np.ndarray[Any, Any]  # (N,) where each of them ends
-    sizes: np.ndarray[Any, Any]  # (N,) bytes
-    times: np.ndarray[Any, Any]  # (N,) ns
-
-    @staticmethod
-    def of(root: Path | str, paths: Sequence[str], sizes: Sequence[int], times: Sequence[int]) -> Files:
-        encoded = [os.fsencode(path) for path in paths]
-        return Files(
-            str(root),
-            np.frombuffer(b"".join(encoded), dtype=np.uint8),
-            np.cumsum([len(path) for path in encoded], dtype=np.int64),
-            np.array(sizes, dtype=np.int64),
-            np.array(times, dtype=np.int64),
-        )
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def name(self, index: int) -> str:
-        start = self.ends[index - 1] if index else 0
-        return os.fsdecode(self.packed[start : self.ends[index]].tobytes())
-
-    def names(self) -> list[str]:
-        text, ends = self.packed.tobytes(), [0, *self.ends.tolist()]
-        return [os.fsdecode(text[a:b]) for a, b in itertools.pairwise(ends)]
-
-    def take(self, at: _splits.Indices) -> Files:
-        names = self.names()
-        return Files.of(self.root, [names[i] for i in at.tolist()], self.sizes[at].tolist(), self.times[at].tolist())
-
-
-class ImageFiles(Samples):
+class ImageFiles(_files.FileSamples):
     """Images on disk."""
 
-    def __init__(self, files: Files, targets: Mapping[str, Tensor], how: Mapping[str, Any]) -> None:
-        self.files, self.targets, self.how = files, targets, dict(how)
-        if not len(files.times):  # not known: nothing tells a changed file from an old one
-            return
-        digest = hashlib.sha256(repr((os.path.abspath(files.root), sorted(self.how.items()))).encode())
-        for part in (files.packed, files.ends, files.sizes, files.times):
-            digest.update(part.tobytes())
-        self.content = digest.hexdigest()
+    one, many = "image", "images"
 
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def name(self, index: int) -> str:
-        return self.files.name(index)
-
-    def __getitem__(self, index: int) -> Inputs:
-        return {"image": decode(os.path.join(self.files.root, self.files.name(index)), self.how)}
+    def decode(self, path: str) -> Inputs:
+        return {"image": decode(path, self.how)}
 
 
 class ImageArrays(Samples):
@@ -242,47 +167,6 @@ class ImageArrays(Samples):
 
     def __getitem__(self, index: int) -> Inputs:
         return {"image": self.images[index]}
-
-
-def scan(root: Path, notes: list[str]) -> Files:
-    """Image files below `root`, sorted by relative path.
-
-    Hidden files and folders, linked folders and files of other types are left out, and said so in `notes`.
-    """
-    paths: list[str] = []
-    sizes: list[int] = []
-    times: list[int] = []
-    skipped = {"hidden entries": 0, "linked folders": 0, "files that are not images": 0}
-
-    def walk(folder: str) -> None:
-        try:
-            with os.scandir(os.path.join(root, folder)) as entries:
-                found = [(entry.name + "/" if entry.is_dir() else entry.name, entry) for entry in entries]
-        except OSError as error:
-            raise DataError(f"cannot list the folder {clean(root / folder)}: {error.strerror}") from None
-        found.sort(key=operator.itemgetter(0))  # with the slash, folders fall where their files' paths do
-        for name, entry in found:
-            if name[0] == "." or name.startswith("__MACOSX"):
-                skipped["hidden entries"] += 1
-            elif name[-1] == "/":
-                if entry.is_symlink():
-                    skipped["linked folders"] += 1
-                else:
-                    walk(folder + name)
-            elif name[name.rfind(".") :].lower() in SUFFIXES:
-                try:
-                    status = entry.stat()
-                except OSError:
-                    raise DataError(f"cannot read the image {clean(entry.path)}: it is a link to nothing") from None
-                paths.append(folder + name)
-                sizes.append(status.st_size)
-                times.append(status.st_mtime_ns)
-            else:
-                skipped["files that are not images"] += 1
-
-    walk("")
-    notes += [f"{root}: skipped {count} {what}" for what, count in skipped.items() if count]
-    return Files.of(root, paths, sizes, times)
 
 
 def build_arrays(

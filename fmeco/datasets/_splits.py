@@ -7,12 +7,14 @@ move at most one other of that class to another split.
 from __future__ import annotations
 
 import hashlib
+import itertools
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fmeco.core import ConfigError, DataError, Target, listing, nearest
+from fmeco.core import ConfigError, DataError, Target, clean, listing, nearest
 
 Indices = NDArray[np.int64]
 
@@ -112,6 +114,50 @@ def split(
         for part, chosen in (("test", held), ("val", rest[in_val]), ("train", rest[~in_val])):
             parts[part].append(chosen)
     return {part: np.sort(np.concatenate(chosen)) for part, chosen in parts.items() if sum(map(len, chosen))}
+
+
+def speakers(names: Sequence[str], pattern: str) -> list[str]:
+    """Who speaks in each file: what the group of a regular expression finds in its name. Raises ConfigError for what is
+    none with one group, DataError for names in which it finds nobody."""
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"dataset.speaker: '{clean(pattern)}' is not a regular expression: {error}") from None
+    if expression.groups != 1:
+        raise ConfigError(
+            f"dataset.speaker: '{clean(pattern)}' has {expression.groups} groups and needs one, around the speaker's name",
+            "for files such as 3_theo_7.wav: '_([a-z]+)_'",
+        )
+    found = [match[1] if (match := expression.search(name)) else None for name in names]
+    if strange := [name for name, one in zip(names, found, strict=True) if not one]:
+        raise DataError(f"dataset.speaker: '{clean(pattern)}' finds no speaker in the name of {listing(strange)}")
+    return [one for one in found if one]
+
+
+def by_speaker(
+    who: Sequence[str], val: float, test: float = 0.0, fold: Mapping[str, int] | None = None
+) -> dict[str, Indices]:
+    """Positions of train, val and test by a hash of the speaker's name: all that one says is in one of them. The shares
+    are of speakers, so that more files of the same ones move nobody. Raises DataError for too few speakers."""
+    names = sorted(set(who))
+    parts = split(names, np.zeros(len(names), np.int64), val, test, fold)
+    wanted = ("train", "val", "test") if test else ("train", "val")
+    if absent := [part for part in wanted if part not in parts]:
+        raise DataError(
+            f"dataset.speaker: {len(names)} speakers ({listing(names)}) are too few: none is left for {listing(absent)}"
+        )
+    each = np.array(who)
+    return {part: np.flatnonzero(np.isin(each, [names[i] for i in at])) for part, at in parts.items()}
+
+
+def apart(parts: Mapping[str, Sequence[str]]) -> None:
+    """Raises DataError where a speaker is in more than one split: what is heard in training is no test."""
+    for (one, first), (other, second) in itertools.combinations(parts.items(), 2):
+        if both := sorted(set(first) & set(second)):
+            raise DataError(
+                f"dataset.speaker: {listing(both)} can be heard in the {one} and in the {other} split",
+                "move all recordings of a speaker to one split, or have fmeco split them",
+            )
 
 
 def limit(names: Sequence[str], codes: Indices, positions: Indices, per_class: int | None, seed: int) -> Indices:

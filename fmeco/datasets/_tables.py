@@ -17,7 +17,6 @@ from torch import Tensor
 
 from fmeco.core import (
     MISSING_CLASS,
-    CheckpointError,
     ConfigError,
     Data,
     DataError,
@@ -29,11 +28,13 @@ from fmeco.core import (
     clean,
     listing,
     nearest,
+    same_modality,
 )
 from fmeco.datasets import _splits
 from fmeco.datasets._splits import Indices
 
 Table = dict[str, list[str]]
+RESERVED = ("input", "prediction", "probability", "error")  # columns that `predict` writes
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})
 
 
@@ -96,7 +97,7 @@ def numbers(values: Sequence[str], path: str, name: str, rows: Indices) -> Tenso
         if not is_number(value):
             raise DataError(
                 f"{clean(path)}: column '{clean(name)}', row {row + 2}: '{clean(value, 40)}' is not a number",
-                "a target must be a finite number in every row",
+                "a target must be a finite number, or, as one of several, missing",
             )
     return torch.tensor([float(value) for value in values], dtype=torch.float32)
 
@@ -238,8 +239,7 @@ def build_table(
     parts: dict[str, Indices] | None = None,
 ) -> Data:
     """A Data from columns as text, and the labels of each target, one per row. What csv_table and sklearn share."""
-    if known is not None and known.modality != "table":
-        raise CheckpointError(f"this checkpoint is for {known.modality} data, and the dataset is a table")
+    same_modality(known, "table")
     old = known.targets if known is not None else {}
     found = read_targets(labels, old, classes, where=where, names=names, kind_of=lambda values: _kind(values, task))
     kept, codes, notes = found.kept, found.codes, found.notes
@@ -284,7 +284,7 @@ def _kind(labels: Sequence[str], task: str) -> str:
     return "number" if all(map(is_number, labels)) and (many or any(map(is_decimal, labels))) else "class"
 
 
-# ---------------------------------------------------------------- targets, of tables and of tables of images
+# ---------------------------------------------------------------- targets, of tables and of tables of files
 
 
 class Targets(NamedTuple):
@@ -309,6 +309,8 @@ def target_columns(table: Table, wanted: str | Sequence[str], path: str) -> dict
         raise ConfigError(
             f"{clean(path)}: the target column {listing(strange)}: a name with . / , = | cannot be a task's"
         )
+    if taken := [name for name in names if len(names) > 1 and (name in RESERVED or name.endswith("_probability"))]:
+        raise ConfigError(f"{clean(path)}: the target column {listing(taken)}: predictions have a column of that name")
     columns = {name: column(table, name, path) for name in names}
     return columns if len(names) > 1 else {"label": columns[names[0]]}
 
@@ -329,7 +331,18 @@ def read_targets(
     """
     if len(labels) > 1 and classes is not None:
         raise ConfigError("dataset.classes: choosing classes is possible for one target only")
-    blank = np.array([[is_missing(label) for label in column] for column in labels.values()])  # (targets, N)
+    kinds = {
+        name: old[name].kind if name in old else kind_of([label for label in column if not is_missing(label)])
+        for name, column in labels.items()
+    }
+    # A class may be called none, or NA: of several targets, which may lack a value, only an empty cell says so.
+    strict = len(labels) == 1
+    blank = np.array(
+        [
+            [is_missing(label) if strict or kinds[name] == "number" else not label for label in column]
+            for name, column in labels.items()
+        ]
+    )  # (targets, N)
     if (empty := np.flatnonzero(blank.all(0))).size:
         raise DataError(
             f"no target value in {listing([names[i] for i in empty.tolist()])}", "fill or remove these rows"
@@ -344,7 +357,7 @@ def read_targets(
             raise DataError(f"{where}: the target '{clean(name)}' has no value in any row")
         present = [column[i] for i in here.tolist()]
         known = old.get(name)
-        kind = known.kind if known is not None else kind_of(present)
+        kind = kinds[name]
         if kind == "number":
             full: Tensor = torch.full((len(column),), math.nan)
             full[here] = numbers(present, where, "target" if name == "label" else name, here)

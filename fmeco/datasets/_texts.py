@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from fmeco.core import (
-    CheckpointError,
     ConfigError,
     Data,
     DataError,
@@ -27,6 +26,7 @@ from fmeco.core import (
     clean,
     listing,
     nearest,
+    same_modality,
 )
 from fmeco.datasets import _splits, _tables
 from fmeco.datasets._splits import Indices
@@ -316,8 +316,7 @@ def build_texts(
     fold: Mapping[str, int] | None = None,
 ) -> Data:
     """A Data from documents. parts: which of them (positions) are for what, where the files say so."""
-    if known is not None and known.modality != "text":
-        raise CheckpointError(f"this checkpoint is for {known.modality} data, and the dataset is text")
+    same_modality(known, "text")
     library()
     labels = {"label": found.labels} if found.labels is not None and not pack else {}
     kept, codes = np.arange(len(found.texts)), np.zeros(len(found.texts), np.int64)

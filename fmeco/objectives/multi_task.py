@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Annotated, Literal
 
 from torch import Tensor, nn
@@ -57,7 +57,11 @@ def build(
                 "mixup, cutmix and test_flip are for an objective of its own",
             )
         parts[name] = part
-    return MultiTask(backbone, parts, {name: weights.get(name, 1.0) for name in parts})
+    lacking = {name for name in parts if spec.targets[name].missing}
+    return MultiTask(backbone, parts, {name: weights.get(name, 1.0) for name in parts}, lacking)
+
+
+OF = "of_"  # before a task's name: a module cannot be called `type` or `float`
 
 
 class Given(Backbone):
@@ -77,10 +81,13 @@ class MultiTask(Objective):
 
     vectors_only = True
 
-    def __init__(self, backbone: Backbone, parts: dict[str, Objective], weights: Mapping[str, float]) -> None:
+    def __init__(
+        self, backbone: Backbone, parts: dict[str, Objective], weights: Mapping[str, float], lacking: Set[str]
+    ) -> None:
+        """lacking: the tasks that some training samples have no label of; only there are they looked for."""
         super().__init__()
-        self.backbone, self.weights = backbone, weights
-        self.parts = nn.ModuleDict(parts)
+        self.backbone, self.weights, self.lacking = backbone, weights, lacking
+        self.parts = nn.ModuleDict({f"{OF}{name}": part for name, part in parts.items()})
         self.directions: Mapping[str, Literal["max", "min"]] = {
             "score": "max",
             **{f"{name}_{metric}": way for name, part in parts.items() for metric, way in part.directions.items()},
@@ -90,37 +97,38 @@ class MultiTask(Objective):
             for name, part in parts.items()
         }
 
-    def _tasks(self, batch: Batch, labelled: bool = True) -> list[tuple[str, Objective, Batch, Tensor | None]]:
-        """(name, objective, its batch, which samples have its label). labelled: leave the others out of its batch."""
-        vectors = self.backbone(batch.views[0]).vector.float()[:, None]  # (B, 1, D)
-        found = []
+    def _named(self) -> Iterator[tuple[str, Objective]]:
         for name, part in self.parts.items():
             assert isinstance(part, Objective)
-            label, here = batch.target.get(name), None
-            inputs, index = vectors, batch.index
-            if isinstance(label, Tensor):
-                here = known(label)
-                if labelled and not bool(here.all()):
-                    inputs, label, index = vectors[here], label[here], batch.index[here.cpu()]
-            target = {} if label is None else {"label": label}
-            found.append((name, part, Batch([{STORED: inputs}], target, index, batch.keys), here))
+            yield name.removeprefix(OF), part
+
+    def _tasks(self, batch: Batch) -> list[tuple[str, Objective, Batch]]:
+        """Each task with the batch as it sees it."""
+        vectors = self.backbone(batch.views[0]).vector.float()[:, None]  # (B, 1, D)
+        found = []
+        for name, part in self._named():
+            target = {"label": batch.target[name]} if name in batch.target else {}
+            found.append((name, part, Batch([{STORED: vectors}], target, batch.index, batch.keys)))
         return found
 
     def loss(self, batch: Batch) -> Loss:
         total: Tensor | float = 0.0
-        for name, part, its, _ in self._tasks(batch):
-            if len(its):
-                total = total + self.weights[name] * part.loss(its).sum
+        for name, part, its in self._tasks(batch):
+            labelled = _labelled(its) if name in self.lacking else its
+            if len(labelled):
+                total = total + self.weights[name] * part.loss(labelled).sum
             else:  # ranks and steps see the same parameters whatever is labelled
-                total = total + 0.0 * sum(p.sum() for p in part.parameters())
+                vectors = its.views[0][STORED]
+                total = total + 0.0 * (vectors.sum() + sum(p.sum() for p in part.parameters()))
         assert isinstance(total, Tensor)
         return Loss(total, float(len(batch)))
 
     def rows(self, batch: Batch) -> dict[str, Tensor]:
         out: dict[str, Tensor] = {}
-        for name, part, its, here in self._tasks(batch, labelled=False):
-            assert here is not None
-            out |= {f"{name}/{key}": value for key, value in part.rows(its).items()} | {f"{name}/known": here}
+        for name, part, its in self._tasks(batch):
+            label = its.target["label"]
+            assert isinstance(label, Tensor)
+            out |= {f"{name}/{key}": value for key, value in part.rows(its).items()} | {f"{name}/known": known(label)}
         return out
 
     def metrics(self, rows: dict[str, Tensor]) -> dict[str, float]:
@@ -128,8 +136,7 @@ class MultiTask(Objective):
         one that is to be high: accuracy, mean AP or R2."""
         out: dict[str, float] = {}
         scores: list[float] = []
-        for name, part in self.parts.items():
-            assert isinstance(part, Objective)
+        for name, part in self._named():
             here = rows[f"{name}/known"]
             if not here.any():
                 continue
@@ -143,26 +150,23 @@ class MultiTask(Objective):
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         blind = dataclasses.replace(batch, target={})
         return {
-            f"{name}/{key}": value
-            for name, part, its, _ in self._tasks(blind)
-            for key, value in part.predict(its).items()
+            f"{name}/{key}": value for name, part, its in self._tasks(blind) for key, value in part.predict(its).items()
         }
 
     def decode(self, outputs: dict[str, Tensor]) -> list[dict[str, str | float]]:
         """`prediction` tells all tasks; each also has columns of its own, TASK and TASK_probability."""
         each: list[list[dict[str, str | float]]] = []
-        for name, part in self.parts.items():
-            assert isinstance(part, Objective)
+        for name, part in self._named():
             own = {key.removeprefix(f"{name}/"): x for key, x in outputs.items() if key.startswith(f"{name}/")}
             each.append(part.decode(own))
         rows: list[dict[str, str | float]] = []
         for answers in zip(*each, strict=True):
             row: dict[str, str | float] = {
                 "prediction": ", ".join(
-                    f"{name}={answer['prediction']}" for name, answer in zip(self.parts, answers, strict=True)
+                    f"{name}={answer['prediction']}" for name, answer in zip(self.main, answers, strict=True)
                 )
             }
-            for name, answer in zip(self.parts, answers, strict=True):
+            for name, answer in zip(self.main, answers, strict=True):
                 row[name] = answer["prediction"]
                 if "probability" in answer:
                     row[f"{name}_probability"] = answer["probability"]
@@ -171,8 +175,17 @@ class MultiTask(Objective):
 
     def class_rows(self) -> Mapping[str, tuple[str, ...]]:
         return {
-            f"parts.{name}.{tensor}": classes
-            for name, part in self.parts.items()
-            if isinstance(part, Objective)
+            f"parts.{OF}{name}.{tensor}": classes
+            for name, part in self._named()
             for tensor, classes in part.class_rows().items()
         }
+
+
+def _labelled(batch: Batch) -> Batch:
+    """The samples of a task's batch that have its label."""
+    label = batch.target["label"]
+    assert isinstance(label, Tensor)
+    here = known(label)
+    views = [{name: x[here] for name, x in view.items()} for view in batch.views]
+    on_cpu = here.cpu()
+    return Batch(views, {"label": label[here]}, batch.index[on_cpu], batch.keys[:, on_cpu])

@@ -29,7 +29,7 @@ def build(
     if described is None or described.kind != "multilabel":
         kind = "no such target" if described is None else f"it is of kind {described.kind}"
         raise ConfigError(f"objective multilabel needs a multilabel target '{target}': {kind}")
-    samples, weights = spec.sizes.get("train", 0), None
+    samples, weights = spec.sizes.get("train", 0) - described.missing, None
     if pos_weight == "balanced" and described.counts:
         weights = [min(100.0, (samples - n) / n) if n else 1.0 for n in described.counts]
     elif isinstance(pos_weight, float | int):

@@ -122,7 +122,7 @@ def bare_loop() -> None:
 
 # --- a probe of 20 epochs from features that are computed once, against one pass of the backbone over the same images ---
 
-PROBE_DATA = {"name": "fake_images", "samples": 1200, "image_size": 128}
+PROBE_DATA = {"name": "fake_images", "samples": 3400, "image_size": 128}
 
 
 def probe(folder: Path) -> dict[str, float]:
@@ -177,7 +177,7 @@ def scan(folder: Path) -> dict[str, float]:
 def time_scan(many: str) -> dict[str, float]:
     from torchvision.datasets import ImageFolder
 
-    from fmeco.datasets import _images, image_folder
+    from fmeco.datasets import _files, _images, image_folder
 
     def milliseconds(work: Callable[[], Any]) -> float:
         began = time.perf_counter()
@@ -186,7 +186,9 @@ def time_scan(many: str) -> dict[str, float]:
 
     sum(1 for _ in Path(many).rglob("*"))  # the system knows the folders
     return {
-        "fmeco, with sizes and times": milliseconds(lambda: _images.scan(Path(many), [])),
+        "fmeco, with sizes and times": milliseconds(
+            lambda: _files.scan(_images.ImageFiles, image_folder.SUFFIXES, Path(many), [])
+        ),
         "fmeco, the dataset with its splits": milliseconds(lambda: image_folder.build(None, False, path=many)),
         "ImageFolder, names only": milliseconds(lambda: ImageFolder(many)),
     }
@@ -286,7 +288,7 @@ def million() -> tuple[float, float]:
     import torch
 
     from fmeco.core import Augment, Data, DataSpec, Inputs, InputSpec, Samples, View
-    from fmeco.datasets._images import Files
+    from fmeco.datasets._files import Files
     from fmeco.loader import Loader, Reading
 
     count = 1_000_000

@@ -1,0 +1,69 @@
+"""SpecAugment: bands of frequency and stretches of time are masked, https://arxiv.org/abs/1904.08779 section 2; longer
+recordings are cropped at random. Its time warping is left out: the paper found it to matter least (section 5).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from fmeco.core import Augment, ConfigError, DataSpec, Doc, Ge, Inputs, InputSpec, Le, mix_numbers, uniform
+
+NAMES = ("specaugment",)
+_CROP = 0x63726F70  # keeps the crop's number apart from those of the masks
+
+
+def default(spec: DataSpec) -> str | None:
+    """The name that a config means which says nothing, where the data is of this kind."""
+    return "specaugment" if "spectrogram" in spec.inputs else None
+
+
+def build(
+    spec: DataSpec,
+    arch: str,
+    *,
+    masks: Annotated[int, Doc("of each kind"), Ge(0)] = 2,
+    frequency: Annotated[float, Doc("largest mask, as a share of the bands"), Ge(0), Le(1)] = 0.25,
+    time: Annotated[float, Doc("largest mask, as a share of the frames"), Ge(0), Le(1)] = 0.2,
+) -> Augment:
+    if "spectrogram" not in spec.inputs:
+        raise ConfigError(
+            f"augment: '{arch}' is for spectrograms; this dataset has {', '.join(spec.inputs)}",
+            "augment: none fits any data",
+        )
+    return SpecAugment(spec.inputs["spectrogram"], masks, frequency, time)
+
+
+class SpecAugment(Augment):
+    """Crops of each sample in the worker; masks of the whole batch."""
+
+    def __init__(self, one: InputSpec, masks: int, frequency: float, time: float) -> None:
+        self.frames = one.shape[-1]
+        self.fill = one.mean[0] / one.scale if one.mean else 0.0  # the mean, which the model sees as 0
+        self.masks, self.frequency, self.time = masks, frequency, time
+
+    def sample(self, inputs: Inputs, key: int) -> Inputs:
+        x = inputs["spectrogram"]  # (1, mels, frames or more)
+        slack = x.shape[-1] - self.frames
+        start = mix_numbers(key, _CROP) % (slack + 1)
+        return {**inputs, "spectrogram": x[..., start : start + self.frames]}
+
+    def batch(self, inputs: Inputs, keys: Tensor) -> Inputs:
+        x = inputs["spectrogram"]  # (B, 1, mels, frames)
+        bands, frames = x.shape[-2:]
+        hidden = torch.zeros(len(keys), bands, frames, dtype=torch.bool)
+        for mask in range(self.masks):
+            hidden |= _stretch(keys, 4 * mask, bands, self.frequency)[:, :, None]
+            hidden |= _stretch(keys, 4 * mask + 2, frames, self.time)[:, None, :]
+        return {**inputs, "spectrogram": x.masked_fill(hidden[:, None].to(x.device), self.fill)}
+
+
+def _stretch(keys: Tensor, stream: int, size: int, share: float) -> Tensor:
+    """Which of `size` places (B, size) a mask hides: its length is uniform in 0..share * size, and its place in what is
+    left, as in the paper's policies."""
+    length = (uniform(keys, stream) * (share * size + 1)).long().clamp_max(size)[:, None]
+    start = (uniform(keys, stream + 1)[:, None] * (size - length + 1)).long()
+    at = torch.arange(size)
+    return (at >= start) & (at < start + length)

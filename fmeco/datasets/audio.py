@@ -1,0 +1,152 @@
+"""Recordings (.wav, .flac) as log-mel spectrograms: a folder with one folder per class, or a table of paths and labels.
+
+Needs the extra: pip install 'fmeco[audio]'.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from fmeco.core import (
+    Classes,
+    ConfigError,
+    Data,
+    DataSpec,
+    Doc,
+    FilePath,
+    Fold,
+    Ge,
+    Gt,
+    Le,
+    LimitPerClass,
+    LimitSeed,
+    Samples,
+    TestFraction,
+    ValFraction,
+)
+from fmeco.datasets import _audio, _files
+
+SUFFIXES = (".wav", ".flac")
+
+
+def build(
+    known: DataSpec | None,
+    whole: bool,
+    *,
+    path: Annotated[
+        FilePath | None, Doc("folder with train/, val/, test/, or with class folders directly; or a CSV file")
+    ] = None,
+    train: Annotated[FilePath | None, Doc("folder of class folders, instead of `path`")] = None,
+    val: Annotated[FilePath | None, Doc("folder of class folders, instead of `path`")] = None,
+    test: Annotated[FilePath | None, Doc("folder of class folders, instead of `path`")] = None,
+    path_column: Annotated[str, Doc("of a CSV: column of the paths, relative to its folder")] = "path",
+    label_column: Annotated[
+        str | list[str], Doc("of a CSV: column of the label; several are tasks of objective: multi_task")
+    ] = "label",
+    split_column: Annotated[
+        str | None, Doc("of a CSV: column that says train, val or test; null = split by val_fraction")
+    ] = None,
+    root: Annotated[FilePath | None, Doc("of a CSV: folder of the recordings, if it is not the CSV's")] = None,
+    task: Annotated[
+        Literal["auto", "class", "multilabel", "number"],
+        Doc("of a CSV: what the label is; auto = number if all labels are decimals, else class"),
+    ] = "auto",
+    separator: Annotated[str, Doc("of a CSV: between the labels of one recording, for multilabel")] = "|",
+    speaker: Annotated[
+        str | None,
+        Doc(
+            "keeps every speaker in one split: a regular expression whose one group is the speaker in a file's path, such "
+            "as '_([a-z]+)_', or a CSV's column"
+        ),
+    ] = None,
+    classes: Classes = None,
+    limit_per_class: LimitPerClass = None,
+    limit_seed: LimitSeed = 0,
+    val_fraction: ValFraction = 0.2,
+    test_fraction: TestFraction = 0.0,
+    split: Fold = None,
+    sample_rate: Annotated[
+        int | None,
+        Doc("Hz; files at another rate are resampled; null = the checkpoint's, else 16000"),
+        Ge(1000),
+        Le(768000),
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        Doc(
+            "length of the model's input; longer recordings are cropped, shorter ones padded; null = the checkpoint's, else 1"
+        ),
+        Gt(0),
+    ] = None,
+    mels: Annotated[int | None, Doc("frequency bands; null = the checkpoint's, else 64"), Gt(0)] = None,
+    window: Annotated[float | None, Doc("of the spectrogram, ms; null = the checkpoint's, else 25"), Gt(0)] = None,
+    hop: Annotated[
+        float | None, Doc("from one window to the next, ms; null = the checkpoint's, else 10"), Gt(0)
+    ] = None,
+    fmin: Annotated[float | None, Doc("lowest frequency, Hz; null = the checkpoint's, else 20"), Ge(0)] = None,
+    fmax: Annotated[
+        float | None, Doc("highest frequency, Hz; null = the checkpoint's, else half of the sample rate"), Gt(0)
+    ] = None,
+) -> Data:
+    _audio.import_soundfile()
+    spec = _audio.audio_spec(
+        known, sample_rate=sample_rate, seconds=seconds, mels=mels, window=window, hop=hop, fmin=fmin, fmax=fmax
+    )
+    folders = {"train": train, "val": val, "test": test}
+    if path is not None and not os.path.isdir(path) and path.lower().endswith((".csv", ".tsv", ".txt")):
+        if extra := [part for part, folder in folders.items() if folder is not None]:
+            raise ConfigError(
+                f"dataset.{extra[0]}: a folder, beside the table in `path`", "split_column splits a table"
+            )
+        found = _files.in_table(
+            _audio.AudioFiles,
+            known,
+            whole,
+            path=path,
+            path_column=path_column,
+            label_column=label_column,
+            split_column=split_column,
+            root=root,
+            task=task,
+            separator=separator,
+            classes=classes,
+            limit_per_class=limit_per_class,
+            limit_seed=limit_seed,
+            val_fraction=val_fraction,
+            test_fraction=test_fraction,
+            fold=split,
+            speaker=speaker,
+        )
+    else:
+        if split_column is not None or root is not None:
+            raise ConfigError(f"dataset.{'root' if split_column is None else 'split_column'}: only for a CSV in `path`")
+        found = _files.in_folders(
+            _audio.AudioFiles,
+            SUFFIXES,
+            known,
+            whole,
+            path=path,
+            given=folders,
+            classes=classes,
+            limit_per_class=limit_per_class,
+            limit_seed=limit_seed,
+            val_fraction=val_fraction,
+            test_fraction=test_fraction,
+            fold=split,
+            speaker=speaker,
+        )
+    if not spec.inputs["spectrogram"].mean:
+        files, targets = next(iter(found.parts.values()))  # those of training, which come first
+        measured, notes = _audio.measure(_audio.AudioFiles(files, targets, spec.preprocessing), spec)
+        spec = dataclasses.replace(spec, inputs={"spectrogram": measured})
+        found.notes.extend(notes)
+    return _files.data(_audio.AudioFiles, spec, found)
+
+
+def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
+    """Recordings, and those below folders, in the order given."""
+    _audio.import_soundfile()
+    return _files.read(_audio.AudioFiles, SUFFIXES, spec, sources)
