@@ -274,13 +274,13 @@ def test_objective(name: str, body: str) -> None:
         assert len(dict(made.named_parameters())[tensor]) == len(classes)
 
 
-FITS = {"image": "image_folder", "spectrogram": "audio", "none": "image_folder"}  # augmentation -> data for it
+VARIED = {"image": "image_folder", "spectrogram": "audio", "none": "image_folder"}  # augmentation -> data for it
 AUGMENTS = [(name, plugin.name) for plugin in plugins("augment").values() for name in plugin.names or (plugin.name,)]
 
 
 @pytest.mark.parametrize(("name", "plugin"), AUGMENTS)
 def test_augment_depends_on_its_keys_alone(name: str, plugin: str, tmp_path: Path) -> None:
-    data = make_data(FITS[plugin], None, tmp_path)
+    data = make_data(VARIED[plugin], None, tmp_path)
     ((kind, one),) = data.spec.inputs.items()
     choice = config.choice("augment", {"name": name, **({"erase": 0.5, "color": 0.5} if plugin == "image" else {})})
     augment = choice.plugin.build({"spec": data.spec, "arch": choice.arch}, choice.options)
