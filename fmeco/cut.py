@@ -7,7 +7,7 @@ as a whole runs as it always does.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -69,7 +69,8 @@ def cut(backbone: Backbone, example: Inputs) -> Cut | None:
             size = len(next(iter(example.values())))
             twins = [node for node in graphs[1].nodes if node.name == at.name]
             if isinstance(values, Tensor) and values.ndim > 1 and len(values) == size and twins:
-                upper = [_part(backbone, graph, node, below=False) for graph, node in zip(graphs, [at, *twins])]  # noqa: B905
+                places = zip(graphs, (at, twins[0]), strict=True)
+                upper = [_part(backbone, graph, node, below=False) for graph, node in places]
                 last = values.ndim == 4 and values.is_contiguous(memory_format=torch.channels_last)
                 made = Cut(lower, (upper[0], upper[1]), tuple(values.shape[1:]), values.dtype, last)
                 # What is done in place and used by no name is not in a graph's result, and training may differ below.
@@ -88,13 +89,7 @@ class _Tracer(fx.Tracer):
 
 def _places(graph: fx.Graph, root: nn.Module) -> Iterator[fx.Node]:
     """Where the graph can be cut, the last place first."""
-    trains: set[fx.Node] = set()
-    varies: set[fx.Node] = set()  # depends on the input
-    for node in graph.nodes:
-        if _trains(node, root) or trains.intersection(node.all_input_nodes):
-            trains.add(node)
-        if node.op == "placeholder" or varies.intersection(node.all_input_nodes):
-            varies.add(node)
+    trains, varies = (_reached(graph, begins) for begins in (lambda node: _trains(node, root), _is_input))
     output = next(node for node in graph.nodes if node.op == "output")
     needed = _ancestors(output)
     for node in reversed(list(graph.nodes)):
@@ -144,8 +139,7 @@ def _part(root: nn.Module, graph: fx.Graph, at: fx.Node, *, below: bool) -> nn.M
     else:
         copies[at] = part.placeholder("values")
         # Constants of the lower part may serve the upper one, too.
-        steady = _steady(graph)
-        wanted = {node for node in _ancestors(output) if node not in lower or node in steady}
+        wanted = _ancestors(output) - (lower & _reached(graph, _is_input))
     for node in graph.nodes:
         if node in wanted and node not in copies:
             copies[node] = part.node_copy(node, copies.__getitem__)
@@ -154,13 +148,17 @@ def _part(root: nn.Module, graph: fx.Graph, at: fx.Node, *, below: bool) -> nn.M
     return fx.GraphModule(root, part)
 
 
-def _steady(graph: fx.Graph) -> set[fx.Node]:
-    """What does not depend on the input."""
+def _reached(graph: fx.Graph, begins: Callable[[fx.Node], bool]) -> set[fx.Node]:
+    """The nodes that `begins` says yes to, and all that depends on one of them."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
-        if node.op != "placeholder" and found.issuperset(node.all_input_nodes):
+        if begins(node) or found.intersection(node.all_input_nodes):
             found.add(node)
     return found
+
+
+def _is_input(node: fx.Node) -> bool:
+    return node.op == "placeholder"
 
 
 @contextlib.contextmanager
