@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from fmeco import parquet
 from fmeco.errors import ConfigError, FmecoError, clean, nearest
 from fmeco.plugins import Doc, Ge, Gt, Le, Lt, Plugin, find, plugins
 
@@ -317,9 +318,11 @@ def read(
 
 
 def table_header(path: Path) -> list[str]:
-    """The column names of a CSV or TSV file; [] for a folder."""
+    """The column names of a CSV, TSV or Parquet file; [] for a folder."""
     if not path.is_file():
         return []
+    if path.suffix.lower() == ".parquet":
+        return parquet.columns(str(path))
     with open(path, encoding="utf-8-sig", errors="replace") as file:
         line = file.readline()
     return [name.strip().strip('"') for name in line.split(max(",;\t", key=line.count))]
@@ -331,8 +334,8 @@ def dataset_section(text: str) -> dict[str, Any] | str:
     if path.is_dir():
         return {"name": "image_folder", "path": text}
     if path.is_file():
-        if path.suffix.lower() not in (".csv", ".tsv", ".txt"):
-            raise ConfigError(f"--dataset {clean(text)}: a folder, a CSV or TSV table, or a dataset's name")
+        if path.suffix.lower() not in (".csv", ".tsv", ".txt", ".parquet"):
+            raise ConfigError(f"--dataset {clean(text)}: a folder, a CSV, TSV or Parquet table, or a dataset's name")
         return {"name": "csv_images" if "path" in table_header(path) else "csv_table", "path": text}
     if (os.sep in text and text.count("/") != 1) or text.startswith((".", "~", "/")):
         raise ConfigError(f"--dataset {clean(text)}: no such file or folder")

@@ -193,6 +193,7 @@ class Samples(ABC):
     """
 
     targets: Mapping[str, Tensor | list[Any]] = {}
+    groups: Mapping[str, Sequence[str]] = {}  # column -> a value per sample, to measure by (`evaluate --by`)
     notes: tuple[str, ...] = ()  # findings that the user should read (skipped files, ...)
     in_memory = False  # True when reading a sample is so cheap that loader workers would only cost
     tensors: Inputs | None = None  # the whole split (N, ...), where it is in memory: batches are then cut from it

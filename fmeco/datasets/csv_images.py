@@ -1,4 +1,4 @@
-"""A CSV table with a column of image paths and a column of labels."""
+"""A CSV or Parquet table with a column of image paths and a column of labels."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def build(
     image_size: ImageSize = None,
     color: Color = None,
 ) -> Data:
-    table = _tables.read_csv(path)
+    table = _tables.read_table(path)
     files = _tables.column(table, image_column, path)
     labels = _tables.target_columns(table, label_column, path)
     folder = Path(root or os.path.dirname(path) or ".")
@@ -102,6 +102,9 @@ def build(
     )
     listed = _images.Files.of(folder, files, [size for size, _ in found], [time for _, time in found])
     made = {part: _images.ImageFiles(listed.take(at), targets.at(at), spec.preprocessing) for part, at in parts.items()}
+    columns = _tables.grouping({name: values for name, values in table.items() if name != image_column})
+    for part, at in parts.items():
+        made[part].groups = {name: [values[i] for i in kept[at].tolist()] for name, values in columns.items()}
     return Data(spec, made.get("train"), made.get("val"), made.get("test"), notes=tuple(targets.notes))
 
 
