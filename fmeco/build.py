@@ -73,7 +73,7 @@ def prepare(
         raise CheckpointError(
             f"the weights are for {source.spec.modality} data, and this dataset holds {data.spec.modality} data"
         )
-    data = _described(_fraction(_cached(data, settings), settings))
+    data = _described(fraction(_cached(data, settings), settings.train.label_fraction, settings.seed))
 
     # Initialisation, in order: the seed's random values; then the source's backbone; then head rows of shared classes.
     seed_torch(settings.seed, 0x696E6974)  # "init": apart from the seeds of steps
@@ -82,6 +82,8 @@ def prepare(
     described = settings.objective or _default_objective(data.spec)
     given = {"backbone": backbone, "spec": data.spec}
     objective: Objective = described.plugin.build(given, described.options)
+    if objective.about:
+        say(clean(", ".join(f"{key}: {value}" for key, value in objective.about.items())))
     roles = _roles(objective)
     strategy = settings.transfer or config.choice("transfer", "full")
     unfrozen: Transfer = strategy.plugin.build({"roles": roles}, strategy.options)
@@ -198,12 +200,12 @@ class Part(Samples):
         return self.samples.name(self.at[index])
 
 
-def _fraction(data: Data, settings: RunConfig) -> Data:
-    """The data with `train.label_fraction` of the training samples: of each class, where each has one, and at least one."""
-    share, samples = settings.train.label_fraction, data.split("train")
+def fraction(data: Data, share: float, seed: int) -> Data:
+    """The data with a share of the training samples: of each class, where each has one, and at least one."""
+    samples = data.split("train")
     if share == 1:
         return data
-    draws = [hashlib.blake2b(f"{settings.seed}/{samples.name(i)}".encode()).digest() for i in range(len(samples))]
+    draws = [hashlib.blake2b(f"{seed}/{samples.name(i)}".encode()).digest() for i in range(len(samples))]
     order = torch.tensor(sorted(range(len(samples)), key=draws.__getitem__))
     first = next(iter(samples.targets.values()), None)
     classes = first if isinstance(first, Tensor) and not first.is_floating_point() else torch.zeros(len(samples))

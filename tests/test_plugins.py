@@ -243,6 +243,8 @@ ORDER = [
     "run",
     "use",
     "compare",
+    "baseline",
+    "evaluation",
     "probing",
     "plan",
     "starter",
