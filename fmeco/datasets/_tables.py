@@ -207,17 +207,22 @@ def split_by_time(
 def _moments(values: Sequence[str], path: str, name: str) -> NDArray[np.float64]:
     """Numbers, or ISO dates and times (in seconds; UTC where none says its zone). Raises DataError that names the row."""
     column = cells(values)
-    if not column.strange.size and not column.missing.any():
+    other = np.sort(np.concatenate([column.strange, np.flatnonzero(column.missing)])).tolist()
+    if not other:
         return column.values
     dates: list[datetime] = []
-    for row, value in enumerate(values):
+    wrong = other[0] if len(other) < len(values) else None  # the first that is no number, among numbers
+    for row, value in enumerate(values if wrong is None else ()):
         try:
             dates.append(datetime.fromisoformat(value if len(value) != 7 else f"{value}-01"))  # 2024-01 is a month
         except ValueError:
-            raise DataError(
-                f"{clean(path)}: column '{clean(name)}', row {row + 2}: '{clean(value, 40)}' is no time",
-                "all of the column must be numbers, or ISO dates such as 2024-01-31 or 2024-01-31T12:00:00",
-            ) from None
+            wrong = row
+            break
+    if wrong is not None:
+        raise DataError(
+            f"{clean(path)}: column '{clean(name)}', row {wrong + 2}: '{clean(values[wrong], 40)}' is no time",
+            "all of the column must be numbers, or ISO dates such as 2024-01-31 or 2024-01-31T12:00:00",
+        )
     if len({date.tzinfo is None for date in dates}) > 1:
         raise DataError(f"{clean(path)}: column '{clean(name)}': some times have a zone and others have none")
     return np.array([(date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() for date in dates])
