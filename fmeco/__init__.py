@@ -13,9 +13,10 @@ __all__ = ["FmecoError", "embed", "evaluate", "finetune", "load", "predict", "pr
 
 if TYPE_CHECKING:
     from fmeco.errors import FmecoError
+    from fmeco.evaluation import evaluate
     from fmeco.probing import probe, rank
     from fmeco.run import finetune, pretrain, resume
-    from fmeco.use import embed, evaluate, load, predict
+    from fmeco.use import embed, load, predict
 
 
 def __getattr__(name: str) -> Any:
@@ -24,9 +25,9 @@ def __getattr__(name: str) -> Any:
 
         return FmecoError
     if name in __all__:
-        from fmeco import probing, run, use
+        from fmeco import evaluation, probing, run, use
 
-        return getattr(next(module for module in (run, use, probing) if hasattr(module, name)), name)
+        return getattr(next(module for module in (run, use, evaluation, probing) if hasattr(module, name)), name)
     raise AttributeError(f"module 'fmeco' has no attribute '{name}'")
 
 

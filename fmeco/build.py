@@ -84,7 +84,7 @@ def prepare(
     data = data or _data_from(source, settings, known)
     if source is not None:
         _check_modality(source, data.spec, settings)
-    data = _described(_fraction(_cached(data, settings), settings))
+    data = _described(fraction(_cached(data, settings), settings.train.label_fraction, settings.seed))
 
     # Initialisation, in order: the seed's random values; then the source's backbone; then head rows of shared classes.
     seed_torch(settings.seed, 0x696E6974)  # "init": apart from the seeds of steps
@@ -94,6 +94,8 @@ def prepare(
     _check_values(described, data)
     given = {"backbone": backbone, "spec": data.spec}
     objective: Objective = described.plugin.build(given, described.options)
+    if objective.about:
+        say(clean(", ".join(f"{key}: {value}" for key, value in objective.about.items())))
     roles = _roles(objective)
     strategy = settings.transfer or config.choice("transfer", "full")
     unfrozen: Transfer = strategy.plugin.build({"roles": roles}, strategy.options)
@@ -234,13 +236,13 @@ class Part(Samples):
         return self.samples.name(self.at[index])
 
 
-def _fraction(data: Data, settings: RunConfig) -> Data:
-    """The data with `train.label_fraction` of the training samples: of each class of its first target that has classes,
-    and at least one."""
-    share, samples = settings.train.label_fraction, data.split("train")
+def fraction(data: Data, share: float, seed: int) -> Data:
+    """The data with a share of the training samples: of each class of its first target that has classes, and at least
+    one."""
+    samples = data.split("train")
     if share == 1:
         return data
-    draws = [hashlib.blake2b(f"{settings.seed}/{samples.name(i)}".encode()).digest() for i in range(len(samples))]
+    draws = [hashlib.blake2b(f"{seed}/{samples.name(i)}".encode()).digest() for i in range(len(samples))]
     order = torch.tensor(sorted(range(len(samples)), key=draws.__getitem__))
     columns = (x for x in samples.targets.values() if isinstance(x, Tensor) and x.dtype == torch.int64 and x.ndim == 1)
     classes = next(columns, torch.zeros(len(samples)))

@@ -333,6 +333,12 @@ def evaluate(
     ref: Annotated[str, typer.Argument(metavar="REF")],
     dataset: Datasets = [],
     split: Annotated[str | None, typer.Option(help="val or test (default: test where there is one).")] = None,
+    by: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Also measure each group: a column of the table, or label.")
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="gbdt", help="Of a table: also measure boosted trees on the same rows.")
+    ] = None,
     set_: Sets = [],
     json_: Json = False,
     plugin: Plugins = [],
@@ -343,16 +349,49 @@ def evaluate(
     def work() -> Any:
         if split not in (None, "train", "val", "test"):
             raise ConfigError(f"--split {clean(split)}: expected val or test")
-        from fmeco import use
+        from fmeco import evaluation
 
-        return use.evaluate(ref, dataset=_one(dataset), split=split, overrides=set_)
+        return evaluation.evaluate(ref, dataset=_one(dataset), split=split, overrides=set_, by=by, baseline=baseline)
 
-    _run(
-        work,
-        json_mode=json_,
-        debug=debug,
-        plugin=plugin,
-        show=lambda r: _show_metrics(f"{r['split']} split, {r['samples']} samples, {r['checkpoint']}", r["metrics"]),
+    def show(result: Any) -> None:
+        about = "".join(f", {key} {value}" for key, value in result["about"].items())
+        _show_metrics(
+            f"{result['split']} split, {result['samples']} samples, {result['checkpoint']}{about}", result["metrics"]
+        )
+        if "groups" in result:
+            print("\n" + _groups(result))
+        if "baseline" in result:
+            print("\n" + _against(result))
+
+    _run(work, json_mode=json_, debug=debug, plugin=plugin, show=show)
+
+
+def _groups(result: Mapping[str, Any]) -> str:
+    """The metrics of each group as a table; those of single classes are left to --json."""
+    metric = result["metric"]
+    others = [name for name in result["metrics"] if "/" not in name and name != metric]
+    table = [[result["by"], "samples", metric, "95% interval", *(name.partition("_")[2] for name in others)]]
+    for row in result["groups"]:
+        low_high = "few samples" if row["few"] else "-"
+        if row["interval"]:
+            low_high = "{:.4f} to {:.4f}".format(*row["interval"])
+        values = (f"{row['metrics'][name]:.4f}" if name in row["metrics"] else "-" for name in (metric, *others))
+        value, *rest = values
+        table.append([clean(row["group"] or "(missing)", 40), f"{row['samples']:,}", value, low_high, *rest])
+    return _columns(table)
+
+
+def _against(result: Mapping[str, Any]) -> str:
+    """Model and baseline side by side, and whether a difference can be told."""
+    other, metric = result["baseline"], result["metric"]
+    table = [["", "model", other["name"]]]
+    for name, value in result["metrics"].items():
+        if "/" not in name:
+            table.append([name, f"{value:.4f}", f"{other['metrics'][name]:.4f}" if name in other["metrics"] else "-"])
+    value, low, high = other["difference"]
+    return (
+        f"{_columns(table)}\n{other['name']} learned from {other['trained_on']:,} rows; on {metric} the model is better by "
+        f"{value:+.4f}, 95% interval {low:+.4f} to {high:+.4f}"
     )
 
 

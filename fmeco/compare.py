@@ -40,7 +40,7 @@ def compare(
     if len(refs) < 2:
         raise ConfigError("a comparison takes two runs or more")
     first = use.measure(refs[0], dataset, split, overrides)
-    metric = next(iter(first.model.objective.directions))
+    metric = first.metric
     sign = 1 if first.model.objective.directions[metric] == "max" else -1
     rows: list[dict[str, Any]] = [{"run": str(refs[0]), "metrics": dict(first.metrics)}]
     for ref in refs[1:]:
@@ -119,7 +119,7 @@ def label_efficiency(
         for name in names:
             found = use.measure(run if name == names[0] else run / "controls" / name, None, None, ())
             split, metric = found.split, next(iter(found.model.objective.directions))
-            measure = functools.partial(_measure, found.model.objective, found.rows, metric)
+            measure = functools.partial(measure_at, found.model.objective, found.rows, metric)
             low, high = bootstrap(len(found.names), FEW_DRAWS, 0x6C616265, measure)
             samples = found.model.spec.sizes["train"]
             own = {"strategy": name, "fraction": fraction, "samples": samples, "run": str(run.resolve())}
@@ -131,7 +131,7 @@ def label_efficiency(
     return answer
 
 
-def _measure(objective: Objective, rows: Mapping[str, Tensor], metric: str, at: Tensor) -> float:
+def measure_at(objective: Objective, rows: Mapping[str, Tensor], metric: str, at: Tensor) -> float:
     return objective.metrics({name: values[at] for name, values in rows.items()}).get(metric, math.nan)
 
 
@@ -171,7 +171,7 @@ def interval(
     def measure(at: Tensor) -> float:
         if gained is not None:
             return float(gained[at].mean())
-        return sign * (_measure(one, mine, metric, at) - _measure(other, theirs, metric, at))
+        return sign * (measure_at(one, mine, metric, at) - measure_at(other, theirs, metric, at))
 
     low, high = bootstrap(len(mine["index"]), FEW_DRAWS if gained is None else DRAWS, 0x70616972, measure)
     if math.isnan(low):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import math
 import os
 import re
@@ -17,6 +18,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from fmeco import parquet
 from fmeco.errors import ConfigError, FmecoError, clean, nearest
 from fmeco.plugins import Doc, Ge, Gt, Le, Lt, Plugin, find, plugins
 
@@ -322,9 +324,11 @@ def read(
 
 
 def table_header(path: Path) -> list[str]:
-    """The column names of a CSV or TSV file; [] for a folder."""
+    """The column names of a CSV, TSV or Parquet file; [] for a folder."""
     if not path.is_file():
         return []
+    if path.suffix.lower() == ".parquet":
+        return parquet.columns(str(path))
     with open(path, encoding="utf-8-sig", errors="replace") as file:
         line = file.readline()
     return [name.strip().strip('"') for name in line.split(max(",;\t", key=line.count))]
@@ -348,12 +352,16 @@ def _reader_of(folder: Path) -> str:
 
 
 def _reader_of_table(file: Path) -> str:
-    """The dataset plug-in for a CSV or TSV table: of its rows, or of the files that its column `path` names."""
+    """The dataset plug-in for a table: of its rows, or of the files that its column `path` names."""
     header = table_header(file)
     if "path" not in header:
         return "csv_table"
     at, known = header.index("path"), _suffixes()
-    with open(file, encoding="utf-8-sig", errors="replace", newline="") as text:
+    with (
+        io.StringIO(parquet.as_csv(str(file), 1))
+        if file.suffix.lower() == ".parquet"
+        else open(file, encoding="utf-8-sig", errors="replace", newline="")
+    ) as text:
         first = text.readline()
         rows = csv.reader(text, delimiter=max(",;\t", key=first.count))
         row = next((row for row in rows if len(row) > at), None)
@@ -369,9 +377,9 @@ def dataset_section(text: str) -> dict[str, Any] | str:
     if path.is_file():
         if path.suffix.lower() in (".jsonl", ".ndjson", ".txt"):
             return {"name": "text", "path": text}
-        if path.suffix.lower() not in (".csv", ".tsv"):
+        if path.suffix.lower() not in (".csv", ".tsv", ".parquet"):
             raise ConfigError(
-                f"--dataset {clean(text)}: a folder, a table (CSV, TSV), texts (JSONL, TXT), or a dataset's name"
+                f"--dataset {clean(text)}: a folder, a table (CSV, TSV, Parquet), texts (JSONL, TXT), or a dataset's name"
             )
         return {"name": _reader_of_table(path), "path": text}
     if (os.sep in text and text.count("/") != 1) or text.startswith((".", "~", "/")):

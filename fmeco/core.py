@@ -214,6 +214,7 @@ class Samples(ABC):
     """
 
     targets: Mapping[str, Tensor | list[Any]] = {}
+    groups: Mapping[str, Sequence[str]] = {}  # column -> a value per sample, to measure by (`evaluate --by`)
     notes: tuple[str, ...] = ()  # findings that the user should read (skipped files, ...)
     in_memory = False  # True when reading a sample is so cheap that loader workers would only cost
     tensors: Inputs | None = None  # the whole split (N, ...), where it is in memory: batches are then cut from it
@@ -552,6 +553,7 @@ class Objective(nn.Module, ABC):
     """A Batch in, a Loss out. Owns the backbone, heads and teachers.
 
     directions: metric name -> "max" or "min"; the first one picks the best checkpoint unless the config does.
+    about: what a reader of its metrics and predictions must know, such as which class is the positive one.
     coupled: the loss depends on which samples share a batch, so micro-batches would change it.
     vectors_only: inputs serve for nothing but the backbone's vectors: what is frozen of it can then be computed once.
     """
@@ -560,6 +562,7 @@ class Objective(nn.Module, ABC):
     coupled = False
     vectors_only = False
     directions: Mapping[str, Literal["max", "min"]] = {}
+    about: Mapping[str, str] = {}
     backbone: Backbone
 
     def forward(self, batch: Batch, mode: Mode) -> Any:

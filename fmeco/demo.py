@@ -24,7 +24,7 @@ def configs() -> Path:
 def run(out: Path, seeds: int, stop: Callable[[], bool]) -> dict[str, Any]:
     """Pretrain on digits 0-4, finetune on 5-9 with ten labels per class; the control has the same config, steps and
     labels, and starts from random weights. Accuracy is on the test split, which chose nothing."""
-    from fmeco import use
+    from fmeco.evaluation import evaluate
     from fmeco.run import finetune, pretrain
 
     ours = re.compile(r"curves\.png|(pretrain|transfer|scratch)-\d+")
@@ -58,7 +58,7 @@ def run(out: Path, seeds: int, stop: Callable[[], bool]) -> dict[str, Any]:
                 stop=stop,
             )
             for name, result in (("transfer", second), ("scratch", third)):
-                found[name].append(use.evaluate(result.run)["metrics"]["test_accuracy"])
+                found[name].append(evaluate(result.run)["metrics"]["test_accuracy"])
         say(f"  test accuracy: {found['transfer'][-1]:.3f} after pretraining, {found['scratch'][-1]:.3f} from scratch")
     return {"accuracy": found, "curves": _curves(out, seeds), "run": str(out.resolve())}
 

@@ -132,13 +132,34 @@ def average_precision(scores: Tensor, positive: Tensor) -> float:
     n_pos = int(positive.sum())
     if n_pos == 0:
         return float("nan")
+    hits, chosen = _at_each_threshold(scores, positive)
+    return float((hits.cumsum(0) / chosen.cumsum(0) * hits).sum() / n_pos)
+
+
+def recall_at_precision(scores: Tensor, positive: Tensor, precision: float) -> float:
+    """The highest recall of any threshold on scores (N,) whose precision is at least `precision`, for bool labels (N,);
+    0 where there is none, nan without positives."""
+    n_pos = int(positive.sum())
+    if n_pos == 0:
+        return float("nan")
+    hits, chosen = (x.cumsum(0) for x in _at_each_threshold(scores, positive))
+    return float(torch.where(hits >= precision * chosen, hits, 0.0).max() / n_pos)
+
+
+def _at_each_threshold(scores: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
+    """(positives, samples) at each distinct score (L,), the highest first."""
     _, inverse = scores.double().unique(return_inverse=True)
-    levels = int(inverse.max()) + 1
-    hits = torch.zeros(levels, dtype=torch.float64).index_add_(0, inverse, positive.double()).flip(0)
-    total = (
-        torch.zeros(levels, dtype=torch.float64)
-        .index_add_(0, inverse, torch.ones(len(scores), dtype=torch.float64))
-        .flip(0)
-    )
-    precision = hits.cumsum(0) / total.cumsum(0)
-    return float((precision * hits).sum() / n_pos)
+    empty = torch.zeros(int(inverse.max()) + 1, dtype=torch.float64)
+    ones = torch.ones(len(scores), dtype=torch.float64)
+    return empty.index_add(0, inverse, positive.double()).flip(0), empty.index_add(0, inverse, ones).flip(0)
+
+
+def calibration_error(probability: Tensor, right: Tensor, bins: int = 15) -> float:
+    """Expected calibration error of the probabilities (N,) that answers were given, of which some were `right` (N,):
+    sum over bins of equal width of |share right - mean probability|, weighted by the bins' shares of the samples.
+
+    https://arxiv.org/abs/1706.04599 (Guo et al. 2017), equation 3.
+    """
+    at = ((probability * bins).ceil().long() - 1).clamp(0, bins - 1)  # (N,): bin m holds ((m - 1) / bins, m / bins]
+    gap = torch.zeros(bins, dtype=torch.float64).index_add(0, at, right.double() - probability.double())
+    return float(gap.abs().sum() / len(at))

@@ -1,4 +1,4 @@
-"""Using a checkpoint: load, evaluate, predict, embed, info. Reads backbone, objective and data description only."""
+"""Using a checkpoint: load, measure, predict, embed, info. Reads backbone, objective and data description only."""
 
 from __future__ import annotations
 
@@ -134,12 +134,19 @@ class Measured(NamedTuple):
     names: list[str]
     metrics: dict[str, float]
     rows: dict[str, Tensor]
+    samples: Samples  # of the split, all of them: rows["index"] are positions in it
+
+    @property
+    def metric(self) -> str:
+        """The one that picked the run's best checkpoint."""
+        evaluating = self.model.checkpoint.meta["config"]["evaluate"]
+        return str(evaluating["best"] or next(iter(self.model.objective.directions))).removeprefix("val_")
 
 
 def measure(ref: str | Path, dataset: str | None, split: str | None, overrides: Sequence[str]) -> Measured:
-    """As `evaluate`, with what its metrics come from."""
+    """A checkpoint on a split: of the dataset it was trained on, or of another with the same classes."""
     model = load(ref)
-    data, on_bad_sample = _data_for(model, ref, dataset, overrides)
+    data, on_bad_sample = data_for(model, ref, dataset, overrides)
     part = split or ("test" if data.test is not None else "val" if data.val is not None else "train")
     samples = data.split(part)
     for note in data.notes:
@@ -157,25 +164,7 @@ def measure(ref: str | Path, dataset: str | None, split: str | None, overrides: 
     metrics, rows = loop.evaluate(model.objective, batches, model.device, model.precision, bad=bad)
     for one in bad or []:
         say(f"left out: {one}")
-    return Measured(model, part, [samples.name(i) for i in rows["index"].tolist()], metrics, rows)
-
-
-@loop.known_errors()
-def evaluate(
-    ref: str | Path, *, dataset: str | None = None, split: str | None = None, overrides: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Metrics of a checkpoint on a split: of the dataset it was trained on, or of another with the same classes.
-
-    split: val or test; default test where there is one. A `dataset` path without split folders is used whole.
-    Returns {"checkpoint", "split", "samples", "metrics"}; metrics are named SPLIT_NAME.
-    """
-    found = measure(ref, dataset, split, overrides)
-    return {
-        "checkpoint": str(found.model.checkpoint.path),
-        "split": found.split,
-        "samples": len(found.names),
-        "metrics": {f"{found.split}_{name}": value for name, value in found.metrics.items()},
-    }
+    return Measured(model, part, [samples.name(i) for i in rows["index"].tolist()], metrics, rows, samples)
 
 
 @loop.known_errors()
@@ -237,7 +226,7 @@ def embed(
     _free(output, force)
     model = load(ref)
     # A new task's labels are its own: only how inputs are made is taken from the checkpoint.
-    data, _ = _data_for(model, ref, dataset, overrides, known=model.spec.preprocessing_only() if dataset else None)
+    data, _ = data_for(model, ref, dataset, overrides, known=model.spec.preprocessing_only() if dataset else None)
     samples = data.split(split or ("test" if data.test is not None else "val"))
     features, kept, skipped = model.embed(samples)
     for one in skipped:
@@ -264,7 +253,7 @@ def embed(
     }
 
 
-def _data_for(
+def data_for(
     model: Model,
     ref: str | Path,
     dataset: str | None,

@@ -44,6 +44,12 @@ def speakers(data: Data, part: str) -> set[str]:
     return {samples.name(i).split("/")[1].split("_")[0] for i in range(len(samples))}
 
 
+def data_of(run: str) -> Data:
+    settings = config.load(Path(run, "config.yaml"), stage="pretrain")
+    data: Data = settings.dataset.plugin.build({"known": None, "whole": False, "arch": None}, settings.dataset.options)
+    return data
+
+
 def test_log_mel_is_its_formula() -> None:
     """Frame by frame and band by band, with a Fourier sum written out, in float64."""
     spec = how(mels=10, fmin=50.0, fmax=3500.0, hop=15.0)
@@ -228,6 +234,10 @@ def test_the_whole_way_on_the_command_line(fmeco: Fmeco) -> None:
     assert answer.json["metrics"]["val_accuracy"] == 1.0
     assert config.load(Path("run/config.yaml"), stage="pretrain").augment.spelled == "spectrogram/specaugment"  # type: ignore[union-attr]
 
+    found = fmeco("evaluate", "run", "--split", "val", "--by", "speaker", "--json").json
+    held = speakers(data_of("run"), "val")
+    assert {row["group"] for row in found["groups"]} == held and held
+
     # A folder is known by what it holds; files at another rate are read the checkpoint's way.
     answer = fmeco("finetune", "--from", "run", "--dataset", "new", "--out", "tuned", *SHORT)
     assert answer.code == 0, answer.err
@@ -235,7 +245,8 @@ def test_the_whole_way_on_the_command_line(fmeco: Fmeco) -> None:
     assert api.load("tuned").spec.inputs == api.load("run").spec.inputs
     assert fmeco("evaluate", "run", "--dataset", "t", "--json").json["metrics"]["test_accuracy"] == 1.0
     rows = [f"t/{c}/ann_00.wav,{c}" for c in ("high", "low")]
-    table = write("t.csv", "path,label\n" + "\n".join(rows))
+    table = write("t.csv", "path,label,room\n" + "\n".join(f"{row},{i}" for i, row in enumerate(rows)))
+    assert len(fmeco("evaluate", "run", "--dataset", table, "--by", "room", "--json").json["groups"]) == 2
     assert fmeco("evaluate", "run", "--dataset", table, "--json").json["samples"] == 2
     Path("t/broken.wav").write_bytes(b"RIFF")
     answer = fmeco("predict", "run", "t/high/ann_00.wav", "t/low", "t/broken.wav", "--json")

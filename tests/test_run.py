@@ -103,9 +103,9 @@ def test_training_and_prediction_see_the_same_pixels(fmeco: Fmeco) -> None:
     model = api.load("run")
     from fmeco.loader import Reading, evaluation_batches
     from fmeco.loop import forward
-    from fmeco.use import _data_for
+    from fmeco.use import data_for
 
-    val = _data_for(model, "run", None, ())[0].split("val")
+    val = data_for(model, "run", None, ())[0].split("val")
     files = [f"p/{val.name(i)}" for i in range(len(val))]
     seen = [
         forward(model.objective, batch, "predict", torch.device("cpu"), "fp32")["probability"].max(1).values
@@ -312,9 +312,9 @@ def test_gradient_descent_is_sgd_on_the_full_batch() -> None:
     first = checkpoint.open_checkpoint(Path("run/checkpoints/step-00000001"))
     model = api.load("run/checkpoints/step-00000001")
     from fmeco.core import standardize
-    from fmeco.use import _data_for
+    from fmeco.use import data_for
 
-    train = _data_for(model, "run", None, ())[0].split("train")
+    train = data_for(model, "run", None, ())[0].split("train")
     x = standardize({"columns": torch.stack([train[i]["columns"] for i in range(len(train))])}, first.spec)["columns"]
     y = train.targets["label"]
     assert isinstance(y, torch.Tensor)

@@ -279,6 +279,14 @@ def test_a_corpus_without_labels_serves_a_task_with_them(fmeco: Call) -> None:
     assert [rows[0]["prediction"], rows[-1]["prediction"]] == ["animal", "tool"]
     assert len(rows) == 42
     assert fmeco("predict", "tuned", "absent.jsonl").code == 3
+    Path("by.jsonl").write_text(
+        "".join(
+            json.dumps({**json.loads(line), "from": ("web", "mail")[i % 2]}) + "\n"
+            for i, line in enumerate(Path("task.jsonl").read_text().splitlines())
+        )
+    )
+    groups = run(fmeco, "evaluate", "tuned", "--dataset", "by.jsonl", "--by", "from")["groups"]
+    assert {row["group"]: row["samples"] for row in groups} == {"web": 20, "mail": 20}
     probed = run(fmeco, "probe", "source", "--dataset", "task.jsonl")
     assert probed["metrics"]["accuracy"] > 0.5
     frozen = run(
@@ -328,8 +336,14 @@ def test_every_kind_of_file_gives_the_same_texts() -> None:
     rows = [json.loads(line) for line in texts(Path("t.jsonl")).read_text().splitlines()]
     Path("t.csv").write_text("label,text\n" + "".join(f'{r["label"]},"{r["text"]}"\n' for r in rows))
     Path("t.tsv").write_text("".join(f"{r['text']}\t{r['label']}\n" for r in rows))
+    pytest.importorskip("polars").DataFrame(rows).write_parquet("t.parquet")
     Path("t.txt").write_text("\n\n".join(r["text"] for r in rows))
-    made = [built(path="t.jsonl"), built(path="t.csv"), built(path="t.tsv", columns=["text", "label"])]
+    made = [
+        built(path="t.jsonl"),
+        built(path="t.csv"),
+        built(path="t.parquet"),
+        built(path="t.tsv", columns=["text", "label"]),
+    ]
     for data in made:
         assert data.spec.fingerprint == made[0].spec.fingerprint
         assert data.spec.preprocessing["tokenizer"] == made[0].spec.preprocessing["tokenizer"]

@@ -100,6 +100,7 @@ class Labelled(NamedTuple):
     targets: dict[str, Target]
     fingerprint: str
     notes: list[str]
+    groups: dict[str, _tables.Table]  # by split: columns to measure by
 
 
 def data(kind: type[FileSamples], spec: DataSpec, found: Labelled) -> Data:
@@ -111,6 +112,8 @@ def data(kind: type[FileSamples], spec: DataSpec, found: Labelled) -> Data:
         fingerprint=found.fingerprint,
     )
     made = {part: kind(files, targets, spec.preprocessing) for part, (files, targets) in found.parts.items()}
+    for part, samples in made.items():
+        samples.groups = found.groups[part]
     notes = tuple(dict.fromkeys(found.notes))
     return Data(spec, made.get("train"), made.get("val"), made.get("test"), notes=notes)
 
@@ -247,12 +250,15 @@ def in_folders(
         parts = {**{part: (files.take(at), codes[at]) for part, at in cut.items()}, **parts}
     elif fold is not None:
         raise ConfigError(f"dataset.split: {clean(path or given['train'])} has a validation folder of its own")
-    if speaker is not None:
-        _splits.apart({part: _splits.speakers(files.names(), speaker) for part, (files, _) in parts.items()})
     if "train" in parts and limit_per_class is not None:
         files, codes = parts["train"]
         at = _splits.limit(files.names(), codes, np.arange(len(files)), limit_per_class, limit_seed)
         parts["train"] = (files.take(at), codes[at])
+    groups: dict[str, _tables.Table] = {part: {} for part in parts}
+    if speaker is not None:
+        said = {part: _splits.speakers(files.names(), speaker) for part, (files, _) in parts.items()}
+        _splits.apart(said)
+        groups = {part: {"speaker": names} for part, names in said.items()}
     return Labelled(
         {part: (files, {"label": torch.from_numpy(codes)}) for part, (files, codes) in parts.items()},
         {"label": target},
@@ -260,6 +266,7 @@ def in_folders(
             [row for files, _ in parts.values() for row in zip(files.names(), files.sizes.tolist(), strict=True)]
         ),
         notes,
+        groups,
     )
 
 
@@ -347,9 +354,9 @@ def in_table(
     fold: Mapping[str, int] | None,
     speaker: str | None = None,
 ) -> Labelled:
-    """Files that a CSV names, and their labels. speaker: a column, or a regular expression that finds the speaker in a
+    """Files that a table names, and their labels. speaker: a column, or a regular expression that finds the speaker in a
     file's name; what was said by one stays in one split."""
-    table = _tables.read_csv(path)
+    table = _tables.read_table(path)
     files = _tables.column(table, path_column, path)
     labels = _tables.target_columns(table, label_column, path)
     folder = Path(root or os.path.dirname(path) or ".")
@@ -391,6 +398,11 @@ def in_table(
         _splits.apart({part: [speakers[i] for i in at] for part, at in parts.items()})
     if "train" in parts:
         parts["train"] = _splits.limit(files, codes, parts["train"], limit_per_class, limit_seed)
+    columns = _tables.grouping({name: values for name, values in table.items() if name != path_column})
+    if speakers is not None:
+        columns["speaker"] = [""] * len(table[path_column])
+        for i, name in zip(kept.tolist(), speakers, strict=True):
+            columns["speaker"][i] = name
     listed = Files.of(folder, files, [size for size, _ in found], [time for _, time in found])
     return Labelled(
         {part: (listed.take(at), targets.at(at)) for part, at in parts.items()},
@@ -403,6 +415,10 @@ def in_table(
             ]
         ),
         targets.notes,
+        {
+            part: {name: [values[i] for i in kept[at].tolist()] for name, values in columns.items()}
+            for part, at in parts.items()
+        },
     )
 
 

@@ -1,4 +1,4 @@
-"""Tables: reading CSV, and rows of numeric and categorical columns as inputs."""
+"""Tables: reading CSV and Parquet, and rows of numeric and categorical columns as inputs."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import io
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from fmeco import parquet
 from fmeco.core import (
     MISSING_CLASS,
     ConfigError,
@@ -36,6 +39,7 @@ from fmeco.datasets._splits import Indices
 Table = dict[str, list[str]]
 RESERVED = ("input", "prediction", "probability", "error")  # columns that `predict` writes
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})
+FEW_GROUPS = 100  # a column with at most so many values groups rows without being asked
 
 
 def is_missing(text: str) -> bool:
@@ -54,21 +58,51 @@ def is_decimal(text: str) -> bool:
     return is_number(text) and not text.strip().lstrip("+-").isdigit()
 
 
-def read_csv(path: str) -> Table:
-    """A CSV or TSV file with a header -> column name -> values as text. Raises DataError with file and line."""
+class Cells(NamedTuple):
+    """A column as numbers. values: (N,) float64, 0 where `missing` (N,) or where a cell is neither: those are `strange`."""
+
+    values: NDArray[np.float64]
+    missing: NDArray[np.bool_]
+    strange: Indices
+
+
+def cells(column: Sequence[str]) -> Cells:
+    """Text -> numbers, a whole column at a time: `is_number` and `is_missing` cell by cell would take minutes of a long
+    table."""
+    try:
+        values = np.fromiter(map(float, column), np.float64, len(column))
+        if np.isfinite(values).all():
+            return Cells(values, np.zeros(len(column), bool), np.zeros(0, np.int64))
+    except ValueError:
+        pass
+    missing = np.fromiter(map(MISSING.__contains__, map(str.lower, map(str.strip, column))), bool, len(column))
+    number = np.fromiter(map(is_number, column), bool, len(column)) & ~missing
+    values = np.zeros(len(column))
+    values[number] = [float(column[i]) for i in np.flatnonzero(number).tolist()]
+    return Cells(values, missing, np.flatnonzero(~number & ~missing))
+
+
+def read_table(path: str) -> Table:
+    """A CSV, TSV or Parquet file -> column name -> values as text. Raises DataError with file and line."""
     file = Path(path)
     if not file.is_file():
         raise DataError(f"{clean(path)}: no such file")
+    if file.suffix.lower() == ".parquet":
+        return _parse(parquet.as_csv(path), path, ",", blank_rows=True)
     try:
         text = file.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{clean(path)}: not UTF-8 text (byte {error.start})", "save it as UTF-8") from None
     except OSError as error:
         raise DataError(f"{clean(path)}: {error.strerror}") from None
-    first = text.partition("\n")[0]
-    delimiter = max(",;\t", key=first.count)
+    return _parse(text, path, max(",;\t", key=text.partition("\n")[0].count), blank_rows=False)
+
+
+def _parse(text: str, path: str, delimiter: str, blank_rows: bool) -> Table:
+    """blank_rows: an empty line is a row whose only value is missing."""
     try:
-        rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True) if row]
+        read = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        rows = [row or [""] for row in read] if blank_rows else list(filter(None, read))
     except csv.Error as error:
         raise DataError(f"{clean(path)}: not a valid CSV table: {error}") from None
     if len(rows) < 2:
@@ -76,10 +110,12 @@ def read_csv(path: str) -> Table:
     header = [name.strip() for name in rows[0]]
     if twice := {name for name in header if header.count(name) > 1}:
         raise DataError(f"{clean(path)}:1: the column {listing(twice)} appears more than once")
-    for line, row in enumerate(rows[1:], 2):
-        if len(row) != len(header):
-            raise DataError(f"{clean(path)}: row {line} has {len(row)} values, the header has {len(header)}")
-    return {name: [row[i].strip() for row in rows[1:]] for i, name in enumerate(header)}
+    if set(map(len, rows)) != {len(header)}:
+        line, row = next((line, row) for line, row in enumerate(rows, 1) if len(row) != len(header))
+        raise DataError(f"{clean(path)}: row {line} has {len(row)} values, the header has {len(header)}")
+    return {
+        name: list(map(str.strip, values)) for name, (_, *values) in zip(header, zip(*rows, strict=True), strict=True)
+    }
 
 
 def column(table: Table, name: str, path: str) -> list[str]:
@@ -110,6 +146,100 @@ def split_by_column(values: Sequence[str], path: str, name: str) -> dict[str, In
     return {part: np.flatnonzero(parts == part) for part in ("train", "val", "test") if (parts == part).any()}
 
 
+def check_apart(parts: Mapping[str, Indices], values: Sequence[str], path: str, name: str) -> None:
+    """Raises DataError that names a group (a customer) of which two given splits hold rows."""
+    homes: dict[str, str] = {}
+    for part, at in parts.items():
+        for value in {values[i] for i in at.tolist()}:
+            if (other := homes.setdefault(value, part)) != part:
+                raise DataError(
+                    f"{clean(path)}: '{clean(value, 40)}' of column '{clean(name)}' is in both {other} and {part}",
+                    "dataset.group_split keeps the rows of one value in one split; correct the split column",
+                )
+
+
+def split_by_group(
+    values: Sequence[str], path: str, name: str, val: float, test: float, fold: Mapping[str, int] | None
+) -> dict[str, Indices]:
+    """All rows of one value in one split, chosen by a hash of the value: shares are of values, not of rows."""
+    if blank := [row + 2 for row, value in enumerate(values) if is_missing(value)]:
+        raise DataError(f"{clean(path)}: no value of column '{clean(name)}' in row {listing(blank)}")
+    distinct = sorted(set(values))
+    if len(distinct) < (3 if test else 2):
+        raise DataError(f"{clean(path)}: column '{clean(name)}' has {len(distinct)} values: too few to split by")
+    chosen = _splits.split(distinct, np.zeros(len(distinct), np.int64), val, test, fold)
+    codes = {value: code for code, value in enumerate(distinct)}
+    code = np.fromiter(map(codes.__getitem__, values), np.int64, len(values))
+    return {part: np.flatnonzero(np.isin(code, at)) for part, at in chosen.items()}
+
+
+def split_by_time(
+    values: Sequence[str], path: str, name: str, val: float, test: float
+) -> tuple[dict[str, Indices], str]:
+    """The newest rows for testing, those before them for validation, and a note that says where the cuts are.
+
+    Rows of one moment stay together: a cut is where the share is nearest to what was asked for. A model is used on what
+    comes after its training data, so a random split would promise too much.
+    """
+    if val + test >= 1:
+        raise ConfigError(f"dataset: val_fraction {val} and test_fraction {test} leave nothing to train on")
+    moments, first, code, counts = np.unique(
+        _moments(values, path, name), return_index=True, return_inverse=True, return_counts=True
+    )
+    older = np.concatenate([[0], counts.cumsum()])  # rows before each moment
+    asked = {"test": test, "val": val} if test else {"val": val}
+    if len(moments) <= len(asked):
+        raise DataError(f"{clean(path)}: column '{clean(name)}' has {len(moments)} values: too few to split by")
+    parts: dict[str, Indices] = {}
+    said: list[str] = []
+    end = len(moments)
+    for left, (part, share) in enumerate(asked.items()):
+        wanted = older[end] - round(len(values) * share)
+        lowest = len(asked) - left  # a moment for each split that is still to come
+        cut = lowest + int(np.abs(older[lowest:end] - wanted).argmin())
+        parts[part] = np.flatnonzero((code >= cut) & (code < end))
+        said.append(f"{part} from {clean(values[first[cut]], 40)} ({len(parts[part]):,} rows)")
+        end = cut
+    parts["train"] = np.flatnonzero(code < end)
+    said.append(f"train before {clean(values[first[end]], 40)} ({len(parts['train']):,} rows)")
+    return dict(reversed(parts.items())), f"{clean(path)}: split by '{clean(name)}': {', '.join(reversed(said))}"
+
+
+def _moments(values: Sequence[str], path: str, name: str) -> NDArray[np.float64]:
+    """Numbers, or ISO dates and times (in seconds; UTC where none says its zone). Raises DataError that names the row."""
+    column = cells(values)
+    other = np.sort(np.concatenate([column.strange, np.flatnonzero(column.missing)])).tolist()
+    if not other:
+        return column.values
+    dates: list[datetime] = []
+    wrong = other[0] if len(other) < len(values) else None  # the first that is no number, among numbers
+    for row, value in enumerate(values if wrong is None else ()):
+        try:
+            dates.append(datetime.fromisoformat(value if len(value) != 7 else f"{value}-01"))  # 2024-01 is a month
+        except ValueError:
+            wrong = row
+            break
+    if wrong is not None:
+        raise DataError(
+            f"{clean(path)}: column '{clean(name)}', row {wrong + 2}: '{clean(values[wrong], 40)}' is no time",
+            "all of the column must be numbers, or ISO dates such as 2024-01-31 or 2024-01-31T12:00:00",
+        )
+    if len({date.tzinfo is None for date in dates}) > 1:
+        raise DataError(f"{clean(path)}: column '{clean(name)}': some times have a zone and others have none")
+    return np.array([(date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() for date in dates])
+
+
+def grouping(table: Table, named: Sequence[str] = ()) -> Table:
+    """The columns to measure by: those with few values, and those that are named."""
+    found: Table = {}
+    for name, values in table.items():
+        if name not in named and (len(set(values[:1000])) > FEW_GROUPS or len(set(values)) > FEW_GROUPS):
+            continue
+        one = {value: value for value in values}  # one string per value: the table's text need not stay in memory
+        found[name] = [one[value] for value in values]
+    return found
+
+
 def fit_columns(table: Table, features: Sequence[str], train: Indices) -> dict[str, Any]:
     """Column statistics, from the training rows alone: what `preprocessing` of a table holds.
 
@@ -119,20 +249,16 @@ def fit_columns(table: Table, features: Sequence[str], train: Indices) -> dict[s
     numeric: list[dict[str, Any]] = []
     categorical: list[dict[str, Any]] = []
     for name in features:
-        values = [table[name][i] for i in train]
-        present = [value for value in values if not is_missing(value)]
-        if all(is_number(value) for value in table[name] if not is_missing(value)):
-            x = np.array([float(value) for value in present] or [0.0])
+        column = cells(table[name])
+        if not column.strange.size:
+            gone = column.missing[train]
+            x = column.values[train][~gone] if not gone.all() else np.zeros(1)
             numeric.append(
-                {
-                    "name": name,
-                    "mean": float(x.mean()),
-                    "std": float(x.std()) or 1.0,
-                    "missing": len(present) < len(values),
-                }
+                {"name": name, "mean": float(x.mean()), "std": float(x.std()) or 1.0, "missing": bool(gone.any())}
             )
         else:
-            categorical.append({"name": name, "categories": sorted(set(present))})
+            seen = {table[name][i] for i in train.tolist()}
+            categorical.append({"name": name, "categories": sorted(v for v in seen if not is_missing(v))})
     return {"numeric": numeric, "categorical": categorical}
 
 
@@ -162,33 +288,32 @@ class Rows(Samples):
         names: Sequence[str],
     ) -> None:
         self.targets: Mapping[str, Tensor] = targets
-        self.names: list[str] = [names[i] for i in at.tolist()]
+        rows = at.tolist()
+        self.names: list[str] = [names[i] for i in rows]
         numeric = np.zeros((len(at), len(how["numeric"])), dtype=np.float64)
-        flags: list[np.ndarray[Any, Any]] = []
+        flags: list[NDArray[np.float64]] = []
         self.unreadable: dict[int, str] = {}
         for j, one in enumerate(how["numeric"]):
-            gone = np.zeros((len(at), 1), dtype=np.float64)
-            for place, row in enumerate(at):
-                value = table[one["name"]][row]
-                if is_missing(value):
-                    gone[place] = 1.0  # the mean, which is 0 once standardised
-                elif is_number(value):
-                    numeric[place, j] = (float(value) - one["mean"]) / one["std"]
-                else:
-                    self.unreadable[place] = (
-                        f"{names[row]}: column '{clean(one['name'])}': '{clean(value, 40)}' is not a number, "
-                        "and the column was numeric in training"
-                    )
+            column = cells([table[one["name"]][i] for i in rows])
+            numeric[:, j] = (column.values - one["mean"]) / one["std"]
+            numeric[column.missing, j] = 0.0  # the mean
+            for place in column.strange.tolist():
+                numeric[place, j] = 0.0
+                value = table[one["name"]][rows[place]]
+                self.unreadable[place] = (
+                    f"{names[rows[place]]}: column '{clean(one['name'])}': '{clean(value, 40)}' is not a number, "
+                    "and the column was numeric in training"
+                )
             if one["missing"]:
-                flags.append(gone)
+                flags.append(column.missing[:, None].astype(np.float64))
         self.columns = torch.from_numpy(np.concatenate([numeric, *flags], axis=1).astype(np.float32))  # (N, F)
         self.categories = torch.zeros(len(at), len(how["categorical"]), dtype=torch.int64)  # (N, K)
         self.unseen: dict[str, set[str]] = {}
         for j, one in enumerate(how["categorical"]):
             codes = {name: code for code, name in enumerate(one["categories"], 1)}
-            values = [table[one["name"]][i] for i in at]
+            values = [table[one["name"]][i] for i in rows]
             self.categories[:, j] = torch.tensor([codes.get(value, 0) for value in values], dtype=torch.int64)
-            if strange := {value for value in values if value not in codes and not is_missing(value)}:
+            if strange := {value for value in set(values) - codes.keys() if not is_missing(value)}:
                 self.unseen[one["name"]] = strange
         if not self.unreadable:
             parts = {"columns": self.columns, "categories": self.categories}
@@ -237,8 +362,12 @@ def build_table(
     test_fraction: float,
     fold: Mapping[str, int] | None,
     parts: dict[str, Indices] | None = None,
+    groups: Mapping[str, Sequence[str]] = {},
 ) -> Data:
-    """A Data from columns as text, and the labels of each target, one per row. What csv_table and sklearn share."""
+    """A Data from columns as text, and the labels of each target, one per row. What csv_table and sklearn share.
+
+    parts: the rows of each split, where a column decides them. groups: columns, whole, to measure by.
+    """
     same_modality(known, "table")
     old = known.targets if known is not None else {}
     found = read_targets(labels, old, classes, where=where, names=names, kind_of=lambda values: _kind(values, task))
@@ -262,6 +391,8 @@ def build_table(
     else:
         how = fit_columns(table, features, kept[parts["train"]])
     made = {part: Rows(table, kept[at], found.at(at), how, names) for part, at in parts.items()}
+    for part, at in parts.items():
+        made[part].groups = {name: [values[i] for i in kept[at].tolist()] for name, values in groups.items()}
     notes += [
         f"{part}: column '{clean(name)}' has categories not seen in training: {listing(sorted(strange))}"
         for part, samples in made.items()

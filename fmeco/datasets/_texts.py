@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fmeco import parquet
 from fmeco.core import (
     ConfigError,
     Data,
@@ -33,7 +34,7 @@ from fmeco.datasets._splits import Indices
 
 VOCABULARY, LENGTH = 8000, 128
 PAD, SEPARATOR = "[PAD]", "[SEP]"  # the first two ids; bytes that are no word of their own are the next 256
-SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt")
+SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet")
 TOGETHER = 1024  # texts that are cut into tokens at once
 
 Documented = Literal["auto", "line", "block"]
@@ -49,17 +50,19 @@ class Layout(NamedTuple):
 
 
 class Documents(NamedTuple):
-    """Texts, a name for each, and their labels ("" = none), where the files have any."""
+    """Texts, a name for each, their labels ("" = none), where the files have any, and the files' other columns."""
 
     texts: list[str]
     names: list[str]
     labels: list[str] | None
+    others: Mapping[str, list[str]] = {}
 
     def __add__(self, other: Documents) -> Documents:  # type: ignore[override]  # not as tuples are
         if (self.labels is None) != (other.labels is None):
             raise DataError(f"{other.names[0]}: some of the files have labels, and others have none")
         labels = None if self.labels is None or other.labels is None else self.labels + other.labels
-        return Documents(self.texts + other.texts, self.names + other.names, labels)
+        others = {name: values + other.others[name] for name, values in self.others.items() if name in other.others}
+        return Documents(self.texts + other.texts, self.names + other.names, labels, others)
 
 
 # ---------------------------------------------------------------- files
@@ -74,7 +77,7 @@ def read_documents(path: str, layout: Layout) -> Documents:
     if suffix not in SUFFIXES:
         raise DataError(f"{clean(path)}: texts are read from {', '.join(SUFFIXES)}")
     try:
-        content = file.read_text("utf-8-sig")
+        content = parquet.as_csv(path) if suffix == ".parquet" else file.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{clean(path)}: not UTF-8 text (byte {error.start})", "save it as UTF-8") from None
     except OSError as error:
@@ -82,6 +85,8 @@ def read_documents(path: str, layout: Layout) -> Documents:
     if suffix == ".txt":
         found = Documents(*_plain(content, path, layout.documents), None)
     else:
+        if suffix == ".parquet":
+            layout = layout._replace(columns=None)  # it has a header always
         lines = _json_lines(content, path) if suffix in (".jsonl", ".ndjson") else _rows(content, path, layout, suffix)
         found = _fields(lines, path, layout)
     if not found.texts:
@@ -124,13 +129,13 @@ def _json_lines(content: str, path: str) -> Iterator[Row]:
 
 
 def _rows(content: str, path: str, layout: Layout, suffix: str) -> Iterator[Row]:
-    """Rows of a CSV file; or of a TSV file, which has no quotes."""
+    """Rows of CSV; or of a TSV file, which has no quotes."""
     csv.field_size_limit(1 << 30)  # documents are longer than what tables usually hold
     if suffix == ".tsv":
         reader = csv.reader(io.StringIO(content, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE)
     else:
         first = content.partition("\n")[0]
-        delimiter = max(",;\t", key=first.count)
+        delimiter = "," if suffix == ".parquet" else max(",;\t", key=first.count)
         reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
     header = layout.columns
     try:
@@ -154,6 +159,7 @@ def _fields(rows: Iterable[Row], path: str, layout: Layout) -> Documents:
     texts: list[str] = []
     names: list[str] = []
     labels: list[str] = []
+    others: dict[str, list[str]] = {}
     for number, row in rows:
         for name in (layout.text, *([layout.label] if layout.label is not None else [])):
             if name not in row:
@@ -175,7 +181,12 @@ def _fields(rows: Iterable[Row], path: str, layout: Layout) -> Documents:
             labels.append(
                 "" if value is None else "|".join(map(str, value)) if isinstance(value, list) else str(value).strip()
             )
-    return Documents(texts, names, labels if layout.label is not None else None)
+        for name, value in row.items():
+            if name != layout.text and isinstance(value, str | int):
+                others.setdefault(name, [""] * (len(texts) - 1)).append(str(value).strip())
+        for values in others.values():
+            values += [""] * (len(texts) - len(values))
+    return Documents(texts, names, labels if layout.label is not None else None, _tables.grouping(others))
 
 
 # ---------------------------------------------------------------- tokens
@@ -354,6 +365,8 @@ def build_texts(
             packed = pieces(packed, length, _separator(tokenizer, where))
             names = [f"{part}, piece {i}" for i in range(len(packed.ends) - 1)]
         made[part] = Texts(packed, names, targets.at(at) if targets is not None else {}, length)
+        if not pack:  # a piece is of several documents
+            made[part].groups = {name: [values[i] for i in kept[at].tolist()] for name, values in found.others.items()}
         notes += [f"{part}: {note}" for note in made[part].notes]
     spec = DataSpec(
         modality="text",

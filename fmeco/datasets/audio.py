@@ -37,29 +37,30 @@ def build(
     whole: bool,
     *,
     path: Annotated[
-        FilePath | None, Doc("folder with train/, val/, test/, or with class folders directly; or a CSV file")
+        FilePath | None,
+        Doc("folder with train/, val/, test/, or with class folders directly; or a table (CSV, Parquet)"),
     ] = None,
     train: Annotated[FilePath | None, Doc("folder of class folders, instead of `path`")] = None,
     val: Annotated[FilePath | None, Doc("folder of class folders, instead of `path`")] = None,
     test: Annotated[FilePath | None, Doc("folder of class folders, instead of `path`")] = None,
-    path_column: Annotated[str, Doc("of a CSV: column of the paths, relative to its folder")] = "path",
+    path_column: Annotated[str, Doc("of a table: column of the paths, relative to its folder")] = "path",
     label_column: Annotated[
-        str | list[str], Doc("of a CSV: column of the label; several are tasks of objective: multi_task")
+        str | list[str], Doc("of a table: column of the label; several are tasks of objective: multi_task")
     ] = "label",
     split_column: Annotated[
-        str | None, Doc("of a CSV: column that says train, val or test; null = split by val_fraction")
+        str | None, Doc("of a table: column that says train, val or test; null = split by val_fraction")
     ] = None,
-    root: Annotated[FilePath | None, Doc("of a CSV: folder of the recordings, if it is not the CSV's")] = None,
+    root: Annotated[FilePath | None, Doc("of a table: folder of the recordings, if it is not the table's")] = None,
     task: Annotated[
         Literal["auto", "class", "multilabel", "number"],
-        Doc("of a CSV: what the label is; auto = number if all labels are decimals, else class"),
+        Doc("of a table: what the label is; auto = number if all labels are decimals, else class"),
     ] = "auto",
-    separator: Annotated[str, Doc("of a CSV: between the labels of one recording, for multilabel")] = "|",
+    separator: Annotated[str, Doc("of a table: between the labels of one recording, for multilabel")] = "|",
     speaker: Annotated[
         str | None,
         Doc(
             "keeps every speaker in one split: a regular expression whose one group is the speaker in a file's path, such "
-            "as '_([a-z]+)_', or a CSV's column"
+            "as '_([a-z]+)_', or a table's column"
         ),
     ] = None,
     classes: Classes = None,
@@ -96,7 +97,7 @@ def build(
         known, sample_rate=sample_rate, seconds=seconds, mels=mels, window=window, hop=hop, fmin=fmin, fmax=fmax
     )
     folders = {"train": train, "val": val, "test": test}
-    if path is not None and not os.path.isdir(path) and path.lower().endswith((".csv", ".tsv", ".txt")):
+    if path is not None and not os.path.isdir(path) and path.lower().endswith((".csv", ".tsv", ".txt", ".parquet")):
         if extra := [part for part, folder in folders.items() if folder is not None]:
             raise ConfigError(
                 f"dataset.{extra[0]}: a folder, beside the table in `path`", "split_column splits a table"
@@ -121,8 +122,16 @@ def build(
             speaker=speaker,
         )
     else:
-        if split_column is not None or root is not None:
-            raise ConfigError(f"dataset.{'root' if split_column is None else 'split_column'}: only for a CSV in `path`")
+        given = {
+            "split_column": split_column is not None,
+            "root": root is not None,
+            "path_column": path_column != "path",
+            "label_column": label_column != "label",
+            "task": task != "auto",
+            "separator": separator != "|",
+        }
+        if key := next((key for key, said in given.items() if said), None):
+            raise ConfigError(f"dataset.{key}: only for a table in `path`")
         found = _files.in_folders(
             _audio.AudioFiles,
             SUFFIXES,

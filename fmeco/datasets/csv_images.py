@@ -1,4 +1,4 @@
-"""A CSV table with a column of image paths and a column of labels."""
+"""A CSV or Parquet table with a column of image paths and a column of labels."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def build(
     known: DataSpec | None,
     whole: bool,
     *,
-    path: Annotated[FilePath, Doc("the CSV file; image paths are relative to its folder")],
+    path: Annotated[FilePath, Doc("the table; image paths are relative to its folder")],
     image_column: str = "path",
     label_column: Annotated[
         str | list[str], Doc("column of the label; several are tasks of objective: multi_task")
@@ -33,7 +33,7 @@ def build(
     split_column: Annotated[
         str | None, Doc("column that says train, val or test; null = split by val_fraction")
     ] = None,
-    root: Annotated[FilePath | None, Doc("folder of the images, if it is not the CSV's")] = None,
+    root: Annotated[FilePath | None, Doc("folder of the images, if it is not the table's")] = None,
     task: Annotated[
         Literal["auto", "class", "multilabel", "number"],
         Doc("what the label is; auto = number if all labels are decimals, else class"),

@@ -1,7 +1,8 @@
-"""A CSV or TSV table: numeric and categorical columns, missing values, and a target column."""
+"""A CSV, TSV or Parquet table: numeric and categorical columns, missing values, and a target column."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -21,6 +22,7 @@ from fmeco.core import (
     TestFraction,
     ValFraction,
     clean,
+    listing,
     nearest,
 )
 from fmeco.datasets import _tables
@@ -33,11 +35,18 @@ def build(
     path: Annotated[FilePath, Doc("the table, with a header")],
     target: Annotated[str | list[str], Doc("column to predict; several are tasks of objective: multi_task")] = "label",
     features: Annotated[
-        list[str] | None, Doc("columns to use; null = all but the target, `drop` and split_column")
+        list[str] | None, Doc("columns to use; null = all but the target, `drop` and those that split or group")
     ] = None,
     drop: Annotated[list[str], Doc("columns to leave out, such as an id")] = [],
     split_column: Annotated[
         str | None, Doc("column that says train, val or test; null = split by val_fraction")
+    ] = None,
+    time: Annotated[
+        str | None, Doc("column of numbers or ISO dates: the newest rows are for testing, those before for validation")
+    ] = None,
+    group: Annotated[list[str], Doc("columns to measure by (`evaluate --by`), which are no features")] = [],
+    group_split: Annotated[
+        str | None, Doc("column such as a customer: all rows of one value go to one split, by a hash of the value")
     ] = None,
     task: Annotated[
         Literal["auto", "class", "number"],
@@ -50,22 +59,37 @@ def build(
     test_fraction: TestFraction = 0.0,
     split: Fold = None,
 ) -> Data:
-    table = _tables.read_csv(path)
+    others = {"split_column": split_column, "group_split": group_split, "split": split}
+    if time is not None and (rivals := [key for key, value in others.items() if value is not None]):
+        raise ConfigError(f"dataset.time decides the splits, and so does {listing(rivals)}: name one of them")
+    table = _tables.read_table(path)
     labels = _tables.target_columns(table, target, path)
     targets = [target] if isinstance(target, str) else target
-    left_out = {*targets, *drop, *([split_column] if split_column else [])}
-    for name in (*drop, *(features or [])):
+    splitting = [name for name in (split_column, time, group_split) if name is not None]
+    left_out = {*targets, *drop, *splitting, *group}
+    for name in (*drop, *(features or []), *group, *(name for name in (time, group_split) if name is not None)):
         _tables.column(table, name, path)
     used = features if features is not None else [name for name in table if name not in left_out]
     if set(targets) & set(used) or not used:
         raise ConfigError(
             f"{clean(path)}: {'a target is among the features' if used else 'no columns are left to learn from'}"
         )
-    parts = _tables.split_by_column(table[split_column], path, split_column) if split_column in table else None
-    if split_column is not None and parts is None:
+    if split_column is not None and split_column not in table:
         raise ConfigError(f"{clean(path)}: no column '{clean(split_column)}'{nearest(split_column, table)}")
+    parts, notes = None, list[str]()
+    if split_column is not None:
+        parts = _tables.split_by_column(table[split_column], path, split_column)
+        if group_split is not None:
+            _tables.check_apart(parts, table[group_split], path, group_split)
+    elif whole:
+        pass  # all of it is measured
+    elif time is not None:
+        parts, cuts = _tables.split_by_time(table[time], path, time, val_fraction, test_fraction)
+        notes.append(cuts)
+    elif group_split is not None:
+        parts = _tables.split_by_group(table[group_split], path, group_split, val_fraction, test_fraction, split)
     shown = {name: table[name] for name in table if name in used or (known is not None and name not in left_out)}
-    return _tables.build_table(
+    data = _tables.build_table(
         known,
         whole,
         shown,
@@ -81,15 +105,17 @@ def build(
         test_fraction=test_fraction,
         fold=split,
         parts=parts,
+        groups=_tables.grouping(table, group),
     )
+    return dataclasses.replace(data, notes=(*notes, *data.notes))
 
 
 def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
-    """The rows of CSV files; the target column may be absent."""
+    """The rows of tables; the target column may be absent."""
     merged: _tables.Table = {}
     names: list[str] = []
     for path in sources:
-        table = _tables.read_csv(path)
+        table = _tables.read_table(path)
         _tables.match_columns(table, spec.preprocessing, path)
         rows = len(next(iter(table.values())))
         names += [f"{path}:{row}" for row in range(2, rows + 2)]

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fmeco.augment._mixing import mix_batch
-from fmeco.core import Backbone, Batch, ConfigError, DataSpec, Doc, Ge, Inputs, Loss, Lt, Objective, listing, nearest
-from fmeco.nn import Head, mirrored, roc_auc
+from fmeco.core import (
+    Backbone,
+    Batch,
+    ConfigError,
+    DataSpec,
+    Doc,
+    Ge,
+    Gt,
+    Inputs,
+    Le,
+    Loss,
+    Lt,
+    Objective,
+    clean,
+    listing,
+    nearest,
+)
+from fmeco.nn import Head, average_precision, calibration_error, mirrored, recall_at_precision, roc_auc
 
 
 def build(
@@ -28,6 +44,18 @@ def build(
     mixup: Annotated[float, Doc("alpha of mixup, 0 = off"), Ge(0)] = 0.0,
     cutmix: Annotated[float, Doc("alpha of cutmix (images), 0 = off"), Ge(0)] = 0.0,
     test_flip: Annotated[bool, Doc("evaluate and predict with the mean of an image and its mirror image")] = False,
+    positive: Annotated[
+        str | int | None, Doc("of two classes, the one to find; null = the rarer one of the training split")
+    ] = None,
+    recall_at_precision: Annotated[
+        float | None, Doc("of two classes: also measure the recall at this precision"), Gt(0), Le(1)
+    ] = None,
+    cost: Annotated[
+        dict[str, float] | None,
+        Doc(
+            "of two classes, {false_negative: 5, false_positive: 1}: what a mistake costs; decides from which probability on"
+        ),
+    ] = None,
 ) -> Objective:
     described = spec.targets.get(target)
     if described is None or described.kind != "class":
@@ -47,7 +75,46 @@ def build(
         weights = [float(class_weights.get(name, 1.0)) for name in classes]
     else:
         weights = None
-    return Classification(backbone, classes, target, label_smoothing, weights, dropout, mixup, cutmix, test_flip)
+    two = _two_classes(classes, counts, positive, recall_at_precision, cost)
+    return Classification(backbone, classes, target, label_smoothing, weights, dropout, mixup, cutmix, test_flip, two)
+
+
+class Two(NamedTuple):
+    """What is said of two classes. positive: the index of the one to find. threshold: the probability of it from which on
+    it is the answer; None = where it is the more probable one."""
+
+    positive: int
+    precision: float | None = None  # at which recall is measured
+    costs: tuple[float, float] | None = None  # of a false negative, of a false positive
+
+    @property
+    def threshold(self) -> float | None:
+        """Where both answers cost the same on average, if probabilities are calibrated: c_fp / (c_fp + c_fn).
+
+        https://doi.org/10.5555/1642194.1642224 (Elkan 2001), equation 2, with right answers at no cost.
+        """
+        return None if self.costs is None else self.costs[1] / sum(self.costs)
+
+
+def _two_classes(
+    classes: tuple[str, ...],
+    counts: tuple[int, ...],
+    positive: str | int | None,
+    precision: float | None,
+    cost: dict[str, float] | None,
+) -> Two | None:
+    asked = {"positive": positive, "recall_at_precision": precision, "cost": cost}
+    if len(classes) != 2:
+        if given := [key for key, value in asked.items() if value is not None]:
+            raise ConfigError(f"objective.{given[0]} is for two classes, and there are {len(classes)}")
+        return None
+    if positive is not None and str(positive) not in classes:
+        raise ConfigError(f"objective.positive: {clean(positive)} is not a class of this dataset: {listing(classes)}")
+    if cost is not None and (set(cost) != {"false_negative", "false_positive"} or min(cost.values()) <= 0):
+        raise ConfigError("objective.cost: expected two costs above 0, as in {false_negative: 5, false_positive: 1}")
+    rarer = 0 if counts and counts[0] < counts[1] else 1
+    at = rarer if positive is None else classes.index(str(positive))
+    return Two(at, precision, None if cost is None else (cost["false_negative"], cost["false_positive"]))
 
 
 def cross_entropy(
@@ -62,14 +129,6 @@ def cross_entropy(
 
 
 class Classification(Objective):
-    directions: Mapping[str, Literal["max", "min"]] = {
-        "accuracy": "max",
-        "loss": "min",
-        "macro_f1": "max",
-        "top5": "max",
-        "auc": "max",
-    }
-
     weights: Tensor | None
 
     def __init__(
@@ -83,8 +142,27 @@ class Classification(Objective):
         mixup: float,
         cutmix: float,
         test_flip: bool,
+        two: Two | None,
     ) -> None:
         super().__init__()
+        self.two = two
+        self.directions: Mapping[str, Literal["max", "min"]] = {
+            "accuracy": "max",
+            "loss": "min",
+            "macro_f1": "max",
+            "top5": "max",
+            "auc": "max",
+            "ece": "min",
+        }
+        if two is not None:
+            self.directions = {**self.directions, "average_precision": "max", "brier": "min"}
+            self.about = {"positive": classes[two.positive]}
+            if two.precision is not None:
+                self.recall_at = f"recall_at_p{100 * two.precision:g}"
+                self.directions = {**self.directions, self.recall_at: "max"}
+            if two.threshold is not None:
+                self.directions = {**self.directions, "cost": "min"}
+                self.about |= {"threshold": f"{two.threshold:.4g}"}
         self.test_flip = test_flip
         self.vectors_only = not (mixup or cutmix or test_flip)
         self.backbone, self.classes, self.target = backbone, classes, target
@@ -120,7 +198,8 @@ class Classification(Objective):
 
     def metrics(self, rows: dict[str, Tensor]) -> dict[str, float]:
         logits, label = rows["logits"], rows["label"]  # (N, C), (N,)
-        predicted = logits.argmax(1)
+        probability = logits.double().softmax(1)
+        predicted = self.answers(probability)
         classes = logits.shape[1]
         out = {
             "accuracy": float((predicted == label).double().mean()),
@@ -133,27 +212,55 @@ class Classification(Objective):
         out["macro_f1"] = float((2 * hits.double() / (support + claimed).clamp_min(1))[seen].mean())
         if classes > 5:
             out["top5"] = float((logits.topk(5).indices == label[:, None]).any(1).double().mean())
-        probability = logits.double().softmax(1)
         if classes == 2:
             auc = roc_auc(probability[:, 1], label == 1)
         else:
             auc = sum(roc_auc(probability[:, c], label == c) for c in range(classes)) / classes
         if auc == auc:  # not a number when a class has no samples
             out["auc"] = auc
+        sure, first = probability.max(1)
+        out["ece"] = calibration_error(sure, first == label)
+        if self.two is not None:
+            out |= self.of_two(self.two, logits.double(), label == self.two.positive)
         return out | {
             f"recall/{name}": int(hits[c]) / int(support[c]) for c, name in enumerate(self.classes) if support[c]
         }
 
+    def of_two(self, two: Two, logits: Tensor, positive: Tensor) -> dict[str, float]:
+        """What two classes are also measured by. logits: (N, 2); positive: (N,) bool."""
+        scores = (
+            logits[:, two.positive] - logits[:, 1 - two.positive]
+        )  # ranks as the probability, which ends in ties at 1
+        found = logits.softmax(1)
+        out = {"brier": float((found[:, two.positive] - positive.double()).square().mean())}
+        if positive.any():
+            out["average_precision"] = average_precision(scores, positive)
+            if two.precision is not None:
+                out[self.recall_at] = recall_at_precision(scores, positive, two.precision)
+        if two.costs is not None:
+            claimed = self.answers(found) == two.positive
+            misses, alarms = int((positive & ~claimed).sum()), int((claimed & ~positive).sum())
+            out["cost"] = (two.costs[0] * misses + two.costs[1] * alarms) / len(positive)
+        return out
+
+    def answers(self, probability: Tensor) -> Tensor:
+        """Probabilities (N, C) -> the classes that are predicted (N,)."""
+        if self.two is None or self.two.threshold is None:
+            return probability.argmax(1)
+        claimed = probability[:, self.two.positive] >= self.two.threshold
+        return torch.where(claimed, self.two.positive, 1 - self.two.positive)
+
     def correct(self, rows: dict[str, Tensor]) -> Tensor:
-        return rows["logits"].argmax(1) == rows["label"]
+        return self.answers(rows["logits"].double().softmax(1)) == rows["label"]
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         return {"probability": self.answer(batch).softmax(1)}
 
     def decode(self, outputs: dict[str, Tensor]) -> list[dict[str, str | float]]:
-        best, at = outputs["probability"].max(1)
+        at = self.answers(outputs["probability"])
+        sure = outputs["probability"].gather(1, at[:, None])[:, 0]
         return [
-            {"prediction": self.classes[i], "probability": p} for i, p in zip(at.tolist(), best.tolist(), strict=True)
+            {"prediction": self.classes[i], "probability": p} for i, p in zip(at.tolist(), sure.tolist(), strict=True)
         ]
 
     def class_rows(self) -> Mapping[str, tuple[str, ...]]:
