@@ -226,6 +226,10 @@ class RunConfig:
             choice: Choice | None = getattr(self, section)
             if choice is not None:
                 out[section] = choice.to_dict()
+                if choice.plugin.open and choice.arch is not None and choice.arch.startswith((".", "/")):
+                    # A folder's name is told from others by how it begins.
+                    arch = place(choice.arch)
+                    out[section]["name"] = f"{choice.name}/{arch if arch.startswith(('.', '/')) else './' + arch}"
                 for key in choice.plugin.paths:
                     if isinstance(choice.options[key], str):
                         out[section][key] = place(choice.options[key])
@@ -769,18 +773,23 @@ def json_schema() -> dict[str, Any]:
         word = "strategy" if section == "transfer" else "name"
         options = []
         bare: list[str] = []
+        patterns: list[dict[str, Any]] = []
         for plugin in plugins(kind).values():
             names = plugin.spellings or [plugin.name]
-            bare += names
+            spelled = {"pattern": f"^{plugin.name}/."} if plugin.open else {"enum": names}
+            if plugin.open:
+                patterns.append({"type": "string", **spelled})
+            else:
+                bare += names
             body = plugin.model.model_json_schema()
             body.pop("title", None)
             body["description"] = plugin.help
-            body["properties"] = {word: {"enum": names}, **body.get("properties", {})}
+            body["properties"] = {word: spelled, **body.get("properties", {})}
             if section == "transfer":
                 body["properties"] |= Carry.model_json_schema()["properties"]
             body["required"] = [word, *body.get("required", [])]
             options.append(body)
-        properties[section] = {"anyOf": [{"enum": bare}, *options]}
+        properties[section] = {"anyOf": [{"enum": bare}, *patterns, *options]}
     for name, model in SECTIONS.items():
         properties[name] = {key: value for key, value in model.model_json_schema().items() if key != "title"}
     return {
