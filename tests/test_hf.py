@@ -217,6 +217,9 @@ def test_objectives_without_labels(kind: str, objective: str, fmeco: Fmeco) -> N
     texts(Path("t.jsonl"))
     answer = fmeco("finetune", "--from", "run", "--dataset", "t.jsonl", *SHORT)
     assert answer.code == 0, answer.err
+    shutil.move("m", "gone")
+    assert api.load("run").objective.backbone.width == 32, "a backbone that a config names is in the checkpoint, too"
+    shutil.move("gone", "m")
     other = "next" if objective == "mask" else "mask"
     with pytest.raises(ConfigError, match=f"objective {other} needs"):
         api.pretrain({**settings, "objective": other}, out="other")
@@ -333,6 +336,8 @@ def test_a_config_chooses_no_kernel_and_no_code(monkeypatch: pytest.MonkeyPatch)
     assert build("./gone", spec, config=hostile).net.config._attn_implementation == "sdpa"
     with pytest.raises(ConfigError, match="auto_map: it names code"):
         build("./gone", spec, config=json.dumps({**json.loads(kept), "auto_map": {"AutoModel": "x--y.Z"}}))
+    described = hf.AutoConfig.for_model("bert", **SMALL, vocab_size=50, attn_implementation="someone/kernel")
+    assert choice.plugin.load()._network(described, "text").config._attn_implementation == "sdpa", "nor does an object"
     with pytest.raises(ConfigError, match="no '_attn_implementation' to change"):
         build("./m", spec, options={"_attn_implementation": "someone/kernel"})
 
