@@ -219,17 +219,25 @@ class RunConfig:
                 return os.path.relpath(path) if os.path.isabs(path) else path
             return os.path.abspath(path) if paths == "absolute" and os.path.exists(path) else path
 
+        def folder(name: str) -> str:
+            """SOURCE/./FOLDER or SOURCE/./FOLDER@WEIGHTS; a folder is told from other names by how it begins."""
+            source, _, rest = name.partition("/")
+            plugin = plugins("backbones").get(source)
+            if plugin is None or not plugin.open or not rest.startswith((".", "/")):
+                return name
+            path, at, weights = rest.partition("@")
+            path = place(path)
+            return f"{source}/{'' if path.startswith(('.', '/')) else './'}{path}{at}{weights}"
+
         out: dict[str, Any] = {"stage": self.stage}
         if self.source is not None:
-            out["from"] = place(self.source)
+            out["from"] = place(folder(self.source))
         for section in PLUGIN_SECTIONS:
             choice: Choice | None = getattr(self, section)
             if choice is not None:
                 out[section] = choice.to_dict()
-                if choice.plugin.open and choice.arch is not None and choice.arch.startswith((".", "/")):
-                    # A folder's name is told from others by how it begins.
-                    arch = place(choice.arch)
-                    out[section]["name"] = f"{choice.name}/{arch if arch.startswith(('.', '/')) else './' + arch}"
+                if choice.plugin.open:
+                    out[section]["name"] = folder(choice.spelled)
                 for key in choice.plugin.paths:
                     if isinstance(choice.options[key], str):
                         out[section][key] = place(choice.options[key])

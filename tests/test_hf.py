@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import shutil
@@ -152,12 +153,18 @@ def test_a_text_gives_what_the_librarys_own_classifier_reads(kind: str) -> None:
 def test_a_finetuned_checkpoint_needs_no_folder(kind: str, fmeco: Fmeco) -> None:
     model("m", kind, "ForPreTraining")
     texts(Path("t.jsonl"))
+    here = Path.cwd()
     answer = fmeco("finetune", "--from", "hf/./m@DEFAULT", "--dataset", "t.jsonl", "--out", "run", *SHORT)
     assert answer.code == 0, answer.err
     assert "100.0% of the backbone" in answer.err
     if kind != "gpt2":
         assert "left out, not of the backbone" in answer.err, "the head of the masked language model is named"
     predicted = fmeco("predict", "run", "cat dog cow", "saw axe drill", "--json").json
+    shutil.copytree("run", "killed", symlinks=True)
+    shutil.rmtree("killed/checkpoints")
+    with contextlib.chdir("/"):  # a run that was stopped before its first checkpoint does need the folder
+        answer = fmeco("resume", here / "killed")
+        assert answer.code == 0, answer.err
     shutil.move("m", "gone")
     assert fmeco("predict", "run", "cat dog cow", "saw axe drill", "--json").json == predicted
     for command in (
