@@ -77,6 +77,8 @@ def prepare(
 
     resumed: the run's own checkpoint, whose weights the caller restores; the source is not needed any more.
     """
+    if settings.backbone is not None:
+        settings = settings.replace(backbone=refs.completed(settings.backbone))
     source = _source(settings, own_backbone) if resumed is None else None
     known = source.spec.preprocessing_only() if source is not None else None
     if resumed is not None and (settings.source is not None or _weights(settings) is not None):

@@ -221,13 +221,25 @@ class RunConfig:
                 return os.path.relpath(path) if os.path.isabs(path) else path
             return os.path.abspath(path) if paths == "absolute" and os.path.exists(path) else path
 
+        def folder(name: str) -> str:
+            """SOURCE/./FOLDER or SOURCE/./FOLDER@WEIGHTS; a folder is told from other names by how it begins."""
+            source, _, rest = name.partition("/")
+            plugin = plugins("backbones").get(source)
+            if plugin is None or not plugin.open or not rest.startswith((".", "/")):
+                return name
+            path, at, weights = rest.partition("@")
+            path = place(path)
+            return f"{source}/{'' if path.startswith(('.', '/')) else './'}{path}{at}{weights}"
+
         out: dict[str, Any] = {"stage": self.stage}
         if self.source is not None:
-            out["from"] = place(self.source)
+            out["from"] = place(folder(self.source))
         for section in PLUGIN_SECTIONS:
             choice: Choice | None = getattr(self, section)
             if choice is not None:
                 out[section] = choice.to_dict()
+                if choice.plugin.open:
+                    out[section]["name"] = folder(choice.spelled)
                 for key in choice.plugin.paths:
                     if isinstance(choice.options[key], str):
                         out[section][key] = place(choice.options[key])
@@ -777,18 +789,23 @@ def json_schema() -> dict[str, Any]:
         word = "strategy" if section == "transfer" else "name"
         options = []
         bare: list[str] = []
+        patterns: list[dict[str, Any]] = []
         for plugin in plugins(kind).values():
             names = plugin.spellings or [plugin.name]
-            bare += names
+            spelled = {"pattern": f"^{plugin.name}/."} if plugin.open else {"enum": names}
+            if plugin.open:
+                patterns.append({"type": "string", **spelled})
+            else:
+                bare += names
             body = plugin.model.model_json_schema()
             body.pop("title", None)
             body["description"] = plugin.help
-            body["properties"] = {word: {"enum": names}, **body.get("properties", {})}
+            body["properties"] = {word: spelled, **body.get("properties", {})}
             if section == "transfer":
                 body["properties"] |= Carry.model_json_schema()["properties"]
             body["required"] = [word, *body.get("required", [])]
             options.append(body)
-        properties[section] = {"anyOf": [{"enum": bare}, *options]}
+        properties[section] = {"anyOf": [{"enum": bare}, *patterns, *options]}
     for name, model in SECTIONS.items():
         properties[name] = {key: value for key, value in model.model_json_schema().items() if key != "title"}
     return {

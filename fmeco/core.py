@@ -83,6 +83,7 @@ __all__ = [
     "mix",
     "mix_numbers",
     "nearest",
+    "numbering",
     "pad",
     "same_modality",
     "standardize",
@@ -104,6 +105,7 @@ class InputSpec:
     `shape` is that of one sample, (C, H, W) or (F,). Dimension 0 of `shape` is the one `mean` and `std` run over.
     The model sees `(stored * scale - mean) / std`; an empty mean leaves the stored values as they are.
     ragged: dimension 0 of a sample may be shorter than shape[0]; a batch is padded with 0 to its longest sample.
+    offset: of ids, what was added to those of their tokenizer, so that 0 is free for padding.
     """
 
     shape: tuple[int, ...]
@@ -112,6 +114,7 @@ class InputSpec:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     ragged: bool = False
+    offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -333,6 +336,13 @@ def pad(parts: Sequence[Tensor]) -> Tensor:
     return nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
 
 
+def numbering(tokenizer: Any) -> tuple[int, int]:
+    """How many ids a tokenizer of the package tokenizers has (some numbers may stand for nothing), and the offset that
+    they are stored with: batches are filled up with 0, which must not be a word of the text."""
+    count = 1 + max(tokenizer.get_vocab().values(), default=0)
+    return count, 0 if tokenizer.id_to_token(0) in ("[PAD]", "<pad>", "<|padding|>") else 1
+
+
 def standardize(inputs: Inputs, spec: DataSpec) -> Inputs:
     """Stored values (B, ...) -> the model's: `(x * scale - mean) / std` per channel, as float32."""
     out = dict(inputs)
@@ -522,12 +532,14 @@ class Backbone(nn.Module, ABC):
 
 class Published(NamedTuple):
     """Where a library publishes weights, and how their inputs were made. digits: the first ones of the file's SHA-256,
-    "" where the publisher does not say them."""
+    "" where the publisher does not say them. spec: None where the publisher does not say it. shards: the files that
+    hold the rest of the weights. A file of this machine is its path."""
 
     url: str
     digits: str
-    spec: DataSpec
+    spec: DataSpec | None
     licence: str | None = None
+    shards: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)

@@ -111,6 +111,7 @@ class Plugin:
     names: tuple[str, ...]  # architectures or datasets of a library this file stands for
     suffixes: tuple[str, ...]  # of the files that a dataset of class folders reads
     qualified: bool  # its names are known as PLUGIN/NAME alone
+    open: bool  # it takes PLUGIN/ANYTHING: what its names are is not fmeco's to list
     renamed: Mapping[str, str]  # old key -> new key
     paths: tuple[str, ...]  # the keys that are files or folders
     nested: Mapping[str, str]  # key that holds sections -> their kind
@@ -179,14 +180,16 @@ def find(kind: str, name: str) -> tuple[Plugin, str | None]:
     known = plugins(kind)
     source, slash, arch = name.partition("/")
     if not slash:
-        if name in known and not known[name].names:
+        if name in known and not known[name].names and not known[name].open:
             return known[name], None
         owners = [plugin for plugin in known.values() if name in plugin.names and not plugin.qualified]
         if len(owners) == 1:
             return owners[0], name
         if name in known:
-            raise ConfigError(f"{kind}: '{name}' needs one of its names: {name}/NAME", f"fmeco list {kind} shows them")
-    elif source in known and arch in known[source].names:
+            raise ConfigError(
+                f"{kind}: '{name}' needs one of its names: {name}/NAME", f"`fmeco list {kind}` says which"
+            )
+    elif source in known and (arch in known[source].names or (known[source].open and arch)):
         return known[source], arch
     valid = [*known, *(spelling for plugin in known.values() for spelling in plugin.spellings)]
     raise ConfigError(
@@ -289,6 +292,7 @@ def _read(kind: str, name: str, file: Path, module: str, function: str = "build"
         names=tuple(names),
         suffixes=tuple(_literal(tree, "SUFFIXES", file) or ()),
         qualified=bool(_literal(tree, "QUALIFIED", file)),
+        open=bool(_literal(tree, "OPEN", file)),
         renamed=_literal(tree, "RENAMED", file) or {},
         paths=tuple(arg.arg for arg in node.args.kwonlyargs if _mentions(arg.annotation, "FilePath")),
         nested={arg.arg: k for arg in node.args.kwonlyargs for n, k in NESTED.items() if _mentions(arg.annotation, n)},

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
-import os
-import urllib.error
-import urllib.parse
-import urllib.request
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from fmeco import checkpoint, config
 from fmeco.config import Choice
 from fmeco.core import DataSpec, InputSpec, Published
-from fmeco.errors import CheckpointError, ConfigError, ResourceError, clean, listing, nearest
+from fmeco.errors import CheckpointError, ConfigError, clean, listing, nearest
+from fmeco.fetch import fetch
 from fmeco.log import say
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
@@ -100,8 +95,13 @@ def _resolve(ref: str, backbone: Choice | None) -> Source:
                 f"{clean(ref)} does not say which architecture it belongs to",
                 "add the line `backbone: NAME` to the config, or --set backbone=NAME; `fmeco list backbones` shows the names",
             )
-        spec = _imagenet()
-        say(f"{path.name} holds no preprocessing: ImageNet's is assumed ({_shown(spec)})")
+        describe = getattr(backbone.plugin.load(), "preprocessing", None)
+        spec = describe(backbone.arch) if describe is not None else None
+        if spec is None:
+            spec = _imagenet()
+            say(f"{path.name} holds no preprocessing: ImageNet's is assumed ({_shown(spec)})")
+        else:
+            say(f"{path.name} holds no preprocessing: that of {backbone.spelled} is taken ({_shown(spec)})")
         return Source(str(path), backbone, checkpoint.read_foreign(path), spec)
     if path.exists() or "@" not in ref:
         found = find_checkpoint(ref)
@@ -121,7 +121,9 @@ def _resolve(ref: str, backbone: Choice | None) -> Source:
         return Source(str(ref), own, found.tensors("backbone"), found.spec, found, found.meta.get("licence"))
     name, _, weights = ref.partition("@")
     own = config.choice("backbone", {"name": name})
-    if backbone is not None:
+    if backbone is None:
+        own = completed(own)
+    else:
         if backbone.spelled != own.spelled:
             raise ConfigError(f"the config's backbone ({backbone.spelled}) contradicts {clean(ref)}")
         own = backbone
@@ -134,48 +136,35 @@ def published(backbone: Choice, weights: str) -> Source:
     find = getattr(backbone.plugin.load(), "pretrained", None)
     if find is None or backbone.arch is None:
         raise ConfigError(f"the backbone {backbone.spelled} has no published weights")
-    url, digits, spec, licence = Published(*find(backbone.arch, weights))
-    folder = Path(torch.hub.get_dir()) / "checkpoints"  # noqa: TID251  the folder that torch users have
-    # Only a name with digits is one file's alone: every model on a hub is called model.safetensors.
-    path = folder / (os.path.basename(url) if digits else urllib.parse.urlsplit(url).path.strip("/").replace("/", "--"))
-    if not path.is_file():
-        _download(url, path)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if not digest.startswith(digits):
-        raise CheckpointError(
-            f"{path} is not the file that was published: its SHA-256 begins {digest[: len(digits)]}, not {digits}",
-            "delete it, and it will be downloaded again",
-        )
-    ref = f"{backbone.spelled}@{weights}"
-    if not digits:
-        say(f"{ref}: its publisher states no hash to compare with; SHA-256 {digest}")
-    say(f"{ref}: preprocessing of these weights: {_shown(spec)}" + (f"; licence: {licence}" if licence else ""))
-    return Source(ref, backbone, checkpoint.read_foreign(path), spec, licence=licence)
+    found = Published(*find(backbone.arch, weights))
+    ref, spec = f"{backbone.spelled}@{weights}", found.spec or _imagenet()
+    state: dict[str, Tensor] = {}
+    for url in (found.url, *found.shards):
+        published = "://" in url
+        path = fetch(url, found.digits) if published else Path(url)
+        if published and not found.digits:
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            say(f"{ref}: its publisher states no hash to compare with; SHA-256 {digest}")
+        part = checkpoint.read_foreign(path)
+        if twice := sorted(set(part) & set(state)):
+            raise CheckpointError(f"{path} holds tensors that another file of these weights has: {listing(twice, 5)}")
+        state |= part
+    said = (
+        "preprocessing of these weights"
+        if found.spec is not None
+        else "they hold no preprocessing; ImageNet's is assumed"
+    )
+    say(f"{ref}: {said}: {_shown(spec)}" + (f"; licence: {found.licence}" if found.licence else ""))
+    return Source(ref, backbone, state, spec, licence=found.licence)
 
 
-def _download(url: str, path: Path) -> None:
-    """Fetch a file next to its place and move it there when it is whole."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(url, timeout=60) as answer, open(temporary, "wb") as file:
-            size = int(answer.headers.get("Content-Length") or 0)
-            with tqdm(total=size or None, unit="B", unit_scale=True, desc=path.name, disable=None) as bar:
-                while block := answer.read(1 << 20):
-                    file.write(block)
-                    bar.update(len(block))
-            if size and file.tell() != size:
-                raise ResourceError(f"the download of {url} broke off at {file.tell()} of {size} bytes", "try again")
-        os.replace(temporary, path)
-    except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
-        raise ResourceError(
-            f"could not download {url}: {clean(getattr(error, 'reason', error))}",
-            f"check the network, or put the file at {path} yourself",
-        ) from None
-    except OSError as error:
-        raise checkpoint.disk_error(error, path, 0) from None
-    finally:
-        temporary.unlink(missing_ok=True)
+def completed(backbone: Choice) -> Choice:
+    """The backbone with what its architecture's name stands for written into its options, where that lies outside of
+    fmeco and its libraries: a checkpoint must describe its model by itself."""
+    complete = getattr(backbone.plugin.load(), "complete", None)
+    if complete is None:
+        return backbone
+    return dataclasses.replace(backbone, options=complete(backbone.arch, dict(backbone.options)))
 
 
 def _imagenet() -> DataSpec:
@@ -189,6 +178,8 @@ def _imagenet() -> DataSpec:
 
 def _shown(spec: DataSpec) -> str:
     how = spec.preprocessing
+    if spec.modality == "text":
+        return f"a tokenizer of {how['ids']} ids" if how else "no tokenizer"
     return f"{how['size']} pixels from {how['resize']}, {how['interpolation']}, {how['color']}"
 
 

@@ -2,7 +2,7 @@
 # Set up, then lint, types and tests. Arguments go to pytest: bash scripts/test.sh tests/test_data.py -k bomb
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-bash "$here/scripts/setup.sh" dev,plots,tables,tensorboard,timm,audio,text
+bash "$here/scripts/setup.sh" dev,plots,tables,tensorboard,timm,audio,text,hf
 cd "$here"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .

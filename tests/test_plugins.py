@@ -227,6 +227,7 @@ ORDER = [
     "nn",
     "log",
     "checkpoint",
+    "fetch",
     "launch",
     "dist",
     "loader",
@@ -266,7 +267,7 @@ def test_imports_go_one_way() -> None:
     for file in files:
         for used in imports(file):
             allowed = used in ("fmeco", "fmeco.parquet") or used.startswith(
-                ("fmeco.core", "fmeco.nn", "fmeco.errors", "fmeco.augment", f"fmeco.{file.parent.name}")
+                ("fmeco.core", "fmeco.nn", "fmeco.errors", "fmeco.fetch", "fmeco.augment", f"fmeco.{file.parent.name}")
             )
             assert allowed, f"{file} imports {used}"
 

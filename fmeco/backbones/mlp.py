@@ -21,6 +21,10 @@ def build(
 ) -> Backbone:
     if not hidden or min(hidden) < 1:
         raise ConfigError(f"backbone.hidden: the layers' widths must be positive, got {hidden}")
+    if ragged := [name for name, one in spec.inputs.items() if one.ragged]:
+        raise ConfigError(
+            f"the backbone mlp takes inputs of one length, and {ragged[0]} are of several", "backbone: transformer"
+        )
     return MLP(spec, hidden, batch_norm, dropout, embedding)
 
 

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from fmeco.core import BLANK, HIDDEN, Backbone, ConfigError, DataSpec, Doc, Features, Ge, Gt, Inputs, Lt, Tokens
 
-STD = 0.02  # of new weights, as in https://arxiv.org/abs/1810.04805 and its followers
 BASE = 10000.0  # of the rotations' wavelengths
 
 
@@ -76,9 +75,10 @@ class Transformer(Backbone):
         angles = rotations(stem.length, width // heads) if positions == "rotary" else None
         self.register_buffer("angles", angles, persistent=False)
         for name, p in self.named_parameters():
-            if p.ndim > 1:
+            if p.ndim > 1:  # (outputs, inputs) of a layer, (ids, D) of embeddings: what they make is of size 1
                 # What is added to the residual stream, twice in each block, is scaled so that its sum keeps its size.
-                nn.init.normal_(p, std=STD / math.sqrt(2 * depth) if name.endswith("out.weight") else STD)
+                added = 2 * depth if name.endswith("out.weight") else 1
+                nn.init.normal_(p, std=1 / math.sqrt(p.shape[1] * added))
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
 
@@ -104,6 +104,10 @@ class Transformer(Backbone):
 
     def tokenize(self, inputs: Inputs) -> Tokens:
         return self.stem.tokenize(inputs)
+
+    def scores(self, tokens: Tensor) -> Tensor:
+        assert self.stem.embedding is not None
+        return F.linear(tokens, self.stem.embedding.weight)
 
     def depth_of(self, name: str) -> int:
         first, _, rest = name.partition(".")
@@ -165,6 +169,7 @@ class Stem(nn.Module, ABC):
     vocabulary: int = 0
     numbers: int = 0
     grid: tuple[int, int] | None = None
+    embedding: nn.Embedding | None = None  # (vocabulary, D)
 
     @abstractmethod
     def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]: ...
@@ -186,6 +191,7 @@ class Ids(Stem):
         self.embedding = nn.Embedding(self.vocabulary, width)
 
     def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
+        assert self.embedding is not None
         return self.embedding(inputs["tokens"]), None
 
     def mask(self, inputs: Inputs) -> Tensor:

@@ -27,6 +27,7 @@ from fmeco.core import (
     clean,
     listing,
     nearest,
+    numbering,
     same_modality,
 )
 from fmeco.datasets import _splits, _tables
@@ -221,16 +222,12 @@ def learn(texts: Iterable[str], vocabulary: int, lowercase: bool) -> str:
 
 
 def load(description: str, where: str) -> Any:
-    """A tokenizer from its JSON. Raises ConfigError for one whose id 0 is not for padding."""
+    """A tokenizer from its JSON. Raises ConfigError for what is none."""
     hf = library()
     try:
         made = hf.Tokenizer.from_str(description)
     except Exception as error:  # the library raises nothing more special
         raise ConfigError(f"{where}: not a tokenizer of the package tokenizers: {clean(error)}") from None
-    if made.id_to_token(0) not in (PAD, "<pad>", "<|padding|>"):
-        raise ConfigError(
-            f"{where}: id 0 is '{clean(made.id_to_token(0))}', and must be [PAD]: it fills up short texts"
-        )
     made.no_truncation()
     made.no_padding()
     made.encode_special_tokens = True  # "[PAD]" in a text is five characters
@@ -246,14 +243,24 @@ class Packed(NamedTuple):
 
 
 def encode(tokenizer: Any, texts: Sequence[str], length: int | None) -> Packed:
-    """Texts -> ids, of each at most the first `length`."""
-    kind = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.int32
+    """Texts -> ids, of each at most the first `length`, among which are the special tokens that the tokenizer's
+    post-processor adds. length: None for documents that are joined, which get none."""
+    count, offset = numbering(tokenizer)
+    kind: Any = np.uint16 if count + offset <= 1 << 16 else np.int32
+    special = 0 if length is None else tokenizer.num_special_tokens_to_add(False)
+    if length is not None and length <= special:
+        raise ConfigError(f"dataset.length: {length} leaves no room beside the tokenizer's {special} special tokens")
     parts: list[np.ndarray[Any, Any]] = []
     full: list[int] = []
     for start in range(0, len(texts), TOGETHER):
         for one in tokenizer.encode_batch_fast(list(texts[start : start + TOGETHER]), add_special_tokens=False):
-            parts.append(np.array(one.ids[:length], dtype=kind))
-            full.append(len(one.ids))
+            full.append(len(one.ids) + special)
+            if (
+                length is not None and special and one.ids
+            ):  # a text is cut before they are added, so that none of them is lost
+                one.truncate(length - special)
+                one = tokenizer.post_process(one)
+            parts.append(np.array(one.ids[:length], dtype=kind) + kind(offset))
     ends = np.cumsum([0, *map(len, parts)], dtype=np.int64)
     return Packed(np.concatenate(parts) if parts else np.zeros(0, kind), ends, np.array(full, dtype=np.int64))
 
@@ -357,12 +364,13 @@ def build_texts(
         parts["train"] = _splits.limit(chosen, codes, parts["train"], limit_per_class, limit_seed)
     how = preprocessing(known, wanted, layout, (chosen[i] for i in parts.get("train", np.arange(0)).tolist()))
     tokenizer, length = load(how["tokenizer"], "the checkpoint's tokenizer" if known else where), how["length"]
+    _, offset = numbering(tokenizer)
     made: dict[str, Texts] = {}
     for part, at in parts.items():
         packed = encode(tokenizer, [chosen[i] for i in at.tolist()], None if pack else length)
         names = [found.names[i] for i in kept[at].tolist()]
         if pack:
-            packed = pieces(packed, length, _separator(tokenizer, where))
+            packed = pieces(packed, length, _separator(tokenizer, where) + offset)
             names = [f"{part}, piece {i}" for i in range(len(packed.ends) - 1)]
         made[part] = Texts(packed, names, targets.at(at) if targets is not None else {}, length)
         if not pack:  # a piece is of several documents
@@ -370,7 +378,7 @@ def build_texts(
         notes += [f"{part}: {note}" for note in made[part].notes]
     spec = DataSpec(
         modality="text",
-        inputs={"tokens": InputSpec((length,), "int64", ragged=True)},
+        inputs={"tokens": InputSpec((length,), "int64", ragged=True, offset=offset)},
         targets=targets.targets if targets is not None else {},
         preprocessing=how,
         reader=reader,
@@ -391,9 +399,9 @@ def _separator(tokenizer: Any, where: str) -> int:
 
 def preprocessing(known: DataSpec | None, wanted: Wanted, layout: Layout, texts: Iterable[str]) -> dict[str, Any]:
     """How texts become ids: the checkpoint's way, or one learned from the training texts. ids: how many there are;
-    vocabulary: how many were asked for."""
+    vocabulary: how many were asked for. Weights of a library may come without a way of their own."""
     given = Path(wanted.tokenizer).read_text("utf-8") if wanted.tokenizer and Path(wanted.tokenizer).is_file() else None
-    if known is not None:
+    if known is not None and known.preprocessing:
         how = dict(known.preprocessing)
         for key, value in (("vocabulary", wanted.vocabulary), ("lowercase", wanted.lowercase), ("tokenizer", given)):
             if value is not None and value != how[key]:
@@ -410,10 +418,9 @@ def preprocessing(known: DataSpec | None, wanted: Wanted, layout: Layout, texts:
     else:
         vocabulary, lowercase = wanted.vocabulary or VOCABULARY, bool(wanted.lowercase)
         described = learn(texts, vocabulary, lowercase)
-    ids = load(described, "dataset.tokenizer").get_vocab_size()
     return {
         "tokenizer": described,
-        "ids": ids,
+        "ids": sum(numbering(load(described, "dataset.tokenizer"))),
         "vocabulary": vocabulary,
         "lowercase": lowercase,
         "length": wanted.length or LENGTH,

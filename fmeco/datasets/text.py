@@ -62,7 +62,7 @@ def build(
         Ge(300),
     ] = None,
     tokenizer: Annotated[
-        FilePath | None, Doc("a tokenizer.json of the package tokenizers, instead of learning one; its id 0 is padding")
+        FilePath | None, Doc("a tokenizer.json of the package tokenizers, instead of learning one")
     ] = None,
     lowercase: Annotated[bool | None, Doc("null = the checkpoint's, else false")] = None,
     length: Annotated[int | None, Doc("most tokens of a text; null = the checkpoint's, else 128"), Gt(1)] = None,
