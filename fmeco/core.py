@@ -519,6 +519,11 @@ class Backbone(nn.Module, ABC):
         objective can then ask it to guess."""
         raise TypeError(f"{type(self).__name__} has no tokens that stand for anything")
 
+    def scores(self, tokens: Tensor) -> Tensor:
+        """How well features of tokens (N, D) fit each id (N, vocabulary): their products with the ids' embeddings. One
+        matrix then learns from both its ends. https://arxiv.org/abs/1608.05859"""
+        raise TypeError(f"{type(self).__name__} has no tokens that stand for ids")
+
     def calibrate(self, inputs: Inputs) -> None:
         """Fit what is computed from data rather than learned to a few hundred training samples. Called once, on a new
         model without weights to start from."""

@@ -339,6 +339,10 @@ class Text(Body):
     def tokenize(self, inputs: Inputs) -> Tokens:
         return Tokens(inputs["tokens"].ne(0), ids=inputs["tokens"])
 
+    def scores(self, tokens: Tensor) -> Tensor:
+        found = nn.functional.linear(tokens, self.net.get_input_embeddings().weight)  # type: ignore[operator]
+        return nn.functional.pad(found, (self.offset, 0))  # padding is never to be guessed
+
 
 def _text(config: Any, spec: DataSpec, pooling: str, where: str) -> Backbone:
     """A model for the texts of a dataset. Raises ConfigError for a tokenizer that is not the model's."""

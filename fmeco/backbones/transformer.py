@@ -169,7 +169,7 @@ class Stem(nn.Module, ABC):
     vocabulary: int = 0
     numbers: int = 0
     grid: tuple[int, int] | None = None
-    embedding: nn.Embedding | None = None  # (vocabulary, D)
+    embedding: nn.Embedding | None  # (vocabulary, D)
 
     @abstractmethod
     def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]: ...
@@ -213,7 +213,7 @@ class Patches(Stem):
         self.patch = patch
         self.grid = (sides[0] // patch[0], sides[1] // patch[1])
         self.length, self.numbers = self.grid[0] * self.grid[1], channels * patch[0] * patch[1]
-        self.embed = nn.Linear(self.numbers, width)
+        self.embed, self.embedding = nn.Linear(self.numbers, width), None
 
     def cut(self, inputs: Inputs) -> Tensor:
         """(B, C, H, W) -> (B, T, C * h * w)."""

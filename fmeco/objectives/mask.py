@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -31,7 +32,6 @@ from fmeco.nn import Head
 IDS, PATCHES, COLUMNS = 0.15, 0.75, 0.3  # the share that is hidden: BERT's, MAE's, and one between them
 BLANKED, SWAPPED = 0.8, 0.1  # of the hidden ids; the rest stays as it is
 EPS = 1e-6
-STD = 0.02
 
 
 def build(
@@ -100,8 +100,8 @@ class Mask(Objective):
     def __init__(self, backbone: Backbone, rate: float, swap: bool) -> None:
         super().__init__()
         self.backbone, self.rate, self.swap = backbone, rate, swap
-        self.blank = nn.Parameter(torch.randn(backbone.width) * STD)
-        self.ids = Head(backbone.width, backbone.vocabulary, 0.0) if backbone.vocabulary else None
+        self.blank = nn.Parameter(torch.randn(backbone.width) / math.sqrt(backbone.width))
+        self.bias = nn.Parameter(torch.zeros(backbone.vocabulary)) if backbone.vocabulary else None
         self.numbers = Head(backbone.width, backbone.numbers, 0.0) if backbone.numbers else None
 
     def hide(self, batch: Batch) -> tuple[Inputs, Tokens, Tensor]:
@@ -129,9 +129,10 @@ class Mask(Objective):
             at = chosen[:, :split]
             found = errors(self.numbers(features[:, :split][at]).float(), tokens.numbers[at].float())
             loss[:, :split] = torch.zeros_like(loss[:, :split]).masked_scatter(at, found)
-        if self.ids is not None and tokens.ids is not None:
+        if self.bias is not None and tokens.ids is not None:
             at = chosen[:, split:]
-            logits, wanted = self.ids(features[:, split:][at]).float(), tokens.ids[at]  # (N, ids), (N,)
+            logits = (self.backbone.scores(features[:, split:][at]) + self.bias).float()  # (N, ids)
+            wanted = tokens.ids[at]  # (N,)
             found = F.cross_entropy(logits, wanted, reduction="none")
             loss[:, split:] = torch.zeros_like(loss[:, split:]).masked_scatter(at, found)
             right[:, split:] = torch.zeros_like(at).masked_scatter(at, logits.argmax(1) == wanted)

@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fmeco.core import Backbone, Batch, ConfigError, Loss, Objective
-from fmeco.nn import Head
 
 
 def build(backbone: Backbone) -> Objective:
@@ -37,14 +37,14 @@ class Next(Objective):
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = Head(backbone.width, backbone.vocabulary, 0.0)
+        self.bias = nn.Parameter(torch.zeros(backbone.vocabulary))
 
     def guess(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Losses (B, T - 1), and which of them count."""
         tokens = self.backbone.tokenize(batch.views[0])
         features = self.backbone(batch.views[0]).tokens
         assert features is not None and tokens.ids is not None
-        return losses(self.head(features).float(), tokens.ids, tokens.mask)
+        return losses((self.backbone.scores(features) + self.bias).float(), tokens.ids, tokens.mask)
 
     def loss(self, batch: Batch) -> Loss:
         found, there = self.guess(batch)
