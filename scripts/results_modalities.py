@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import platform
 import re
 import statistics
@@ -160,11 +161,18 @@ def text(given: argparse.Namespace, tell: Tell) -> Mapping[str, str]:
             }
             tell(labels, "masked pretraining", tuned(out / "mask", start, raw))
             tell(labels, "scratch", tuned(out / "scratch", start, {**raw, "transfer": "scratch"}))
-            vectors = TfidfVectorizer()
             own = samples(out / "scratch", "train")
-            vectors.fit([lines[own.name(i)] for i in range(len(own))])
-            tell(labels, "TF-IDF", plain(out / "scratch", lambda s: vectors.transform([lines[s.name(i)] for i in range(len(s))])))  # fmt: skip
+            vectors = TfidfVectorizer().fit(sentences(lines, own))
+            tell(labels, "TF-IDF", plain(out / "scratch", functools.partial(tf_idf, vectors, lines)))
     return {"masked pretraining": "scratch", "scratch": "TF-IDF"}
+
+
+def sentences(lines: Mapping[str, str], some: Samples) -> list[str]:
+    return [lines[some.name(i)] for i in range(len(some))]
+
+
+def tf_idf(vectors: Any, lines: Mapping[str, str], some: Samples) -> Any:
+    return vectors.transform(sentences(lines, some))
 
 
 def speech(given: argparse.Namespace, tell: Tell) -> Mapping[str, str]:

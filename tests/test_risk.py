@@ -241,3 +241,16 @@ def test_boosted_trees_learn_from_the_same_rows(run: dict[str, Any], fmeco: Fmec
     assert "is for tables" in answer.err
     groups = fmeco("evaluate", "image", "--by", "label", "--json").json["groups"]
     assert {row["group"] for row in groups} == {"blue", "green", "red"}
+
+
+def test_numbers_that_are_codes_are_categories(fmeco: Fmeco) -> None:
+    rows = [f"{i % 3},{i * 0.37 % 1:.2f},{'yn'[i % 3 == 1]}" for i in range(90)]
+    write("codes.csv", "code,x,label\n" + "\n".join(rows))
+    told = {"name": "csv_table", "path": "codes.csv", "categorical": ["code"]}
+    data = build(**told)
+    assert [one["name"] for one in data.spec.preprocessing["numeric"]] == ["x"]
+    assert data.spec.preprocessing["categorical"] == [{"name": "code", "categories": ["0", "1", "2"]}]
+    with pytest.raises(ConfigError, match="categorical: label is no feature"):
+        build(**{**told, "categorical": ["label"]})
+    with pytest.raises(ConfigError, match="learned it as a number"):
+        build(build(name="csv_table", path="codes.csv").spec, **told)

@@ -7,7 +7,7 @@ import dataclasses
 import io
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -240,17 +240,20 @@ def grouping(table: Table, named: Sequence[str] = ()) -> Table:
     return found
 
 
-def fit_columns(table: Table, features: Sequence[str], train: Indices) -> dict[str, Any]:
+def fit_columns(
+    table: Table, features: Sequence[str], train: Indices, categorical_too: Collection[str] = ()
+) -> dict[str, Any]:
     """Column statistics, from the training rows alone: what `preprocessing` of a table holds.
 
     Numeric: mean and std, missing values become the mean, plus a 0/1 column where any were missing.
-    Categorical: the categories seen, numbered from 1; 0 stands for missing and for ones never seen.
+    Categorical: the categories seen, numbered from 1; 0 stands for missing and for ones never seen. categorical_too:
+    columns of numbers that are categorical.
     """
     numeric: list[dict[str, Any]] = []
     categorical: list[dict[str, Any]] = []
     for name in features:
         column = cells(table[name])
-        if not column.strange.size:
+        if not column.strange.size and name not in categorical_too:
             gone = column.missing[train]
             x = column.values[train][~gone] if not gone.all() else np.zeros(1)
             numeric.append(
@@ -354,6 +357,7 @@ def build_table(
     where: str,
     names: Sequence[str],
     features: Sequence[str],
+    categorical: Sequence[str] = (),
     task: str,
     classes: list[str | int] | None,
     limit_per_class: int | None,
@@ -385,11 +389,16 @@ def build_table(
         parts["train"] = _splits.limit(chosen, codes, parts["train"], limit_per_class, limit_seed)
     if known is not None:
         how: Mapping[str, Any] = known.preprocessing
+        numeric = {one["name"] for one in how["numeric"]}
+        if other := [name for name in categorical if name in numeric]:
+            raise ConfigError(
+                f"dataset.categorical: {listing(other)}: the checkpoint learned it as a number, and it stays"
+            )
         notes += match_columns(table, how, where)
     elif "train" not in parts:
         raise DataError(f"{where}: no row is for training", "split_column must say train somewhere")
     else:
-        how = fit_columns(table, features, kept[parts["train"]])
+        how = fit_columns(table, features, kept[parts["train"]], categorical)
     made = {part: Rows(table, kept[at], found.at(at), how, names) for part, at in parts.items()}
     for part, at in parts.items():
         made[part].groups = {name: [values[i] for i in kept[at].tolist()] for name, values in groups.items()}

@@ -38,6 +38,9 @@ def build(
         list[str] | None, Doc("columns to use; null = all but the target, `drop` and those that split or group")
     ] = None,
     drop: Annotated[list[str], Doc("columns to leave out, such as an id")] = [],
+    categorical: Annotated[
+        list[str], Doc("columns whose numbers are codes, such as a region's; text is categorical anyway")
+    ] = [],
     split_column: Annotated[
         str | None, Doc("column that says train, val or test; null = split by val_fraction")
     ] = None,
@@ -67,13 +70,21 @@ def build(
     targets = [target] if isinstance(target, str) else target
     splitting = [name for name in (split_column, time, group_split) if name is not None]
     left_out = {*targets, *drop, *splitting, *group}
-    for name in (*drop, *(features or []), *group, *(name for name in (time, group_split) if name is not None)):
+    for name in (
+        *drop,
+        *categorical,
+        *(features or []),
+        *group,
+        *(name for name in (time, group_split) if name is not None),
+    ):
         _tables.column(table, name, path)
     used = features if features is not None else [name for name in table if name not in left_out]
     if set(targets) & set(used) or not used:
         raise ConfigError(
             f"{clean(path)}: {'a target is among the features' if used else 'no columns are left to learn from'}"
         )
+    if unused := [name for name in categorical if name not in used]:
+        raise ConfigError(f"dataset.categorical: {listing(unused)} is no feature here")
     if split_column is not None and split_column not in table:
         raise ConfigError(f"{clean(path)}: no column '{clean(split_column)}'{nearest(split_column, table)}")
     parts, notes = None, list[str]()
@@ -97,6 +108,7 @@ def build(
         where=clean(path),
         names=[f"{path}:{row}" for row in range(2, len(next(iter(labels.values()))) + 2)],
         features=used,
+        categorical=categorical,
         task=task,
         classes=classes,
         limit_per_class=limit_per_class,
