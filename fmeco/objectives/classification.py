@@ -61,9 +61,10 @@ def build(
     if described is None or described.kind != "class":
         kind = "no such target" if described is None else f"it is of kind {described.kind}"
         raise ConfigError(f"objective classification needs a class target '{target}': {kind}")
-    if (cutmix or test_flip) and any(len(one.shape) != 3 for one in spec.inputs.values()):
-        key = "cutmix" if cutmix else "test_flip"
-        raise ConfigError(f"objective.{key} is for images", *(["mixup works on any numeric input"] if cutmix else []))
+    if test_flip and spec.modality != "image":
+        raise ConfigError("objective.test_flip is for images: the mirror image of anything else is another thing")
+    if cutmix and any(len(one.shape) != 3 for one in spec.inputs.values()):
+        raise ConfigError("objective.cutmix is for images", "mixup works on any numeric input")
     classes, counts = described.classes, described.counts
     if class_weights == "balanced":
         weights = [sum(counts) / (len(classes) * n) if n else 0.0 for n in counts] or None
