@@ -105,8 +105,12 @@ def prepare(
     fresh = source is None or transfer.fresh
     report = _transplant(objective, source, settings, data.spec) if source is not None and not fresh else None
 
-    varied = settings.augment or config.choice("augment", _default_augment(data.spec))
+    varied = settings.augment or config.choice("augment", _default_augment(data.spec, len(objective.views)))
     augment: Augment = varied.plugin.build({"spec": data.spec, "arch": varied.arch}, varied.options)
+    if len(objective.views) > 1 and not augment.varies:
+        raise ConfigError(
+            f"objective {described.name} compares views of a sample, and with augment {varied.spelled} they are all the same"
+        )
     settings = settings.replace(
         backbone=None if own_backbone is not None else chosen, objective=described, augment=varied
     )
@@ -440,10 +444,10 @@ def _default_objective(spec: DataSpec, backbone: Backbone) -> Choice:
     return config.choice("objective", {"name": DEFAULT_OBJECTIVE[target.kind], "target": name})
 
 
-def _default_augment(spec: DataSpec) -> str:
+def _default_augment(spec: DataSpec, views: int) -> str:
     """What the first plug-in that fits the data would do; a plug-in without a default is for those who name it."""
     offers = (getattr(plugin.load(), "default", None) for plugin in plugins("augment").values())
-    return next((name for offer in offers if offer is not None and (name := offer(spec)) is not None), "none")
+    return next((name for offer in offers if offer is not None and (name := offer(spec, views)) is not None), "none")
 
 
 def _check_values(objective: Choice, data: Data) -> None:

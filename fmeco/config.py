@@ -133,6 +133,9 @@ class Evaluate(BaseModel):
     every: Annotated[float, Doc("epochs between evaluations; the last step always is one"), Gt(0)] = 1
     best: Annotated[str | None, Doc("metric that picks the best checkpoint; null = the objective's first")] = None
     batch_size: Annotated[int | None, Doc("null = twice the micro-batch"), Gt(0)] = None
+    health: Annotated[
+        Literal["stop", "warn", "off"], Doc("what to do when an evaluation shows that the representation has collapsed")
+    ] = "stop"
 
 
 class Carry(BaseModel):

@@ -429,6 +429,11 @@ class Augment(ABC):
         """Whether `sample` does anything: where it does not, a split in memory is cut into batches as it is."""
         return type(self).sample is not Augment.sample
 
+    @property
+    def varies(self) -> bool:
+        """Whether any part does."""
+        return self.per_sample or type(self).batch is not Augment.batch
+
     def sample(self, inputs: Inputs, key: int) -> Inputs:
         """Geometry of one sample, in the loader's worker."""
         return inputs
@@ -614,6 +619,10 @@ class Objective(nn.Module, ABC):
         """Tensors whose dimension 0 runs over classes -> the classes' names, so that finetuning can carry over
         the rows of classes that both tasks have."""
         return {}
+
+    def ailing(self, metrics: Mapping[str, float]) -> str | None:
+        """What is wrong with what was learned so far, as far as an evaluation's metrics tell; None = nothing."""
+        return None
 
     def after_step(self, progress: float) -> None:
         """Move teachers and queues; called after each optimizer step with the finished share of the run."""

@@ -166,6 +166,12 @@ def _evaluate(s: Session) -> bool:
     s.measured_at = s.state.step
     s.state.bad_samples = list(dict.fromkeys([*s.state.bad_samples, *bad]))
     train_mode(s)
+    ill = s.objective.ailing(s.metrics) if s.health != "off" else None
+    if ill is not None and s.health == "stop":
+        s.log.write("val", s.state.step, s.epoch, s.metrics)
+        raise Diverged(f"step {s.state.step}: {ill}", "evaluate.health: warn goes on all the same")
+    if ill is not None:
+        say(f"step {s.state.step}: {ill}")
     improved = _score(s)
     s.log.write("val", s.state.step, s.epoch, s.metrics)
     shown = ", ".join(f"{name} {value:.4f}" for name, value in s.metrics.items() if "/" not in name)

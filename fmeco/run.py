@@ -373,6 +373,7 @@ def _session(run: Path, plan: Plan, log: Log, stop: Callable[[], bool]) -> Sessi
         train=train,
         validation_size=len(data.val) if data.val is not None else 0,
         evaluate_every=max(1, round(evaluate.every * plan.loader.steps_per_epoch)),
+        health=evaluate.health,
         best_metric=plan.best,
         best_sign=1 if objective.directions[plan.best] == "max" else -1,
         seed=settings.seed,

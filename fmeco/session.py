@@ -86,6 +86,7 @@ class Session:
     train: Train
     validation_size: int  # samples
     evaluate_every: int  # steps
+    health: Literal["stop", "warn", "off"]
     best_metric: str
     best_sign: int  # +1 when higher is better
     seed: int

@@ -56,6 +56,9 @@ SIZES = {"inception_v3": 96, "vit_b_32": 32, "vgg11": 32, "alexnet": 64, "maxvit
 SIZES["timm/vit_tiny_patch16_224"] = 64
 
 
+PAIRS = ("simclr", "vicreg", "simsiam", "supcon")  # objectives that compare two views
+
+
 def backbone(name: str, spec: DataSpec, **options: Any) -> Any:
     choice = config.choice("backbone", {"name": name, **options})
     return choice.plugin.build({"spec": spec, "arch": choice.arch}, choice.options)
@@ -75,7 +78,7 @@ def test_every_kind_has_plugins() -> None:
             "text",
         },
         "backbones": {"torchvision", "timm", "mlp", "transformer"},
-        "objectives": {"classification", "multilabel", "regression", "mask", "next"},
+        "objectives": {"classification", "multilabel", "regression", "mask", "next", *PAIRS},
         "augment": {"none", "image", "spectrogram"},
         "optimizers": {"sgd", "adam", "adamw", "rmsprop"},
         "schedules": {"cosine", "linear", "step", "one_cycle", "constant", "plateau"},
@@ -188,7 +191,7 @@ def test_backbone(arch: str, channels: int) -> None:
     assert len(set(depths)) > 1
 
 
-LABELLED = [name for name in plugins("objectives") if name not in ("mask", "next")]
+LABELLED = [name for name in plugins("objectives") if name not in ("mask", "next", *PAIRS)]
 KINDS = ["digits", "audio", "text", "csv_table"]  # a dataset of each modality
 BODIES: dict[str, dict[str, Any]] = {"mlp": {}, "cnn": {"widths": [8, 8]}, "resnet18": {}, "transformer": {"depth": 2}}
 PATCHES = {"digits": [4, 2], "audio": [4, 10]}
@@ -212,6 +215,8 @@ def test_every_combination_works_or_says_why_not(kind: str, body: str, objective
     if body == "transformer" and kind == "text" and objective == "next":
         options["causal"] = True
     tasks = TASKS if objective == "multi_task" else {"label": objective} if objective in LABELLED else {}
+    if objective == "supcon":
+        tasks = {"label": "classification"}
     spec = dataclasses.replace(data.spec, targets={name: TARGETS[kind] for name, kind in tasks.items()})
     raw = {"name": objective, **({"tasks": TASKS} if objective == "multi_task" else {})}
     choice = config.choice("objective", raw)

@@ -1,7 +1,7 @@
-"""Image augmentation: the presets light, standard, trivial and rand, each key of which can be set by itself.
+"""Image augmentation: the presets light, standard, trivial, rand and views, each key of which can be set by itself.
 
 light: a shift by a few pixels, and a flip. standard: random resized crop, flip and colour, as for ImageNet.
-trivial: TrivialAugment, https://arxiv.org/abs/2103.10158. rand: RandAugment, https://arxiv.org/abs/1909.13719.
+trivial: TrivialAugment, https://arxiv.org/abs/2103.10158. rand: RandAugment, https://arxiv.org/abs/1909.13719. views: small crops and strong colours, for objectives that compare views.
 """
 
 from __future__ import annotations
@@ -17,20 +17,23 @@ from torch import Tensor
 from fmeco.core import Augment, ConfigError, DataSpec, Doc, Ge, Inputs, Le, uniform
 from fmeco.nn import import_torchvision
 
-NAMES = ("light", "standard", "trivial", "rand")
+NAMES = ("light", "standard", "trivial", "rand", "views")
 # shift, crop_scale, flip, color, erase, ops
 _PRESETS: dict[str, tuple[float, float, float, float, float, int]] = {
     "light": (0.125, 1.0, 0.5, 0.0, 0.0, 0),
     "standard": (0.0, 0.35, 0.5, 0.2, 0.0, 0),
     "trivial": (0.0, 0.35, 0.5, 0.0, 0.0, 1),
     "rand": (0.0, 0.35, 0.5, 0.0, 0.0, 2),
+    "views": (0.0, 0.2, 0.5, 0.4, 0.0, 0),
 }
 
 
-def default(spec: DataSpec) -> str | None:
-    """The name that a config means which says nothing, where the data is of this kind."""
+def default(spec: DataSpec, views: int) -> str | None:
+    """The name that a config means which says nothing, where the data is of this kind. views: of each sample."""
     if "image" not in spec.inputs:
         return None
+    if views > 1:
+        return "views"
     return "light" if spec.preprocessing.get("size", 224) <= 96 else "standard"
 
 

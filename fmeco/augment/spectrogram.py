@@ -15,7 +15,7 @@ NAMES = ("specaugment",)
 _CROP = 0x63726F70  # keeps the crop's number apart from those of the masks
 
 
-def default(spec: DataSpec) -> str | None:
+def default(spec: DataSpec, views: int) -> str | None:
     """The name that a config means which says nothing, where the data is of this kind."""
     return "specaugment" if "spectrogram" in spec.inputs else None
 

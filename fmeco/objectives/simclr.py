@@ -1,0 +1,44 @@
+"""Experimental. Tell the two views of a sample from all other samples of the batch. Needs no labels."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fmeco.core import Backbone, Batch, DataSpec, Doc, Gt, Objective
+from fmeco.objectives._pairs import Pairs, projector
+
+
+def build(
+    backbone: Backbone,
+    spec: DataSpec,
+    *,
+    temperature: Annotated[float, Gt(0)] = 0.2,
+    hidden: Annotated[int | None, Doc("width of the projector's hidden layer; null = the backbone's"), Gt(0)] = None,
+    projection: Annotated[int, Doc("width of the projections"), Gt(0)] = 128,
+) -> Objective:
+    head = projector(backbone.width, hidden or backbone.width, projection, layers=2)
+    return SimCLR(backbone, spec, head, temperature)
+
+
+def nt_xent(one: Tensor, other: Tensor, temperature: float) -> Tensor:
+    """Projections of two views (B, D) -> the loss of each sample (B,): the mean of its two views' cross-entropies, each
+    against the 2B - 1 other views. https://arxiv.org/abs/2002.05709 equation (1)."""
+    z = F.normalize(torch.cat([one, other]), dim=1)  # (2B, D)
+    alike = (z @ z.T / temperature).masked_fill(torch.eye(len(z), dtype=torch.bool, device=z.device), -torch.inf)
+    partner = torch.arange(len(z), device=z.device).roll(len(one))
+    return F.cross_entropy(alike, partner, reduction="none").view(2, -1).mean(0)
+
+
+class SimCLR(Pairs):
+    cause = "batches may be too small, or the augmentation too weak"
+
+    def __init__(self, backbone: Backbone, spec: DataSpec, head: torch.nn.Module, temperature: float) -> None:
+        super().__init__(backbone, spec, head)
+        self.temperature = temperature
+
+    def compare(self, one: Tensor, other: Tensor, batch: Batch) -> Tensor:
+        return nt_xent(one, other, self.temperature)

@@ -1,0 +1,52 @@
+"""Experimental. Pull views of the same class together, and push those of others away; a sample without a label is a class of its own."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fmeco.core import Backbone, Batch, ConfigError, DataSpec, Doc, Gt, Objective
+from fmeco.objectives._pairs import Pairs, projector
+
+
+def build(
+    backbone: Backbone,
+    spec: DataSpec,
+    *,
+    temperature: Annotated[float, Gt(0)] = 0.1,
+    hidden: Annotated[int | None, Doc("width of the projector's hidden layer; null = the backbone's"), Gt(0)] = None,
+    projection: Annotated[int, Doc("width of the projections"), Gt(0)] = 128,
+) -> Objective:
+    if not any(one.kind == "class" for one in spec.targets.values()):
+        raise ConfigError("objective supcon needs classes", "objective: simclr needs none")
+    head = projector(backbone.width, hidden or backbone.width, projection, layers=2)
+    return SupCon(backbone, spec, head, temperature)
+
+
+def supervised(one: Tensor, other: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """Projections of two views (B, D) and classes (B,), -1 = unknown -> the loss of each sample (B,): the mean of its two
+    views' losses. https://arxiv.org/abs/2004.11362 equation (2)."""
+    z = F.normalize(torch.cat([one, other]), dim=1)  # (2B, D)
+    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    likely = (z @ z.T / temperature).masked_fill(itself, -torch.inf).log_softmax(1)
+    own = torch.where(labels < 0, -1 - torch.arange(len(labels), device=labels.device), labels).repeat(2)
+    positive = own[:, None].eq(own) & ~itself
+    found = -likely.masked_fill(~positive, 0.0).sum(1) / positive.sum(1)
+    return found.view(2, -1).mean(0)
+
+
+class SupCon(Pairs):
+    cause = "the learning rate may be too high, or the temperature too low"
+    flat = 0.0  # two classes are one direction
+
+    def __init__(self, backbone: Backbone, spec: DataSpec, head: torch.nn.Module, temperature: float) -> None:
+        super().__init__(backbone, spec, head)
+        self.temperature = temperature
+
+    def compare(self, one: Tensor, other: Tensor, batch: Batch) -> Tensor:
+        labels = batch.target[self.target or ""]
+        assert isinstance(labels, Tensor)
+        return supervised(one, other, labels, self.temperature)
