@@ -97,6 +97,8 @@ def make_data(name: str, arch: str | None, tmp_path: Path) -> Data:
         raw["image_size"] = 16
     if name == "image_folder":
         raw |= {"path": str(photos(tmp_path / "photos")), "image_size": 16}
+    if name == "images":
+        raw |= {"path": str(photos(tmp_path / "photos")), "image_size": 16}
     if name == "audio":
         pytest.importorskip("soundfile")
         raw |= {"path": str(tones(tmp_path / "tones")), "sample_rate": 8000, "seconds": 0.2, "mels": 16}

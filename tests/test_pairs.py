@@ -12,14 +12,15 @@ import torch
 
 import fmeco as api
 from fmeco import checkpoint, config
-from fmeco.core import Batch, DataSpec, InputSpec, Target, mix
+from fmeco.core import Batch, ConfigError, DataError, DataSpec, InputSpec, Target, mix
 from fmeco.objectives import simsiam
 from fmeco.objectives._pairs import effective_rank, neighbours_agree, spread
 from fmeco.objectives.simclr import nt_xent
 from fmeco.objectives.supcon import supervised
 from fmeco.objectives.vicreg import terms
 
-from .conftest import Answer, write
+from .conftest import Answer, photos, write
+from .test_data import build
 
 Fmeco = Callable[..., Answer]
 B, D = 6, 5
@@ -179,3 +180,35 @@ def test_views_that_do_not_differ_are_refused(fmeco: Fmeco) -> None:
     assert answer.code == 2 and "compares views of a sample" in answer.err
     answer = fmeco("pretrain", c, "--set", "train.micro_batch=10")
     assert answer.code == 2 and "needs the batch of 50 whole" in answer.err
+
+
+def test_images_without_labels_come_from_a_folder_a_pattern_or_a_list(fmeco: Fmeco) -> None:
+    photos(Path("p/deep/er"))
+    names = sorted(str(file) for file in Path("p").rglob("*.png"))
+    write("list.txt", "\n".join(names))
+    made = [build(name="images", path=path, image_size=16) for path in ("p", "p/**/*.png", "list.txt")]
+    for data in made:
+        assert sum(data.spec.sizes.values()) == len(names) and not data.spec.targets
+    held = [{Path(data.split("val").name(i)).name for i in range(data.spec.sizes["val"])} for data in made[:2]]
+    assert held[0] == held[1], "what a sample is called decides its split"
+    write("bad.txt", "\n".join([names[0], "absent.png"]))
+    with pytest.raises(DataError, match=r"absent\.png: No such file"):
+        build(name="images", path="bad.txt")
+    with pytest.raises(ConfigError, match="neither a pattern"):
+        build(name="images", path="absent")
+
+    # Adapt a network to pictures without labels, then finetune it.
+    raw = settings("simclr")
+    assert fmeco("pretrain", write("c.yaml", raw), "--out", "one").code == 0
+    raw = {
+        **raw,
+        "dataset": {"name": "images", "path": "p"},
+        "train": {"epochs": 1, "batch_size": 8, "tensorboard": False},
+    }
+    del raw["backbone"]
+    answer = fmeco("pretrain", write("d.yaml", raw), "--from", "one", "--out", "two", "--json")
+    assert answer.code == 0, answer.err
+    assert "100.0% of the backbone" in answer.err
+    assert set(answer.json["metrics"]) == {"val_effective_rank", "val_projection_rank", "val_spread"}
+    answer = fmeco("finetune", "--from", "two", "--dataset", "p/deep/er", "--set", "train.epochs=1", "--out", "three")
+    assert answer.code == 0, answer.err

@@ -1,0 +1,99 @@
+"""Images without labels: a folder of any depth, a pattern such as photos/**/*.jpg, or a .txt file with a path per line."""
+
+from __future__ import annotations
+
+import glob
+import os
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+
+from fmeco.core import (
+    Color,
+    ConfigError,
+    Data,
+    DataError,
+    DataSpec,
+    Doc,
+    FilePath,
+    Fold,
+    Ge,
+    ImageSize,
+    TestFraction,
+    ValFraction,
+    clean,
+    listing,
+)
+from fmeco.datasets import _files, _images, _splits
+from fmeco.datasets.image_folder import SUFFIXES as IMAGES
+from fmeco.datasets.image_folder import read as read
+
+
+def build(
+    known: DataSpec | None,
+    whole: bool,
+    *,
+    path: Annotated[
+        FilePath, Doc("a folder; a pattern with *, ** and ?; or a .txt file, whose paths are relative to it")
+    ],
+    limit: Annotated[int | None, Doc("train on so many images; null = on all"), Ge(1)] = None,
+    val_fraction: ValFraction = 0.1,
+    test_fraction: TestFraction = 0.0,
+    split: Fold = None,
+    image_size: ImageSize = None,
+    color: Color = None,
+) -> Data:
+    spec = _images.image_spec(known, size=image_size, color=color)
+    notes: list[str] = []
+    files = _found(path, notes)
+    if not len(files):
+        raise DataError(f"{clean(path)}: no images", f"images are {', '.join(IMAGES)}")
+    names, codes = files.names(), np.zeros(len(files), dtype=np.int64)
+    parts = (
+        {"test": np.arange(len(files))} if whole else _splits.split(names, codes, val_fraction, test_fraction, split)
+    )
+    if "train" in parts:
+        parts["train"] = _splits.limit(names, codes, parts["train"], limit, 0)
+    taken = {part: files.take(at) for part, at in parts.items()}
+    rows = [row for one in taken.values() for row in zip(one.names(), one.sizes.tolist(), strict=True)]
+    if known is None and image_size is None:
+        notes += _images.small_note(Path(files.root, names[0]), spec)
+    return _files.data(
+        _images.ImageFiles,
+        spec,
+        _files.Labelled(
+            {part: (one, {}) for part, one in taken.items()},
+            {},
+            _splits.fingerprint(rows),
+            notes,
+            {p: {} for p in parts},
+        ),
+    )
+
+
+def _found(path: str, notes: list[str]) -> _files.Files:
+    if os.path.isdir(path):
+        return _files.scan(_images.ImageFiles, IMAGES, Path(path), notes)
+    if path.lower().endswith(".txt"):
+        root = os.path.dirname(path) or "."
+        try:
+            lines = Path(path).read_text("utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{clean(path)}: cannot be read: {clean(error)}") from None
+        listed = [line.strip() for line in lines if line.strip()]
+    elif glob.has_magic(path):
+        root = os.path.dirname(path[: min(path.find(c) for c in "*?[" if c in path)]) or "."
+        inside = glob.iglob(path, recursive=True)
+        listed = sorted(os.path.relpath(one, root) for one in inside if one.lower().endswith(IMAGES))
+    else:
+        raise ConfigError(f"dataset.path: {clean(path)}: no such folder, and neither a pattern nor a .txt file")
+    if twice := sorted({name for name in listed if listed.count(name) > 1} if len(set(listed)) < len(listed) else []):
+        raise DataError(f"{clean(path)}: listed more than once: {listing(twice)}")
+    found = []
+    for number, name in enumerate(listed, 1):
+        try:
+            found.append(os.stat(os.path.join(root, name)))
+        except OSError as error:
+            raise DataError(f"{clean(path)}:{number}: {clean(name)}: {error.strerror}") from None
+    return _files.Files.of(root, listed, [one.st_size for one in found], [one.st_mtime_ns for one in found])
