@@ -200,12 +200,12 @@ def speech(given: argparse.Namespace, tell: Tell) -> Mapping[str, str]:
         masked = source(
             out / "source",
             dataset={**sounds, "sample_rate": 8000},
-            backbone={"name": "transformer", "width": 128, "depth": 3, "patch": [16, 5]},
+            backbone={"name": "transformer", "width": 128, "depth": 3, "patch": [16, 10]},
             objective="mask",
             optimizer=ADAMW,
             schedule=COSINE,
-            train={"epochs": 40, "batch_size": 32},
-            evaluate={"every": 10},
+            train={"epochs": 20, "batch_size": 32},
+            evaluate={"every": 5},
             seed=seed,
         )
         raw = {
