@@ -212,7 +212,7 @@ def speech(given: argparse.Namespace, tell: Tell) -> Mapping[str, str]:
             "dataset": {**sounds, "limit_per_class": 20, "limit_seed": seed},
             "optimizer": ADAMW,
             "schedule": COSINE,
-            "train": {"epochs": 25, "batch_size": 20},
+            "train": {"epochs": 20, "batch_size": 20},
             "evaluate": {"every": 5},
             "seed": seed,
         }

@@ -74,7 +74,7 @@ def test_log_mel_is_its_formula() -> None:
 
 
 def test_a_tone_keeps_its_pitch_whatever_the_rate_and_number_of_channels() -> None:
-    spec = how(seconds=0.5, mels=40)
+    spec = {**how(seconds=0.5, mels=40), "loudness": False}
     for rate, name in ((8000, "same.wav"), (44100, "down.flac"), (6000, "up.wav")):
         wave = sine(1000, 0.5, rate)
         soundfile.write(name, np.stack([wave * 1.5, wave * 0.5], 1), rate)
@@ -85,6 +85,18 @@ def test_a_tone_keeps_its_pitch_whatever_the_rate_and_number_of_channels() -> No
     soundfile.write("high.wav", sine(5500, 0.5, 44100), 44100)
     alias = float(_audio.decode("high.wav", spec)[0, :, 10:-10].max())
     assert alias < float(same.max()) - math.log(1e6), "what the rate cannot hold is 60 dB down, not another tone"
+
+
+def test_speaking_up_changes_nothing_unless_loudness_is_to_count() -> None:
+    spec = how(seconds=0.5, mels=20)
+    for name, size in (("loud.wav", 0.9), ("quiet.wav", 0.1)):
+        soundfile.write(name, size * sine(700, 0.5, 8000), 8000, subtype="FLOAT")
+    loud, quiet = (_audio.decode(name, spec) for name in ("loud.wav", "quiet.wav"))
+    torch.testing.assert_close(loud, quiet, rtol=0, atol=1e-3)
+    loud, quiet = (_audio.decode(name, {**spec, "loudness": False}) for name in ("loud.wav", "quiet.wav"))
+    assert float((loud - quiet).max()) == pytest.approx(2 * math.log(9), abs=0.01)
+    soundfile.write("still.wav", np.zeros(4000), 8000)
+    assert _audio.decode("still.wav", spec).isfinite().all()
 
 
 def test_short_recordings_lie_in_silence_and_long_ones_are_cropped_in_the_middle() -> None:

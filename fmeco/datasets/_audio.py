@@ -21,7 +21,16 @@ FLOOR = 1e-6  # added to the power of a band: silence has a logarithm, too
 SPAN = 4  # times `seconds` that are decoded of a long recording: training crops from them
 RATES = (1_000, 768_000)  # Hz; a header that says anything else would ask for a filter without end
 SAMPLED = 256  # training files that the mean and deviation are measured on
-DEFAULTS = {"sample_rate": 16_000, "seconds": 1.0, "mels": 64, "window": 25.0, "hop": 10.0, "fmin": 20.0}
+DEFAULTS = {
+    "sample_rate": 16_000,
+    "seconds": 1.0,
+    "mels": 64,
+    "window": 25.0,
+    "hop": 10.0,
+    "fmin": 20.0,
+    "loudness": True,
+}
+LOUDNESS, QUIETEST = 0.1, 1e-4  # root mean squares: what recordings are brought to, and below which they are silence
 
 
 def import_soundfile() -> Any:
@@ -42,12 +51,14 @@ def audio_spec(
     hop: float | None,
     fmin: float | None,
     fmax: float | None,
+    loudness: bool | None = None,
 ) -> DataSpec:
     """How recordings become inputs: the checkpoint's way (`known`), of which only `seconds` may be changed; else the
     default. The input's mean and std are the checkpoint's; without one they are still to be measured."""
     same_modality(known, "audio")
     old: Mapping[str, Any] = known.preprocessing if known is not None else {}
     given = {"sample_rate": sample_rate, "mels": mels, "window": window, "hop": hop, "fmin": fmin, "fmax": fmax}
+    given["loudness"] = loudness
     given = {key: value for key, value in given.items() if value is not None}
     if odd := [key for key, value in given.items() if old and value != old[key]]:
         raise ConfigError(
@@ -153,6 +164,8 @@ def decode(path: str, how: Mapping[str, Any]) -> Tensor:
     wave = read.mean(1)
     if rate != how["sample_rate"]:
         wave = _resampled(wave, rate, how["sample_rate"])
+    if how["loudness"]:
+        wave = wave * (LOUDNESS / max(float(np.sqrt(np.square(wave).mean())), QUIETEST))
     frames = round(1000 * how["seconds"] / how["hop"])
     absent = max(0, frames * _samples(how, "hop") - len(wave))
     return log_mel(torch.from_numpy(np.pad(wave, (absent // 2, absent - absent // 2))), how)

@@ -91,10 +91,22 @@ def build(
     fmax: Annotated[
         float | None, Doc("highest frequency, Hz; null = the checkpoint's, else half of the sample rate"), Gt(0)
     ] = None,
+    loudness: Annotated[
+        bool | None,
+        Doc("bring every recording to the same loudness; null = the checkpoint's, else true"),
+    ] = None,
 ) -> Data:
     _audio.import_soundfile()
     spec = _audio.audio_spec(
-        known, sample_rate=sample_rate, seconds=seconds, mels=mels, window=window, hop=hop, fmin=fmin, fmax=fmax
+        known,
+        sample_rate=sample_rate,
+        seconds=seconds,
+        mels=mels,
+        window=window,
+        hop=hop,
+        fmin=fmin,
+        fmax=fmax,
+        loudness=loudness,
     )
     folders = {"train": train, "val": val, "test": test}
     if path is not None and not os.path.isdir(path) and path.lower().endswith((".csv", ".tsv", ".txt", ".parquet")):
