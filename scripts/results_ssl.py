@@ -55,7 +55,7 @@ def main() -> None:
         for row in found["ranking"]:
             run = Path(row["source"])
             lines = (run / "metrics.jsonl").read_text().splitlines() if run.is_dir() else []
-            epochs = f"{json.loads(lines[-1])['epoch']:.0f}" if lines else ""
+            epochs = f"{json.loads(lines[-1])['epoch']:.1f}" if lines else ""
             low, high = row["interval"]
             name = run.name.rpartition("-")[0] or row["source"]
             print(f"| {name} | {seed} | {epochs} | {row['metrics']['accuracy']:.3f} | {low:.3f} to {high:.3f} | {row['metrics']['knn']:.3f} |", flush=True)  # fmt: skip
