@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from fmeco.core import DataSpec, Inputs, mix
 from fmeco.errors import ConfigError
 
+NEIGHBOURS, TEMPERATURE = 20, 0.07  # as in https://arxiv.org/abs/2104.14294, appendix F
+
 
 def import_torchvision(module: str = "torchvision") -> Any:
     """torchvision, imported late: it takes two seconds. A pair that does not match torch is one clear sentence."""
@@ -110,6 +112,16 @@ def bootstrap(n: int, draws: int, stream: int, measure: Callable[[Tensor], float
 
 
 # ---------------------------------------------------------------- metrics of ranked scores
+
+
+def votes(alike: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Votes (n, C) of the nearest of N samples with classes (N,), by cosine similarities s (n, N): each weighs exp(s / 0.07).
+
+    https://arxiv.org/abs/1805.01978 section 3.4.
+    """
+    near, at = alike.topk(min(NEIGHBOURS, alike.shape[1]), 1)  # (n, k)
+    weight = ((near - 1) / TEMPERATURE).exp()
+    return torch.zeros(len(alike), classes).scatter_add_(1, labels[at], weight)
 
 
 def roc_auc(scores: Tensor, positive: Tensor) -> float:

@@ -19,9 +19,8 @@ from fmeco.core import Backbone, Samples, Target, mix, seed_torch
 from fmeco.errors import CheckpointError, ConfigError, DataError, FmecoError, clean
 from fmeco.features import Extractor
 from fmeco.loop import known_errors
-from fmeco.nn import average_precision, bootstrap
+from fmeco.nn import average_precision, bootstrap, votes
 
-NEIGHBOURS, TEMPERATURE = 20, 0.07  # as in https://arxiv.org/abs/2104.14294, appendix F
 PENALTIES = tuple(10.0**n for n in range(2, -7, -1))  # of the linear head, strongest first
 HELD_OUT = 0.2  # of the training samples, to choose the penalty on, where there is no test split
 DRAWS, FEW_DRAWS = 1000, 200  # of the bootstrap; where a metric takes longer
@@ -39,18 +38,10 @@ class Split(NamedTuple):
 
 
 def knn(train: Split, test: Split, classes: int) -> Tensor:
-    """Votes (N, C) of the nearest training samples by cosine similarity s, each weighted by exp(s / 0.07).
-
-    https://arxiv.org/abs/1805.01978 section 3.4.
-    """
-    k = min(NEIGHBOURS, len(train.x))
-    x, labels = F.normalize(train.x, dim=1), train.y
-    votes = []
-    for part in F.normalize(test.x, dim=1).split(1024):
-        near, at = (part @ x.T).topk(k, 1)  # (n, k)
-        weight = ((near - 1) / TEMPERATURE).exp()
-        votes.append(torch.zeros(len(part), classes).scatter_add_(1, labels[at], weight))
-    return torch.cat(votes)
+    """Votes (N, C) of the nearest training samples."""
+    x = F.normalize(train.x, dim=1)
+    parts = F.normalize(test.x, dim=1).split(1024)
+    return torch.cat([votes(part @ x.T, train.y, classes) for part in parts])
 
 
 def linear(train: Split, target: Target, penalty: float, start: Tensor | None = None) -> Tensor:

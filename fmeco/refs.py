@@ -140,9 +140,9 @@ def published(backbone: Choice, weights: str) -> Source:
     ref, spec = f"{backbone.spelled}@{weights}", found.spec or _imagenet()
     state: dict[str, Tensor] = {}
     for url in (found.url, *found.shards):
-        published = "://" in url
-        path = fetch(url, found.digits) if published else Path(url)
-        if published and not found.digits:
+        remote = "://" in url
+        path = fetch(url, found.digits) if remote else Path(url)
+        if remote and not found.digits:
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             say(f"{ref}: its publisher states no hash to compare with; SHA-256 {digest}")
         part = checkpoint.read_foreign(path)

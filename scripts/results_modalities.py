@@ -269,8 +269,8 @@ def credit(given: argparse.Namespace, tell: Tell) -> Mapping[str, str]:
             tell(labels, "transformer, scratch", tuned(out / "scratch", masked, {**raw, "transfer": "scratch"}))
             mlp = {"backbone": {"name": "mlp", "hidden": [128, 128], "dropout": 0.2}, "objective": "classification"}
             source(out / "mlp", **raw, **mlp)
-            tell(labels, "mlp", tested(out / "mlp"))
             found = use.measure(out / "mlp", None, "test", ())
+            tell(labels, "mlp", Tried(found.model.objective, found.rows))
             tell(labels, "boosted trees", Tried(found.model.objective, baseline.gbdt(found, out / "mlp")[0]))
     return {
         "transformer, masked pretraining": "transformer, scratch",

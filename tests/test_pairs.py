@@ -20,6 +20,7 @@ from fmeco.objectives.supcon import supervised
 from fmeco.objectives.vicreg import terms
 
 from .conftest import Answer, photos, write
+from .test_contract import backbone
 from .test_data import build
 
 Fmeco = Callable[..., Answer]
@@ -91,7 +92,7 @@ def test_simsiam_is_its_formula_and_holds_the_target_still() -> None:
 def test_twenty_steps_lower_the_loss(name: str) -> None:
     torch.manual_seed(0)
     spec = DataSpec("table", {"columns": InputSpec((8,))}, targets={"label": Target("class", ("a", "b"), (8, 8))})
-    body = config.choice("backbone", {"name": "mlp", "hidden": [16]}).plugin.build({"spec": spec, "arch": None}, {"hidden": [16], "batch_norm": True, "dropout": 0.0, "embedding": 8})  # fmt: skip
+    body = backbone("mlp", spec, hidden=[16])
     choice = config.choice("objective", name)
     made = choice.plugin.build({"backbone": body, "spec": spec}, choice.options)
     x, at = torch.randn(16, 8), torch.arange(16)

@@ -8,6 +8,7 @@ import itertools
 import operator
 import os
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -362,8 +363,7 @@ def in_table(
     folder = Path(root or os.path.dirname(path) or ".")
     if blank := [i + 2 for i, file in enumerate(files) if not file]:
         raise DataError(f"{clean(path)}: no {kind.one} in line {listing(blank)}")
-    if twice := sorted({file for file in files if files.count(file) > 1} if len(set(files)) < len(files) else []):
-        raise DataError(f"{clean(path)}: listed more than once: {listing(twice)}")
+    check_once(files, path)
     found = [_status(kind, folder / file, path, line + 2) for line, file in enumerate(files)]
 
     targets = _tables.read_targets(
@@ -415,11 +415,14 @@ def in_table(
             ]
         ),
         targets.notes,
-        {
-            part: {name: [values[i] for i in kept[at].tolist()] for name, values in columns.items()}
-            for part, at in parts.items()
-        },
+        {part: _tables.take(columns, kept[at]) for part, at in parts.items()},
     )
+
+
+def check_once(files: Sequence[str], where: str) -> None:
+    """Raises DataError for files that a list names twice."""
+    if twice := sorted(file for file, count in Counter(files).items() if count > 1):
+        raise DataError(f"{clean(where)}: listed more than once: {listing(twice)}")
 
 
 def _kind(labels: Sequence[str], task: str) -> str:

@@ -240,6 +240,11 @@ def grouping(table: Table, named: Sequence[str] = ()) -> Table:
     return found
 
 
+def take(table: Mapping[str, Sequence[str]], rows: Indices) -> Table:
+    """Some rows of columns."""
+    return {name: [values[i] for i in rows.tolist()] for name, values in table.items()}
+
+
 def fit_columns(
     table: Table, features: Sequence[str], train: Indices, categorical_too: Collection[str] = ()
 ) -> dict[str, Any]:
@@ -401,7 +406,7 @@ def build_table(
         how = fit_columns(table, features, kept[parts["train"]], categorical)
     made = {part: Rows(table, kept[at], found.at(at), how, names) for part, at in parts.items()}
     for part, at in parts.items():
-        made[part].groups = {name: [values[i] for i in kept[at].tolist()] for name, values in groups.items()}
+        made[part].groups = take(groups, kept[at])
     notes += [
         f"{part}: column '{clean(name)}' has categories not seen in training: {listing(sorted(strange))}"
         for part, samples in made.items()

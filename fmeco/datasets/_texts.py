@@ -374,7 +374,7 @@ def build_texts(
             names = [f"{part}, piece {i}" for i in range(len(packed.ends) - 1)]
         made[part] = Texts(packed, names, targets.at(at) if targets is not None else {}, length)
         if not pack:  # a piece is of several documents
-            made[part].groups = {name: [values[i] for i in kept[at].tolist()] for name, values in found.others.items()}
+            made[part].groups = _tables.take(found.others, kept[at])
         notes += [f"{part}: {note}" for note in made[part].notes]
     spec = DataSpec(
         modality="text",

@@ -23,7 +23,6 @@ from fmeco.core import (
     TestFraction,
     ValFraction,
     clean,
-    listing,
 )
 from fmeco.datasets import _files, _images, _splits
 from fmeco.datasets.image_folder import SUFFIXES as IMAGES
@@ -88,8 +87,7 @@ def _found(path: str, notes: list[str]) -> _files.Files:
         listed = sorted(os.path.relpath(one, root) for one in inside if one.lower().endswith(IMAGES))
     else:
         raise ConfigError(f"dataset.path: {clean(path)}: no such folder, and neither a pattern nor a .txt file")
-    if twice := sorted({name for name in listed if listed.count(name) > 1} if len(set(listed)) < len(listed) else []):
-        raise DataError(f"{clean(path)}: listed more than once: {listing(twice)}")
+    _files.check_once(listed, path)
     found = []
     for number, name in enumerate(listed, 1):
         try:

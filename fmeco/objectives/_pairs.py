@@ -12,10 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fmeco.core import Backbone, Batch, DataSpec, Loss, Objective, View
-from fmeco.nn import mlp
+from fmeco.nn import mlp, votes
 
 WATCHED = 4096  # samples of a split, evenly spread, that ranks and neighbours are taken of
-NEIGHBOURS, TEMPERATURE = 20, 0.07  # as in https://arxiv.org/abs/2104.14294, appendix F
 COLLAPSED = 0.05  # of `spread`
 FLAT = 2.5  # of `projection_rank`
 
@@ -41,14 +40,11 @@ def effective_rank(x: Tensor) -> float:
 
 
 def neighbours_agree(x: Tensor, labels: Tensor) -> float:
-    """Share of samples (N, D) whose class the others' votes name: each of the nearest k by cosine similarity s has the
-    weight exp(s / 0.07). https://arxiv.org/abs/1805.01978 section 3.4."""
+    """Share of samples (N, D) whose class the others' votes name."""
     x = F.normalize(x, dim=1)
-    alike = (x @ x.T).fill_diagonal_(-math.inf)
-    near, at = alike.topk(min(NEIGHBOURS, len(x) - 1), 1)
-    votes = torch.zeros(len(x), int(labels.max()) + 1)
-    votes.scatter_add_(1, labels[at], ((near - 1) / TEMPERATURE).exp())
-    return float((votes.argmax(1) == labels).double().mean())
+    alike = (x @ x.T).fill_diagonal_(-math.inf)  # a vote for itself would weigh exp(-inf)
+    found = votes(alike, labels, int(labels.max()) + 1)
+    return float((found.argmax(1) == labels).double().mean())
 
 
 class Pairs(Objective):
@@ -72,7 +68,9 @@ class Pairs(Objective):
         best: dict[str, Literal["max", "min"]] = {} if self.target is None else {"knn": "max"}
         self.directions: Mapping[str, Literal["max", "min"]] = {
             **best,
-            **{"effective_rank": "max", "projection_rank": "max", "spread": "max"},
+            "effective_rank": "max",
+            "projection_rank": "max",
+            "spread": "max",
         }
 
     @abstractmethod
