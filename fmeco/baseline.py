@@ -1,11 +1,13 @@
-"""What a table's network is to be held against: gradient boosted trees on the same rows and columns.
+"""What a network is to be held against: a plain method on the same data, which takes seconds.
 
-They are still hard to beat on tables (https://arxiv.org/abs/2207.08815), and take seconds.
+Each is a function (found, ref, overrides) of the samples that were measured, the checkpoint, and what of its dataset's section
+is overridden. It is fitted to the training split of the run's own dataset, and returns its rows for the objective's metrics,
+sample by sample those of `found`, and how many training samples it learned from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +25,8 @@ LARGEST = 254  # categories that scikit-learn's trees take in a column, beside t
 
 
 def gbdt(found: use.Measured, ref: str | Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Tensor], int]:
-    """scikit-learn's histogram boosting with its defaults, fitted to the training rows of the run's own dataset: its rows
-    for the objective's metrics, sample by sample those of `found`, and how many rows it learned from. Chosen by nothing,
-    so that it is no competitor with tricks but the least that a network has to reach.
+    """scikit-learn's histogram boosting with its defaults, chosen by nothing: no competitor with tricks, but the least that
+    a network on tables has to reach (https://arxiv.org/abs/2207.08815).
 
     https://papers.nips.cc/paper/6907 (LightGBM), which scikit-learn follows. Its `early_stopping: auto` sets 10% aside
     above 10,000 rows.
@@ -73,3 +74,8 @@ def _matrix(samples: Samples, at: Tensor) -> NDArray[np.float64]:
     return np.concatenate(
         [inputs[name][at].double().numpy() for name in ("columns", "categories") if name in inputs], axis=1
     )
+
+
+BASELINES: dict[str, Callable[[use.Measured, str | Path, Sequence[str]], tuple[dict[str, Tensor], int]]] = {
+    "gbdt": gbdt,
+}

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from fmeco import baseline as baselines
 from fmeco import use
+from fmeco.baseline import BASELINES
 from fmeco.compare import FEW_DRAWS, interval, measure_at
 from fmeco.errors import ConfigError, clean, listing, nearest
 from fmeco.loop import known_errors
@@ -35,12 +35,12 @@ def evaluate(
 
     split: val or test; default test where there is one. A `dataset` path without split folders is used whole.
     by: a column of the dataset, or a target whose values are classes: also the metrics of each of its groups.
-    baseline: gbdt, for tables: also those of boosted trees fitted to the run's training rows.
+    baseline: one of BASELINES: also the metrics of that plain method, fitted to the run's training samples.
     Returns {"checkpoint", "split", "samples", "about", "metrics"}, metrics named SPLIT_NAME; and "metric", the one that
     picked the run's best checkpoint, with "groups" or "baseline" where they were asked for.
     """
-    if baseline not in (None, "gbdt"):
-        raise ConfigError(f"--baseline {clean(baseline)}: there is gbdt")
+    if baseline is not None and baseline not in BASELINES:
+        raise ConfigError(f"--baseline {clean(baseline)}: there is {', '.join(BASELINES)}")
     found = use.measure(ref, dataset, split, overrides)
     metric = found.metric
 
@@ -58,7 +58,7 @@ def evaluate(
         rows = [{**row, "metrics": named(row["metrics"])} for row in groups(found, by, metric)]
         answer |= {"metric": f"{found.split}_{metric}", "by": by, "groups": rows}
     if baseline is not None:
-        theirs, samples = baselines.gbdt(found, ref, overrides if dataset is None else ())
+        theirs, samples = BASELINES[baseline](found, ref, overrides if dataset is None else ())
         objective = found.model.objective
         metrics = objective.metrics(theirs)
         if metric not in metrics:
