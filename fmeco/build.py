@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +24,13 @@ from fmeco.core import (
     Inputs,
     Objective,
     Samples,
+    Teacher,
     known,
     same_modality,
     seed_torch,
 )
 from fmeco.dist import ALONE, Ranks
-from fmeco.errors import ConfigError, DataError, clean, listing, nearest
+from fmeco.errors import CheckpointError, ConfigError, DataError, clean, listing, nearest
 from fmeco.loader import Loader, Reading, channels_last, choose_reading
 from fmeco.log import say
 from fmeco.plugins import plugins
@@ -59,6 +60,8 @@ class Plan:
     precision: str
     ranks: Ranks
     total: int  # steps
+    probes: tuple[str, ...]  # of the backbone's vectors, at evaluations
+    directions: Mapping[str, Literal["max", "min"]]  # of all that evaluations measure
     best: str  # the metric that picks the best checkpoint
     report: checkpoint.Report | None  # of a transplant just done
     transplanted: dict[str, Any] | None  # the report that the run's checkpoints hold
@@ -80,8 +83,11 @@ def prepare(
     if settings.backbone is not None:
         settings = settings.replace(backbone=refs.completed(settings.backbone))
     source = _source(settings, own_backbone) if resumed is None else None
+    teachers = _teachers(settings)
     known = source.spec.preprocessing_only() if source is not None else None
-    if resumed is not None and (settings.source is not None or _weights(settings) is not None):
+    if known is None and teachers:  # a student sees what its teacher sees
+        known = next(iter(teachers.values())).spec.preprocessing_only()
+    if resumed is not None and (settings.source is not None or _weights(settings) is not None or teachers):
         known = resumed.spec.preprocessing_only()
     data = data or _data_from(source, settings, known)
     if source is not None:
@@ -94,8 +100,11 @@ def prepare(
     backbone = own_backbone or build_backbone(chosen, data.spec)
     described = settings.objective or _default_objective(data.spec, backbone)
     _check_values(described, data)
+    if (complete := getattr(described.plugin.load(), "complete", None)) is not None:
+        one = teachers[described.options[described.plugin.refs[0]]]
+        described = dataclasses.replace(described, options=complete(dict(described.options), one))
     given = {"backbone": backbone, "spec": data.spec}
-    objective: Objective = described.plugin.build(given, described.options)
+    objective: Objective = described.plugin.build(given, described.options, teachers.__getitem__)
     if objective.about:
         say(clean(", ".join(f"{key}: {value}" for key, value in objective.about.items())))
     roles = _roles(objective)
@@ -135,11 +144,16 @@ def prepare(
     settings = _tune(settings, loader, objective, total, ranks)
     if settings.train.compile:
         objective.backbone.compile()
-    best = _best_metric(settings, objective, data)
+    probes, directions = _probes(settings, objective, data, augment)
+    best = _best_metric(settings, directions, data)
     parents = [source.checkpoint.id] if source is not None and source.checkpoint is not None and not fresh else []
+    parents += [one.id for one in teachers.values() if one.id is not None]
     transplanted = report.to_json() if report is not None else None
     licence = source.licence if source is not None and not fresh else None
     if resumed is not None:
+        for one in teachers.values():
+            if one.id is not None and one.id not in resumed.manifest["parents"]:
+                raise CheckpointError(f"{clean(one.ref)} is not the teacher that this run began with")
         parents, transplanted = list(resumed.manifest["parents"]), resumed.meta["transplant"]
         licence = resumed.meta.get("licence")
     return Plan(
@@ -155,6 +169,8 @@ def prepare(
         settings.train.precision,
         ranks,
         total,
+        probes,
+        directions,
         best,
         report,
         transplanted,
@@ -340,8 +356,11 @@ def _loader(
         train = train.model_copy(update={"batch_size": min(64, max(16, len(samples) // 5))})
     size = len(samples) if isinstance(train.batch_size, str) else min(train.batch_size, len(samples))
     micro = min(size, MICRO_BATCH if isinstance(train.micro_batch, str) else train.micro_batch)
-    if objective.coupled and micro < size:
+    whole = objective.coupled and type(objective).represent is Objective.represent
+    if whole and micro < size:
         raise ConfigError(f"train.micro_batch: {micro}: this objective's loss needs the batch of {size} whole")
+    if objective.coupled and micro < size:
+        say(f"the {size} samples of a step are compared with each other, and pass the model twice, {micro} at a time")
     balance: Tensor | None = None
     if train.sampler == "balanced":
         labels = samples.targets.get("label")
@@ -364,8 +383,8 @@ def _loader(
         rank=ranks.rank,
         world=ranks.world,
     )
-    if ranks.world > 1 and objective.coupled:
-        raise ConfigError("this objective's loss needs the batch whole; it cannot be trained by several ranks yet")
+    if ranks.world > 1 and whole:
+        raise ConfigError("this objective's loss needs the batch whole; it cannot be trained by several ranks")
     if (smallest := min(end - start for start, end in loader.steps)) < ranks.world:
         raise ConfigError(f"{ranks.world} ranks cannot share steps of {smallest} samples", "raise train.batch_size")
     return settings.replace(train=train), loader
@@ -428,6 +447,31 @@ def _source(settings: RunConfig, own_backbone: Backbone | None) -> refs.Source |
     return refs.published(settings.backbone, weights)
 
 
+def _teachers(settings: RunConfig) -> dict[str, Teacher]:
+    """What the objective's section names by a Ref, loaded and frozen."""
+    chosen = settings.objective
+    if chosen is None:
+        return {}
+    return {ref: teacher(ref) for ref in (chosen.options[key] for key in chosen.plugin.refs)}
+
+
+def teacher(ref: str) -> Teacher:
+    """A trained model to learn from. Raises what `refs.resolve` does."""
+    source = refs.resolve(ref, None)
+    backbone = build_backbone(source.backbone, source.spec)
+    saved, objective = source.checkpoint, None
+    if saved is not None:
+        raw = config.choice("objective", saved.meta["config"]["objective"])
+        made: Objective = raw.plugin.build({"backbone": backbone, "spec": source.spec}, raw.options)
+        checkpoint.load_objective(made, saved)
+        objective = made
+    else:
+        checkpoint.transplant(backbone, source.state, source=ref)
+    (objective or backbone).eval().requires_grad_(False)
+    say(f"the teacher: {clean(ref)}, {source.backbone.spelled}")
+    return Teacher(ref, backbone, objective, source.spec, saved.id if saved is not None else None)
+
+
 def _weights(settings: RunConfig) -> str | None:
     return settings.backbone.options.get("weights") if settings.backbone is not None else None
 
@@ -479,13 +523,44 @@ def _check_classes(data: Data) -> None:
             say(f"no validation samples of {listing(absent)}: their accuracy is not measured")
 
 
-def _best_metric(settings: RunConfig, objective: Objective, data: Data) -> str:
-    """The metric that picks the best checkpoint. Raises ConfigError for an unknown one, or where none can be measured."""
-    name = (settings.evaluate.best or next(iter(objective.directions), "loss")).removeprefix("val_")
-    if name not in objective.directions:
+def classes_of(data: Data) -> str | None:
+    """The target that vectors are probed by: the first of classes that at least two validation samples have."""
+    for name, target in data.spec.targets.items():
+        values = data.val.targets.get(name) if data.val is not None else None
+        if target.kind == "class" and isinstance(values, Tensor) and int(known(values).sum()) > 1:
+            return name
+    return None
+
+
+def _probes(
+    settings: RunConfig, objective: Objective, data: Data, augment: Augment
+) -> tuple[tuple[str, ...], Mapping[str, Literal["max", "min"]]]:
+    """What evaluations probe the backbone's vectors by, and the directions of all their metrics, the probes' first."""
+    asked = settings.evaluate.probes
+    probes = objective.probes if asked is None else tuple(asked)
+    if not probes or data.val is None or not len(data.val):
+        return (), objective.directions
+    named = probes if classes_of(data) is not None else ("retrieval",)
+    if named == ("retrieval",) and not augment.varies:
+        if asked is None:
+            return (), objective.directions
         raise ConfigError(
-            f"evaluate.best: {clean(name)} is no metric of {type(objective).__name__}{nearest(name, objective.directions)}",
-            f"metrics: {', '.join(objective.directions)}",
+            "evaluate.probes: the validation split has no classes, and without an augmentation no two views of a sample",
+            "a table with a label column may leave most labels empty: a partly labelled split is enough",
+        )
+    directions: dict[str, Literal["max", "min"]] = {**dict.fromkeys(named, "max"), **objective.directions}
+    if augment.varies:
+        directions |= {"alignment": "min", "uniformity": "min"}
+    return probes, directions
+
+
+def _best_metric(settings: RunConfig, directions: Mapping[str, Any], data: Data) -> str:
+    """The metric that picks the best checkpoint. Raises ConfigError for an unknown one, or where none can be measured."""
+    name = (settings.evaluate.best or next(iter(directions), "loss")).removeprefix("val_")
+    if name not in directions:
+        raise ConfigError(
+            f"evaluate.best: {clean(name)} is no metric of this run{nearest(name, directions)}",
+            f"metrics: {', '.join(directions)}",
         )
     if (data.val is None or len(data.val) == 0) and (
         settings.train.early_stop is not None or settings.schedule.name == "plateau"

@@ -132,6 +132,13 @@ class Evaluate(BaseModel):
     model_config = STRICT
     every: Annotated[float, Doc("epochs between evaluations; the last step always is one"), Gt(0)] = 1
     best: Annotated[str | None, Doc("metric that picks the best checkpoint; null = the objective's first")] = None
+    probes: Annotated[
+        list[Literal["knn", "linear"]] | None,
+        Doc(
+            "how well the backbone's vectors tell classes: by the nearest others, by a linear head; the first picks the best "
+            "checkpoint. Without classes: whether a view finds its other view. null = the objective's, [] = none"
+        ),
+    ] = None
     batch_size: Annotated[int | None, Doc("null = twice the micro-batch"), Gt(0)] = None
     health: Annotated[
         Literal["stop", "warn", "off"], Doc("what to do when an evaluation shows that the representation has collapsed")

@@ -11,7 +11,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from fmeco.plugins import (
     LimitSeed,
     Lt,
     ObjectiveSection,
+    Ref,
     Scalar,
     TestFraction,
     ValFraction,
@@ -69,9 +70,11 @@ __all__ = [
     "Objective",
     "ObjectiveSection",
     "Published",
+    "Ref",
     "Samples",
     "Scalar",
     "Target",
+    "Teacher",
     "TestFraction",
     "Tokens",
     "ValFraction",
@@ -91,7 +94,7 @@ __all__ = [
 ]
 
 Inputs = dict[str, Tensor]  # "image", "columns", "tokens", ... -> (B, ...); without B for one sample
-Mode = Literal["loss", "rows", "predict"]
+Mode = Literal["loss", "rows", "predict", "vector", "represent"]
 MISSING_CLASS = -1  # the class index of a sample without a label; a number or a row of labels is then not a number
 
 
@@ -576,12 +579,15 @@ class Objective(nn.Module, ABC):
 
     directions: metric name -> "max" or "min"; the first one picks the best checkpoint unless the config does.
     about: what a reader of its metrics and predictions must know, such as which class is the positive one.
-    coupled: the loss depends on which samples share a batch, so micro-batches would change it.
+    coupled: the loss depends on which samples share a step. It is then `compare` of what `represent` gives, so that the
+    samples of a step can pass the model in parts, on several ranks; without these two, they must pass together.
+    probes: what evaluations find out about the backbone's vectors where the config does not say: knn, linear.
     vectors_only: inputs serve for nothing but the backbone's vectors: what is frozen of it can then be computed once.
     """
 
     views: tuple[View, ...] = (View(),)
     coupled = False
+    probes: tuple[str, ...] = ()
     vectors_only = False
     directions: Mapping[str, Literal["max", "min"]] = {}
     about: Mapping[str, str] = {}
@@ -589,7 +595,9 @@ class Objective(nn.Module, ABC):
 
     def forward(self, batch: Batch, mode: Mode) -> Any:
         """The one entry, so that whatever wraps an objective (compile, data parallel) sees every call."""
-        return getattr(self, {"loss": "loss", "rows": "rows", "predict": "predict"}[mode])(batch)
+        if mode not in get_args(Mode):
+            raise ValueError(f"an objective has no mode {mode}")
+        return getattr(self, mode)(batch)
 
     @abstractmethod
     def loss(self, batch: Batch) -> Loss: ...
@@ -601,6 +609,18 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def metrics(self, rows: dict[str, Tensor]) -> dict[str, float]:
         """Pure: rows of a whole split -> named numbers. Accuracies are fractions 0..1."""
+
+    def represent(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Of a coupled objective: tensors (B, ...), each a function of its own sample. All parameters work in here."""
+        raise NotImplementedError
+
+    def compare(self, parts: tuple[Tensor, ...], target: Mapping[str, Tensor | list[Any]]) -> Loss:
+        """Of a coupled objective: the loss of a whole step's representations and targets."""
+        raise NotImplementedError
+
+    def vector(self, batch: Batch) -> dict[str, Tensor]:
+        """The backbone's vectors (B, D) of the first view."""
+        return {"vector": self.product(batch.views[0]).vector}
 
     def correct(self, rows: dict[str, Tensor]) -> Tensor | None:
         """Which samples (N,) were answered right, where an answer is right or wrong; their share is then the first of
@@ -631,3 +651,14 @@ class Objective(nn.Module, ABC):
     def product(self) -> Backbone:
         """The module that is saved as the backbone."""
         return self.backbone
+
+
+class Teacher(NamedTuple):
+    """What a Ref in an objective's section names: a trained model, frozen. objective: None of weights without one. id: of
+    the checkpoint."""
+
+    ref: str
+    backbone: Backbone
+    objective: Objective | None
+    spec: DataSpec
+    id: str | None

@@ -73,6 +73,19 @@ class Ranks:
         distributed.all_gather(bodies, mine)
         return [one.numpy()[: int(size)].tobytes() for one, size in zip(bodies, sizes, strict=True)]
 
+    def gather_tensor(self, mine: Tensor) -> list[Tensor]:
+        """Every rank's rows (N, ...), in order of rank; this rank's are `mine` itself, through which gradients flow."""
+        if self.world == 1:
+            return [mine]
+        sizes = [torch.zeros(1, dtype=torch.int64, device=mine.device) for _ in range(self.world)]
+        distributed.all_gather(sizes, torch.tensor([len(mine)], device=mine.device))
+        longest = int(max(sizes))
+        padded = mine.new_zeros(longest, *mine.shape[1:])
+        padded[: len(mine)] = mine.detach()
+        found = [torch.empty_like(padded) for _ in range(self.world)]
+        distributed.all_gather(found, padded)
+        return [mine if r == self.rank else x[: int(sizes[r])] for r, x in enumerate(found)]
+
     def gather_rows(self, rows: Mapping[str, Tensor], notes: list[str]) -> tuple[dict[str, Tensor], list[str]]:
         """Rows (N, ...) of all ranks, one below the other, and the notes of all."""
         if self.world == 1:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from tqdm import tqdm
 
+from fmeco import coupled
 from fmeco.core import Batch, Objective, seed_torch
 from fmeco.dist import ALONE, Ranks
 from fmeco.errors import ConfigError, DataError, Diverged, ResourceError, Stopped, clean, listing
@@ -203,6 +204,9 @@ def take_step(s: Session, model: Any, batches: Iterator[Batch], clock: Clock, fa
         if s.ranks.most(float(not many))[0] > 0:  # where one rank has nothing to send, none may wait for it
             return
     sums: list[Any] = []  # (loss, count) of each micro-batch: numbers, or tensors that are not waited for
+    if s.objective.coupled and (s.ranks.world > 1 or many > 1):
+        cast = functools.partial(autocast, s.device, s.precision)
+        sums, micros = [coupled.backward(s, model, list(micros), s.ranks.world / expected, cast)], ()
     for number, batch in enumerate(micros, 1):
         together = s.ranks.world == 1 or number == many  # gradients travel between ranks once per step
         with NOTHING if together else model.no_sync():
@@ -363,10 +367,25 @@ def evaluate(
     bad: list[str] | None = None,
     ranks: Ranks = ALONE,
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Metrics of a whole split, and its rows, ordered by index. Has no side effect on training.
+    """Metrics of a whole split, and its rows, ordered by index. Has no side effect on training."""
+    rows = rows_of(objective, batches, "rows", device, precision, bad=bad, ranks=ranks)
+    return objective.metrics(rows), rows
 
-    batches: with ranks, this one's share of the split; metrics and rows are of all of it. bad: collects the samples that
-    could not be read, which are left out; None makes them an error.
+
+def rows_of(
+    objective: Objective,
+    batches: Iterable[Batch],
+    mode: str,
+    device: torch.device,
+    precision: str,
+    *,
+    bad: list[str] | None = None,
+    ranks: Ranks = ALONE,
+) -> dict[str, Tensor]:
+    """What the objective gives of each sample (N, ...) of a split, ordered by "index".
+
+    batches: with ranks, this one's share of the split; rows are of all of it. bad: collects the samples that could not be
+    read, which are left out; None makes them an error.
     """
     gathered: list[dict[str, Tensor]] = []
     skipped: list[str] = []
@@ -375,7 +394,7 @@ def evaluate(
             raise unreadable(batch)
         skipped += batch.skipped
         if len(batch):
-            rows = forward(objective, batch, "rows", device, precision)
+            rows = forward(objective, batch, mode, device, precision)
             gathered.append({**rows, "index": batch.index})
     mine = {name: torch.cat([part[name] for part in gathered]) for name in (gathered[0] if gathered else {})}
     rows, skipped = ranks.gather_rows(mine, skipped)
@@ -384,8 +403,7 @@ def evaluate(
     if not rows:
         raise DataError("no sample of this split could be read")
     order = rows["index"].argsort(stable=True)
-    rows = {name: values[order] for name, values in rows.items()}
-    return objective.metrics(rows), rows
+    return {name: values[order] for name, values in rows.items()}
 
 
 def forward(objective: Objective, batch: Batch, mode: str, device: torch.device, precision: str) -> dict[str, Tensor]:

@@ -175,3 +175,46 @@ def calibration_error(probability: Tensor, right: Tensor, bins: int = 15) -> flo
     at = ((probability * bins).ceil().long() - 1).clamp(0, bins - 1)  # (N,): bin m holds ((m - 1) / bins, m / bins]
     gap = torch.zeros(bins, dtype=torch.float64).index_add(0, at, right.double() - probability.double())
     return float(gap.abs().sum() / len(at))
+
+
+# ---------------------------------------------------------------- what a representation is like
+
+
+def spread(z: Tensor) -> float:
+    """How far the directions of vectors (N, D) differ: the deviation of their normalised values times the square root of D.
+    1 = everywhere, 0 = all the same. https://arxiv.org/abs/2011.10566 section 4.1."""
+    return float(F.normalize(z.double(), dim=1).std(0, correction=0).mean() * math.sqrt(z.shape[1]))
+
+
+def effective_rank(x: Tensor) -> float:
+    """In how many directions vectors (N, D) vary: exp of the entropy of their singular values' shares.
+    https://arxiv.org/abs/2210.02885 (RankMe), equation (1); of centred vectors, so that a common part is no direction."""
+    sizes = torch.linalg.svdvals((x - x.mean(0)).double())
+    shares = sizes / sizes.sum().clamp_min(1e-12)
+    return float((-(shares * shares.clamp_min(1e-12).log()).sum()).exp())
+
+
+def neighbours_agree(x: Tensor, labels: Tensor) -> float:
+    """Share of samples (N, D) whose class the others' votes name."""
+    x = F.normalize(x, dim=1)
+    alike = (x @ x.T).fill_diagonal_(-math.inf)  # a vote for itself would weigh exp(-inf)
+    found = votes(alike, labels, int(labels.max()) + 1)
+    return float((found.argmax(1) == labels).double().mean())
+
+
+def alignment(one: Tensor, other: Tensor) -> float:
+    """How far apart two views of a sample are: the mean squared distance of normalised vectors (N, D), 0..4.
+    https://arxiv.org/abs/2005.10242 section 4.1, with alpha = 2."""
+    return float((F.normalize(one.double(), dim=1) - F.normalize(other.double(), dim=1)).square().sum(1).mean())
+
+
+def uniformity(x: Tensor) -> float:
+    """How evenly vectors (N, D), normalised, cover the sphere: the logarithm of the mean of exp(-2 d^2) over all pairs, which
+    are d apart; 0 = all the same, lower is more even. https://arxiv.org/abs/2005.10242 section 4.1, with t = 2."""
+    return float(F.pdist(F.normalize(x.double(), dim=1)).square().mul(-2).exp().mean().log())
+
+
+def retrieved(one: Tensor, other: Tensor) -> float:
+    """Share of samples whose view in `one` (N, D) is nearer to its own other view in `other` (N, D) than to anyone else's."""
+    alike = F.normalize(one, dim=1) @ F.normalize(other, dim=1).T
+    return float((alike.argmax(1) == torch.arange(len(one))).double().mean())

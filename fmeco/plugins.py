@@ -36,6 +36,7 @@ def Doc(text: str) -> Any:
 
 
 FilePath = str  # in a signature it marks a file or folder: a run stores it absolute, a checkpoint relative
+Ref = str  # in a signature it marks a checkpoint, or published weights: `build` is handed a core.Teacher, or None
 # A section of its own inside a plug-in's: `tasks: dict[str, ObjectiveSection]`. `build` is handed builders: each takes the
 # injected values by name and returns what its section describes.
 ObjectiveSection = Callable[..., Any]
@@ -77,7 +78,7 @@ _VOCABULARY: dict[str, Any] = {
         "ValFraction": ValFraction,
     },
     **{"TestFraction": TestFraction, "Fold": Fold, "ImageSize": ImageSize, "Color": Color},
-    **{"FilePath": FilePath, "Rate": _RATE},
+    **{"FilePath": FilePath, "Ref": Ref, "Rate": _RATE},
     **dict.fromkeys(NESTED, Any),
 }
 
@@ -114,6 +115,7 @@ class Plugin:
     open: bool  # it takes PLUGIN/ANYTHING: what its names are is not fmeco's to list
     renamed: Mapping[str, str]  # old key -> new key
     paths: tuple[str, ...]  # the keys that are files or folders
+    refs: tuple[str, ...]  # the keys that name a checkpoint
     nested: Mapping[str, str]  # key that holds sections -> their kind
 
     @property
@@ -127,8 +129,11 @@ class Plugin:
             return importlib.import_module(self.module)
         return _import_file(self.file)
 
-    def build(self, given: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
-        """Call the plug-in with what its signature asks of `given`, and the user's options."""
+    def build(
+        self, given: Mapping[str, Any], options: Mapping[str, Any], teach: Callable[[str], Any] = lambda _: None
+    ) -> Any:
+        """Call the plug-in with what its signature asks of `given`, and the user's options; `teach` turns a Ref into what
+        it names, or into None where nothing is trained."""
         module = self.load()
         check: Callable[..., list[str]] | None = getattr(module, "check", None)
         if check is not None and self.function == "build" and (problems := check(**options)):
@@ -137,6 +142,7 @@ class Plugin:
             key: {name: functools.partial(build_section, kind, raw) for name, raw in options[key].items()}
             for key, kind in self.nested.items()
         }
+        inner |= {key: teach(options[key]) for key in self.refs}
         return getattr(module, self.function)(*(given[name] for name in self.injected), **{**options, **inner})
 
 
@@ -294,7 +300,12 @@ def _read(kind: str, name: str, file: Path, module: str, function: str = "build"
         qualified=bool(_literal(tree, "QUALIFIED", file)),
         open=bool(_literal(tree, "OPEN", file)),
         renamed=_literal(tree, "RENAMED", file) or {},
-        paths=tuple(arg.arg for arg in node.args.kwonlyargs if _mentions(arg.annotation, "FilePath")),
+        paths=tuple(
+            arg.arg
+            for arg in node.args.kwonlyargs
+            if _mentions(arg.annotation, "FilePath") or _mentions(arg.annotation, "Ref")
+        ),
+        refs=tuple(arg.arg for arg in node.args.kwonlyargs if _mentions(arg.annotation, "Ref")),
         nested={arg.arg: k for arg in node.args.kwonlyargs for n, k in NESTED.items() if _mentions(arg.annotation, n)},
     )
 

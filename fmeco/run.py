@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 import fmeco
-from fmeco import build, card, checkpoint, config, dist, features, loop, tune
+from fmeco import build, card, checkpoint, config, dist, features, loop, tune, watch
 from fmeco.build import Plan, prepare
 from fmeco.config import RunConfig
 from fmeco.core import Backbone, Data
@@ -375,7 +375,7 @@ def _session(run: Path, plan: Plan, log: Log, stop: Callable[[], bool]) -> Sessi
         evaluate_every=max(1, round(evaluate.every * plan.loader.steps_per_epoch)),
         health=evaluate.health,
         best_metric=plan.best,
-        best_sign=1 if objective.directions[plan.best] == "max" else -1,
+        best_sign=1 if plan.directions[plan.best] == "max" else -1,
         seed=settings.seed,
         device=plan.device,
         precision=plan.precision,
@@ -412,6 +412,7 @@ def _validation(plan: Plan, data: Data) -> Callable[[], Measured]:
     """Measures the validation split."""
     train, samples, ranks = plan.settings.train, data.split("val"), plan.ranks
     reading = choose_reading(train.workers, data, samples, plan.device, world=ranks.local_world)
+    probe = watch.watcher(plan)
 
     def validate() -> Measured:
         bad: list[str] | None = [] if train.on_bad_sample == "skip" else None
@@ -426,8 +427,12 @@ def _validation(plan: Plan, data: Data) -> Callable[[], Measured]:
             world=ranks.world,
         )
         metrics, rows = loop.evaluate(plan.objective, batches, plan.device, plan.precision, bad=bad, ranks=ranks)
-        right = plan.objective.correct(rows) if plan.best == next(iter(plan.objective.directions)) else None
+        if probe is not None:
+            metrics = {**probe(), **metrics}
+        right = plan.objective.correct(rows) if plan.best == next(iter(plan.objective.directions), None) else None
         error = float(right.double().std(correction=0)) / math.sqrt(len(right)) if right is not None else 0.0
+        if plan.best in watch.SHARES:
+            error = math.sqrt(metrics[plan.best] * (1 - metrics[plan.best]) / min(len(samples), watch.WATCHED))
         return Measured(metrics, bad or [], error)
 
     return validate

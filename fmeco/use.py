@@ -73,8 +73,7 @@ class Model:
         for batch in self._once(samples, batch_size):
             skipped += batch.skipped
             if len(batch):
-                with torch.inference_mode(), loop.autocast(self.device, self.precision):
-                    out.append(self.objective.product(batch.views[0]).vector.float().cpu())
+                out.append(loop.forward(self.objective, batch, "vector", self.device, self.precision)["vector"])
                 kept += batch.index.tolist()
         return torch.cat(out) if out else torch.zeros(0, self.objective.product.width), kept, skipped
 
@@ -138,9 +137,10 @@ class Measured(NamedTuple):
 
     @property
     def metric(self) -> str:
-        """The one that picked the run's best checkpoint."""
+        """The one that picked the run's best checkpoint, or the objective's first, where that was a probe."""
         evaluating = self.model.checkpoint.meta["config"]["evaluate"]
-        return str(evaluating["best"] or next(iter(self.model.objective.directions))).removeprefix("val_")
+        directions, best = self.model.objective.directions, str(evaluating["best"]).removeprefix("val_")
+        return best if best in directions else next(iter(directions))
 
 
 def measure(ref: str | Path, dataset: str | None, split: str | None, overrides: Sequence[str]) -> Measured:

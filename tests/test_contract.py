@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from fmeco import checkpoint, config, optim
-from fmeco.core import Augment, Batch, ConfigError, Data, DataSpec, InputSpec, Target, mix
+from fmeco.core import Augment, Batch, ConfigError, Data, DataSpec, InputSpec, Target, Teacher, mix
 from fmeco.loader import Loader, choose_reading
 from fmeco.plugins import INJECTED, plugins
 
@@ -193,7 +194,7 @@ def test_backbone(arch: str, channels: int) -> None:
     assert len(set(depths)) > 1
 
 
-LABELLED = [name for name in plugins("objectives") if name not in ("mask", "next", *PAIRS)]
+LABELLED = [name for name in plugins("objectives") if name not in ("mask", "next", "distill", *PAIRS)]
 KINDS = ["digits", "audio", "text", "csv_table"]  # a dataset of each modality
 BODIES: dict[str, dict[str, Any]] = {"mlp": {}, "cnn": {"widths": [8, 8]}, "resnet18": {}, "transformer": {"depth": 2}}
 PATCHES = {"digits": [4, 2], "audio": [4, 10]}
@@ -221,10 +222,15 @@ def test_every_combination_works_or_says_why_not(kind: str, body: str, objective
         tasks = {"label": "classification"}
     spec = dataclasses.replace(data.spec, targets={name: TARGETS[kind] for name, kind in tasks.items()})
     raw = {"name": objective, **({"tasks": TASKS} if objective == "multi_task" else {})}
-    choice = config.choice("objective", raw)
 
     def build() -> Any:
-        return choice.plugin.build({"backbone": backbone(body, spec, **options), "spec": spec}, choice.options)
+        body_of = functools.partial(backbone, body, spec, **options)
+        made = body_of()
+        if objective == "distill":
+            raw.update(teacher="a twin", width=made.width)
+        choice = config.choice("objective", raw)
+        twin = lambda ref: Teacher(ref, body_of().eval().requires_grad_(False), None, spec, None)  # noqa: E731
+        return choice.plugin.build({"backbone": made, "spec": spec}, choice.options, twin)
 
     if not fits(kind, body, objective):
         with pytest.raises(ConfigError) as refused:

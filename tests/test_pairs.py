@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +14,13 @@ import torch
 import fmeco as api
 from fmeco import checkpoint, config
 from fmeco.core import Batch, ConfigError, DataError, DataSpec, InputSpec, Target, mix
+from fmeco.nn import alignment, effective_rank, neighbours_agree, retrieved, spread, uniformity
 from fmeco.objectives import simsiam
-from fmeco.objectives._pairs import effective_rank, neighbours_agree, spread
 from fmeco.objectives.simclr import nt_xent
 from fmeco.objectives.supcon import supervised
 from fmeco.objectives.vicreg import terms
 
-from .conftest import Answer, photos, write
+from .conftest import Answer, photos, process, write
 from .test_contract import backbone
 from .test_data import build
 
@@ -120,6 +121,13 @@ def test_what_is_watched_is_what_it_says() -> None:
     apart = torch.randn(500, 4) + 9 * torch.stack([labels, 1 - labels, labels, labels], 1)
     assert neighbours_agree(apart, labels) == 1.0
     assert neighbours_agree(torch.randn(500, 4), labels) < 0.65
+    one, other = views()
+    unit = [[value / math.hypot(*row) for value in row] for row in one.tolist()]
+    gaps = [math.dist(unit[i], unit[j]) ** 2 for i in range(B) for j in range(i)]
+    assert uniformity(one) == pytest.approx(math.log(sum(math.exp(-2 * d) for d in gaps) / len(gaps)))
+    pairs = zip(one.tolist(), other.tolist(), strict=True)
+    assert alignment(one, other) == pytest.approx(sum(2 - 2 * cosine(a, b) for a, b in pairs) / B)
+    assert retrieved(one, one + 0.01) == 1.0 and retrieved(one, one.roll(1, 0)) == 0.0
 
 
 def settings(objective: Any, **changes: Any) -> dict[str, Any]:
@@ -175,12 +183,27 @@ def test_a_collapse_stops_the_run_and_says_so(fmeco: Fmeco, monkeypatch: pytest.
     assert "collapsed" in answer.err
 
 
+def test_probes_judge_any_objective_by_its_vectors(fmeco: Fmeco) -> None:
+    """Masked patches know no classes; the vectors of the validation split do, and pick the best checkpoint."""
+    body = {"name": "transformer", "width": 16, "depth": 1, "patch": 4}
+    raw = settings("mask", backbone=body, evaluate={"probes": ["linear", "knn"]})
+    answer = fmeco("pretrain", write("m.yaml", raw), "--out", "run", "--json")
+    assert answer.code == 0, answer.err
+    assert {"val_linear", "val_knn", "val_loss", "val_alignment"} <= set(answer.json["metrics"])
+    assert answer.json["metrics"]["val_linear"] > 0.3
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    best = max(line["linear"] for line in lines if line["kind"] == "val")
+    assert answer.json["metrics"]["val_linear"] >= best - 0.06
+    answer = fmeco("pretrain", "m.yaml", "--set", "evaluate.best=lin", "--out", "x")
+    assert answer.code == 2 and "did you mean 'linear'" in answer.err
+    answer = fmeco("evaluate", "run", "--split", "val", "--json")
+    assert answer.code == 0, answer.err
+
+
 def test_views_that_do_not_differ_are_refused(fmeco: Fmeco) -> None:
     c = write("c.yaml", settings("simclr"))
     answer = fmeco("pretrain", c, "--set", "augment=none")
     assert answer.code == 2 and "compares views of a sample" in answer.err
-    answer = fmeco("pretrain", c, "--set", "train.micro_batch=10")
-    assert answer.code == 2 and "needs the batch of 50 whole" in answer.err
 
 
 def test_images_without_labels_come_from_a_folder_a_pattern_or_a_list(fmeco: Fmeco) -> None:
@@ -210,6 +233,62 @@ def test_images_without_labels_come_from_a_folder_a_pattern_or_a_list(fmeco: Fme
     answer = fmeco("pretrain", write("d.yaml", raw), "--from", "one", "--out", "two", "--json")
     assert answer.code == 0, answer.err
     assert "100.0% of the backbone" in answer.err
-    assert set(answer.json["metrics"]) == {"val_effective_rank", "val_projection_rank", "val_spread"}
+    measured = {"retrieval", "alignment", "uniformity", "effective_rank", "projection_rank", "spread"}
+    assert set(answer.json["metrics"]) == {f"val_{name}" for name in measured}, "a view is to find its other view"
     answer = fmeco("finetune", "--from", "two", "--dataset", "p/deep/er", "--set", "train.epochs=1", "--out", "three")
     assert answer.code == 0, answer.err
+
+
+EXACT = '''
+"""simclr and supcon in float64 and without batch norm, for sums that can be compared."""
+KIND = "objective"
+from typing import Annotated
+import torch
+from fmeco.core import Backbone, DataSpec, Doc, Objective
+from fmeco.objectives.simclr import SimCLR
+from fmeco.objectives.supcon import SupCon
+
+def build(backbone: Backbone, spec: DataSpec, *, labels: bool = False) -> Objective:
+    head = torch.nn.Linear(backbone.width, 6)
+    made = SupConExact(backbone, head, "label", 0.3) if labels else Exact(backbone, head, 0.3)
+    return made.double()
+
+class Doubled:
+    def represent(self, batch):
+        return tuple(self.projector(self.backbone({k: x.double() for k, x in v.items()}).vector) for v in batch.views)
+    def rows(self, batch):
+        z = self.represent(batch)[0]
+        return {"vector": z, "projection": z}
+
+class Exact(Doubled, SimCLR): pass
+class SupConExact(Doubled, SupCon): pass
+'''
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_a_step_in_parts_and_on_two_ranks_is_the_whole_step(labels: bool, fmeco: Fmeco) -> None:
+    """Every sample is compared with all others of the step, whoever holds them; dropout is the same in both passes."""
+    Path("exact.py").write_text(EXACT)
+    raw = settings(
+        {"name": "exact", "labels": labels},
+        backbone={"name": "mlp", "hidden": [8], "batch_norm": False},
+        optimizer={"name": "sgd", "lr": 0.1},
+        evaluate={"health": "off", "probes": []},
+    )
+    path = write("c.yaml", raw)
+    found = {}
+    for out, how in {"whole": [], "parts": ["train.micro_batch=13"], "ranks": ["train.micro_batch=13"]}.items():
+        sets = [word for one in how for word in ("--set", one)]
+        ranks = "2" if out == "ranks" else "1"
+        child = process("pretrain", path, "--out", out, "--nproc", ranks, "--plugin", "exact.py", *sets)
+        _, err = child.communicate(timeout=120)
+        assert child.returncode == 0, err
+        saved = checkpoint.open_checkpoint(Path(out, "checkpoints/last").resolve())
+        found[out] = {**saved.tensors("backbone"), **saved.tensors("objective")}
+    for out in ("parts", "ranks"):
+        for name, tensor in found["whole"].items():
+            assert torch.allclose(tensor, found[out][name], rtol=0, atol=1e-10), (out, name)
+    raw["backbone"]["dropout"] = 0.5
+    for out in ("a", "b"):
+        answer = fmeco("pretrain", write("d.yaml", raw), "--out", out, "--plugin", "exact.py", "--set", "train.micro_batch=13")  # fmt: skip
+        assert answer.code == 0 and "pass the model twice, 13 at a time" in answer.err, answer.err

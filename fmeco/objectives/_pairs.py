@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fmeco.core import Backbone, Batch, DataSpec, Loss, Objective, View
-from fmeco.nn import mlp, votes
+from fmeco.core import Backbone, Batch, Loss, Objective, View
+from fmeco.nn import effective_rank, mlp, spread
 
-WATCHED = 4096  # samples of a split, evenly spread, that ranks and neighbours are taken of
+WATCHED = 4096  # samples of a split, evenly spread, that ranks are taken of
 COLLAPSED = 0.05  # of `spread`
 FLAT = 2.5  # of `projection_rank`
 
@@ -25,81 +23,56 @@ def projector(width: int, hidden: int, out: int, layers: int) -> nn.Sequential:
     return nn.Sequential(*mlp(widths, batch_norm=True, dropout=0.0), nn.Linear(widths[-1], out))
 
 
-def spread(z: Tensor) -> float:
-    """How far the directions of vectors (N, D) differ: the deviation of their normalised values times the square root of D.
-    1 = everywhere, 0 = all the same. https://arxiv.org/abs/2011.10566 section 4.1."""
-    return float(F.normalize(z.double(), dim=1).std(0, correction=0).mean() * math.sqrt(z.shape[1]))
-
-
-def effective_rank(x: Tensor) -> float:
-    """In how many directions vectors (N, D) vary: exp of the entropy of their singular values' shares.
-    https://arxiv.org/abs/2210.02885 (RankMe), equation (1); of centred vectors, so that a common part is no direction."""
-    sizes = torch.linalg.svdvals((x - x.mean(0)).double())
-    shares = sizes / sizes.sum().clamp_min(1e-12)
-    return float((-(shares * shares.clamp_min(1e-12).log()).sum()).exp())
-
-
-def neighbours_agree(x: Tensor, labels: Tensor) -> float:
-    """Share of samples (N, D) whose class the others' votes name."""
-    x = F.normalize(x, dim=1)
-    alike = (x @ x.T).fill_diagonal_(-math.inf)  # a vote for itself would weigh exp(-inf)
-    found = votes(alike, labels, int(labels.max()) + 1)
-    return float((found.argmax(1) == labels).double().mean())
-
-
 class Pairs(Objective):
     """Two views of each sample through backbone and projector.
 
-    Evaluation sees plain samples. `knn`: how often the nearest other samples of the split have a sample's class, where the
-    data has classes. `effective_rank` of the backbone's vectors. Of the projections, where a collapse shows first:
-    `projection_rank`, and the `spread` of their directions, or their standard deviation.
+    Evaluation sees plain samples: `effective_rank` of the backbone's vectors and, of the projections, where a collapse
+    shows first, `projection_rank` and the `spread` of their directions, or their standard deviation.
     """
 
     views = (View("one"), View("other"))
     coupled = True
+    probes = ("knn",)
     cause = "the learning rate may be too high"  # of a collapse, most likely
     flat = FLAT
     directed = True  # only the projections' directions matter to the loss
+    directions: Mapping[str, Literal["max", "min"]] = {
+        "effective_rank": "max",
+        "projection_rank": "max",
+        "spread": "max",
+    }
 
-    def __init__(self, backbone: Backbone, spec: DataSpec, projector: nn.Module) -> None:
+    def __init__(self, backbone: Backbone, projector: nn.Module) -> None:
         super().__init__()
         self.backbone, self.projector = backbone, projector
-        self.target = next((name for name, one in spec.targets.items() if one.kind == "class"), None)
-        best: dict[str, Literal["max", "min"]] = {} if self.target is None else {"knn": "max"}
-        self.directions: Mapping[str, Literal["max", "min"]] = {
-            **best,
-            "effective_rank": "max",
-            "projection_rank": "max",
-            "spread": "max",
-        }
 
     @abstractmethod
-    def compare(self, one: Tensor, other: Tensor, batch: Batch) -> Tensor:
-        """The loss of each sample (B,), from projections of its two views (B, D)."""
+    def losses(self, one: Tensor, other: Tensor, *rest: Tensor, target: Mapping[str, Tensor | list[Any]]) -> Tensor:
+        """The loss of each sample (B,), from what `represent` gives."""
+
+    def represent(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Projections (B, D) of the two views."""
+        return tuple(self.projector(self.backbone(view).vector).float() for view in batch.views)
+
+    def compare(self, parts: tuple[Tensor, ...], target: Mapping[str, Tensor | list[Any]]) -> Loss:
+        found = self.losses(*parts, target=target)
+        return Loss(found.sum(), len(found))
 
     def loss(self, batch: Batch) -> Loss:
-        one, other = (self.projector(self.backbone(view).vector) for view in batch.views)
-        found = self.compare(one.float(), other.float(), batch)
-        return Loss(found.sum(), len(found))
+        return self.compare(self.represent(batch), batch.target)
 
     def rows(self, batch: Batch) -> dict[str, Tensor]:
         vector = self.backbone(batch.views[0]).vector
-        out = {"vector": vector, "projection": self.projector(vector)}
-        return out if self.target is None else {**out, "label": batch.target[self.target]}  # type: ignore[dict-item]
+        return {"vector": vector, "projection": self.projector(vector)}
 
     def metrics(self, rows: dict[str, Tensor]) -> dict[str, float]:
         at = torch.arange(0, len(rows["vector"]), -(-len(rows["vector"]) // WATCHED))
-        x, z = rows["vector"][at], rows["projection"][at]
-        found = {
-            "effective_rank": effective_rank(x),
+        z = rows["projection"][at]
+        return {
+            "effective_rank": effective_rank(rows["vector"][at]),
             "projection_rank": effective_rank(z),
             "spread": spread(z) if self.directed else float(z.std(0).mean()),
         }
-        if self.target is None:
-            return found
-        labels = rows["label"][at]
-        known = labels >= 0
-        return {"knn": neighbours_agree(x[known], labels[known]), **found} if int(known.sum()) > 1 else found
 
     def ailing(self, metrics: Mapping[str, float]) -> str | None:
         if metrics["spread"] >= COLLAPSED and metrics["projection_rank"] >= self.flat:

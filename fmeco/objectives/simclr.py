@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fmeco.core import Backbone, Batch, DataSpec, Doc, Gt, Objective
+from fmeco.core import Backbone, Doc, Gt, Objective
 from fmeco.objectives._pairs import Pairs, projector
 
 
 def build(
     backbone: Backbone,
-    spec: DataSpec,
     *,
     temperature: Annotated[float, Gt(0)] = 0.2,
     hidden: Annotated[int | None, Doc("width of the projector's hidden layer; null = the backbone's"), Gt(0)] = None,
     projection: Annotated[int, Doc("width of the projections"), Gt(0)] = 128,
 ) -> Objective:
     head = projector(backbone.width, hidden or backbone.width, projection, layers=2)
-    return SimCLR(backbone, spec, head, temperature)
+    return SimCLR(backbone, head, temperature)
 
 
 def nt_xent(one: Tensor, other: Tensor, temperature: float) -> Tensor:
@@ -36,9 +36,9 @@ def nt_xent(one: Tensor, other: Tensor, temperature: float) -> Tensor:
 class SimCLR(Pairs):
     cause = "batches may be too small, or the augmentation too weak"
 
-    def __init__(self, backbone: Backbone, spec: DataSpec, head: torch.nn.Module, temperature: float) -> None:
-        super().__init__(backbone, spec, head)
+    def __init__(self, backbone: Backbone, head: torch.nn.Module, temperature: float) -> None:
+        super().__init__(backbone, head)
         self.temperature = temperature
 
-    def compare(self, one: Tensor, other: Tensor, batch: Batch) -> Tensor:
+    def losses(self, one: Tensor, other: Tensor, *rest: Tensor, target: Mapping[str, Tensor | list[Any]]) -> Tensor:
         return nt_xent(one, other, self.temperature)

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fmeco.core import Backbone, Batch, DataSpec, Doc, Gt, Objective
+from fmeco.core import Backbone, Batch, Doc, Gt, Objective
 from fmeco.objectives._pairs import Pairs, projector
 
 
 def build(
     backbone: Backbone,
-    spec: DataSpec,
     *,
     projection: Annotated[int, Doc("width of the projector's layers; the predictor's is a quarter"), Gt(3)] = 512,
 ) -> Objective:
     head = nn.Sequential(
         projector(backbone.width, projection, projection, layers=3), nn.BatchNorm1d(projection, affine=False)
     )
-    return SimSiam(backbone, spec, head, projector(projection, projection // 4, projection, layers=2))
+    return SimSiam(backbone, head, projector(projection, projection // 4, projection, layers=2))
 
 
 def similarity(predicted: Tensor, wanted: Tensor) -> Tensor:
@@ -32,9 +32,15 @@ def similarity(predicted: Tensor, wanted: Tensor) -> Tensor:
 class SimSiam(Pairs):
     cause = "the learning rate may be too high"
 
-    def __init__(self, backbone: Backbone, spec: DataSpec, head: nn.Module, predictor: nn.Module) -> None:
-        super().__init__(backbone, spec, head)
+    def __init__(self, backbone: Backbone, head: nn.Module, predictor: nn.Module) -> None:
+        super().__init__(backbone, head)
         self.predictor = predictor
 
-    def compare(self, one: Tensor, other: Tensor, batch: Batch) -> Tensor:
-        return (similarity(self.predictor(one), other) + similarity(self.predictor(other), one)) / 2
+    def represent(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Projections (B, D) of the two views, and what each says of the other."""
+        one, other = super().represent(batch)
+        return one, other, self.predictor(one).float(), self.predictor(other).float()
+
+    def losses(self, one: Tensor, other: Tensor, *rest: Tensor, target: Mapping[str, Tensor | list[Any]]) -> Tensor:
+        of_other, of_one = rest
+        return (similarity(of_other, other) + similarity(of_one, one)) / 2

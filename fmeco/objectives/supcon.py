@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fmeco.core import Backbone, Batch, ConfigError, DataSpec, Doc, Gt, Objective
+from fmeco.core import Backbone, ConfigError, DataSpec, Doc, Gt, Objective
 from fmeco.objectives._pairs import Pairs, projector
 
 
@@ -20,10 +21,11 @@ def build(
     hidden: Annotated[int | None, Doc("width of the projector's hidden layer; null = the backbone's"), Gt(0)] = None,
     projection: Annotated[int, Doc("width of the projections"), Gt(0)] = 128,
 ) -> Objective:
-    if not any(one.kind == "class" for one in spec.targets.values()):
+    name = next((name for name, one in spec.targets.items() if one.kind == "class"), None)
+    if name is None:
         raise ConfigError("objective supcon needs classes", "objective: simclr needs none")
     head = projector(backbone.width, hidden or backbone.width, projection, layers=2)
-    return SupCon(backbone, spec, head, temperature)
+    return SupCon(backbone, head, name, temperature)
 
 
 def supervised(one: Tensor, other: Tensor, labels: Tensor, temperature: float) -> Tensor:
@@ -42,11 +44,11 @@ class SupCon(Pairs):
     cause = "the learning rate may be too high, or the temperature too low"
     flat = 0.0  # two classes are one direction
 
-    def __init__(self, backbone: Backbone, spec: DataSpec, head: torch.nn.Module, temperature: float) -> None:
-        super().__init__(backbone, spec, head)
-        self.temperature = temperature
+    def __init__(self, backbone: Backbone, head: torch.nn.Module, target: str, temperature: float) -> None:
+        super().__init__(backbone, head)
+        self.target, self.temperature = target, temperature
 
-    def compare(self, one: Tensor, other: Tensor, batch: Batch) -> Tensor:
-        labels = batch.target[self.target or ""]
+    def losses(self, one: Tensor, other: Tensor, *rest: Tensor, target: Mapping[str, Tensor | list[Any]]) -> Tensor:
+        labels = target[self.target]
         assert isinstance(labels, Tensor)
         return supervised(one, other, labels, self.temperature)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fmeco.core import Backbone, Batch, DataSpec, Doc, Ge, Gt, Objective
+from fmeco.core import Backbone, Doc, Ge, Gt, Objective
 from fmeco.objectives._pairs import Pairs, projector
 
 EPS = 1e-4
@@ -15,7 +16,6 @@ EPS = 1e-4
 
 def build(
     backbone: Backbone,
-    spec: DataSpec,
     *,
     invariance: Annotated[float, Doc("weight of the distance of two views"), Ge(0)] = 25.0,
     variance: Annotated[float, Doc("weight of what keeps dimensions from becoming constant"), Ge(0)] = 25.0,
@@ -23,7 +23,7 @@ def build(
     projection: Annotated[int, Doc("width of the projector's layers"), Gt(0)] = 512,
 ) -> Objective:
     head = projector(backbone.width, projection, projection, layers=3)
-    return VICReg(backbone, spec, head, invariance, variance, covariance)
+    return VICReg(backbone, head, invariance, variance, covariance)
 
 
 def terms(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,12 +47,12 @@ class VICReg(Pairs):
     directed = False
 
     def __init__(
-        self, backbone: Backbone, spec: DataSpec, head: nn.Module, invariance: float, variance: float, covariance: float
+        self, backbone: Backbone, head: nn.Module, invariance: float, variance: float, covariance: float
     ) -> None:
-        super().__init__(backbone, spec, head)
+        super().__init__(backbone, head)
         self.weights = (invariance, variance, covariance)
 
-    def compare(self, one: Tensor, other: Tensor, batch: Batch) -> Tensor:
+    def losses(self, one: Tensor, other: Tensor, *rest: Tensor, target: Mapping[str, Tensor | list[Any]]) -> Tensor:
         distance, short, shared = terms(one, other)
         invariance, variance, covariance = self.weights
         return invariance * distance + variance * short + covariance * shared
