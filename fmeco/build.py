@@ -115,7 +115,8 @@ def prepare(
     report = _transplant(objective, source, settings, data.spec) if source is not None and not fresh else None
 
     varied = settings.augment or config.choice("augment", _default_augment(data.spec, len(objective.views)))
-    augment: Augment = varied.plugin.build({"spec": data.spec, "arch": varied.arch}, varied.options)
+    given = {"spec": data.spec, "arch": varied.arch, "train": data.split("train")}
+    augment: Augment = varied.plugin.build(given, varied.options)
     if len(objective.views) > 1 and not augment.varies:
         raise ConfigError(
             f"objective {described.name} compares views of a sample, and with augment {varied.spelled} they are all the same"
@@ -125,6 +126,7 @@ def prepare(
     )
     device = _device(settings, ranks)
     settings, loader = _loader(settings, data, objective, augment, device, ranks)
+    settings = _scaled_rate(settings, loader.batch_size)
     objective.to(device)
     if loader.channels_last:
         objective.to(memory_format=torch.channels_last)
@@ -388,6 +390,22 @@ def _loader(
     if (smallest := min(end - start for start, end in loader.steps)) < ranks.world:
         raise ConfigError(f"{ranks.world} ranks cannot share steps of {smallest} samples", "raise train.batch_size")
     return settings.replace(train=train), loader
+
+
+def _scaled_rate(settings: RunConfig, size: int) -> RunConfig:
+    """The learning rate for the run's batch size, written into the config, where it was given for another one."""
+    train, chosen = settings.train, settings.optimizer
+    if train.lr_for_batch is None:
+        return settings
+    rate = chosen.options["lr"]
+    if rate == "auto":
+        raise ConfigError("train.lr_for_batch: a range test finds the rate of the run's own batches", "leave it out")
+    scaled = rate * size / train.lr_for_batch
+    say(f"optimizer.lr: {scaled:g} = {rate:g} x {size} / {train.lr_for_batch}, for batches of {size}")
+    return settings.replace(
+        train=train.model_copy(update={"lr_for_batch": None}),
+        optimizer=dataclasses.replace(chosen, options={**chosen.options, "lr": scaled}),
+    )
 
 
 def _roles(objective: Objective) -> Roles:

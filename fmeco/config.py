@@ -55,6 +55,14 @@ class Train(BaseModel):
             "auto = 64, or fewer (down to 16) where an epoch would have less than five steps"
         ),
     ] = "auto"
+    lr_for_batch: Annotated[
+        int | None,
+        Doc(
+            "the batch size that optimizer.lr is meant for: a run takes the rate times batch_size / lr_for_batch "
+            "(https://arxiv.org/abs/1706.02677 section 2.1); null = the rate as it is"
+        ),
+        Gt(0),
+    ] = None
     micro_batch: Annotated[int | Literal["auto"], Doc("samples per forward pass; auto = batch_size, at most 256")] = (
         "auto"
     )

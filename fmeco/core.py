@@ -494,6 +494,7 @@ class Backbone(nn.Module, ABC):
     width: int
     vocabulary: int = 0  # how many ids tokens may stand for, of a backbone that can `tokenize`
     numbers: int = 0  # P, where they stand for numbers
+    tokens: int = 0  # how many a sample has, where all have as many, and HIDDEN without BLANK leaves some of them out
     causal = False  # a token's features depend on nothing that comes after it
     class_layers: tuple[str, ...] = ()
     rest: Callable[[Tensor, bool], Features] | None = None  # (stored values, whether training) -> Features

@@ -87,7 +87,7 @@ INJECTED: dict[str, tuple[str, ...]] = {
     "datasets": ("known", "whole", "arch"),
     "backbones": ("spec", "arch"),
     "objectives": ("backbone", "spec"),
-    "augment": ("spec", "arch"),
+    "augment": ("spec", "arch", "train"),
     "optimizers": ("params",),
     "schedules": ("step", "total", "history"),
     "strategies": ("roles",),

@@ -80,7 +80,7 @@ def test_every_kind_has_plugins() -> None:
         },
         "backbones": {"torchvision", "timm", "mlp", "transformer"},
         "objectives": {"classification", "multilabel", "regression", "mask", "next", *PAIRS},
-        "augment": {"none", "image", "spectrogram"},
+        "augment": {"none", "image", "spectrogram", "corrupt"},
         "optimizers": {"sgd", "adam", "adamw", "rmsprop"},
         "schedules": {"cosine", "linear", "step", "one_cycle", "constant", "plateau"},
         "strategies": {"full", "probe"},
@@ -296,17 +296,22 @@ def test_objective(name: str, body: str) -> None:
         assert len(dict(made.named_parameters())[tensor]) == len(classes)
 
 
-VARIED = {"image": "image_folder", "spectrogram": "audio", "none": "image_folder"}  # augmentation -> data for it
+VARIED = {
+    "image": "image_folder",
+    "spectrogram": "audio",
+    "corrupt": "csv_table",
+    "none": "image_folder",
+}  # augmentation -> data for it
 AUGMENTS = [(name, plugin.name) for plugin in plugins("augment").values() for name in plugin.names or (plugin.name,)]
 
 
 @pytest.mark.parametrize(("name", "plugin"), AUGMENTS)
 def test_augment_depends_on_its_keys_alone(name: str, plugin: str, tmp_path: Path) -> None:
     data = make_data(VARIED[plugin], None, tmp_path)
-    ((kind, one),) = data.spec.inputs.items()
+    kind, one = next(iter(data.spec.inputs.items()))
     choice = config.choice("augment", {"name": name, **({"erase": 0.5, "color": 0.5} if plugin == "image" else {})})
-    augment = choice.plugin.build({"spec": data.spec, "arch": choice.arch}, choice.options)
     samples = data.split("train")
+    augment = choice.plugin.build({"spec": data.spec, "arch": choice.arch, "train": samples}, choice.options)
 
     def views(seed: int, workers: Any) -> list[torch.Tensor]:
         from fmeco.core import View

@@ -27,6 +27,7 @@ def config(objective: Any, **changes: Any) -> dict[str, Any]:
         "backbone": {"name": "mlp", "hidden": [32]},
         "objective": objective,
         "optimizer": {"name": "adamw", "lr": 0.01},
+        "schedule": "constant",
         "train": {"epochs": 8, "batch_size": 50, "tensorboard": False},
         **changes,
     }

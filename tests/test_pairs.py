@@ -292,3 +292,66 @@ def test_a_step_in_parts_and_on_two_ranks_is_the_whole_step(labels: bool, fmeco:
     for out in ("a", "b"):
         answer = fmeco("pretrain", write("d.yaml", raw), "--out", out, "--plugin", "exact.py", "--set", "train.micro_batch=13")  # fmt: skip
         assert answer.code == 0 and "pass the model twice, 13 at a time" in answer.err, answer.err
+
+
+def test_rows_of_tables_are_compared_with_columns_of_other_rows(fmeco: Fmeco) -> None:
+    """Two views of a row differ in the share of columns that is asked for, and hold values of the same column."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 6, generator=generator) + torch.arange(200)[:, None] % 2 * 2
+    rows = [",".join(f"{v:.3f}" for v in row) + f",{'uvw'[i % 3]},{'ab'[i % 2]}" for i, row in enumerate(x.tolist())]
+    path = str(write("t.csv", "a,b,c,d,e,f,g,label\n" + "\n".join(rows)))
+    data = build(name="csv_table", path=path)
+    samples = data.split("train")
+    made = config.choice("augment", "corrupt")
+    augment = made.plugin.build({"spec": data.spec, "train": samples}, made.options)
+    assert samples.tensors is not None
+    keys = mix(0, torch.arange(2 * len(samples))).view(2, -1)
+    one, other = (augment.batch(dict(samples.tensors), row) for row in keys)
+    assert float((one["columns"] != other["columns"]).double().mean()) == pytest.approx(0.6, abs=0.05)
+    for column in range(6):
+        assert set(one["columns"][:, column].tolist()) <= set(samples.tensors["columns"][:, column].tolist())
+    part = augment.batch({name: value[50:60] for name, value in samples.tensors.items()}, keys[0, 50:60])
+    assert torch.equal(part["columns"], one["columns"][50:60]), "a row's key decides, whoever is in its batch"
+
+    raw = settings("simclr", dataset={"name": "csv_table", "path": path}, backbone={"name": "mlp", "hidden": [16]})
+    raw["optimizer"], raw["train"]["lr_for_batch"] = {"name": "adamw", "lr": 0.001}, 25
+    answer = fmeco("pretrain", write("c.yaml", raw), "--out", "run", "--json")
+    assert answer.code == 0, answer.err
+    assert "optimizer.lr: 0.002 = 0.001 x 50 / 25" in answer.err and answer.json["metrics"]["val_knn"] > 0.7
+    assert config.peek(Path("run/config.yaml"))["optimizer"]["lr"] == 0.002
+    assert fmeco("resume", "run", "--epochs", "+1").code == 0
+    raw["dataset"] = {"name": "digits", "image_size": 16}
+    answer = fmeco("pretrain", write("c.yaml", {**raw, "augment": "corrupt"}), "--out", "no")
+    assert answer.code == 2 and "augment corrupt is for tables" in answer.err
+
+
+def test_hidden_patches_do_not_enter_the_backbone_that_has_a_decoder(fmeco: Fmeco) -> None:
+    spec = DataSpec("image", {"image": InputSpec((1, 8, 8), "uint8", 1 / 255, (0.5,), (0.25,))})
+    body = backbone("transformer", spec, width=16, depth=1, patch=2, dropout=0.0)
+    choice = config.choice("objective", {"name": "mask", "decoder": 2})
+    made = choice.plugin.build({"backbone": body, "spec": spec}, choice.options)
+    image, at = torch.randn(3, 1, 8, 8), torch.arange(3)
+    batch = Batch([{"image": image}], {}, at, mix(0, at)[None])
+    inputs, _, hidden = made.hide(batch)
+    assert hidden.sum(1).tolist() == [12, 12, 12], "three quarters of the 16 patches"
+    seen = body(inputs).tokens
+    assert seen.shape == (3, 4, 16)
+    outside = (~hidden).view(3, 4, 4).repeat_interleave(2, 1).repeat_interleave(2, 2)[:, None]
+    other = torch.where(outside, image, torch.randn(3, 1, 8, 8))
+    again = body({**inputs, "image": other}).tokens
+    assert torch.equal(seen, again), "what is hidden changes nothing"
+    found = made.decoder(seen, hidden)
+    assert found.shape == (3, 16, 8)
+    made(batch, "loss").sum.backward()
+    assert all(p.grad is not None for p in made.parameters())
+
+    raw = settings(
+        {"name": "mask", "decoder": 1}, backbone={"name": "transformer", "width": 16, "depth": 1, "patch": 4}
+    )
+    assert fmeco("pretrain", write("m.yaml", raw), "--out", "run").code == 0
+    answer = fmeco("finetune", "--from", "run", "--dataset", "digits", "--set", "train.epochs=1", "--out", "tuned")
+    assert answer.code == 0 and "100.0% of the backbone" in answer.err, answer.err
+    answer = fmeco("pretrain", "m.yaml", "--set", "backbone=mlp", "--out", "x")
+    assert answer.code == 2
+    answer = fmeco("pretrain", "m.yaml", "--set", "objective.rate=0.99", "--out", "x")
+    assert answer.code == 2 and "leaves none" in answer.err

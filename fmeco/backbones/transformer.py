@@ -69,6 +69,7 @@ class Transformer(Backbone):
         super().__init__()
         self.stem, self.width, self.causal, self.dropout = stem, width, causal, dropout
         self.vocabulary, self.numbers, self.grid = stem.vocabulary, stem.numbers, stem.grid
+        self.tokens = stem.length if stem.grid is not None else 0
         self.positions = nn.Parameter(torch.zeros(stem.length, width)) if positions == "learned" else None
         self.blocks = nn.ModuleList(Block(width, heads, dropout, causal) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
@@ -86,13 +87,16 @@ class Transformer(Backbone):
 
     def forward(self, inputs: Inputs) -> Features:
         x, place = self.stem(inputs)  # (B, T, D), (T, D) or None
-        if HIDDEN in inputs:
+        if BLANK in inputs:
             x = torch.where(inputs[HIDDEN].unsqueeze(-1), inputs[BLANK].to(x.dtype), x)
         if place is not None:
             x = x + place
         length = x.shape[1]
         if self.positions is not None:
             x = x + self.positions[:length]
+        left_out = HIDDEN in inputs and BLANK not in inputs
+        if left_out:  # as many of each sample
+            x = x[~inputs[HIDDEN]].view(len(x), -1, self.width)
         x = F.dropout(x, self.dropout, self.training)
         mask = self.stem.mask(inputs)
         # What comes later is not seen by a causal model, and padding comes last.
@@ -100,7 +104,7 @@ class Transformer(Backbone):
         angles = None if self.angles is None else self.angles[:, :length]
         for block in self.blocks:
             x = block(x, seen, angles)
-        return Features(tokens=self.norm(x), mask=mask, grid=self.grid)
+        return Features(tokens=self.norm(x), mask=mask, grid=None if left_out else self.grid)
 
     def tokenize(self, inputs: Inputs) -> Tokens:
         return self.stem.tokenize(inputs)

@@ -91,6 +91,7 @@ def _same_inputs(spec: DataSpec, teacher: Teacher) -> None:
     """A teacher must see what it was trained on."""
     theirs = teacher.spec
     keys = dict.fromkeys([*spec.preprocessing, *theirs.preprocessing])
+    keys.pop("mirror", None)  # says how samples may vary, not how inputs are made
     odd = [key for key in keys if spec.preprocessing.get(key) != theirs.preprocessing.get(key)]
     if odd or dict(spec.inputs) != dict(theirs.inputs):
         raise ConfigError(

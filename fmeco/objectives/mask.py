@@ -18,6 +18,7 @@ from fmeco.core import (
     ConfigError,
     DataSpec,
     Doc,
+    Ge,
     Gt,
     Inputs,
     Loss,
@@ -32,6 +33,7 @@ from fmeco.nn import Head
 IDS, PATCHES, COLUMNS = 0.15, 0.75, 0.3  # the share that is hidden: BERT's, MAE's, and one between them
 BLANKED, SWAPPED = 0.8, 0.1  # of the hidden ids; the rest stays as it is
 EPS = 1e-6
+HEADS = 4  # of the decoder
 
 
 def build(
@@ -44,6 +46,14 @@ def build(
         Gt(0),
         Lt(1),
     ] = None,
+    decoder: Annotated[
+        int,
+        Doc(
+            "of patches: blocks of a decoder that guesses them, so that the backbone sees what is not hidden alone, which "
+            "takes a fraction of the time; 0 = the backbone guesses"
+        ),
+        Ge(0),
+    ] = 0,
     swap: Annotated[
         bool, Doc("of the hidden ids, show a tenth as another one and a tenth as it is, as BERT does")
     ] = True,
@@ -56,11 +66,15 @@ def build(
         raise ConfigError(
             "objective mask needs a backbone that looks both ways", "backbone.causal: false, or objective: next"
         )
+    if decoder and not backbone.tokens:
+        raise ConfigError("objective.decoder needs patches, which a backbone such as transformer can go without")
     if rate is None:
         images = any(len(one.shape) == 3 for one in spec.inputs.values())
         rate = PATCHES if images else IDS if "tokens" in spec.inputs else COLUMNS
+    if decoder and not 0 < round(rate * backbone.tokens) < backbone.tokens:
+        raise ConfigError(f"objective.rate: {rate:g} of {backbone.tokens} patches leaves none, or none to guess")
     # Ids that stand for categories belong to columns; one of another column would be no value of this one.
-    return Mask(backbone, rate, swap and "tokens" in spec.inputs)
+    return Mask(backbone, rate, swap and "tokens" in spec.inputs, Decoder(backbone, decoder) if decoder else None)
 
 
 def draw(keys: Tensor, real: Tensor, rate: float) -> Tensor:
@@ -93,22 +107,28 @@ def errors(guess: Tensor, patches: Tensor) -> Tensor:
 
 class Mask(Objective):
     """Cross-entropy of hidden ids (https://arxiv.org/abs/1810.04805 section 3.1), squared error of hidden numbers
-    (https://arxiv.org/abs/2111.06377): the mean over all that is hidden."""
+    (https://arxiv.org/abs/2111.06377): the mean over all that is hidden. With a decoder, hidden patches do not enter the
+    backbone."""
 
     directions: Mapping[str, Literal["max", "min"]] = {"loss": "min", "accuracy": "max"}
 
-    def __init__(self, backbone: Backbone, rate: float, swap: bool) -> None:
+    def __init__(self, backbone: Backbone, rate: float, swap: bool, decoder: Decoder | None) -> None:
         super().__init__()
-        self.backbone, self.rate, self.swap = backbone, rate, swap
-        self.blank = nn.Parameter(torch.randn(backbone.width) / math.sqrt(backbone.width))
+        self.backbone, self.rate, self.swap, self.decoder = backbone, rate, swap, decoder
+        if decoder is None:
+            self.blank = nn.Parameter(torch.randn(backbone.width) / math.sqrt(backbone.width))
         self.bias = nn.Parameter(torch.zeros(backbone.vocabulary)) if backbone.vocabulary else None
-        self.numbers = Head(backbone.width, backbone.numbers, 0.0) if backbone.numbers else None
+        self.numbers = (
+            Head(decoder.width if decoder else backbone.width, backbone.numbers, 0.0) if backbone.numbers else None
+        )
 
     def hide(self, batch: Batch) -> tuple[Inputs, Tokens, Tensor]:
         """(inputs with tokens hidden, what the tokens stand for, which ones are to be guessed (B, T))."""
         inputs = batch.views[0]
         tokens, keys = self.backbone.tokenize(inputs), batch.keys[0]
         chosen = draw(keys, tokens.mask, self.rate)
+        if self.decoder is not None:
+            return {**inputs, HIDDEN: chosen}, tokens, chosen
         if not self.swap or tokens.ids is None:
             return {**inputs, HIDDEN: chosen, BLANK: self.blank}, tokens, chosen
         fate = draws(keys, chosen, 1)
@@ -122,6 +142,8 @@ class Mask(Objective):
         inputs, tokens, chosen = self.hide(batch)
         features = self.backbone(inputs).tokens
         assert features is not None
+        if self.decoder is not None:
+            features = self.decoder(features, chosen)
         split = 0 if tokens.numbers is None else tokens.numbers.shape[1]
         loss = torch.zeros(chosen.shape, device=chosen.device)
         right = torch.zeros_like(chosen)
@@ -152,3 +174,31 @@ class Mask(Objective):
         if ids := int(rows["ids"].sum()):
             out["accuracy"] = int(rows["right"].sum()) / ids
         return out
+
+
+class Decoder(nn.Module):
+    """Features of the tokens that were not hidden (B, K, D), and which ones were (B, T) -> features of all (B, T, D / 2).
+    https://arxiv.org/abs/2111.06377 section 3."""
+
+    def __init__(self, backbone: Backbone, depth: int) -> None:
+        super().__init__()
+        self.width = max(HEADS, backbone.width // 2 // HEADS * HEADS)
+        self.enter = nn.Linear(backbone.width, self.width)
+        self.blank = nn.Parameter(torch.randn(self.width) / math.sqrt(self.width))
+        self.positions = nn.Parameter(torch.randn(backbone.tokens, self.width) / math.sqrt(self.width))
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                self.width, HEADS, 4 * self.width, 0.0, "gelu", batch_first=True, norm_first=True
+            )
+            for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(self.width)
+
+    def forward(self, seen: Tensor, hidden: Tensor) -> Tensor:
+        x = self.enter(seen)
+        whole = self.blank.to(x.dtype).expand(*hidden.shape, -1)
+        x = whole.masked_scatter(~hidden[..., None], x) + self.positions
+        for block in self.blocks:
+            x = block(x)
+        found: Tensor = self.norm(x)
+        return found
