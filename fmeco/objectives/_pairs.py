@@ -55,7 +55,7 @@ class Pairs(Objective):
     `projection_rank`, and the `spread` of their directions, or their standard deviation.
     """
 
-    views = (View("one"), View("other"))
+    views: tuple[View, ...] = (View("one"), View("other"))
     coupled = True
     cause = "the learning rate may be too high"  # of a collapse, most likely
     flat = FLAT
@@ -75,11 +75,15 @@ class Pairs(Objective):
 
     @abstractmethod
     def compare(self, one: Tensor, other: Tensor, batch: Batch) -> Tensor:
-        """The loss of each sample (B,), from projections of its two views (B, D)."""
+        """The loss of each sample (B,), from the two things that `represent` gives."""
+
+    def represent(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Projections (B, D) of the two views."""
+        one, other = (self.projector(self.backbone(view).vector).float() for view in batch.views)
+        return one, other
 
     def loss(self, batch: Batch) -> Loss:
-        one, other = (self.projector(self.backbone(view).vector) for view in batch.views)
-        found = self.compare(one.float(), other.float(), batch)
+        found = self.compare(*self.represent(batch), batch)
         return Loss(found.sum(), len(found))
 
     def rows(self, batch: Batch) -> dict[str, Tensor]:
