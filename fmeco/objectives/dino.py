@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
 from fmeco.core import Backbone, Batch, ConfigError, DataSpec, Doc, Ge, Gt, Le, Lt, Objective, View, clean
-from fmeco.objectives._pairs import Pairs
+from fmeco.objectives._pairs import Pairs, projector
 from fmeco.objectives._teacher import Teacher, momentum
 
 # The share of the area that views show, where there are local ones: https://arxiv.org/abs/2104.14294 appendix E.
@@ -83,11 +83,11 @@ def _takes_smaller(backbone: Backbone, spec: DataSpec, view: View) -> None:
 
 class Head(nn.Sequential):
     """Vectors (B, width) -> projections (B, D) -> their cosines with each prototype (B, K).
-    https://arxiv.org/abs/2104.14294 section 3.1 and appendix C; there is no batch norm in it."""
+    https://arxiv.org/abs/2104.14294 appendix C, with the batch norm that it
+    leaves out: vectors of small networks have so much in common that views would hardly differ without."""
 
     def __init__(self, width: int, hidden: int, projection: int, prototypes: int) -> None:
-        layers = [nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU()]
-        super().__init__(nn.Sequential(*layers, nn.Linear(hidden, projection)), Cosines(projection, prototypes))
+        super().__init__(projector(width, hidden, projection, layers=3), Cosines(projection, prototypes))
         self.prototypes = prototypes
 
 
@@ -166,14 +166,18 @@ class DINO(Pairs):
         return torch.stack(student, 1).float(), wanted
 
     def compare(self, one: Tensor, other: Tensor, batch: Batch) -> Tensor:
-        """https://arxiv.org/abs/2104.14294 equation (1), and of the teacher centred and sharpened, as section 3.1 says."""
-        wanted = (other - self.centre) / self.temperatures.teacher(self.progress)
-        return sorted_alike((one / self.temperatures.student).log_softmax(2), wanted.softmax(2))
+        """https://arxiv.org/abs/2104.14294 equation (1), and the same of the teacher, centred and sharpened, as section 3.1 says."""
+        return sorted_alike((one / self.temperatures.student).log_softmax(2), self.sharpened(other))
+
+    def sharpened(self, cosines: Tensor) -> Tensor:
+        """Cosines with the prototypes (..., K), centred, as probabilities at the teacher's temperature."""
+        return ((cosines - self.centre) / self.temperatures.teacher(self.progress)).softmax(-1)
 
     def rows(self, batch: Batch) -> dict[str, Tensor]:
-        """Of what is watched for a collapse, the projections are those that prototypes are compared with."""
-        vector = self.backbone(batch.views[0]).vector
-        found = {"vector": vector, "projection": self.projector[0](vector)}
+        """What is watched for a collapse is what the teacher says: both collapses that the paper describes, into one prototype
+        and into all of them alike (section 5.3), give all samples the same probabilities."""
+        view = batch.views[0]
+        found = {"vector": self.backbone(view).vector, "projection": self.sharpened(self.teacher(view))}
         return found if self.target is None else {**found, "label": batch.target[self.target]}  # type: ignore[dict-item]
 
     def begin(self) -> None:
