@@ -45,4 +45,5 @@ class BarlowTwins(Pairs):
         self.redundancy = redundancy
 
     def compare(self, one: Tensor, other: Tensor, batch: Batch) -> Tensor:
-        return correlation_loss(one, other, self.redundancy).expand(len(one))
+        """Divided by D, so that the gradient's size does not grow with the width."""
+        return correlation_loss(one, other, self.redundancy).div(one.shape[1]).expand(len(one))
