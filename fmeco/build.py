@@ -136,6 +136,7 @@ def prepare(
         torch.nn.SyncBatchNorm.convert_sync_batchnorm(objective)
     if fresh and resumed is None:
         calibrate(objective.product, loader)
+    objective.begin()
     constraint = transfer.bind(dict(objective.named_parameters())) if transfer.bind is not None else None
     if constraint is not None and constraint.own:
         if settings.train.ema is not None:
@@ -421,7 +422,9 @@ def _roles(objective: Objective) -> Roles:
             depth, "bias" if name.endswith("bias") else "weight" if name.endswith("weight") and p.ndim > 1 else "other"
         )
 
-    return {name: role(name, p) for name, p in objective.named_parameters()}
+    # Teachers, which never learn, have no part to play.
+    learning = {name: p for name, p in objective.named_parameters() if p.requires_grad or id(p) in inside}
+    return {name: role(name, p) for name, p in learning.items()}
 
 
 def groups(plan: Plan, phase: int) -> optim.Groups:
@@ -430,7 +433,8 @@ def groups(plan: Plan, phase: int) -> optim.Groups:
     scales = {**plan.transfer.phases[phase].scales, **dict.fromkeys(own, rate)}
     hidden = {name for name, role in plan.roles.items() if role.kind == "weight" and (role.depth or 0) > 0}
     undecayed = plan.constraint.undecayed if plan.constraint is not None else frozenset()
-    found = optim.parameter_groups([*plan.objective.named_parameters(), *own.items()], scales, hidden, undecayed)
+    learning = [(name, p) for name, p in plan.objective.named_parameters() if name in plan.roles]
+    found = optim.parameter_groups([*learning, *own.items()], scales, hidden, undecayed)
     if plan.constraint is not None:
         plan.constraint.thaw()
     return found

@@ -437,6 +437,16 @@ class Augment(ABC):
         """Whether any part does."""
         return self.per_sample or type(self).batch is not Augment.batch
 
+    def for_view(self, view: View) -> Augment:
+        """The augmentation that makes this kind of view, by `sample` where it has a size of its own. Raises ConfigError
+        where it cannot."""
+        if view.size != 1 or view.area is not None:
+            raise ConfigError(
+                f"this augmentation cannot make '{view.name}': a part of a sample, of a size of its own",
+                "augment: views makes such of images; objective.local: 0 does without, where the objective is dino",
+            )
+        return self
+
     def sample(self, inputs: Inputs, key: int) -> Inputs:
         """Geometry of one sample, in the loader's worker."""
         return inputs
@@ -569,10 +579,20 @@ class Loss:
 
 
 class View(NamedTuple):
-    """One view of each sample that an objective asks the loader for."""
+    """One view of each sample that an objective asks the loader for.
+
+    size: its side, as a share of the input's. area: the smallest and the largest share of the sample that it shows; None
+    leaves that to the augmentation.
+    """
 
     name: str = "main"
     augment: bool = True
+    size: float = 1.0
+    area: tuple[float, float] | None = None
+
+    def side(self, whole: int) -> int:
+        """Of an input with a side of `whole`."""
+        return max(1, round(self.size * whole))
 
 
 class Objective(nn.Module, ABC):
@@ -644,6 +664,9 @@ class Objective(nn.Module, ABC):
     def ailing(self, metrics: Mapping[str, float]) -> str | None:
         """What is wrong with what was learned so far, as far as an evaluation's metrics tell; None = nothing."""
         return None
+
+    def begin(self) -> None:
+        """Before the first step, when the weights to start from are in place: teachers become copies of them."""
 
     def after_step(self, progress: float) -> None:
         """Move teachers and queues; called after each optimizer step with the finished share of the run."""

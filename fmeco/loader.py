@@ -129,6 +129,7 @@ class Loader:
     def __post_init__(self) -> None:
         self.steps = chunks(len(self.samples), self.batch_size)
         self._micros = [self._part(start, end) for start, end in self.steps]
+        self._augments = per_view(self.augment, self.views)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -177,8 +178,8 @@ class Loader:
             raise unreadable(batch)
         if len(batch) == 0:
             return batch
-        for v, view in enumerate(self.views):
-            inputs = self.augment.batch(batch.views[v], batch.keys[v]) if view.augment else batch.views[v]
+        for v, augment in enumerate(self._augments):
+            inputs = augment.batch(batch.views[v], batch.keys[v])
             batch.views[v] = _layout(inputs, self.data.spec, self.channels_last)
         return batch
 
@@ -208,6 +209,11 @@ def evaluation_batches(
             inputs = augment.batch(batch.views[0], batch.keys[0]) if view is not None else batch.views[0]
             batch.views = [_layout(inputs, data.spec, channels_last)]
         yield batch
+
+
+def per_view(augment: Augment, views: Sequence[View]) -> list[Augment]:
+    """What makes each view. Raises ConfigError for a view that the augmentation cannot make."""
+    return [augment.for_view(view) if view.augment else Augment() for view in views]
 
 
 def share(n: int, rank: int, world: int) -> tuple[int, int]:
@@ -242,7 +248,7 @@ def choose_reading(
     cores = max(1, (len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1) // world)
     if wanted != "auto":
         return Reading(wanted, cores, None)
-    varied = augment.per_sample and any(view.augment for view in views)
+    varied = any(one.per_sample for one in per_view(augment, views))
     room = _room(device) / world / 4 if not once else 0.0
     whole = not varied and data.collate is None and not data.spec.ragged
     if whole and Held.size(samples, data.spec) <= room:
@@ -346,7 +352,8 @@ class _Reader(Dataset[Any]):
     """Chunk -> Batch, whoever reads."""
 
     def __init__(self, data: Data, samples: Samples, views: Sequence[View], augment: Augment) -> None:
-        self.spec, self.samples, self.views, self.augment = data.spec, samples, views, augment
+        self.spec, self.samples, self.views = data.spec, samples, views
+        self.augments = per_view(augment, views)
         self.stack = data.collate or functools.partial(
             _stack, ragged={n for n, x in data.spec.inputs.items() if x.ragged}
         )
@@ -354,10 +361,9 @@ class _Reader(Dataset[Any]):
     def one(self, index: int, keys: Sequence[int]) -> Row:
         try:
             read = self.samples[index]
-            return [
-                fit(self.augment.sample(read, key) if view.augment else read, self.spec)
-                for view, key in zip(self.views, keys, strict=True)
-            ]
+            made = [augment.sample(read, key) for augment, key in zip(self.augments, keys, strict=True)]
+            # What has a size of its own was made in it.
+            return [fit(one, self.spec) if view.size == 1 else one for view, one in zip(self.views, made, strict=True)]
         except FmecoError as error:
             return error
 

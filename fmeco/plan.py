@@ -63,6 +63,7 @@ def check(
     step_seconds = min(_steps(built, optimizer, STEPS + 1)[1:])
     costs = _profile(built, optimizer, Path(time.strftime("profile-%Y%m%d-%H%M%S.json"))) if profile else None
     trained = {id(p): p.numel() for groups in phases for g in groups for p in g["params"]}
+    learning = [p for name, p in built.objective.named_parameters() if name in built.roles]
     weights = sum(t.numel() * t.element_size() for t in built.objective.state_dict().values())
     total = None if built.settings.train.budget else built.total
     return {
@@ -74,7 +75,7 @@ def check(
             for name, one in built.data.spec.targets.items()
         },
         "inputs": {name: list(one.shape) for name, one in built.data.spec.inputs.items()},
-        "parameters": {"all": sum(p.numel() for p in built.objective.parameters()), "trained": sum(trained.values())},
+        "parameters": {"all": sum(p.numel() for p in learning), "trained": sum(trained.values())},
         "groups": [
             {
                 "phase": number,
@@ -87,7 +88,7 @@ def check(
             for number, (phase, groups) in enumerate(zip(built.transfer.phases, phases, strict=True), 1)
             for g in groups
         ],
-        "frozen": sum(not p.requires_grad for p in built.objective.parameters()),
+        "frozen": sum(not p.requires_grad for p in learning),
         "transplant": built.report.lines() if built.report else [],
         "steps": total,
         "steps_per_epoch": built.loader.steps_per_epoch,

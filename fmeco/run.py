@@ -345,7 +345,7 @@ def _session(run: Path, plan: Plan, log: Log, stop: Callable[[], bool]) -> Sessi
         "config": settings.to_dict("relative"),
         "spec": data.spec.to_json(),
         "class_rows": {name: list(classes) for name, classes in objective.class_rows().items()},
-        "parameters": sum(p.numel() for p in objective.parameters()),
+        "parameters": sum(p.numel() for name, p in objective.named_parameters() if name in plan.roles),
         "needs": needs,
         "licence": plan.licence,
         "precision": plan.precision,

@@ -6,6 +6,7 @@ trivial: TrivialAugment, https://arxiv.org/abs/2103.10158. rand: RandAugment, ht
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from typing import Annotated, Any
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fmeco.core import Augment, ConfigError, DataSpec, Doc, Ge, Inputs, Le, uniform
+from fmeco.core import Augment, ConfigError, DataSpec, Doc, Ge, Inputs, Le, View, uniform
 from fmeco.nn import import_torchvision
 
 NAMES = ("light", "standard", "trivial", "rand", "views")
@@ -102,16 +103,25 @@ class ImageAugment(Augment):
         self.size = spec.inputs["image"].shape[-1]
         self.shift, self.crop_scale, self.flip, self.color, self.erase = shift, crop_scale, flip, color, erase
         self.ops, self.magnitude = ops, magnitude
+        self.largest, self.scaled = 1.0, False  # area of the crop; whether it has a size of its own
+
+    def for_view(self, view: View) -> Augment:
+        """The same with crops of that size and area."""
+        made = copy.copy(self)
+        made.size, made.scaled = view.side(self.size), view.size != 1
+        if view.area is not None:
+            made.crop_scale, made.largest = view.area
+        return made
 
     @property
     def per_sample(self) -> bool:
-        return self.crop_scale < 1 or self.ops > 0
+        return self.crop_scale < 1 or self.scaled or self.ops > 0
 
     def sample(self, inputs: Inputs, key: int) -> Inputs:
         rng = random.Random(key)
         image = inputs["image"]  # (C, h, w) uint8
-        if self.crop_scale < 1:
-            image = _resized_crop(image, self.size, self.crop_scale, rng)
+        if self.crop_scale < 1 or self.scaled:
+            image = _resized_crop(image, self.size, self.crop_scale, self.largest, rng)
         for _ in range(self.ops):
             image = self._operation(image, rng)
         return {**inputs, "image": image}
@@ -217,11 +227,11 @@ class ImageAugment(Augment):
         return image if name == "identity" else getattr(f, name)(image)
 
 
-def _resized_crop(image: Tensor, size: int, smallest: float, rng: random.Random) -> Tensor:
-    """A box of `smallest` to all of the area, aspect 3/4 to 4/3, resized to (size, size)."""
+def _resized_crop(image: Tensor, size: int, smallest: float, largest: float, rng: random.Random) -> Tensor:
+    """A box of `smallest` to `largest` of the area, aspect 3/4 to 4/3, resized to (size, size)."""
     height, width = image.shape[-2:]
     for _ in range(10):
-        area = height * width * rng.uniform(smallest, 1)
+        area = height * width * rng.uniform(smallest, largest)
         ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
         h, w = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
         if 0 < h <= height and 0 < w <= width:

@@ -30,7 +30,7 @@ class Pairs(Objective):
     shows first, `projection_rank` and the `spread` of their directions, or their standard deviation.
     """
 
-    views = (View("one"), View("other"))
+    views: tuple[View, ...] = (View("one"), View("other"))
     coupled = True
     probes = ("knn",)
     cause = "the learning rate may be too high"  # of a collapse, most likely

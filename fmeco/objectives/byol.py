@@ -1,0 +1,68 @@
+"""Experimental. Predict what a teacher, a moving average of the network itself, makes of the other view. Needs no labels, and no large batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fmeco.core import Backbone, Batch, Doc, Ge, Gt, Lt, Objective
+from fmeco.objectives._pairs import Pairs, projector
+from fmeco.objectives._teacher import MovingTeacher, momentum
+
+
+def build(
+    backbone: Backbone,
+    *,
+    momentum: Annotated[
+        float,
+        Doc(
+            "what the teacher keeps of itself at the first step; it rises to 1 over the run. 0.99 looks back over about 100 "
+            "steps; runs of a hundred thousand steps take 0.996"
+        ),
+        Ge(0),
+        Lt(1),
+    ] = 0.99,
+    hidden: Annotated[int, Doc("width of the hidden layers of projector and predictor"), Gt(0)] = 1024,
+    projection: Annotated[int, Doc("width of the projections"), Gt(0)] = 256,
+) -> Objective:
+    head = projector(backbone.width, hidden, projection, layers=2)
+    return BYOL(backbone, head, projector(projection, hidden, projection, layers=2), momentum)
+
+
+def distance(predicted: Tensor, wanted: Tensor) -> Tensor:
+    """The squared distance of the directions of predictions (..., D) and of what they are to be: 2 - 2 cosine (...).
+    https://arxiv.org/abs/2006.07733 equation (2)."""
+    return 2 - 2 * F.cosine_similarity(predicted, wanted, dim=-1)
+
+
+class BYOL(Pairs):
+    """A sample's loss is its own: only batch norm sees the others, as in any network that has it."""
+
+    coupled = False
+    cause = "the learning rate may be too high, or objective.momentum too small"
+
+    def __init__(self, backbone: Backbone, head: nn.Module, predictor: nn.Module, momentum: float) -> None:
+        super().__init__(backbone, head)
+        self.predictor, self.momentum = predictor, momentum
+        self.teacher = MovingTeacher(backbone, head)
+
+    def represent(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Predictions (B, 2, D) from each view, and the teacher's projections (B, 2, D) of the other one."""
+        one, other = batch.views
+        wanted = torch.stack([self.teacher(other), self.teacher(one)], 1)
+        predicted = [self.predictor(self.projector(self.backbone(view).vector)) for view in (one, other)]
+        return torch.stack(predicted, 1).float(), wanted
+
+    def losses(self, one: Tensor, other: Tensor, *rest: Tensor, target: Mapping[str, Tensor | list[Any]]) -> Tensor:
+        return distance(one, other).sum(1)
+
+    def begin(self) -> None:
+        self.teacher.begin(self.backbone, self.projector)
+
+    def after_step(self, progress: float) -> None:
+        """https://arxiv.org/abs/2006.07733 equation (1)."""
+        self.teacher.follow(self.backbone, self.projector, momentum(self.momentum, progress))
