@@ -142,7 +142,7 @@ def settings(objective: Any, **changes: Any) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("name", ["simclr", "simsiam"])
+@pytest.mark.parametrize("name", ["simclr", "simsiam", "vicreg", "supcon", "barlow_twins"])
 def test_pretraining_without_labels_resumes_exactly_and_serves_a_task(name: str, fmeco: Fmeco) -> None:
     raw = settings(name)
     answer = fmeco("pretrain", write("p.yaml", raw), "--out", "whole", "--json")
