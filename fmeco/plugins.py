@@ -112,6 +112,7 @@ class Plugin:
     suffixes: tuple[str, ...]  # of the files that a dataset of class folders reads
     qualified: bool  # its names are known as PLUGIN/NAME alone
     open: bool  # it takes PLUGIN/ANYTHING: what its names are is not fmeco's to list
+    tables: bool  # --dataset TABLE with a checkpoint that it made data for is read by it
     renamed: Mapping[str, str]  # old key -> new key
     paths: tuple[str, ...]  # the keys that are files or folders
     nested: Mapping[str, str]  # key that holds sections -> their kind
@@ -293,6 +294,7 @@ def _read(kind: str, name: str, file: Path, module: str, function: str = "build"
         suffixes=tuple(_literal(tree, "SUFFIXES", file) or ()),
         qualified=bool(_literal(tree, "QUALIFIED", file)),
         open=bool(_literal(tree, "OPEN", file)),
+        tables=bool(_literal(tree, "TABLES", file)),
         renamed=_literal(tree, "RENAMED", file) or {},
         paths=tuple(arg.arg for arg in node.args.kwonlyargs if _mentions(arg.annotation, "FilePath")),
         nested={arg.arg: k for arg in node.args.kwonlyargs for n, k in NESTED.items() if _mentions(arg.annotation, n)},

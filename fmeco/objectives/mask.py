@@ -1,4 +1,5 @@
-"""Hide some of each sample's tokens and guess them: words, patches of an image, or columns of a table. Needs no labels."""
+"""Hide some of each sample's tokens and guess them: words, items, patches of an image, or columns of a table. Needs no
+labels."""
 
 from __future__ import annotations
 
@@ -28,6 +29,8 @@ from fmeco.core import (
     uniform,
 )
 from fmeco.nn import Head
+from fmeco.objectives import _ranking
+from fmeco.objectives._ranking import UNKNOWN, Catalogue
 
 IDS, PATCHES, COLUMNS = 0.15, 0.75, 0.3  # the share that is hidden: BERT's, MAE's, and one between them
 BLANKED, SWAPPED = 0.8, 0.1  # of the hidden ids; the rest stays as it is
@@ -60,7 +63,7 @@ def build(
         images = any(len(one.shape) == 3 for one in spec.inputs.values())
         rate = PATCHES if images else IDS if "tokens" in spec.inputs else COLUMNS
     # Ids that stand for categories belong to columns; one of another column would be no value of this one.
-    return Mask(backbone, rate, swap and "tokens" in spec.inputs)
+    return Mask(backbone, rate, swap and "tokens" in spec.inputs, _ranking.catalogue(spec))
 
 
 def draw(keys: Tensor, real: Tensor, rate: float) -> Tensor:
@@ -93,13 +96,14 @@ def errors(guess: Tensor, patches: Tensor) -> Tensor:
 
 class Mask(Objective):
     """Cross-entropy of hidden ids (https://arxiv.org/abs/1810.04805 section 3.1), squared error of hidden numbers
-    (https://arxiv.org/abs/2111.06377): the mean over all that is hidden."""
+    (https://arxiv.org/abs/2111.06377): the mean over all that is hidden. Of events it is BERT4Rec
+    (https://arxiv.org/abs/1904.06690): what comes next is a hidden item at the end."""
 
-    directions: Mapping[str, Literal["max", "min"]] = {"loss": "min", "accuracy": "max"}
-
-    def __init__(self, backbone: Backbone, rate: float, swap: bool) -> None:
+    def __init__(self, backbone: Backbone, rate: float, swap: bool, catalogue: Catalogue | None = None) -> None:
         super().__init__()
-        self.backbone, self.rate, self.swap = backbone, rate, swap
+        self.backbone, self.rate, self.swap, self.catalogue = backbone, rate, swap, catalogue
+        own: Mapping[str, Literal["max", "min"]] = {"loss": "min", "accuracy": "max"}
+        self.directions = own if catalogue is None else _ranking.DIRECTIONS
         self.blank = nn.Parameter(torch.randn(backbone.width) / math.sqrt(backbone.width))
         self.bias = nn.Parameter(torch.zeros(backbone.vocabulary)) if backbone.vocabulary else None
         self.numbers = Head(backbone.width, backbone.numbers, 0.0) if backbone.numbers else None
@@ -138,17 +142,44 @@ class Mask(Objective):
             right[:, split:] = torch.zeros_like(at).masked_scatter(at, logits.argmax(1) == wanted)
         return loss, chosen, right
 
+    def scores(self, history: Inputs) -> Tensor:
+        """How well each id fits as what comes next (B, ids): as what is hidden behind the history."""
+        tokens = F.pad(history["tokens"], (0, 1))
+        place = tokens.ne(0).sum(1, keepdim=True)  # (B, 1)
+        tokens = tokens.scatter(1, place, UNKNOWN)[:, : int(place.max()) + 1]
+        hidden = torch.zeros_like(tokens, dtype=torch.bool).scatter(1, place, True)
+        features = self.backbone({**history, "tokens": tokens, HIDDEN: hidden, BLANK: self.blank}).tokens
+        assert features is not None and self.bias is not None
+        with torch.autocast(features.device.type, enabled=False):  # half precision would give many items one score
+            return self.backbone.scores(features[hidden].float()) + self.bias
+
     def loss(self, batch: Batch) -> Loss:
         loss, chosen, _ = self.guess(batch)
         return Loss(loss.sum(), chosen.sum())
 
     def rows(self, batch: Batch) -> dict[str, Tensor]:
+        if self.catalogue is not None:
+            history, wanted = _ranking.asked(batch.views[0])
+            return self.catalogue.answers(self.scores(history), history, wanted)
         loss, chosen, right = self.guess(batch)
         ids = chosen if self.numbers is None else chosen & False
         return {"loss": loss.sum(1), "hidden": chosen.sum(1), "ids": ids.sum(1), "right": right.sum(1)}
 
     def metrics(self, rows: dict[str, Tensor]) -> dict[str, float]:
+        if self.catalogue is not None:
+            return self.catalogue.metrics(rows)
         out = {"loss": float(rows["loss"].double().sum() / rows["hidden"].sum())}
         if ids := int(rows["ids"].sum()):
             out["accuracy"] = int(rows["right"].sum()) / ids
         return out
+
+    def predict(self, batch: Batch) -> dict[str, Tensor]:
+        if self.catalogue is None:
+            return super().predict(batch)
+        return self.catalogue.predict(self.scores(batch.views[0]), batch.views[0])
+
+    def decode(self, outputs: dict[str, Tensor]) -> list[dict[str, str | float]]:
+        return super().decode(outputs) if self.catalogue is None else self.catalogue.decode(outputs)
+
+    def class_rows(self) -> Mapping[str, tuple[str, ...]]:
+        return {} if self.catalogue is None else {"bias": self.catalogue.rows}
