@@ -529,7 +529,7 @@ class Backbone(nn.Module, ABC):
         matrix then learns from both its ends. https://arxiv.org/abs/1608.05859"""
         raise TypeError(f"{type(self).__name__} has no tokens that stand for ids")
 
-    def embeddings(self, ids: Tensor) -> Tensor:
+    def embedded(self, ids: Tensor) -> Tensor:
         """The embeddings (..., D) of ids (...), with which `scores` are products: for scores of a few of very many ids."""
         raise TypeError(f"{type(self).__name__} has no tokens that stand for ids")
 

@@ -109,7 +109,7 @@ class Transformer(Backbone):
         assert self.stem.embedding is not None
         return F.linear(tokens, self.stem.embedding.weight)
 
-    def embeddings(self, ids: Tensor) -> Tensor:
+    def embedded(self, ids: Tensor) -> Tensor:
         assert self.stem.embedding is not None
         found: Tensor = self.stem.embedding(ids)
         return found

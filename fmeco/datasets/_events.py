@@ -49,13 +49,13 @@ class Layout(NamedTuple):
 
 
 class Events(NamedTuple):
-    """N events in the order of users, each user's in order of time. user (N,): their position in `users`. count (N,): how
+    """N events in the order of users, each user's in order of time. user (N,): their position in `users`. place (N,): how
     many events of the same user are before. row (N,): the position in the table, whose first row has the number
     first_row. times: of the table's rows."""
 
     users: list[str]
     user: Indices
-    count: Indices
+    place: Indices
     items: NDArray[np.str_]
     row: Indices
     times: list[str]
@@ -131,7 +131,7 @@ def by_time(events: Events, path: str, how: Layout, val: float, test: float) -> 
 def last_ones(events: Events, path: str) -> tuple[Indices, list[str]]:
     """Of users with three events or more, the last one for testing and the one before for validation."""
     total = np.bincount(events.user)[events.user]
-    left = total - events.count
+    left = total - events.place
     part = np.where(total < 3, TRAIN, np.where(left == 1, TEST, np.where(left == 2, VAL, TRAIN)))
     if not (part == TEST).any():
         raise DataError(f"{clean(path)}: dataset.split: leave_one_out needs users with three events or more")
@@ -204,7 +204,7 @@ def pieces(events: Events, found: Histories, train: NDArray[np.bool_], length: i
     The last item of a piece is the first of the one after it, so that every step from item to item is in one."""
     spans: list[tuple[int, int, int]] = []
     names: list[str] = []
-    starts = np.flatnonzero(events.count == 0)
+    starts = np.flatnonzero(events.place == 0)
     trained = np.add.reduceat(train, starts, dtype=np.int64) if len(starts) else starts
     for start, stop in zip(starts.tolist(), (starts + trained).tolist(), strict=True):
         first, end = int(found.before[start]), int(found.before[stop])
@@ -220,7 +220,7 @@ def pieces(events: Events, found: Histories, train: NDArray[np.bool_], length: i
 
 def steps(events: Events, found: Histories, ids: Indices, at: Indices, length: int) -> Span:
     """For each of the events `at`: what its user had before, at most `length` items, and its item."""
-    start, end = found.before[at - events.count[at]], found.before[at]
+    start, end = found.before[at - events.place[at]], found.before[at]
     return Span(start, np.maximum(start, end - length), end, ids[at])
 
 
@@ -251,7 +251,7 @@ def build_events(
         if not names:
             raise DataError(f"{clean(where)}: no user has two training events: nothing comes next")
         made["train"] = Sequences(found.ids, span._replace(start=span.end), names, seen)
-        if alone := len(set(events.user[train].tolist())) - len(set(events.user[train & (events.count == 1)].tolist())):
+        if alone := len(set(events.user[train].tolist())) - len(set(events.user[train & (events.place == 1)].tolist())):
             notes.append(f"train: {alone:,} users with a single event, after which nothing comes, are left out")
     for name in PARTS[1:]:
         at = np.flatnonzero(part == PARTS.index(name))
@@ -271,7 +271,7 @@ def build_events(
     inputs = {"tokens": InputSpec((kept + 1,), "int64", ragged=True)}
     if seen:
         inputs["seen"] = InputSpec((spec_of["ids"],), "int64", ragged=True)
-    columns = zip(events.user.tolist(), events.count.tolist(), events.items.tolist(), events.row.tolist(), strict=True)
+    columns = zip(events.user.tolist(), events.place.tolist(), events.items.tolist(), events.row.tolist(), strict=True)
     spec = DataSpec(
         modality="events",
         inputs=inputs,
@@ -369,16 +369,18 @@ def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
         events = read_events(file, layout(spec, None, None, None, None))
         if user is not None and user not in events.users:
             raise DataError(f"{clean(file)}: no user '{clean(user)}'{nearest(user, events.users)}")
-        found, all_ids = histories(events, number)
-        starts = np.append(np.flatnonzero(events.count == 0), len(events.user))
+        found, every = histories(events, number)
+        starts = np.append(np.flatnonzero(events.place == 0), len(events.user))
+        gone: list[str] = []
         for name, start, stop in zip(events.users, starts[:-1].tolist(), starts[1:].tolist(), strict=True):
             if user is None or name == user:
                 ids.append(found.ids[found.before[start] : found.before[stop]])
                 names.append(f"{file}:{name}")
-        if gone := sorted({str(name) for name in events.items[all_ids == UNKNOWN]}):
+                gone += events.items[start:stop][every[start:stop] == UNKNOWN].tolist()
+        if gone:
             notes.append(
-                f"{clean(file)}: {int((all_ids == UNKNOWN).sum()):,} events of {len(gone):,} items that training did not "
-                f"see are left out of histories: {listing(gone, 5)}"
+                f"{clean(source)}: {len(gone):,} events of items that training did not see are left out of histories: "
+                f"{listing(sorted(set(gone)), 5)}"
             )
     for i, one in enumerate(ids):
         if not len(one):

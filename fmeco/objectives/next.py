@@ -94,8 +94,8 @@ class Next(Objective):
         items, features = len(self.catalogue.items), features[:, :-1]
         wanted, there = tokens.ids[:, 1:], tokens.mask[:, 1:]
         drawn = draw(batch.keys[0], self.negatives, items).to(wanted.device)  # (B, K)
-        right = (features * self.backbone.embeddings(wanted)).sum(-1) + self.bias[wanted]  # (B, T - 1)
-        others = features @ self.backbone.embeddings(drawn).mT + self.bias[drawn].unsqueeze(1)  # (B, T - 1, K)
+        right = (features * self.backbone.embedded(wanted)).sum(-1) + self.bias[wanted]  # (B, T - 1)
+        others = features @ self.backbone.embedded(drawn).mT + self.bias[drawn].unsqueeze(1)  # (B, T - 1, K)
         same = wanted.unsqueeze(-1) == drawn.unsqueeze(1)
         return sampled_losses(right.float(), others.float(), same, items) * there, there
 
