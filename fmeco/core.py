@@ -39,8 +39,10 @@ from fmeco.plugins import (
 
 __all__ = [
     "BLANK",
+    "FIRST_ITEM",
     "HIDDEN",
     "STORED",
+    "UNKNOWN_ITEM",
     "Augment",
     "Backbone",
     "Batch",
@@ -92,6 +94,10 @@ __all__ = [
 
 Inputs = dict[str, Tensor]  # "image", "columns", "tokens", ... -> (B, ...); without B for one sample
 Mode = Literal["loss", "rows", "predict"]
+UNKNOWN_ITEM, FIRST_ITEM = (
+    1,
+    2,
+)  # ids of events: of an item that training did not see, and the first that it did; 0 is padding
 MISSING_CLASS = -1  # the class index of a sample without a label; a number or a row of labels is then not a number
 
 

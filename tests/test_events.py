@@ -13,9 +13,8 @@ import pytest
 import torch
 
 from fmeco import checkpoint, config
-from fmeco.core import Batch, ConfigError, Data, DataError, DataSpec, InputSpec, mix, pad
-from fmeco.objectives import _ranking
-from fmeco.objectives._ranking import FIRST, UNKNOWN, Catalogue, rank
+from fmeco.core import FIRST_ITEM, UNKNOWN_ITEM, Batch, ConfigError, Data, DataError, DataSpec, InputSpec, mix, pad
+from fmeco.objectives._ranking import Catalogue, rank
 from fmeco.objectives.next import draw, sampled_losses
 
 from .conftest import Answer, write
@@ -149,16 +148,16 @@ def test_metrics_are_their_formulas() -> None:
     catalogue = Catalogue(tuple(f"i{n}" for n in range(40)), repeats=False)
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(200, 42, generator=generator).mul(4).round()  # with ties
-    wanted = torch.randint(FIRST, 42, (200,), generator=generator)
-    wanted[::20] = UNKNOWN
-    seen = torch.randint(FIRST, 42, (200, 5), generator=generator)
+    wanted = torch.randint(FIRST_ITEM, 42, (200,), generator=generator)
+    wanted[::20] = UNKNOWN_ITEM
+    seen = torch.randint(FIRST_ITEM, 42, (200, 5), generator=generator)
     seen[:, 3:] = 0
-    tokens = torch.randint(FIRST, 42, (200, 2), generator=generator)
+    tokens = torch.randint(FIRST_ITEM, 42, (200, 2), generator=generator)
     rows = catalogue.answers(scores, {"tokens": tokens, "seen": seen}, wanted)
     ndcg = hits = reciprocal = 0.0
     for i in range(200):
         had = {*seen[i].tolist(), *tokens[i].tolist()}
-        order = sorted((n for n in range(FIRST, 42) if n not in had), key=lambda n: (-float(scores[i, n]), n))
+        order = sorted((n for n in range(FIRST_ITEM, 42) if n not in had), key=lambda n: (-float(scores[i, n]), n))
         r = order.index(int(wanted[i])) + 1 if int(wanted[i]) in order else None
         assert int(rows["rank"][i]) == (r or 0)
         best = sorted((float(scores[i, n]) for n in order), reverse=True)[:10]
@@ -172,7 +171,7 @@ def test_metrics_are_their_formulas() -> None:
     assert catalogue.metrics(rows) == pytest.approx(want)
     assert int((rows["rank"] == 0).sum()) > 10
     again = catalogue._replace(repeats=True).allowed(scores, {"tokens": tokens, "seen": seen})
-    assert torch.equal(again[:, FIRST:], scores[:, FIRST:])
+    assert torch.equal(again[:, FIRST_ITEM:], scores[:, FIRST_ITEM:])
     few = Catalogue(("a", "b", "c"), repeats=False)
     found = few.predict(torch.zeros(1, 5), {"tokens": torch.tensor([[2, 0]]), "seen": torch.tensor([[2, 3]])})
     (row,) = few.decode(found)
@@ -186,7 +185,7 @@ def test_a_sample_of_the_items_stands_for_all_of_them() -> None:
     exact = torch.logsumexp(scores, 0)
     total = 0.0
     for seed in range(1500):
-        drawn = draw(mix(seed, torch.arange(1)), count, items)[0] - FIRST
+        drawn = draw(mix(seed, torch.arange(1)), count, items)[0] - FIRST_ITEM
         loss = sampled_losses(scores[None, None, 7], scores[drawn][None, None], (drawn == 7)[None, None], items)
         inside = float(scores[7].exp()) + sum(
             float((scores[n] + math.log(items / count)).exp()) for n in drawn.tolist() if n != 7
@@ -197,12 +196,12 @@ def test_a_sample_of_the_items_stands_for_all_of_them() -> None:
     keys = mix(3, torch.arange(4000))
     drawn = draw(keys, 5, items)
     assert torch.equal(drawn[17:19], draw(keys[17:19], 5, items)), "who shares a batch changes nothing"
-    counts = (drawn - FIRST).flatten().bincount(minlength=items)
+    counts = (drawn - FIRST_ITEM).flatten().bincount(minlength=items)
     assert len(counts) == items and float((counts / 400 - 1).abs().max()) < 0.2, "each item is as likely"
 
 
 def spec_of(items: int = 20, repeats: bool = True) -> DataSpec:
-    how = {"items": [f"i{n}" for n in range(items)], "ids": items + FIRST, "repeats": repeats}
+    how = {"items": [f"i{n}" for n in range(items)], "ids": items + FIRST_ITEM, "repeats": repeats}
     return DataSpec("events", {"tokens": InputSpec((9,), "int64", ragged=True)}, preprocessing=how)
 
 
@@ -220,22 +219,22 @@ def objective(name: str, spec: DataSpec, **options: Any) -> Any:
 def test_what_comes_next_is_ranked_by_the_history_alone(name: str) -> None:
     made = objective(name, spec_of())
     generator = torch.Generator().manual_seed(2)
-    each = [torch.randint(FIRST, 22, (n,), generator=generator) for n in (9, 2, 5, 9)]
+    each = [torch.randint(FIRST_ITEM, 22, (n,), generator=generator) for n in (9, 2, 5, 9)]
     places = torch.arange(4)
     with torch.inference_mode():
         rows = made(Batch([{"tokens": pad(each)}], {}, places, mix(0, places)[None]), "rows")
         for i, tokens in enumerate(each):
             history = {"tokens": tokens[None, :-1]}
             found = made(Batch([history], {}, places[:1], mix(1, places[:1])[None]), "predict")
-            best = [made.catalogue.items[n - FIRST] for n in rows["top"][i].tolist()]
+            best = [made.catalogue.items[n - FIRST_ITEM] for n in rows["top"][i].tolist()]
             assert made.decode(found)[0]["top"].split("|") == best, (
                 "what is asked for is not seen, nor is who shares a batch"
             )
             if name == "next":
                 features = made.backbone(history).tokens[0, -1].double()
                 scores = made.backbone.stem.embedding.weight.double() @ features + made.bias.double()
-                probability = scores[FIRST:].softmax(0)
-                want = 1 + int((scores[FIRST:] > scores[tokens[-1]]).sum())
+                probability = scores[FIRST_ITEM:].softmax(0)
+                want = 1 + int((scores[FIRST_ITEM:] > scores[tokens[-1]]).sum())
                 assert int(rows["rank"][i]) == want
                 assert float(found["probability"][0, 0]) == pytest.approx(float(probability.max()), rel=1e-4)
 
@@ -243,7 +242,7 @@ def test_what_comes_next_is_ranked_by_the_history_alone(name: str) -> None:
 def test_a_sampled_loss_nears_that_of_all_items() -> None:
     spec = spec_of(60)
     places = torch.arange(6)
-    tokens = pad([torch.randint(FIRST, 62, (n,), generator=torch.Generator().manual_seed(n)) for n in range(3, 9)])
+    tokens = pad([torch.randint(FIRST_ITEM, 62, (n,), generator=torch.Generator().manual_seed(n)) for n in range(3, 9)])
     full = objective("next", spec)
 
     def loss(made: Any, seed: int) -> float:

@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from fmeco.core import (
+    FIRST_ITEM,
+    UNKNOWN_ITEM,
     ConfigError,
     Data,
     DataError,
@@ -33,7 +35,6 @@ from fmeco.datasets._splits import Indices
 
 LENGTH = 50
 REPEATED = 0.01  # of the training events: with more of them, users come back to what they had
-UNKNOWN, FIRST = 1, 2
 TRAIN, VAL, TEST = range(3)
 PARTS = ("train", "val", "test")
 SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -192,10 +193,10 @@ class Histories(NamedTuple):
 
 
 def histories(events: Events, number: Mapping[str, int]) -> tuple[Histories, Indices]:
-    """Also the ids of all events (N,), UNKNOWN where an item has none."""
+    """Also the ids of all events (N,), UNKNOWN_ITEM where an item has none."""
     names, code = np.unique(events.items, return_inverse=True)
-    ids = np.array([number.get(name, UNKNOWN) for name in names.tolist()], np.int64)[code]
-    there = ids != UNKNOWN
+    ids = np.array([number.get(name, UNKNOWN_ITEM) for name in names.tolist()], np.int64)[code]
+    there = ids != UNKNOWN_ITEM
     return Histories(ids[there], np.concatenate([[0], there.cumsum()])), ids
 
 
@@ -242,7 +243,7 @@ def build_events(
     train = part == TRAIN
     spec_of, said = preprocessing(known, events, train, how, where, length, repeats)
     notes = [*notes, *said]
-    number = {name: i for i, name in enumerate(spec_of["items"], FIRST)}
+    number = {name: i for i, name in enumerate(spec_of["items"], FIRST_ITEM)}
     found, ids = histories(events, number)
     kept, seen = spec_of["length"], not spec_of["repeats"]
     made: dict[str, Sequences] = {}
@@ -266,7 +267,7 @@ def build_events(
             found.ids, span, [f"{where}:{i}" for i in (events.row[at] + events.first_row).tolist()], seen
         )
         notes += _told(name, part == PARTS.index(name), ids, at)
-    if (gone := ids == UNKNOWN).any():
+    if (gone := ids == UNKNOWN_ITEM).any():
         notes.append(f"histories: {int(gone.sum()):,} events of items that training did not see are left out of them")
     inputs = {"tokens": InputSpec((kept + 1,), "int64", ragged=True)}
     if seen:
@@ -288,7 +289,7 @@ def _told(name: str, part: NDArray[np.bool_], ids: Indices, at: Indices) -> list
     notes: list[str] = []
     if first := int(part.sum()) - len(at):
         notes.append(f"{name}: {first:,} events with nothing known before them by their user are left out")
-    if missed := int((ids[at] == UNKNOWN).sum()):
+    if missed := int((ids[at] == UNKNOWN_ITEM).sum()):
         notes.append(
             f"{name}: {missed:,} of {len(at):,} events are of items that training did not see, and count as missed"
         )
@@ -329,7 +330,7 @@ def preprocessing(
         )
     return {
         "items": items,
-        "ids": FIRST + len(items),
+        "ids": FIRST_ITEM + len(items),
         "length": length or (before["length"] if before else LENGTH),
         "repeats": repeats,
         **{key: list(value) if isinstance(value, tuple) else value for key, value in how._asdict().items()},
@@ -350,7 +351,7 @@ def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
     """Histories: a table has one of each user, FILE:USER is that of one, and what is no file is the items of a history
     themselves, separated by commas, the newest last."""
     how = spec.preprocessing
-    number = {name: i for i, name in enumerate(how["items"], FIRST)}
+    number = {name: i for i, name in enumerate(how["items"], FIRST_ITEM)}
     ids: list[Indices] = []
     names: list[str] = []
     notes: list[str] = []
@@ -376,7 +377,7 @@ def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
             if user is None or name == user:
                 ids.append(found.ids[found.before[start] : found.before[stop]])
                 names.append(f"{file}:{name}")
-                gone += events.items[start:stop][every[start:stop] == UNKNOWN].tolist()
+                gone += events.items[start:stop][every[start:stop] == UNKNOWN_ITEM].tolist()
         if gone:
             notes.append(
                 f"{clean(source)}: {len(gone):,} events of items that training did not see are left out of histories: "

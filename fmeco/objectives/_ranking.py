@@ -12,12 +12,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from fmeco.core import DataSpec, Inputs
+from fmeco.core import FIRST_ITEM, DataSpec, Inputs
 
-UNKNOWN, FIRST = (
-    1,
-    2,
-)  # the id of an item that training did not see, and that of the first one that it did; 0 is padding
 TOP = 10  # items that are recommended, and that metrics look at
 
 DIRECTIONS: Mapping[str, Literal["max", "min"]] = {
@@ -45,7 +41,7 @@ def rank(scores: Tensor, wanted: Tensor) -> Tensor:
 
 
 class Catalogue(NamedTuple):
-    """What may be recommended. items: by id, the first one has FIRST. repeats: also what a history holds already."""
+    """What may be recommended. items: by id, the first one has FIRST_ITEM. repeats: also what a history holds already."""
 
     items: tuple[str, ...]
     repeats: bool
@@ -58,7 +54,7 @@ class Catalogue(NamedTuple):
     def allowed(self, scores: Tensor, history: Inputs) -> Tensor:
         """Scores (B, ids) with -inf where there is nothing to recommend."""
         scores = scores.clone()
-        scores[:, :FIRST] = -torch.inf
+        scores[:, :FIRST_ITEM] = -torch.inf
         if not self.repeats:
             for name in ("tokens", "seen"):
                 if name in history:
@@ -81,7 +77,7 @@ class Catalogue(NamedTuple):
         place = rows["rank"].double()
         there, high = place > 0, (place > 0) & (place <= TOP)
         place = place.clamp_min(1)
-        used = rows["top"].flatten().bincount(minlength=FIRST)[FIRST:].count_nonzero()
+        used = rows["top"].flatten().bincount(minlength=FIRST_ITEM)[FIRST_ITEM:].count_nonzero()
         found = (
             torch.where(high, 1 / (1 + place).log2(), 0.0).mean(),
             high.double().mean(),
@@ -98,7 +94,7 @@ class Catalogue(NamedTuple):
         """The best item, and all that are recommended, the best one first."""
         rows: list[dict[str, str | float]] = []
         for ids, probability in zip(outputs["top"].tolist(), outputs["probability"].tolist(), strict=True):
-            names = [self.items[i - FIRST] for i in ids if i >= FIRST]
+            names = [self.items[i - FIRST_ITEM] for i in ids if i >= FIRST_ITEM]
             shares = "|".join(f"{p:.6f}" for p in probability[: len(names)])
             best: dict[str, str | float] = {"prediction": "|".join(names[:1]), "probability": probability[0]}
             rows.append({**best, "top": "|".join(names), "top_probabilities": shares})

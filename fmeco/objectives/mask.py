@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fmeco.core import (
     BLANK,
     HIDDEN,
+    UNKNOWN_ITEM,
     Backbone,
     Batch,
     ConfigError,
@@ -30,7 +31,7 @@ from fmeco.core import (
 )
 from fmeco.nn import Head
 from fmeco.objectives import _ranking
-from fmeco.objectives._ranking import UNKNOWN, Catalogue
+from fmeco.objectives._ranking import Catalogue
 
 IDS, PATCHES, COLUMNS = 0.15, 0.75, 0.3  # the share that is hidden: BERT's, MAE's, and one between them
 BLANKED, SWAPPED = 0.8, 0.1  # of the hidden ids; the rest stays as it is
@@ -146,7 +147,7 @@ class Mask(Objective):
         """How well each id fits as what comes next (B, ids): as what is hidden behind the history."""
         tokens = F.pad(history["tokens"], (0, 1))
         place = tokens.ne(0).sum(1, keepdim=True)  # (B, 1)
-        tokens = tokens.scatter(1, place, UNKNOWN)[:, : int(place.max()) + 1]
+        tokens = tokens.scatter(1, place, UNKNOWN_ITEM)[:, : int(place.max()) + 1]
         hidden = torch.zeros_like(tokens, dtype=torch.bool).scatter(1, place, True)
         features = self.backbone({**history, "tokens": tokens, HIDDEN: hidden, BLANK: self.blank}).tokens
         assert features is not None and self.bias is not None

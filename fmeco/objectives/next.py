@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fmeco.core import Backbone, Batch, ConfigError, DataSpec, Doc, Gt, Inputs, Loss, Objective, mix
+from fmeco.core import FIRST_ITEM, Backbone, Batch, ConfigError, DataSpec, Doc, Gt, Inputs, Loss, Objective, mix
 from fmeco.objectives import _ranking
-from fmeco.objectives._ranking import FIRST, Catalogue
+from fmeco.objectives._ranking import Catalogue
 
 FULL, SAMPLED = 100_000, 1000  # items up to which the loss is over all of them, and how many are drawn of more
 _NEGATIVES = 0x6E6567
@@ -57,7 +57,7 @@ def losses(logits: Tensor, ids: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
 
 def draw(keys: Tensor, count: int, items: int) -> Tensor:
     """Ids (B, count) of items, each as likely as any other, by keys (B,) alone: who shares a batch changes nothing."""
-    return FIRST + (mix(_NEGATIVES, keys[:, None], torch.arange(count)) >> 1) % items
+    return FIRST_ITEM + (mix(_NEGATIVES, keys[:, None], torch.arange(count)) >> 1) % items
 
 
 def sampled_losses(right: Tensor, others: Tensor, same: Tensor, items: int) -> Tensor:
