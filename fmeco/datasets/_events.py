@@ -82,13 +82,13 @@ def read_events(path: str, how: Layout) -> Events:
     if Path(path).suffix.lower() == ".parquet" or (how.columns is not None and _has_header(path, how.columns)):
         how = how._replace(columns=None)
     table, first = _tables.read_table(path, how.columns), 2 if how.columns is None else 1
-    for key, name in zip(("user", "item", "time"), how, strict=False):
+    for key, name in zip(("user", "item", "time"), (how.user, how.item, how.time), strict=True):
         if name not in table:
             hints = [f"name it: --set dataset.{key}=COLUMN"]
             if how.columns is None:
                 hints.append("name the columns of a table without a header: dataset.columns=[user, item, time]")
             raise ConfigError(
-                f"{clean(path)}: dataset.{key}: no column '{clean(str(name))}'{nearest(str(name), table)}; it has: {listing(table, 20)}",
+                f"{clean(path)}: dataset.{key}: no column '{clean(name)}'{nearest(name, table)}; it has: {listing(table, 20)}",
                 *hints,
             )
     for name in (how.user, how.item):
@@ -233,65 +233,70 @@ def build_events(
     events: Events,
     part: Indices,
     notes: list[str],
-    how: Layout,
+    columns: Layout,
     *,
     where: str,
     length: int | None,
     repeats: bool | None,
 ) -> Data:
     """A Data from events, each of which belongs to the split that `part` (N,) says."""
-    train = part == TRAIN
-    spec_of, said = preprocessing(known, events, train, how, where, length, repeats)
-    notes = [*notes, *said]
-    number = {name: i for i, name in enumerate(spec_of["items"], FIRST_ITEM)}
-    found, ids = histories(events, number)
-    kept, seen = spec_of["length"], not spec_of["repeats"]
-    made: dict[str, Sequences] = {}
-    if train.any():
-        span, names = pieces(events, found, train, kept)
-        if not names:
-            raise DataError(f"{clean(where)}: no user has two training events: nothing comes next")
-        made["train"] = Sequences(found.ids, span._replace(start=span.end), names, seen)
-        if alone := len(set(events.user[train].tolist())) - len(set(events.user[train & (events.place == 1)].tolist())):
-            notes.append(f"train: {alone:,} users with a single event, after which nothing comes, are left out")
-    for name in PARTS[1:]:
-        at = np.flatnonzero(part == PARTS.index(name))
-        if not at.size:
-            continue
-        span = steps(events, found, ids, at, kept)
-        usable = np.flatnonzero(span.end > span.start)
-        if not usable.size:
-            raise DataError(f"{clean(where)}: no event for {name} has one of a known item before it by the same user")
-        span, at = span.at(usable), at[usable]
-        made[name] = Sequences(
-            found.ids, span, [f"{where}:{i}" for i in (events.row[at] + events.first_row).tolist()], seen
-        )
-        notes += _told(name, part == PARTS.index(name), ids, at)
-    if (gone := ids == UNKNOWN_ITEM).any():
-        notes.append(f"histories: {int(gone.sum()):,} events of items that training did not see are left out of them")
-    inputs = {"tokens": InputSpec((kept + 1,), "int64", ragged=True)}
-    if seen:
-        inputs["seen"] = InputSpec((spec_of["ids"],), "int64", ragged=True)
-    columns = zip(events.user.tolist(), events.place.tolist(), events.items.tolist(), events.row.tolist(), strict=True)
+    how, said = preprocessing(known, events, part == TRAIN, columns, where, length, repeats)
+    made, more = splits(events, part, how, where)
+    inputs = {"tokens": InputSpec((how["length"] + 1,), "int64", ragged=True)}
+    if not how["repeats"]:
+        inputs["seen"] = InputSpec((how["ids"],), "int64", ragged=True)
+    each = zip(events.user.tolist(), events.place.tolist(), events.items.tolist(), events.row.tolist(), strict=True)
     spec = DataSpec(
         modality="events",
         inputs=inputs,
-        preprocessing=spec_of,
+        preprocessing=how,
         reader="events",
         sizes={name: len(samples) for name, samples in made.items()},
-        fingerprint=_splits.fingerprint([(events.users[u], n, i, events.times[row]) for u, n, i, row in columns]),
+        fingerprint=_splits.fingerprint([(events.users[u], n, i, events.times[row]) for u, n, i, row in each]),
     )
-    return Data(spec, made.get("train"), made.get("val"), made.get("test"), notes=tuple(notes))
+    return Data(spec, made.get("train"), made.get("val"), made.get("test"), notes=(*notes, *said, *more))
 
 
-def _told(name: str, part: NDArray[np.bool_], ids: Indices, at: Indices) -> list[str]:
-    """What a reader of a split's figures must know of the events that nobody could foretell."""
+def splits(events: Events, part: Indices, how: Mapping[str, Any], where: str) -> tuple[dict[str, Sequences], list[str]]:
+    """The samples of each split that has events, and notes on those that are in none."""
+    found, ids = histories(events, {name: i for i, name in enumerate(how["items"], FIRST_ITEM)})
+    length, seen = how["length"], not how["repeats"]
+    made: dict[str, Sequences] = {}
     notes: list[str] = []
-    if first := int(part.sum()) - len(at):
+    train = part == TRAIN
+    if train.any():
+        span, names = pieces(events, found, train, length)
+        if not names:
+            raise DataError(f"{clean(where)}: no user has two training events: nothing comes next")
+        made["train"] = Sequences(found.ids, span._replace(start=span.end), names, seen)
+        if alone := len(np.unique(events.user[train])) - int((train & (events.place == 1)).sum()):
+            notes.append(f"train: {alone:,} users with a single event, after which nothing comes, are left out")
+    for name in PARTS[1:]:
+        every = np.flatnonzero(part == PARTS.index(name))
+        if not every.size:
+            continue
+        span = steps(events, found, ids, every, length)
+        usable = np.flatnonzero(span.end > span.start)
+        if not usable.size:
+            raise DataError(f"{clean(where)}: no event for {name} has one of a known item before it by the same user")
+        span, at = span.at(usable), every[usable]
+        names = [f"{where}:{row}" for row in (events.row[at] + events.first_row).tolist()]
+        made[name] = Sequences(found.ids, span, names, seen)
+        notes += _told(name, len(every), ids[at])
+    if (gone := ids == UNKNOWN_ITEM).any():
+        notes.append(f"histories: {int(gone.sum()):,} events of items that training did not see are left out of them")
+    return made, notes
+
+
+def _told(name: str, count: int, wanted: Indices) -> list[str]:
+    """What a reader of a split's figures must know of the events that nobody could foretell. count: of events that the
+    split has; wanted: the items of those that are samples."""
+    notes: list[str] = []
+    if first := count - len(wanted):
         notes.append(f"{name}: {first:,} events with nothing known before them by their user are left out")
-    if missed := int((ids[at] == UNKNOWN_ITEM).sum()):
+    if missed := int((wanted == UNKNOWN_ITEM).sum()):
         notes.append(
-            f"{name}: {missed:,} of {len(at):,} events are of items that training did not see, and count as missed"
+            f"{name}: {missed:,} of {len(wanted):,} events are of items that training did not see, and count as missed"
         )
     return notes
 
@@ -300,7 +305,7 @@ def preprocessing(
     known: DataSpec | None,
     events: Events,
     train: NDArray[np.bool_],
-    how: Layout,
+    columns: Layout,
     where: str,
     length: int | None,
     repeats: bool | None,
@@ -333,7 +338,7 @@ def preprocessing(
         "ids": FIRST_ITEM + len(items),
         "length": length or (before["length"] if before else LENGTH),
         "repeats": repeats,
-        **{key: list(value) if isinstance(value, tuple) else value for key, value in how._asdict().items()},
+        **{key: list(value) if isinstance(value, tuple) else value for key, value in columns._asdict().items()},
     }, notes
 
 

@@ -21,7 +21,9 @@ def build(
     item: Annotated[str | None, Doc("column of items; null = the checkpoint's, else item")] = None,
     time: Annotated[
         str | None,
-        Doc("column of numbers or ISO dates; null = the checkpoint's, else time; rows of one moment are in order"),
+        Doc(
+            "column of numbers or ISO dates; null = the checkpoint's, else time; rows of one moment stay in the table's order"
+        ),
     ] = None,
     columns: Annotated[
         list[str] | None,
