@@ -318,7 +318,7 @@ def read(
         given["from"] = str(ref)
     if dataset is not None:
         own = peek(Path(ref) / "config.yaml").get("dataset") if ref is not None else None
-        given["dataset"] = dataset_section(dataset, own["name"] if isinstance(own, dict) else None)
+        given["dataset"] = dataset_section(dataset, str(own.get("name")) if isinstance(own, dict) else None)
     if own_backbone:
         given["backbone"] = None
     if isinstance(source, str):

@@ -115,8 +115,9 @@ def test_splits_and_files() -> None:
     Path("shop.tsv").write_text(text.replace(",", "\t"))
     Path("bare.data").write_text("\n".join(f"{u}\t{i}\t5\t{t}" for u, i, t in (r.split(",") for r in text.split()[1:])))
     pytest.importorskip("polars").read_csv("shop.csv").write_parquet("shop.parquet")
+    names = ["user", "item", "stars", "time"]
     made = [build(name="events", path=name) for name in ("shop.csv", "shop.tsv", "shop.parquet")]
-    made.append(build(name="events", path="bare.data", columns=["user", "item", "stars", "time"]))
+    made += [build(name="events", path=name, columns=names) for name in ("bare.data", "shop.csv")]
     for other in made[1:]:
         assert other.spec.fingerprint == made[0].spec.fingerprint
         assert other.spec.preprocessing["items"] == made[0].spec.preprocessing["items"]
@@ -177,6 +178,8 @@ def test_metrics_are_their_formulas() -> None:
     (row,) = few.decode(found)
     assert row == {"prediction": "c", "probability": 1.0, "top": "c", "top_probabilities": "1.000000"}
     assert rank(torch.zeros(1, 5), torch.tensor([4])).tolist() == [5], "ties go to the lower id"
+    (row,) = few.decode(few.predict(torch.zeros(1, 5), {"tokens": torch.tensor([[2, 3, 4]])}))
+    assert (row["prediction"], row["probability"]) == ("", 0.0), "who has everything gets nothing"
 
 
 def test_a_sample_of_the_items_stands_for_all_of_them() -> None:

@@ -79,7 +79,7 @@ def layout(
 
 def read_events(path: str, how: Layout) -> Events:
     """The events of a table. Raises DataError that names the row, ConfigError for a column that is not there."""
-    if Path(path).suffix.lower() == ".parquet" or (how.columns is not None and _has_header(path, how.columns)):
+    if Path(path).suffix.lower() == ".parquet" or (how.columns is not None and _has_header(path, how)):
         how = how._replace(columns=None)
     table, first = _tables.read_table(path, how.columns), 2 if how.columns is None else 1
     for key, name in zip(("user", "item", "time"), (how.user, how.item, how.time), strict=True):
@@ -103,14 +103,15 @@ def read_events(path: str, how: Layout) -> Events:
     return Events(users.tolist(), user, count, np.array(table[how.item])[row], row, table[how.time], first)
 
 
-def _has_header(path: str, columns: Sequence[str]) -> bool:
-    """Whether the first line of a table is the names that it was said to lack."""
+def _has_header(path: str, how: Layout) -> bool:
+    """Whether the first line of a table holds the names of the columns, though the training data's had no header."""
     try:
         with open(path, encoding="utf-8-sig", errors="replace") as file:
             line = file.readline()
     except OSError:
         return False  # reading it says what is wrong
-    return [name.strip() for name in next(csv.reader([line], delimiter=max(",;\t", key=line.count)))] == list(columns)
+    names = {name.strip() for name in next(csv.reader([line], delimiter=max(",;\t", key=line.count)), [])}
+    return {how.user, how.item, how.time} <= names
 
 
 # ---------------------------------------------------------------- splits: (N,) of TRAIN, VAL, TEST

@@ -64,7 +64,9 @@ class Catalogue(NamedTuple):
     def best(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         """The TOP ids with the highest of the allowed scores (B, ids), 0 where there are fewer, and their probabilities."""
         found, ids = scores.topk(min(TOP, len(self.items)), 1)
-        return ids.masked_fill(found.isinf(), 0), (found - scores.logsumexp(1, keepdim=True)).exp()
+        none = found.isinf()
+        shares = (found - scores.logsumexp(1, keepdim=True)).exp()
+        return ids.masked_fill(none, 0), shares.masked_fill(none, 0.0)
 
     def answers(self, scores: Tensor, history: Inputs, wanted: Tensor) -> dict[str, Tensor]:
         """Rows for `metrics`, from scores (B, ids) of histories and what came next (B,)."""
