@@ -115,7 +115,7 @@ def objectives(given: argparse.Namespace, tell: Tell) -> Mapping[str, str]:
     data = {**COLUMNS, "path": str(given.data)}
     tasks: dict[str, tuple[Any, int]] = {
         "next": ("next", 12),
-        "mask": ({"name": "mask", "rate": 0.3, "swap": False}, 20),
+        "mask": ({"name": "mask", "rate": 0.3, "swap": False}, 12),
     }
     for seed in given.seeds:
         for name, (objective, epochs) in tasks.items():
