@@ -7,8 +7,10 @@ sample by sample those of `found`, and how many training samples it learned from
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from fmeco import use
 from fmeco.build import fraction
-from fmeco.core import Samples
+from fmeco.core import Inputs, Samples, pad
 from fmeco.errors import ConfigError
 from fmeco.log import say
 
@@ -76,6 +78,75 @@ def _matrix(samples: Samples, at: Tensor) -> NDArray[np.float64]:
     )
 
 
+# ---------------------------------------------------------------- of events
+
+
+Scoring = Callable[[Tensor], Tensor]  # the last items of histories (B,) -> scores of all ids (B, ids)
+
+
+def popularity(found: use.Measured, ref: str | Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Tensor], int]:
+    """To everyone what came next most often, whatever was before."""
+    pairs, ids = _followed(found, "popularity", ref, overrides)
+    score = _popularity(pairs, ids)
+    return _ranked(found, lambda last: score.expand(len(last), -1)), len(pairs)
+
+
+def transition(found: use.Measured, ref: str | Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Tensor], int]:
+    """What came most often right after the last item (a Markov chain), then the most popular."""
+    pairs, ids = _followed(found, "transition", ref, overrides)
+    popular = _popularity(pairs, ids)
+    after: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    each, times = pairs.unique(dim=0, return_counts=True)
+    for (before, item), count in zip(each.tolist(), times.tolist(), strict=True):
+        after[before].append((item, count))
+
+    def score(last: Tensor) -> Tensor:
+        scores = popular.repeat(len(last), 1)
+        for row, item in enumerate(last.tolist()):
+            if item in after:
+                items, counts = torch.tensor(after[item]).T
+                scores[row, items] += counts * ids  # a time more outweighs any popularity
+        return scores
+
+    return _ranked(found, score), len(pairs)
+
+
+def _followed(found: use.Measured, name: str, ref: str | Path, overrides: Sequence[str]) -> tuple[Tensor, int]:
+    """Each training step as (item, the next one) (N, 2), and how many ids there are."""
+    model = found.model
+    if model.spec.modality != "events" or "rank" not in found.rows:
+        raise ConfigError(f"--baseline {name} is for what comes next of events")
+    trained = model.checkpoint.meta["config"]
+    data, _ = use.data_for(model, ref, None, overrides)
+    train = fraction(data, trained["train"]["label_fraction"], trained["seed"]).split("train")
+    each = [train[i]["tokens"] for i in range(len(train))]
+    pairs = torch.cat([torch.stack([tokens[:-1], tokens[1:]], 1) for tokens in each])
+    return pairs, int(model.spec.preprocessing["ids"])
+
+
+def _popularity(pairs: Tensor, ids: int) -> Tensor:
+    """A score (ids,) from 0 to ids - 1, each once: by how often an item came next, of equal ones the lower id first."""
+    order = pairs[:, 1].bincount(minlength=ids).argsort(descending=True, stable=True)
+    return torch.empty(ids, dtype=torch.float64).index_put_((order,), torch.arange(ids - 1, -1, -1).double())
+
+
+def _ranked(found: use.Measured, score: Scoring) -> dict[str, Tensor]:
+    """The rows that the objective would have by these scores."""
+    objective: Any = found.model.objective
+    rows: list[dict[str, Tensor]] = []
+    for at in found.rows["index"].split(64):
+        each = [found.samples[i] for i in at.tolist()]
+        wanted = torch.stack([one["tokens"][-1] for one in each])
+        last = torch.stack([one["tokens"][-2] for one in each])
+        history: Inputs = {
+            name: pad([one[name][:-1] if name == "tokens" else one[name] for one in each]) for name in each[0]
+        }
+        rows.append(objective.catalogue.answers(score(last), history, wanted))
+    return {**{name: torch.cat([one[name] for one in rows]) for name in rows[0]}, "index": found.rows["index"]}
+
+
 BASELINES: dict[str, Callable[[use.Measured, str | Path, Sequence[str]], tuple[dict[str, Tensor], int]]] = {
     "gbdt": gbdt,
+    "popularity": popularity,
+    "transition": transition,
 }

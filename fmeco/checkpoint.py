@@ -622,11 +622,13 @@ def carry_rows(objective: Objective, old: Mapping[str, Tensor], old_rows: Mappin
         before, theirs = old.get(name), old_rows.get(name, ())
         if before is None or name not in mine or before.shape[1:] != mine[name].shape[1:] or len(theirs) != len(before):
             continue
-        for row, label in enumerate(classes):
-            if label in theirs:
-                with torch.no_grad():
-                    mine[name][row].copy_(before[list(theirs).index(label)])
-                carried.append(label)
+        places = {label: row for row, label in enumerate(theirs)}
+        both = [(row, places[label]) for row, label in enumerate(classes) if label in places]
+        if both:
+            rows, sources = (list(column) for column in zip(*both, strict=True))
+            with torch.no_grad():
+                mine[name][rows] = before[sources].to(mine[name])
+            carried += [classes[row] for row in rows]
     return list(dict.fromkeys(carried))
 
 

@@ -332,7 +332,8 @@ def read(
     if ref is not None:
         given["from"] = str(ref)
     if dataset is not None:
-        given["dataset"] = dataset_section(dataset)
+        own = peek(Path(ref) / "config.yaml").get("dataset") if ref is not None else None
+        given["dataset"] = dataset_section(dataset, str(own.get("name")) if isinstance(own, dict) else None)
     if own_backbone:
         given["backbone"] = None
     if isinstance(source, str):
@@ -399,8 +400,9 @@ def _reader_of_table(file: Path) -> str:
     return "csv_images" if reader in (None, "image_folder") else str(reader)
 
 
-def dataset_section(text: str) -> dict[str, Any] | str:
-    """--dataset X as a config section: an existing path first, else a name. Raises ConfigError."""
+def dataset_section(text: str, reader: str | None = None) -> dict[str, Any] | str:
+    """--dataset X as a config section: an existing path first, else a name. reader: the dataset plug-in of the checkpoint
+    that it is for, which may read tables in its own way. Raises ConfigError."""
     path = Path(text)
     if path.is_dir():
         return {"name": _reader_of(path), "path": text}
@@ -411,7 +413,8 @@ def dataset_section(text: str) -> dict[str, Any] | str:
             raise ConfigError(
                 f"--dataset {clean(text)}: a folder, a table (CSV, TSV, Parquet), texts (JSONL, TXT), or a dataset's name"
             )
-        return {"name": _reader_of_table(path), "path": text}
+        known = plugins("datasets").get(reader or "")
+        return {"name": known.name if known is not None and known.tables else _reader_of_table(path), "path": text}
     if (os.sep in text and text.count("/") != 1) or text.startswith((".", "~", "/")):
         raise ConfigError(f"--dataset {clean(text)}: no such file or folder")
     try:

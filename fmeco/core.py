@@ -40,8 +40,10 @@ from fmeco.plugins import (
 
 __all__ = [
     "BLANK",
+    "FIRST_ITEM",
     "HIDDEN",
     "STORED",
+    "UNKNOWN_ITEM",
     "Augment",
     "Backbone",
     "Batch",
@@ -95,6 +97,8 @@ __all__ = [
 
 Inputs = dict[str, Tensor]  # "image", "columns", "tokens", ... -> (B, ...); without B for one sample
 Mode = Literal["loss", "rows", "predict", "vector", "represent"]
+# Ids of events: of an item that training did not see, and the first that it did; 0 is padding.
+UNKNOWN_ITEM, FIRST_ITEM = 1, 2
 MISSING_CLASS = -1  # the class index of a sample without a label; a number or a row of labels is then not a number
 
 
@@ -541,6 +545,10 @@ class Backbone(nn.Module, ABC):
     def scores(self, tokens: Tensor) -> Tensor:
         """How well features of tokens (N, D) fit each id (N, vocabulary): their products with the ids' embeddings. One
         matrix then learns from both its ends. https://arxiv.org/abs/1608.05859"""
+        raise TypeError(f"{type(self).__name__} has no tokens that stand for ids")
+
+    def embedded(self, ids: Tensor) -> Tensor:
+        """The embeddings (..., D) of ids (...), with which `scores` are products: for scores of a few of very many ids."""
         raise TypeError(f"{type(self).__name__} has no tokens that stand for ids")
 
     def calibrate(self, inputs: Inputs) -> None:

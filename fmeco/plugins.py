@@ -113,6 +113,7 @@ class Plugin:
     suffixes: tuple[str, ...]  # of the files that a dataset of class folders reads
     qualified: bool  # its names are known as PLUGIN/NAME alone
     open: bool  # it takes PLUGIN/ANYTHING: what its names are is not fmeco's to list
+    tables: bool  # --dataset TABLE with a checkpoint that it made data for is read by it
     renamed: Mapping[str, str]  # old key -> new key
     paths: tuple[str, ...]  # the keys that are files or folders
     refs: tuple[str, ...]  # the keys that name a checkpoint
@@ -299,6 +300,7 @@ def _read(kind: str, name: str, file: Path, module: str, function: str = "build"
         suffixes=tuple(_literal(tree, "SUFFIXES", file) or ()),
         qualified=bool(_literal(tree, "QUALIFIED", file)),
         open=bool(_literal(tree, "OPEN", file)),
+        tables=bool(_literal(tree, "TABLES", file)),
         renamed=_literal(tree, "RENAMED", file) or {},
         paths=tuple(
             arg.arg

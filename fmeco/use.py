@@ -265,7 +265,7 @@ def data_for(
     trained = model.checkpoint.meta["config"]
     whole = dataset is not None and Path(dataset).exists()
     if dataset is not None:
-        raw: Any = config.dataset_section(dataset)
+        raw: Any = config.dataset_section(dataset, model.spec.reader)
         options = trained.get("dataset", {})
         table = config.table_header(Path(dataset))
         if isinstance(raw, dict) and table and raw["name"] == options.get("name"):  # columns are named as in training

@@ -77,6 +77,7 @@ def test_every_kind_has_plugins() -> None:
             "fake_images",
             "audio",
             "text",
+            "events",
         },
         "backbones": {"torchvision", "timm", "mlp", "transformer"},
         "objectives": {"classification", "multilabel", "regression", "mask", "next", *PAIRS},
@@ -110,6 +111,9 @@ def make_data(name: str, arch: str | None, tmp_path: Path) -> Data:
     if name == "csv_table":
         rows = [f"{i},{'xyz'[i % 3]},{'' if i % 7 == 0 else i * 0.5},{'ab'[i % 2]}" for i in range(40)]
         raw |= {"path": str(write(tmp_path / "t.csv", "n,c,m,label\n" + "\n".join(rows)))}
+    if name == "events":
+        rows = [f"u{i % 6},i{i % 7},{i}" for i in range(60)]
+        raw |= {"path": str(write(tmp_path / "e.csv", "user,item,time\n" + "\n".join(rows))), "length": 6}
     if name in ("text", "stdlib_docs"):
         pytest.importorskip("tokenizers")
     if name == "text":
@@ -195,7 +199,7 @@ def test_backbone(arch: str, channels: int) -> None:
 
 
 LABELLED = [name for name in plugins("objectives") if name not in ("mask", "next", "distill", *PAIRS)]
-KINDS = ["digits", "audio", "text", "csv_table"]  # a dataset of each modality
+KINDS = ["digits", "audio", "text", "events", "csv_table"]  # a dataset of each modality
 BODIES: dict[str, dict[str, Any]] = {"mlp": {}, "cnn": {"widths": [8, 8]}, "resnet18": {}, "transformer": {"depth": 2}}
 PATCHES = {"digits": [4, 2], "audio": [4, 10]}
 
@@ -203,7 +207,7 @@ PATCHES = {"digits": [4, 2], "audio": [4, 10]}
 def fits(kind: str, body: str, objective: str) -> bool:
     """What is promised to work together; everything else is promised to be refused."""
     reads = {"mlp": {"digits", "audio", "csv_table"}, "transformer": set(KINDS)}.get(body, {"digits", "audio"})
-    needs = {"mask": body == "transformer", "next": body == "transformer" and kind == "text"}
+    needs = {"mask": body == "transformer", "next": body == "transformer" and kind in ("text", "events")}
     return kind in reads and needs.get(objective, True)
 
 
@@ -215,7 +219,7 @@ def test_every_combination_works_or_says_why_not(kind: str, body: str, objective
     options = dict(BODIES[body])
     if body == "transformer" and kind in PATCHES:
         options["patch"] = PATCHES[kind]
-    if body == "transformer" and kind == "text" and objective == "next":
+    if body == "transformer" and kind in ("text", "events") and objective == "next":
         options["causal"] = True
     tasks = TASKS if objective == "multi_task" else {"label": objective} if objective in LABELLED else {}
     if objective == "supcon":

@@ -346,8 +346,9 @@ class Text(Body):
 
 def _text(config: Any, spec: DataSpec, pooling: str, where: str) -> Backbone:
     """A model for the texts of a dataset. Raises ConfigError for a tokenizer that is not the model's."""
-    if "tokens" not in spec.inputs:
-        raise ConfigError(f"the backbone {where} takes text; this dataset has {', '.join(spec.inputs)}")
+    if "tokens" not in spec.inputs or spec.modality == "events":
+        what = "events" if spec.modality == "events" else ", ".join(spec.inputs)
+        raise ConfigError(f"the backbone {where} takes text; this dataset has {what}")
     one, count = spec.inputs["tokens"], int(spec.preprocessing["ids"])
     if count - one.offset != config.vocab_size:
         raise ConfigError(

@@ -1,6 +1,6 @@
-"""A transformer for text, tables and images: one body, and a stem for what the data is made of.
+"""A transformer for text, events, tables and images: one body, and a stem for what the data is made of.
 
-Pre-norm blocks (https://arxiv.org/abs/2002.04745). A stem says what tokens are made of: ids of text, columns of a table
+Pre-norm blocks (https://arxiv.org/abs/2002.04745). A stem says what tokens are made of: ids of text or items, columns of a table
 (https://arxiv.org/abs/2106.11959), or patches of an image or spectrogram (https://arxiv.org/abs/2010.11929).
 """
 
@@ -35,7 +35,7 @@ def build(
     if width % heads or width // heads % 2:
         raise ConfigError(f"backbone.heads: a width of {width} is not {heads} times an even number")
     if causal and "tokens" not in spec.inputs:
-        raise ConfigError("backbone.causal: only text is read in one direction")
+        raise ConfigError("backbone.causal: only text and events are read in one direction")
     if (patch is not None) != _is_image(spec):
         raise ConfigError("backbone.patch: the side of a patch of an image, which images need and nothing else takes")
     stem: Stem
@@ -49,7 +49,7 @@ def build(
         stem = Columns(spec, width)
     else:
         raise ConfigError(
-            f"the backbone transformer takes text, tables or images; this dataset has {', '.join(spec.inputs)}"
+            f"the backbone transformer takes text, events, tables or images; this dataset has {', '.join(spec.inputs)}"
         )
     if positions is None:
         positions = "rotary" if isinstance(stem, Ids) else None if isinstance(stem, Columns) else "learned"
@@ -113,6 +113,11 @@ class Transformer(Backbone):
         assert self.stem.embedding is not None
         return F.linear(tokens, self.stem.embedding.weight)
 
+    def embedded(self, ids: Tensor) -> Tensor:
+        assert self.stem.embedding is not None
+        found: Tensor = self.stem.embedding(ids)
+        return found
+
     def depth_of(self, name: str) -> int:
         first, _, rest = name.partition(".")
         if first == "blocks":
@@ -120,11 +125,23 @@ class Transformer(Backbone):
         return 0 if first in ("stem", "positions") else 1 + len(self.blocks)
 
     def adapt(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-        """Learned positions of longer samples serve shorter ones."""
+        """Learned positions of longer samples serve shorter ones. Items keep their ids when new ones are appended: these
+        start afresh."""
+        changed: dict[str, Tensor] = {}
         theirs = state.get("positions")
-        if self.positions is None or self.grid is not None or theirs is None or len(theirs) <= len(self.positions):
-            return state, []
-        return {**state, "positions": theirs[: len(self.positions)]}, ["positions"]
+        if (
+            self.positions is not None
+            and self.grid is None
+            and theirs is not None
+            and len(theirs) > len(self.positions)
+        ):
+            changed["positions"] = theirs[: len(self.positions)]
+        name = "stem.embedding.weight"
+        if self.stem.grows and self.stem.embedding is not None and name in state:
+            own, theirs = self.stem.embedding.weight.detach(), state[name]
+            if theirs.shape[1:] == own.shape[1:] and len(theirs) < len(own):
+                changed[name] = torch.cat([theirs, own[len(theirs) :].to(theirs)])
+        return {**state, **changed}, list(changed)
 
 
 class Block(nn.Module):
@@ -174,6 +191,7 @@ class Stem(nn.Module, ABC):
     numbers: int = 0
     grid: tuple[int, int] | None = None
     embedding: nn.Embedding | None  # (vocabulary, D)
+    grows = False  # ids of a checkpoint keep their meaning when there are more of them
 
     @abstractmethod
     def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]: ...
@@ -193,6 +211,7 @@ class Ids(Stem):
         super().__init__()
         self.length, self.vocabulary = spec.inputs["tokens"].shape[0], int(spec.preprocessing["ids"])
         self.embedding = nn.Embedding(self.vocabulary, width)
+        self.grows = "items" in spec.preprocessing  # words of another tokenizer are others, whatever their number
 
     def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
         assert self.embedding is not None

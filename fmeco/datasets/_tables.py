@@ -82,8 +82,9 @@ def cells(column: Sequence[str]) -> Cells:
     return Cells(values, missing, np.flatnonzero(~number & ~missing))
 
 
-def read_table(path: str) -> Table:
-    """A CSV, TSV or Parquet file -> column name -> values as text. Raises DataError with file and line."""
+def read_table(path: str, columns: Sequence[str] | None = None) -> Table:
+    """A CSV, TSV or Parquet file -> column name -> values as text. columns: their names, of a file without a header. Raises
+    DataError with file and line."""
     file = Path(path)
     if not file.is_file():
         raise DataError(f"{clean(path)}: no such file")
@@ -95,24 +96,27 @@ def read_table(path: str) -> Table:
         raise DataError(f"{clean(path)}: not UTF-8 text (byte {error.start})", "save it as UTF-8") from None
     except OSError as error:
         raise DataError(f"{clean(path)}: {error.strerror}") from None
-    return _parse(text, path, max(",;\t", key=text.partition("\n")[0].count), blank_rows=False)
+    return _parse(text, path, max(",;\t", key=text.partition("\n")[0].count), blank_rows=False, columns=columns)
 
 
-def _parse(text: str, path: str, delimiter: str, blank_rows: bool) -> Table:
-    """blank_rows: an empty line is a row whose only value is missing."""
+def _parse(text: str, path: str, delimiter: str, blank_rows: bool, columns: Sequence[str] | None = None) -> Table:
+    """blank_rows: an empty line is a row whose only value is missing. columns: the header, where the text has none."""
     try:
         read = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         rows = [row or [""] for row in read] if blank_rows else list(filter(None, read))
     except csv.Error as error:
         raise DataError(f"{clean(path)}: not a valid CSV table: {error}") from None
+    first = 1 if columns is None else 0  # the number of the header's row
+    if columns is not None and rows:
+        rows.insert(0, list(columns))
     if len(rows) < 2:
         raise DataError(f"{clean(path)}: {'no rows below the header' if rows else 'the file is empty'}")
     header = [name.strip() for name in rows[0]]
     if twice := {name for name in header if header.count(name) > 1}:
         raise DataError(f"{clean(path)}:1: the column {listing(twice)} appears more than once")
     if set(map(len, rows)) != {len(header)}:
-        line, row = next((line, row) for line, row in enumerate(rows, 1) if len(row) != len(header))
-        raise DataError(f"{clean(path)}: row {line} has {len(row)} values, the header has {len(header)}")
+        line, row = next((line, row) for line, row in enumerate(rows, first) if len(row) != len(header))
+        raise DataError(f"{clean(path)}: row {line} has {len(row)} values, and there are {len(header)} columns")
     return {
         name: list(map(str.strip, values)) for name, (_, *values) in zip(header, zip(*rows, strict=True), strict=True)
     }
@@ -174,9 +178,10 @@ def split_by_group(
 
 
 def split_by_time(
-    values: Sequence[str], path: str, name: str, val: float, test: float
+    values: Sequence[str], path: str, name: str, val: float, test: float, first_row: int = 2
 ) -> tuple[dict[str, Indices], str]:
-    """The newest rows for testing, those before them for validation, and a note that says where the cuts are.
+    """The newest rows for testing, those before them for validation, and a note that says where the cuts are. first_row:
+    the number of the first value's row.
 
     Rows of one moment stay together: a cut is where the share is nearest to what was asked for. A model is used on what
     comes after its training data, so a random split would promise too much.
@@ -184,7 +189,7 @@ def split_by_time(
     if val + test >= 1:
         raise ConfigError(f"dataset: val_fraction {val} and test_fraction {test} leave nothing to train on")
     moments, first, code, counts = np.unique(
-        _moments(values, path, name), return_index=True, return_inverse=True, return_counts=True
+        _moments(values, path, name, first_row), return_index=True, return_inverse=True, return_counts=True
     )
     older = np.concatenate([[0], counts.cumsum()])  # rows before each moment
     asked = {"test": test, "val": val} if test else {"val": val}
@@ -205,7 +210,7 @@ def split_by_time(
     return dict(reversed(parts.items())), f"{clean(path)}: split by '{clean(name)}': {', '.join(reversed(said))}"
 
 
-def _moments(values: Sequence[str], path: str, name: str) -> NDArray[np.float64]:
+def _moments(values: Sequence[str], path: str, name: str, first_row: int = 2) -> NDArray[np.float64]:
     """Numbers, or ISO dates and times (in seconds; UTC where none says its zone). Raises DataError that names the row."""
     column = cells(values)
     other = np.sort(np.concatenate([column.strange, np.flatnonzero(column.missing)])).tolist()
@@ -221,7 +226,7 @@ def _moments(values: Sequence[str], path: str, name: str) -> NDArray[np.float64]
             break
     if wrong is not None:
         raise DataError(
-            f"{clean(path)}: column '{clean(name)}', row {wrong + 2}: '{clean(values[wrong], 40)}' is no time",
+            f"{clean(path)}: column '{clean(name)}', row {wrong + first_row}: '{clean(values[wrong], 40)}' is no time",
             "all of the column must be numbers, or ISO dates such as 2024-01-31 or 2024-01-31T12:00:00",
         )
     if len({date.tzinfo is None for date in dates}) > 1:

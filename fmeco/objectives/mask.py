@@ -1,4 +1,5 @@
-"""Hide some of each sample's tokens and guess them: words, patches of an image, or columns of a table. Needs no labels."""
+"""Hide some of each sample's tokens and guess them: words, items, patches of an image, or columns of a table. Needs no
+labels."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from fmeco.core import (
     BLANK,
     HIDDEN,
+    UNKNOWN_ITEM,
     Backbone,
     Batch,
     ConfigError,
@@ -29,11 +31,13 @@ from fmeco.core import (
     uniform,
 )
 from fmeco.nn import Head
+from fmeco.objectives import _ranking
+from fmeco.objectives._decoder import Decoder
+from fmeco.objectives._ranking import Catalogue
 
 IDS, PATCHES, COLUMNS = 0.15, 0.75, 0.3  # the share that is hidden: BERT's, MAE's, and one between them
 BLANKED, SWAPPED = 0.8, 0.1  # of the hidden ids; the rest stays as it is
 EPS = 1e-6
-HEADS = 4  # of the decoder
 
 
 def build(
@@ -74,7 +78,8 @@ def build(
     if decoder and not 0 < round(rate * backbone.tokens) < backbone.tokens:
         raise ConfigError(f"objective.rate: {rate:g} of {backbone.tokens} patches leaves none, or none to guess")
     # Ids that stand for categories belong to columns; one of another column would be no value of this one.
-    return Mask(backbone, rate, swap and "tokens" in spec.inputs, Decoder(backbone, decoder) if decoder else None)
+    guesses = Decoder(backbone, decoder) if decoder else None
+    return Mask(backbone, rate, swap and "tokens" in spec.inputs, guesses, _ranking.catalogue(spec))
 
 
 def draw(keys: Tensor, real: Tensor, rate: float) -> Tensor:
@@ -108,13 +113,16 @@ def errors(guess: Tensor, patches: Tensor) -> Tensor:
 class Mask(Objective):
     """Cross-entropy of hidden ids (https://arxiv.org/abs/1810.04805 section 3.1), squared error of hidden numbers
     (https://arxiv.org/abs/2111.06377): the mean over all that is hidden. With a decoder, hidden patches do not enter the
-    backbone."""
+    backbone. Of events it is BERT4Rec (https://arxiv.org/abs/1904.06690): what comes next is a hidden item at the end."""
 
-    directions: Mapping[str, Literal["max", "min"]] = {"loss": "min", "accuracy": "max"}
-
-    def __init__(self, backbone: Backbone, rate: float, swap: bool, decoder: Decoder | None) -> None:
+    def __init__(
+        self, backbone: Backbone, rate: float, swap: bool, decoder: Decoder | None, catalogue: Catalogue | None
+    ) -> None:
         super().__init__()
-        self.backbone, self.rate, self.swap, self.decoder = backbone, rate, swap, decoder
+        self.backbone, self.rate, self.swap = backbone, rate, swap
+        self.decoder, self.catalogue = decoder, catalogue
+        own: Mapping[str, Literal["max", "min"]] = {"loss": "min", "accuracy": "max"}
+        self.directions = own if catalogue is None else _ranking.DIRECTIONS
         if decoder is None:
             self.blank = nn.Parameter(torch.randn(backbone.width) / math.sqrt(backbone.width))
         self.bias = nn.Parameter(torch.zeros(backbone.vocabulary)) if backbone.vocabulary else None
@@ -160,45 +168,44 @@ class Mask(Objective):
             right[:, split:] = torch.zeros_like(at).masked_scatter(at, logits.argmax(1) == wanted)
         return loss, chosen, right
 
+    def scores(self, history: Inputs) -> Tensor:
+        """How well each id fits as what comes next (B, ids): as what is hidden behind the history."""
+        tokens = F.pad(history["tokens"], (0, 1))
+        place = tokens.ne(0).sum(1, keepdim=True)  # (B, 1)
+        tokens = tokens.scatter(1, place, UNKNOWN_ITEM)[:, : int(place.max()) + 1]
+        hidden = torch.zeros_like(tokens, dtype=torch.bool).scatter(1, place, True)
+        features = self.backbone({**history, "tokens": tokens, HIDDEN: hidden, BLANK: self.blank}).tokens
+        assert features is not None and self.bias is not None
+        with torch.autocast(features.device.type, enabled=False):  # half precision would give many items one score
+            return self.backbone.scores(features[hidden].float()) + self.bias
+
     def loss(self, batch: Batch) -> Loss:
         loss, chosen, _ = self.guess(batch)
         return Loss(loss.sum(), chosen.sum())
 
     def rows(self, batch: Batch) -> dict[str, Tensor]:
+        if self.catalogue is not None:
+            history, wanted = _ranking.asked(batch.views[0])
+            return self.catalogue.answers(self.scores(history), history, wanted)
         loss, chosen, right = self.guess(batch)
         ids = chosen if self.numbers is None else chosen & False
         return {"loss": loss.sum(1), "hidden": chosen.sum(1), "ids": ids.sum(1), "right": right.sum(1)}
 
     def metrics(self, rows: dict[str, Tensor]) -> dict[str, float]:
+        if self.catalogue is not None:
+            return self.catalogue.metrics(rows)
         out = {"loss": float(rows["loss"].double().sum() / rows["hidden"].sum())}
         if ids := int(rows["ids"].sum()):
             out["accuracy"] = int(rows["right"].sum()) / ids
         return out
 
+    def predict(self, batch: Batch) -> dict[str, Tensor]:
+        if self.catalogue is None:
+            return super().predict(batch)
+        return self.catalogue.predict(self.scores(batch.views[0]), batch.views[0])
 
-class Decoder(nn.Module):
-    """Features of the tokens that were not hidden (B, K, D), and which ones were (B, T) -> features of all (B, T, D / 2).
-    https://arxiv.org/abs/2111.06377 section 3."""
+    def decode(self, outputs: dict[str, Tensor]) -> list[dict[str, str | float]]:
+        return super().decode(outputs) if self.catalogue is None else self.catalogue.decode(outputs)
 
-    def __init__(self, backbone: Backbone, depth: int) -> None:
-        super().__init__()
-        self.width = max(HEADS, backbone.width // 2 // HEADS * HEADS)
-        self.enter = nn.Linear(backbone.width, self.width)
-        self.blank = nn.Parameter(torch.randn(self.width) / math.sqrt(self.width))
-        self.positions = nn.Parameter(torch.randn(backbone.tokens, self.width) / math.sqrt(self.width))
-        self.blocks = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                self.width, HEADS, 4 * self.width, 0.0, "gelu", batch_first=True, norm_first=True
-            )
-            for _ in range(depth)
-        )
-        self.norm = nn.LayerNorm(self.width)
-
-    def forward(self, seen: Tensor, hidden: Tensor) -> Tensor:
-        x = self.enter(seen)
-        whole = self.blank.to(x.dtype).expand(*hidden.shape, -1)
-        x = whole.masked_scatter(~hidden[..., None], x) + self.positions
-        for block in self.blocks:
-            x = block(x)
-        found: Tensor = self.norm(x)
-        return found
+    def class_rows(self) -> Mapping[str, tuple[str, ...]]:
+        return {} if self.catalogue is None else {"bias": self.catalogue.rows}

@@ -1,0 +1,415 @@
+"""Events: users' histories in order of time, items as ids, and the splits of what comes next.
+
+Ids: 0 is padding, 1 an item that training did not see, the items of the training events begin at 2.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fmeco.core import (
+    FIRST_ITEM,
+    UNKNOWN_ITEM,
+    ConfigError,
+    Data,
+    DataError,
+    DataSpec,
+    Inputs,
+    InputSpec,
+    Samples,
+    clean,
+    listing,
+    nearest,
+    same_modality,
+)
+from fmeco.datasets import _splits, _tables
+from fmeco.datasets._splits import Indices
+
+LENGTH = 50
+REPEATED = 0.01  # of the training events: with more of them, users come back to what they had
+TRAIN, VAL, TEST = range(3)
+PARTS = ("train", "val", "test")
+SUFFIXES = (".csv", ".tsv", ".parquet")
+
+
+class Layout(NamedTuple):
+    """The columns of a table. columns: the names of all, where it has no header."""
+
+    user: str
+    item: str
+    time: str
+    columns: tuple[str, ...] | None
+
+
+class Events(NamedTuple):
+    """N events in the order of users, each user's in order of time. user (N,): their position in `users`. place (N,): how
+    many events of the same user are before. row (N,): the position in the table, whose first row has the number
+    first_row. times: of the table's rows."""
+
+    users: list[str]
+    user: Indices
+    place: Indices
+    items: NDArray[np.str_]
+    row: Indices
+    times: list[str]
+    first_row: int
+
+
+# ---------------------------------------------------------------- files
+
+
+def layout(
+    known: DataSpec | None, user: str | None, item: str | None, time: str | None, columns: Sequence[str] | None
+) -> Layout:
+    """What a config says of the columns; else what the checkpoint does."""
+    same_modality(known, "events")
+    how: Mapping[str, Any] = known.preprocessing if known is not None and known.preprocessing else {}
+    before = Layout(*(how[key] for key in Layout._fields)) if how else Layout("user", "item", "time", None)
+    named = tuple(columns) if columns is not None else before.columns
+    return Layout(user or before.user, item or before.item, time or before.time, tuple(named) if named else None)
+
+
+def read_events(path: str, how: Layout) -> Events:
+    """The events of a table. Raises DataError that names the row, ConfigError for a column that is not there."""
+    if Path(path).suffix.lower() == ".parquet" or (how.columns is not None and _has_header(path, how)):
+        how = how._replace(columns=None)
+    table, first = _tables.read_table(path, how.columns), 2 if how.columns is None else 1
+    for key, name in zip(("user", "item", "time"), (how.user, how.item, how.time), strict=True):
+        if name not in table:
+            hints = [f"name it: --set dataset.{key}=COLUMN"]
+            if how.columns is None:
+                hints.append("name the columns of a table without a header: dataset.columns=[user, item, time]")
+            raise ConfigError(
+                f"{clean(path)}: dataset.{key}: no column '{clean(name)}'{nearest(name, table)}; it has: {listing(table, 20)}",
+                *hints,
+            )
+    for name in (how.user, how.item):
+        if blank := [row + first for row, value in enumerate(table[name]) if not value]:
+            raise DataError(f"{clean(path)}: no value of column '{clean(name)}' in row {listing(blank)}")
+    users, code = np.unique(np.array(table[how.user]), return_inverse=True)
+    moment = _tables._moments(table[how.time], path, how.time, first)
+    row = np.lexsort((moment, code))  # is stable: events of one moment stay in the table's order
+    user = code[row].astype(np.int64)
+    starts = np.flatnonzero(np.diff(user, prepend=-1))
+    count = np.arange(len(user)) - np.repeat(starts, np.diff(starts, append=len(user)))
+    return Events(users.tolist(), user, count, np.array(table[how.item])[row], row, table[how.time], first)
+
+
+def _has_header(path: str, how: Layout) -> bool:
+    """Whether the first line of a table holds the names of the columns, though the training data's had no header."""
+    try:
+        with open(path, encoding="utf-8-sig", errors="replace") as file:
+            line = file.readline()
+    except OSError:
+        return False  # reading it says what is wrong
+    names = {name.strip() for name in next(csv.reader([line], delimiter=max(",;\t", key=line.count)), [])}
+    return {how.user, how.item, how.time} <= names
+
+
+# ---------------------------------------------------------------- splits: (N,) of TRAIN, VAL, TEST
+
+
+def all_of_it(events: Events) -> Indices:
+    return np.full(len(events.user), TEST)
+
+
+def by_time(events: Events, path: str, how: Layout, val: float, test: float) -> tuple[Indices, list[str]]:
+    """Everything before a moment for training, for all users alike: a model is used on what comes after its data."""
+    rows, note = _tables.split_by_time(events.times, path, how.time, val, test, events.first_row)
+    part = np.full(len(events.user), TRAIN)
+    for name, at in rows.items():
+        part[np.isin(events.row, at)] = PARTS.index(name)
+    return part, [note]
+
+
+def last_ones(events: Events, path: str) -> tuple[Indices, list[str]]:
+    """Of users with three events or more, the last one for testing and the one before for validation."""
+    total = np.bincount(events.user)[events.user]
+    left = total - events.place
+    part = np.where(total < 3, TRAIN, np.where(left == 1, TEST, np.where(left == 2, VAL, TRAIN)))
+    if not (part == TEST).any():
+        raise DataError(f"{clean(path)}: dataset.split: leave_one_out needs users with three events or more")
+    note = (
+        f"{clean(path)}: each user's last event is for testing, while training has later ones of other users: figures are "
+        "better than they will be in use (https://arxiv.org/abs/2507.16289). dataset.split: time does not leak"
+    )
+    return part, [note]
+
+
+# ---------------------------------------------------------------- samples
+
+
+class Span(NamedTuple):
+    """Sample i is ids[begin[i] : end[i]], and wanted[i] behind it where there is one. The user's history begins at
+    start[i]. All (S,)."""
+
+    start: Indices
+    begin: Indices
+    end: Indices
+    wanted: Indices | None = None
+
+    def at(self, kept: Indices) -> Span:
+        return Span(*(None if column is None else column[kept] for column in self))  # type: ignore[arg-type]
+
+
+class Sequences(Samples):
+    """Parts of histories: "tokens" (L,) int64, and "seen" (S,), what the user had before, where the spec asks for it:
+    nothing of training sequences, which show what comes next at each of their places."""
+
+    in_memory = True
+
+    def __init__(self, ids: Indices, span: Span, names: Sequence[str], seen: bool, bad: Mapping[int, str] = {}) -> None:
+        self.ids, self.span, self.names, self.seen, self.bad = ids, span, names, seen, bad
+        self.lengths = torch.from_numpy(span.end - span.begin + (span.wanted is not None))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Inputs:
+        if index in self.bad:
+            raise DataError(self.bad[index])
+        start, begin, end, *wanted = (int(column[index]) for column in self.span if column is not None)
+        tokens = torch.from_numpy(np.append(self.ids[begin:end], wanted).astype(np.int64))
+        if not self.seen:
+            return {"tokens": tokens}
+        return {"tokens": tokens, "seen": torch.from_numpy(np.unique(self.ids[start:end]))}
+
+    def name(self, index: int) -> str:
+        return self.names[index]
+
+
+class Histories(NamedTuple):
+    """The known items of events as ids (M,), in their order, and how many of them are before each event (N + 1,)."""
+
+    ids: Indices
+    before: Indices
+
+
+def histories(events: Events, number: Mapping[str, int]) -> tuple[Histories, Indices]:
+    """Also the ids of all events (N,), UNKNOWN_ITEM where an item has none."""
+    names, code = np.unique(events.items, return_inverse=True)
+    ids = np.array([number.get(name, UNKNOWN_ITEM) for name in names.tolist()], np.int64)[code]
+    there = ids != UNKNOWN_ITEM
+    return Histories(ids[there], np.concatenate([[0], there.cumsum()])), ids
+
+
+def pieces(events: Events, found: Histories, train: NDArray[np.bool_], length: int) -> tuple[Span, list[str]]:
+    """Each user's training events, cut from the newest back into pieces of `length` items and the one that comes next.
+    The last item of a piece is the first of the one after it, so that every step from item to item is in one."""
+    spans: list[tuple[int, int, int]] = []
+    names: list[str] = []
+    starts = np.flatnonzero(events.place == 0)
+    trained = np.add.reduceat(train, starts, dtype=np.int64) if len(starts) else starts
+    for start, stop in zip(starts.tolist(), (starts + trained).tolist(), strict=True):
+        first, end = int(found.before[start]), int(found.before[stop])
+        user = events.users[events.user[start]]
+        while end - first > 1:
+            begin = max(first, end - length - 1)
+            spans.append((first, begin, end))
+            names.append(f"user {user}, events {begin - first + 1} to {end - first}")
+            end = begin + 1
+    columns = np.array(spans, np.int64).reshape(-1, 3).T
+    return Span(*columns), names
+
+
+def steps(events: Events, found: Histories, ids: Indices, at: Indices, length: int) -> Span:
+    """For each of the events `at`: what its user had before, at most `length` items, and its item."""
+    start, end = found.before[at - events.place[at]], found.before[at]
+    return Span(start, np.maximum(start, end - length), end, ids[at])
+
+
+# ---------------------------------------------------------------- a dataset
+
+
+def build_events(
+    known: DataSpec | None,
+    events: Events,
+    part: Indices,
+    notes: list[str],
+    columns: Layout,
+    *,
+    where: str,
+    length: int | None,
+    repeats: bool | None,
+) -> Data:
+    """A Data from events, each of which belongs to the split that `part` (N,) says."""
+    how, said = preprocessing(known, events, part == TRAIN, columns, where, length, repeats)
+    made, more = splits(events, part, how, where)
+    inputs = {"tokens": InputSpec((how["length"] + 1,), "int64", ragged=True)}
+    if not how["repeats"]:
+        inputs["seen"] = InputSpec((how["ids"],), "int64", ragged=True)
+    each = zip(events.user.tolist(), events.place.tolist(), events.items.tolist(), events.row.tolist(), strict=True)
+    spec = DataSpec(
+        modality="events",
+        inputs=inputs,
+        preprocessing=how,
+        reader="events",
+        sizes={name: len(samples) for name, samples in made.items()},
+        fingerprint=_splits.fingerprint([(events.users[u], n, i, events.times[row]) for u, n, i, row in each]),
+    )
+    return Data(spec, made.get("train"), made.get("val"), made.get("test"), notes=(*notes, *said, *more))
+
+
+def splits(events: Events, part: Indices, how: Mapping[str, Any], where: str) -> tuple[dict[str, Sequences], list[str]]:
+    """The samples of each split that has events, and notes on those that are in none."""
+    found, ids = histories(events, {name: i for i, name in enumerate(how["items"], FIRST_ITEM)})
+    length, seen = how["length"], not how["repeats"]
+    made: dict[str, Sequences] = {}
+    notes: list[str] = []
+    train = part == TRAIN
+    if train.any():
+        span, names = pieces(events, found, train, length)
+        if not names:
+            raise DataError(f"{clean(where)}: no user has two training events: nothing comes next")
+        made["train"] = Sequences(found.ids, span._replace(start=span.end), names, seen)
+        if alone := len(np.unique(events.user[train])) - int((train & (events.place == 1)).sum()):
+            notes.append(f"train: {alone:,} users with a single event, after which nothing comes, are left out")
+    for name in PARTS[1:]:
+        every = np.flatnonzero(part == PARTS.index(name))
+        if not every.size:
+            continue
+        span = steps(events, found, ids, every, length)
+        usable = np.flatnonzero(span.end > span.start)
+        if not usable.size:
+            raise DataError(f"{clean(where)}: no event for {name} has one of a known item before it by the same user")
+        span, at = span.at(usable), every[usable]
+        names = [f"{where}:{row}" for row in (events.row[at] + events.first_row).tolist()]
+        made[name] = Sequences(found.ids, span, names, seen)
+        notes += _told(name, len(every), ids[at])
+    if (gone := ids == UNKNOWN_ITEM).any():
+        notes.append(f"histories: {int(gone.sum()):,} events of items that training did not see are left out of them")
+    return made, notes
+
+
+def _told(name: str, count: int, wanted: Indices) -> list[str]:
+    """What a reader of a split's figures must know of the events that nobody could foretell. count: of events that the
+    split has; wanted: the items of those that are samples."""
+    notes: list[str] = []
+    if first := count - len(wanted):
+        notes.append(f"{name}: {first:,} events with nothing known before them by their user are left out")
+    if missed := int((wanted == UNKNOWN_ITEM).sum()):
+        notes.append(
+            f"{name}: {missed:,} of {len(wanted):,} events are of items that training did not see, and count as missed"
+        )
+    return notes
+
+
+def preprocessing(
+    known: DataSpec | None,
+    events: Events,
+    train: NDArray[np.bool_],
+    columns: Layout,
+    where: str,
+    length: int | None,
+    repeats: bool | None,
+) -> tuple[dict[str, Any], list[str]]:
+    """How events become ids, and notes. A checkpoint's items keep their ids; where it is to be trained on, which shows in
+    that `known` has no fingerprint, new items of the training events are appended."""
+    notes: list[str] = []
+    before: Mapping[str, Any] = known.preprocessing if known is not None and known.preprocessing else {}
+    items: list[str] = list(before["items"]) if before else []
+    if known is None or not known.fingerprint:
+        has = set(items)
+        fresh = _splits.natural(sorted(set(events.items[train].tolist()) - has))
+        if before and fresh:
+            notes.append(f"{clean(where)}: {len(fresh):,} new items are appended to the checkpoint's {len(items):,}")
+        items += fresh
+    if not items:
+        raise DataError(f"{clean(where)}: no event is for training")
+    if before and repeats is None:
+        repeats = bool(before["repeats"])
+    if repeats is None:
+        share = _repeated(events, train)
+        repeats = share > REPEATED
+        allowed = "are recommended again" if repeats else "are not recommended again"
+        notes.append(
+            f"{clean(where)}: {share:.1%} of the training events are of items that their user had: these {allowed} "
+            "(dataset.repeats)"
+        )
+    return {
+        "items": items,
+        "ids": FIRST_ITEM + len(items),
+        "length": length or (before["length"] if before else LENGTH),
+        "repeats": repeats,
+        **{key: list(value) if isinstance(value, tuple) else value for key, value in columns._asdict().items()},
+    }, notes
+
+
+def _repeated(events: Events, train: NDArray[np.bool_]) -> float:
+    """The share of training events whose user had the item before."""
+    _, code = np.unique(events.items, return_inverse=True)
+    pairs = np.unique(np.stack([events.user[train], code[train]], 1), axis=0)
+    return 1 - len(pairs) / max(1, int(train.sum()))
+
+
+# ---------------------------------------------------------------- prediction
+
+
+def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
+    """Histories: a table has one of each user, FILE:USER is that of one, and what is no file is the items of a history
+    themselves, separated by commas, the newest last."""
+    how = spec.preprocessing
+    number = {name: i for i, name in enumerate(how["items"], FIRST_ITEM)}
+    ids: list[Indices] = []
+    names: list[str] = []
+    notes: list[str] = []
+    bad: dict[int, str] = {}
+    for source in sources:
+        file, user = _place(source)
+        if file is None:
+            items = [name.strip() for name in next(csv.reader([source]), [])]
+            if strange := [name for name in items if name not in number]:
+                bad[len(ids)] = (
+                    f"{clean(source)}: no item {listing(strange)} in the catalogue{nearest(strange[0], number)}"
+                )
+            ids.append(np.array([number[name] for name in items if name in number], np.int64))
+            names.append(source)
+            continue
+        events = read_events(file, layout(spec, None, None, None, None))
+        if user is not None and user not in events.users:
+            raise DataError(f"{clean(file)}: no user '{clean(user)}'{nearest(user, events.users)}")
+        found, every = histories(events, number)
+        starts = np.append(np.flatnonzero(events.place == 0), len(events.user))
+        gone: list[str] = []
+        for name, start, stop in zip(events.users, starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+            if user is None or name == user:
+                ids.append(found.ids[found.before[start] : found.before[stop]])
+                names.append(f"{file}:{name}")
+                gone += events.items[start:stop][every[start:stop] == UNKNOWN_ITEM].tolist()
+        if gone:
+            notes.append(
+                f"{clean(source)}: {len(gone):,} events of items that training did not see are left out of histories: "
+                f"{listing(sorted(set(gone)), 5)}"
+            )
+    for i, one in enumerate(ids):
+        if not len(one):
+            bad.setdefault(i, f"{clean(names[i])}: no item of this history is known: nothing to go by")
+    ends = np.cumsum([0, *map(len, ids)], dtype=np.int64)
+    start, end = ends[:-1], ends[1:]
+    together = np.concatenate(ids) if ids else np.zeros(0, np.int64)
+    span = Span(start, np.maximum(start, end - how["length"]), end)
+    samples = Sequences(together, span, names, not how["repeats"], bad)
+    samples.notes = tuple(notes)
+    return samples
+
+
+def _place(source: str) -> tuple[str | None, str | None]:
+    """(file, user) of FILE or FILE:USER; (None, None) of a history. Raises DataError for a table that is not there."""
+    if os.path.exists(source):
+        return source, None
+    at = source.find(":")
+    while at > 0:
+        if os.path.isfile(source[:at]):
+            return source[:at], source[at + 1 :]
+        at = source.find(":", at + 1)
+    if Path(source.partition(":")[0]).suffix.lower() in SUFFIXES:
+        raise DataError(f"{clean(source)}: no such file")
+    return None, None
