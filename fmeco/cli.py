@@ -337,7 +337,8 @@ def evaluate(
         str | None, typer.Option(metavar="COLUMN", help="Also measure each group: a column of the table, or label.")
     ] = None,
     baseline: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Also measure a plain method on the same samples; for tables: gbdt.")
+        str | None,
+        typer.Option(metavar="NAME", help="Also measure a plain method on the same samples; for tables: gbdt."),
     ] = None,
     set_: Sets = [],
     json_: Json = False,
@@ -400,6 +401,7 @@ def predict(
     ref: Annotated[str, typer.Argument(metavar="REF")],
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Files, folders, or tables.")],
     output: Annotated[Path | None, typer.Option(help="A .csv or .jsonl file (default: CSV on stdout).")] = None,
+    plot: Annotated[Path | None, typer.Option(help="A .png file, for a picture of forecasts.")] = None,
     force: Force = False,
     json_: Json = False,
     plugin: Plugins = [],
@@ -411,7 +413,7 @@ def predict(
         from fmeco import use
         from fmeco.log import say
 
-        rows = use.predict(ref, inputs, output=output, force=force)
+        rows = use.predict(ref, inputs, output=output, plot=plot, force=force)
         if failed := sum(row["error"] is not None for row in rows):
             say(f"{failed} of {len(rows)} inputs could not be read; see the column `error`")
         if output is not None:

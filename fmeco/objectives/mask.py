@@ -1,4 +1,4 @@
-"""Hide some of each sample's tokens and guess them: words, patches of an image, or columns of a table. Needs no labels."""
+"""Hide some tokens and guess them: words, patches of an image or series, columns of a table. Needs no labels."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from fmeco.core import (
 from fmeco.nn import Head
 
 IDS, PATCHES, COLUMNS = 0.15, 0.75, 0.3  # the share that is hidden: BERT's, MAE's, and one between them
+SERIES = 0.4  # https://arxiv.org/abs/2211.14730 section 4.2
 BLANKED, SWAPPED = 0.8, 0.1  # of the hidden ids; the rest stays as it is
 EPS = 1e-6
 
@@ -40,7 +41,7 @@ def build(
     *,
     rate: Annotated[
         float | None,
-        Doc("share of a sample's tokens to hide; null = 0.15 of ids, 0.75 of patches, 0.3 of columns"),
+        Doc("share of a sample's tokens to hide; null = 0.15 of ids, 0.75 of patches, 0.3 of columns, 0.4 of series"),
         Gt(0),
         Lt(1),
     ] = None,
@@ -56,11 +57,11 @@ def build(
         raise ConfigError(
             "objective mask needs a backbone that looks both ways", "backbone.causal: false, or objective: next"
         )
+    images = any(len(one.shape) == 3 for one in spec.inputs.values())
     if rate is None:
-        images = any(len(one.shape) == 3 for one in spec.inputs.values())
-        rate = PATCHES if images else IDS if "tokens" in spec.inputs else COLUMNS
+        rate = PATCHES if images else IDS if "tokens" in spec.inputs else SERIES if "series" in spec.inputs else COLUMNS
     # Ids that stand for categories belong to columns; one of another column would be no value of this one.
-    return Mask(backbone, rate, swap and "tokens" in spec.inputs)
+    return Mask(backbone, rate, swap and "tokens" in spec.inputs, images)
 
 
 def draw(keys: Tensor, real: Tensor, rate: float) -> Tensor:
@@ -80,15 +81,13 @@ def draws(keys: Tensor, like: Tensor, stream: int) -> Tensor:
 
 def normalized(patches: Tensor) -> Tensor:
     """Patches (..., P), each less its mean and divided by its deviation. https://arxiv.org/abs/2111.06377 section 4."""
-    if patches.shape[-1] == 1:  # a number of its own, standardised already
-        return patches
     variance, mean = torch.var_mean(patches, -1, keepdim=True, correction=0)
     return (patches - mean) / (variance + EPS).sqrt()
 
 
 def errors(guess: Tensor, patches: Tensor) -> Tensor:
-    """The mean squared error (N,) of guesses (N, P) of normalised patches (N, P)."""
-    return (guess - normalized(patches)).square().mean(-1)
+    """The mean squared error (N,) of guesses (N, P) of patches (N, P)."""
+    return (guess - patches).square().mean(-1)
 
 
 class Mask(Objective):
@@ -97,9 +96,11 @@ class Mask(Objective):
 
     directions: Mapping[str, Literal["max", "min"]] = {"loss": "min", "accuracy": "max"}
 
-    def __init__(self, backbone: Backbone, rate: float, swap: bool) -> None:
+    def __init__(self, backbone: Backbone, rate: float, swap: bool, images: bool) -> None:
         super().__init__()
         self.backbone, self.rate, self.swap = backbone, rate, swap
+        # Columns are standardised, and of series how high a patch lies in its window is what is to be guessed.
+        self.wanted = normalized if images else torch.Tensor.float
         self.blank = nn.Parameter(torch.randn(backbone.width) / math.sqrt(backbone.width))
         self.bias = nn.Parameter(torch.zeros(backbone.vocabulary)) if backbone.vocabulary else None
         self.numbers = Head(backbone.width, backbone.numbers, 0.0) if backbone.numbers else None
@@ -127,7 +128,7 @@ class Mask(Objective):
         right = torch.zeros_like(chosen)
         if self.numbers is not None and tokens.numbers is not None:
             at = chosen[:, :split]
-            found = errors(self.numbers(features[:, :split][at]).float(), tokens.numbers[at].float())
+            found = errors(self.numbers(features[:, :split][at]).float(), self.wanted(tokens.numbers[at].float()))
             loss[:, :split] = torch.zeros_like(loss[:, :split]).masked_scatter(at, found)
         if self.bias is not None and tokens.ids is not None:
             at = chosen[:, split:]
