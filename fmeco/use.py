@@ -50,7 +50,8 @@ class Model:
         for note in samples.notes:
             say(note)
         rows: list[dict[str, Any]] = []
-        columns: dict[str, None] = {"prediction": None, "probability": None}
+        own = type(samples).answers is not Samples.answers  # rows of another form
+        columns: dict[str, None] = {} if own else {"prediction": None, "probability": None}
         for batch, positions, bad in self._batches(samples, batch_size):
             decoded = iter(
                 self.objective.decode(loop.forward(self.objective, batch, "predict", self.device, self.precision))
