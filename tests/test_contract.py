@@ -22,11 +22,13 @@ TARGETS = {
     "classification": Target("class", ("a", "b", "c"), (2, 1, 1)),
     "multilabel": Target("multilabel", ("a", "b", "c"), (2, 2, 2)),
     "regression": Target("number", mean=3.0, std=2.0),
+    "forecast": Target("series", steps=3),
 }
 VALUES = {
     "classification": torch.tensor([0, 1, 2, 0]),
     "multilabel": torch.tensor([[1.0, 0, 1], [0, 1, 1], [1, 1, 0], [0, 0, 0]]),
     "regression": torch.tensor([1.0, 2.0, 5.0, 4.0]),
+    "forecast": torch.arange(12.0).view(4, 3),
 }
 TASKS = {"kind": "classification", "traits": "multilabel", "size": "regression"}  # of the objective multi_task
 # One architecture per family of the library; scripts/sweep.py walks all of them.
@@ -76,9 +78,10 @@ def test_every_kind_has_plugins() -> None:
             "fake_images",
             "audio",
             "text",
+            "series",
         },
         "backbones": {"torchvision", "timm", "mlp", "transformer"},
-        "objectives": {"classification", "multilabel", "regression", "mask", "next", *PAIRS},
+        "objectives": {"classification", "multilabel", "regression", "forecast", "mask", "next", *PAIRS},
         "augment": {"none", "image", "spectrogram"},
         "optimizers": {"sgd", "adam", "adamw", "rmsprop"},
         "schedules": {"cosine", "linear", "step", "one_cycle", "constant", "plateau"},
@@ -109,6 +112,9 @@ def make_data(name: str, arch: str | None, tmp_path: Path) -> Data:
     if name == "csv_table":
         rows = [f"{i},{'xyz'[i % 3]},{'' if i % 7 == 0 else i * 0.5},{'ab'[i % 2]}" for i in range(40)]
         raw |= {"path": str(write(tmp_path / "t.csv", "n,c,m,label\n" + "\n".join(rows)))}
+    if name == "series":
+        rows = [f"{i},{i * i % 13},{i % 7}" for i in range(80)]
+        raw |= {"path": str(write(tmp_path / "s.csv", "time,a,b\n" + "\n".join(rows))), "context": 8, "horizon": 3}
     if name in ("text", "stdlib_docs"):
         pytest.importorskip("tokenizers")
     if name == "text":
@@ -193,16 +199,17 @@ def test_backbone(arch: str, channels: int) -> None:
     assert len(set(depths)) > 1
 
 
-LABELLED = [name for name in plugins("objectives") if name not in ("mask", "next", *PAIRS)]
-KINDS = ["digits", "audio", "text", "csv_table"]  # a dataset of each modality
+LABELLED = [name for name in plugins("objectives") if name not in ("mask", "next", "forecast", *PAIRS)]
+KINDS = ["digits", "audio", "text", "csv_table", "series"]  # a dataset of each modality
 BODIES: dict[str, dict[str, Any]] = {"mlp": {}, "cnn": {"widths": [8, 8]}, "resnet18": {}, "transformer": {"depth": 2}}
-PATCHES = {"digits": [4, 2], "audio": [4, 10]}
+PATCHES: dict[str, Any] = {"digits": [4, 2], "audio": [4, 10], "series": 4}
 
 
 def fits(kind: str, body: str, objective: str) -> bool:
     """What is promised to work together; everything else is promised to be refused."""
-    reads = {"mlp": {"digits", "audio", "csv_table"}, "transformer": set(KINDS)}.get(body, {"digits", "audio"})
+    reads = {"mlp": {"digits", "audio", "csv_table", "series"}, "transformer": set(KINDS)}.get(body, {"digits", "audio"})
     needs = {"mask": body == "transformer", "next": body == "transformer" and kind == "text"}
+    needs["forecast"] = kind == "series"
     return kind in reads and needs.get(objective, True)
 
 
@@ -217,6 +224,8 @@ def test_every_combination_works_or_says_why_not(kind: str, body: str, objective
     if body == "transformer" and kind == "text" and objective == "next":
         options["causal"] = True
     tasks = TASKS if objective == "multi_task" else {"label": objective} if objective in LABELLED else {}
+    if objective == "forecast":
+        tasks = {"future": "forecast"}
     if objective == "supcon":
         tasks = {"label": "classification"}
     spec = dataclasses.replace(data.spec, targets={name: TARGETS[kind] for name, kind in tasks.items()})
