@@ -30,7 +30,7 @@ DRAWS = 300
 HOURS = 14400
 BODY = {"name": "transformer", "width": 64, "depth": 2, "dropout": 0.2}
 SHARED: dict[str, Any] = {
-    "optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.05},
+    "optimizer": {"name": "adamw", "lr": 6e-3, "weight_decay": 0.05},
     "schedule": {"name": "cosine", "warmup": 0.05},
 }
 FORECAST = {"name": "forecast", "dropout": 0.2}

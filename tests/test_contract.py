@@ -207,7 +207,9 @@ PATCHES: dict[str, Any] = {"digits": [4, 2], "audio": [4, 10], "series": 4}
 
 def fits(kind: str, body: str, objective: str) -> bool:
     """What is promised to work together; everything else is promised to be refused."""
-    reads = {"mlp": {"digits", "audio", "csv_table", "series"}, "transformer": set(KINDS)}.get(body, {"digits", "audio"})
+    reads = {"mlp": {"digits", "audio", "csv_table", "series"}, "transformer": set(KINDS)}.get(
+        body, {"digits", "audio"}
+    )
     needs = {"mask": body == "transformer", "next": body == "transformer" and kind == "text"}
     needs["forecast"] = kind == "series"
     return kind in reads and needs.get(objective, True)

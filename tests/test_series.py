@@ -132,7 +132,7 @@ def test_what_is_wrong_with_a_table_is_said_with_its_row() -> None:
     filled = altered(f"{cells[0]},,{cells[2]}", missing="previous")
     assert filled.split("train").panel.series[0].values[49] == float(lines[49].split(",")[1])
     assert "series 'a': 1 missing values are the ones before them" in " ".join(filled.notes)
-    assert "1 gaps in time, the first between 2024-01-03 00:00:00" in " ".join(
+    assert "gaps in time: 1, the first between 2024-01-03 00:00:00" in " ".join(
         series(path=str(write("gap.csv", "\n".join(lines[:50] + lines[51:])))).notes
     )
     write("mixed.csv", "\n".join([lines[0], *reversed(lines[1:])]))

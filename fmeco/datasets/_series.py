@@ -129,7 +129,7 @@ def _check_times(one: Series, path: str, whose: str) -> list[str]:
         return []
     before, after = one.times[gaps[0]], one.times[gaps[0] + 1]
     return [
-        f"{clean(path)}: {len(gaps)} gaps in time{whose}, the first between {clean(before, 40)} and {clean(after, 40)}: "
+        f"{clean(path)}: gaps in time{whose}: {len(gaps)}, the first between {clean(before, 40)} and {clean(after, 40)}; "
         "steps are counted in rows"
     ]
 
@@ -182,7 +182,8 @@ def statistics(one: Series, before: float, season: int) -> dict[str, Any]:
 
     https://doi.org/10.1016/j.ijforecast.2006.03.001 (Hyndman and Koehler 2006).
     """
-    x = one.values[one.moments < before]
+    x = one.values[(one.moments < before) & ~np.isnan(one.values)]
+    x = x if len(x) else np.zeros(1)
     std = float(x.std()) or 1.0
     naive = float(np.abs(x[season:] - x[:-season]).mean()) / std if len(x) > season else 0.0
     return {"name": one.name, "mean": float(x.mean()), "std": std, "naive": naive or None}

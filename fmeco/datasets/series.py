@@ -30,9 +30,7 @@ CONTEXT, HORIZON = 336, 96
 SHOWN = 12  # most series in a picture
 
 
-def check(
-    id: str | None = None, value: str | None = None, val_fraction: float = 0.2, test_fraction: float = 0.2, **_: Any
-) -> list[str]:
+def check(id: str | None, value: str | None, val_fraction: float, test_fraction: float, **_: Any) -> list[str]:
     problems = []
     if (id is None) != (value is None):
         problems.append("`id` and `value` come together: they name columns of a table with series below one another")

@@ -12,7 +12,7 @@ from fmeco.core import Backbone, Batch, ConfigError, DataSpec, Doc, Ge, Inputs, 
 from fmeco.nn import Head, by_instance
 
 
-def check(loss: str = "mse", quantiles: list[float] = [0.1, 0.5, 0.9], **_: Any) -> list[str]:
+def check(loss: str, quantiles: list[float], **_: Any) -> list[str]:
     if loss == "quantile" and (sorted(set(quantiles)) != quantiles or 0.5 not in quantiles):
         return [f"quantiles {quantiles}: they must ascend, and hold 0.5, which is the prediction"]
     if loss == "quantile" and not 0 < quantiles[0] <= quantiles[-1] < 1:
