@@ -261,6 +261,14 @@ def test_baselines_equal_their_definitions(fmeco: Fmeco) -> None:
     assert "for tables" in answer.err
 
 
+def test_positions_are_counted_from_the_newest_patch() -> None:
+    theirs = torch.arange(4.0)[:, None].expand(4, 16)
+    for patches, wanted in ((2, [2, 3]), (4, [0, 1, 2, 3]), (6, [0, 0, 0, 1, 2, 3])):
+        spec = DataSpec("series", {"series": InputSpec((12 * patches,))})
+        made = backbone("transformer", spec, width=16, depth=1, heads=2, patch=12)
+        assert made.adapt({"positions": theirs})[0]["positions"][:, 0].tolist() == wanted
+
+
 def test_masked_pretraining_serves_other_series_and_another_context(fmeco: Fmeco) -> None:
     hours(columns="abc")
     source = settings(objective="mask")
