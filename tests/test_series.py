@@ -14,6 +14,7 @@ import torch
 
 from fmeco import use
 from fmeco.core import Batch, Data, DataSpec, InputSpec, Target
+from fmeco.datasets import _series, _tables
 from fmeco.errors import ConfigError, DataError
 from fmeco.nn import bootstrap, by_instance
 from fmeco.objectives.forecast import pinball
@@ -222,6 +223,13 @@ def test_a_season_is_learned_and_told_in_the_tables_units(fmeco: Fmeco) -> None:
     answer = fmeco("predict", "run", hours("other.csv", rows=60, columns="z"))
     assert "the model was not trained on z" in answer.err
     assert answer.out.count("other.csv,z,") == 12
+    rest = Path("other.csv").read_text().splitlines()
+    write("gap.csv", "\n".join([rest[0], rest[1].split(",")[0] + ",", *rest[2:]]))
+    assert fmeco("predict", "run", "gap.csv").code == 0, "what is missing before the newest 48 rows is not needed"
+    write("gap.csv", "\n".join([*rest[:-1], rest[-1].split(",")[0] + ","]))
+    answer = fmeco("predict", "run", "gap.csv")
+    assert answer.code == 3
+    assert "series 'z', row 61: no value" in answer.err
     by = fmeco("evaluate", "run", "--by", "series", "--json").json
     assert {row["group"]: row["samples"] for row in by["groups"]} == {"a": 69, "b": 69}
     assert fmeco("evaluate", "run", "--dataset", hours("all.csv", rows=120), "--json").json["samples"] == 2 * 61
@@ -259,6 +267,21 @@ def test_baselines_equal_their_definitions(fmeco: Fmeco) -> None:
     answer = fmeco("evaluate", "run", "--baseline", "gbdt")
     assert answer.code == 2
     assert "for tables" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("times", "wanted"),
+    [
+        (["3", "5", "7"], ["9", "11"]),
+        (["0.5", "0.75"], ["1", "1.25"]),
+        (["2023-11", "2023-12"], ["2024-01", "2024-02"]),
+        (["2023-10-01", "2023-11-01", "2023-12-01"], ["2024-01-01", "2024-02-01"]),
+        (["2024-02-27", "2024-02-28"], ["2024-02-29", "2024-03-01"]),
+        (["2024-01-01T22:00:00", "2024-01-01T23:00:00"], ["2024-01-02T00:00:00", "2024-01-02T01:00:00"]),
+    ],
+)
+def test_the_times_that_follow_are_written_like_those_before(times: list[str], wanted: list[str]) -> None:
+    assert _series.following(times, _tables._moments(times, "t.csv", "time"), 2) == wanted
 
 
 def test_positions_are_counted_from_the_newest_patch() -> None:
