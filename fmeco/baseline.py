@@ -8,7 +8,7 @@ sample by sample those of `found`, and how many training samples it learned from
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from fmeco.core import Inputs, Samples, pad
 from fmeco.errors import ConfigError
 from fmeco.log import say
 
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the ridge, in the variance of a standardised value
+TOGETHER = 4096  # windows that a linear map is fitted to at once
 LARGEST = 254  # categories that scikit-learn's trees take in a column, beside the unknown
 
 
@@ -145,8 +147,85 @@ def _ranked(found: use.Measured, score: Scoring) -> dict[str, Tensor]:
     return {**{name: torch.cat([one[name] for one in rows]) for name in rows[0]}, "index": found.rows["index"]}
 
 
+# ---------------------------------------------------------------- of series
+
+
+def seasonal_naive(
+    found: use.Measured, ref: str | Path, overrides: Sequence[str] = ()
+) -> tuple[dict[str, Tensor], int]:
+    """Every step will be what it was a season before. Learns from nothing."""
+    future, context = _series(found, "seasonal_naive"), found.model.spec.inputs["series"].shape[0]
+    season, steps = found.model.spec.preprocessing["season"], future.shape[1]
+    if season > context:
+        raise ConfigError(f"--baseline seasonal_naive: a season of {season} is longer than the context of {context}")
+    at = context - season + torch.arange(steps) % season
+    return _errors(found, lambda x: x[:, at]), 0
+
+
+def dlinear(found: use.Measured, ref: str | Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Tensor], int]:
+    """One linear map from what is known to what comes, for all series: DLinear, fitted exactly rather than by gradients.
+
+    DLinear (https://arxiv.org/abs/2205.13504 section 4) adds a linear map of the moving average and one of the rest. Both are
+    linear in the window, so that together they are one map W, and its least squares have a closed form
+    (https://arxiv.org/abs/2403.14587 section 3): W = (X'X + l I)^-1 X'Y. Windows are taken less their mean, which is
+    added again; l is the best of a few on the validation split.
+    """
+    _series(found, "dlinear")
+    data, _ = use.data_for(found.model, ref, None, overrides)
+    config = found.model.checkpoint.meta["config"]
+    train = fraction(data, config["train"]["label_fraction"], config["seed"]).split("train")
+    context = found.model.spec.inputs["series"].shape[0]
+    square, product = torch.zeros(context, context, dtype=torch.float64), None
+    for x, y in _windows(train):
+        mean = x.mean(1, keepdim=True)
+        square += (x - mean).T @ (x - mean)
+        part = (x - mean).T @ (y - mean)
+        product = part if product is None else product + part
+    assert product is not None
+    values, vectors = torch.linalg.eigh(square / len(train))
+
+    def fitted(strength: float) -> Callable[[Tensor], Tensor]:
+        weight = vectors @ ((vectors.T @ (product / len(train))) / (values[:, None].clamp_min(0) + strength))
+        return lambda x: (x - x.mean(1, keepdim=True)) @ weight + x.mean(1, keepdim=True)
+
+    def missed(strength: float) -> float:
+        forecast = fitted(strength)
+        return sum(float((forecast(x) - y).square().sum()) for x, y in _windows(data.split("val")))
+
+    return _errors(found, fitted(min(STRENGTHS, key=missed))), len(train)
+
+
+def _series(found: use.Measured, name: str) -> Tensor:
+    """The future (N, H) of the samples. Raises ConfigError where there is none to forecast."""
+    future = found.samples.targets.get("future")
+    if not isinstance(future, Tensor) or not {"mse", "mae"} <= set(found.rows):
+        raise ConfigError(f"--baseline {name} is for objective forecast")
+    return future
+
+
+def _windows(samples: Samples, at: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """What is known (n, L) and what comes (n, H) of samples, or of those at positions, some at a time, in float64."""
+    inputs, future = samples.tensors, samples.targets["future"]
+    assert inputs is not None and isinstance(future, Tensor)
+    for part in (torch.arange(len(samples)) if at is None else at).split(TOGETHER):
+        yield inputs["series"][part].double(), future[part].double()
+
+
+def _errors(found: use.Measured, forecast: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """The rows that the objective would have, had it forecast so; a baseline gives the same for all quantiles."""
+    objective: Any = found.model.objective
+    parts: list[dict[str, Tensor]] = []
+    places = found.rows["index"].split(TOGETHER)
+    for at, (x, y) in zip(places, _windows(found.samples, found.rows["index"]), strict=True):
+        levels = forecast(x).unsqueeze(-1).expand(-1, -1, len(objective.levels))
+        parts.append(objective.errors(levels, y, found.samples.targets["naive"][at]))
+    return {**{name: torch.cat([one[name] for one in parts]) for name in parts[0]}, "index": found.rows["index"]}
+
+
 BASELINES: dict[str, Callable[[use.Measured, str | Path, Sequence[str]], tuple[dict[str, Tensor], int]]] = {
     "gbdt": gbdt,
     "popularity": popularity,
     "transition": transition,
+    "seasonal_naive": seasonal_naive,
+    "dlinear": dlinear,
 }

@@ -36,7 +36,12 @@ from fmeco.log import say
 from fmeco.plugins import plugins
 from fmeco.transfer import Constraint, Role, Roles, Transfer, frozen
 
-DEFAULT_OBJECTIVE = {"class": "classification", "multilabel": "multilabel", "number": "regression"}
+DEFAULT_OBJECTIVE = {
+    "class": "classification",
+    "multilabel": "multilabel",
+    "number": "regression",
+    "series": "forecast",
+}
 FINETUNE_STEPS = 200  # a default finetune takes 10 epochs, or as many (up to 50) as make this many steps
 MICRO_BATCH = 256  # largest automatic micro-batch
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)

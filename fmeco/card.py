@@ -44,6 +44,8 @@ def model_card(meta: Mapping[str, Any]) -> str:
         what = (
             listing(target["classes"], 20)
             if target["classes"]
+            else f"the next {target['steps']} steps"
+            if target["kind"] == "series"
             else f"mean {target['mean']:.4g}, standard deviation {target['std']:.4g}"
         )
         lines.append(f"Target `{clean(name)}` ({target['kind']}): {what}.")

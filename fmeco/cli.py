@@ -401,6 +401,7 @@ def predict(
     ref: Annotated[str, typer.Argument(metavar="REF")],
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Files, folders, or tables.")],
     output: Annotated[Path | None, typer.Option(help="A .csv or .jsonl file (default: CSV on stdout).")] = None,
+    plot: Annotated[Path | None, typer.Option(help="A .png file, for a picture of forecasts.")] = None,
     force: Force = False,
     json_: Json = False,
     plugin: Plugins = [],
@@ -412,7 +413,7 @@ def predict(
         from fmeco import use
         from fmeco.log import say
 
-        rows = use.predict(ref, inputs, output=output, force=force)
+        rows = use.predict(ref, inputs, output=output, plot=plot, force=force)
         if failed := sum(row["error"] is not None for row in rows):
             say(f"{failed} of {len(rows)} inputs could not be read; see the column `error`")
         if output is not None:

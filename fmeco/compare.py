@@ -56,7 +56,8 @@ def compare(
         order = torch.tensor([places[name] for name in first.names])
         theirs = {name: values[order] for name, values in other.rows.items()}
         difference = sign * (first.metrics[metric] - other.metrics[metric])
-        low, high = interval(first.model.objective, first.rows, other.model.objective, theirs, metric, sign)
+        block = first.samples.block
+        low, high = interval(first.model.objective, first.rows, other.model.objective, theirs, metric, sign, block)
         row: dict[str, Any] = {"run": str(ref), "metrics": dict(other.metrics), "difference": [difference, low, high]}
         mine, right = first.model.objective.correct(first.rows), other.model.objective.correct(theirs)
         if mine is not None and right is not None:
@@ -120,7 +121,7 @@ def label_efficiency(
             found = use.measure(run if name == names[0] else run / "controls" / name, None, None, ())
             split, metric = found.split, next(iter(found.model.objective.directions))
             measure = functools.partial(measure_at, found.model.objective, found.rows, metric)
-            low, high = bootstrap(len(found.names), FEW_DRAWS, 0x6C616265, measure)
+            low, high = bootstrap(len(found.names), FEW_DRAWS, 0x6C616265, measure, found.samples.block)
             samples = found.model.spec.sizes["train"]
             own = {"strategy": name, "fraction": fraction, "samples": samples, "run": str(run.resolve())}
             rows.append({**own, "value": found.metrics[metric], "interval": [low, high]})
@@ -162,9 +163,16 @@ def _plot(rows: Sequence[Mapping[str, Any]], what: str, file: Path) -> Path | No
 
 
 def interval(
-    one: Objective, mine: dict[str, Tensor], other: Objective, theirs: dict[str, Tensor], metric: str, sign: int
+    one: Objective,
+    mine: dict[str, Tensor],
+    other: Objective,
+    theirs: dict[str, Tensor],
+    metric: str,
+    sign: int,
+    block: int = 1,
 ) -> tuple[float, float]:
-    """The 95% interval of the difference of two models on the same samples, by the paired bootstrap."""
+    """The 95% interval of the difference of two models on the same samples, by the paired bootstrap, `block` samples in a
+    row at a time."""
     a, b = one.correct(mine), other.correct(theirs)
     gained = a.double() - b.double() if metric == "accuracy" and a is not None and b is not None else None
 
@@ -173,7 +181,7 @@ def interval(
             return float(gained[at].mean())
         return sign * (measure_at(one, mine, metric, at) - measure_at(other, theirs, metric, at))
 
-    low, high = bootstrap(len(mine["index"]), FEW_DRAWS if gained is None else DRAWS, 0x70616972, measure)
+    low, high = bootstrap(len(mine["index"]), FEW_DRAWS if gained is None else DRAWS, 0x70616972, measure, block)
     if math.isnan(low):
         raise DataError(f"{metric} is not defined on these samples")
     return low, high

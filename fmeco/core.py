@@ -126,23 +126,28 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class Target:
-    """One named target. `kind` is class (one of `classes`), multilabel (a subset of them) or number.
+    """One named target. `kind` is class (one of `classes`), multilabel (a subset of them), number, or series (`steps`
+    numbers in a row).
 
     `counts` (samples per class), `mean` and `std` (of a number) and `missing` (samples without a value) describe the
     training split; a run fills them in. Heads predict numbers in units of `std` from `mean`.
     """
 
-    kind: Literal["class", "multilabel", "number"]
+    kind: Literal["class", "multilabel", "number", "series"]
     classes: tuple[str, ...] = ()
     counts: tuple[int, ...] = ()
     mean: float = 0.0
     std: float = 1.0
     missing: int = 0
+    steps: int = 0
 
     def described(self, values: Tensor) -> Target:
         """This target with the statistics of the training split's values (N, ...)."""
         here = known(values)
-        values, missing = values[here], len(values) - int(here.sum())
+        missing = len(values) - int(here.sum())
+        if self.kind == "series":  # in the units of its inputs
+            return dataclasses.replace(self, missing=missing)
+        values = values[here]
         if self.kind == "class":
             counts = tuple(values.bincount(minlength=len(self.classes)).tolist())
             return dataclasses.replace(self, counts=counts, missing=missing)
@@ -157,7 +162,7 @@ def known(values: Tensor) -> Tensor:
     """Which samples (N,) have a value of a target (N, ...)."""
     if not values.is_floating_point():
         return values != MISSING_CLASS
-    return ~values.isnan() if values.ndim == 1 else ~values.isnan().any(1)
+    return ~values.isnan() if values.ndim == 1 else ~values.sum(1).isnan()  # rows that overlap are not copied
 
 
 @dataclass(frozen=True)
@@ -217,7 +222,8 @@ def same_modality(known: DataSpec | None, modality: str) -> None:
 
 
 class Samples(ABC):
-    """A split: samples by position. `targets` holds one tensor (N, ...) or list of length N per target.
+    """A split: samples by position. `targets` holds one tensor (N, ...) or list of length N per target, and whatever else
+    of a sample its metrics need.
 
     Reading sample i must depend on nothing but i and the files: no global random state, no order of calls. Samples are
     read from several threads and processes at once.
@@ -230,6 +236,7 @@ class Samples(ABC):
     tensors: Inputs | None = None  # the whole split (N, ...), where it is in memory: batches are then cut from it
     content = ""  # a hash of what the samples hold and how they are read, where it pays to keep them decoded
     lengths: Tensor | None = None  # (N,) of ragged samples: batches are then made of samples of like length
+    block = 1  # of so many in a row each is like the next, as windows that overlap are: intervals draw them together
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -241,6 +248,10 @@ class Samples(ABC):
     @abstractmethod
     def name(self, index: int) -> str:
         """A stable name: the relative path, or the row number."""
+
+    def answers(self, index: int, answer: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """What an objective decodes for a sample as rows for the user of `predict`: one, or one for each step of time."""
+        return [dict(answer)]
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def evaluate(
         if metric not in metrics:
             raise ConfigError(f"{metric} is not defined on these samples")
         sign = 1 if objective.directions[metric] == "max" else -1
-        low, high = interval(objective, found.rows, objective, theirs, metric, sign)
+        low, high = interval(objective, found.rows, objective, theirs, metric, sign, found.samples.block)
         answer |= {
             "metric": f"{found.split}_{metric}",
             "baseline": {
@@ -88,7 +88,8 @@ def groups(found: use.Measured, by: str, metric: str) -> list[dict[str, Any]]:
         span = None
         if len(at) >= FEW:
             measure = functools.partial(measure_at, found.model.objective, own, metric)
-            low, high = bootstrap(len(at), FEW_DRAWS, 0x67726F75, measure)
+            block = max(1, round(found.samples.block * len(at) / len(values)))
+            low, high = bootstrap(len(at), FEW_DRAWS, 0x67726F75, measure, block)
             span = None if math.isnan(low) else [low, high]
         metrics = found.model.objective.metrics(own)
         rows.append({"group": value, "samples": len(at), "few": len(at) < FEW, "metrics": metrics, "interval": span})

@@ -57,6 +57,13 @@ class Head(nn.Linear):
         return F.linear(features, self.weight, self.bias)
 
 
+def by_instance(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Windows of series (B, L), each less its mean and divided by its deviation; and these (B, 1) each."""
+    variance, mean = torch.var_mean(x, 1, keepdim=True, correction=0)
+    std = (variance + 1e-5).sqrt()
+    return (x - mean) / std, mean, std
+
+
 def image_input(spec: DataSpec, whose: str) -> tuple[str, tuple[int, int, int]]:
     """The name and shape (C, H, W) of the one input that a convolutional network can take: an image, a spectrogram.
     Raises ConfigError where there is none, or more than one. whose: the backbone that asks."""
@@ -97,13 +104,23 @@ def mirrored(inputs: Inputs) -> Inputs:
 # ---------------------------------------------------------------- intervals
 
 
-def bootstrap(n: int, draws: int, stream: int, measure: Callable[[Tensor], float]) -> tuple[float, float]:
+def bootstrap(
+    n: int, draws: int, stream: int, measure: Callable[[Tensor], float], block: int = 1
+) -> tuple[float, float]:
     """The 95% interval of a figure by the bootstrap over n samples (percentiles). measure: positions (n,), drawn with
     replacement -> the figure, not finite where it is not defined on them; nan where it never is.
 
-    https://doi.org/10.1201/9780429246593 (Efron and Tibshirani 1993), chapter 13.
+    https://doi.org/10.1201/9780429246593 (Efron and Tibshirani 1993), chapter 13. block: so many in a row are drawn
+    together, where each is like the next (Politis and Romano 1992, the circular block bootstrap).
     """
-    found = [measure((mix(stream, draw, torch.arange(n)) >> 1) % n) for draw in range(draws)]
+    block = min(block, n)
+    inside = torch.arange(block)
+
+    def positions(draw: int) -> Tensor:
+        first = (mix(stream, draw, torch.arange(-(-n // block))) >> 1) % n
+        return ((first[:, None] + inside) % n).flatten()[:n]
+
+    found = [measure(positions(draw)) for draw in range(draws)]
     defined = torch.tensor([one for one in found if math.isfinite(one)], dtype=torch.float64)
     if not len(defined):
         return math.nan, math.nan

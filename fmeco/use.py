@@ -26,6 +26,7 @@ from fmeco.plugins import find
 
 TABLE_LAYOUT = ("target", "features", "drop", "task", "image_column", "path_column", "label_column", "separator")
 TEXT_LAYOUT = ("text", "label", "columns", "documents")
+SERIES_LAYOUT = ("time", "columns", "id", "value", "context", "horizon", "season", "missing")
 
 
 @dataclass
@@ -49,17 +50,18 @@ class Model:
         for note in samples.notes:
             say(note)
         rows: list[dict[str, Any]] = []
-        columns: dict[str, None] = {"prediction": None, "probability": None}
-        for batch, names, bad in self._batches(samples, batch_size):
+        own = type(samples).answers is not Samples.answers  # rows of another form
+        columns: dict[str, None] = {} if own else {"prediction": None, "probability": None}
+        for batch, positions, bad in self._batches(samples, batch_size):
             decoded = iter(
                 self.objective.decode(loop.forward(self.objective, batch, "predict", self.device, self.precision))
                 if len(batch)
                 else []
             )
-            for name in names:
-                answer = {} if name in bad else next(decoded)
-                columns |= dict.fromkeys(answer)
-                rows.append({"input": readable(name), "answer": answer, "error": bad.get(name)})
+            for i in positions:
+                for answer in [{}] if i in bad else samples.answers(i, next(decoded)):
+                    columns |= dict.fromkeys(answer)
+                    rows.append({"input": readable(samples.name(i)), "answer": answer, "error": bad.get(i)})
         return [
             {"input": row["input"], **{key: row["answer"].get(key) for key in columns}, "error": row["error"]}
             for row in rows
@@ -85,17 +87,14 @@ class Model:
             data, samples, batch_size=size, reading=reading, device=self.device, channels_last=self.channels_last
         )
 
-    def _batches(self, samples: Samples, size: int) -> Iterator[tuple[Any, list[str], dict[str, str]]]:
+    def _batches(self, samples: Samples, size: int) -> Iterator[tuple[Batch, range, dict[int, str]]]:
+        """Batches, the positions that each is of, and those of them that could not be read."""
         start = 0
         for batch in self._once(samples, size):
             stop = min(start + size, len(samples))
             good = set(batch.index.tolist())
-            missing = [samples.name(i) for i in range(start, stop) if i not in good]
-            yield (
-                batch,
-                [samples.name(i) for i in range(start, stop)],
-                dict(zip(missing, batch.skipped, strict=True)),
-            )
+            missing = [i for i in range(start, stop) if i not in good]
+            yield batch, range(start, stop), dict(zip(missing, batch.skipped, strict=True))
             start = stop
 
 
@@ -169,15 +168,28 @@ def measure(ref: str | Path, dataset: str | None, split: str | None, overrides: 
 
 @loop.known_errors()
 def predict(
-    ref: str | Path, inputs: Sequence[str], *, output: Path | None = None, force: bool = False
+    ref: str | Path,
+    inputs: Sequence[str],
+    *,
+    output: Path | None = None,
+    plot: Path | None = None,
+    force: bool = False,
 ) -> list[dict[str, Any]]:
-    """Predict files, folders or tables; with `output` (.csv or .jsonl) also write the rows there. Raises DataError when
-    nothing could be read."""
+    """Predict files, folders or tables; with `output` (.csv or .jsonl) also write the rows there, and with `plot` (.png) a
+    picture of them, where the dataset plug-in draws one. Raises DataError when nothing could be read."""
     if output is not None and output.suffix not in (".csv", ".jsonl"):
         raise ConfigError(f"--output {output}: expected a name that ends in .csv or .jsonl")
-    _free(output, force)
+    if plot is not None and plot.suffix != ".png":
+        raise ConfigError(f"--plot {plot}: expected a name that ends in .png")
+    for path in (output, plot):
+        _free(path, force)
     model = load(ref)
-    absent = [path for path in inputs if not os.path.exists(path)]
+    draw = getattr(_reading(model.spec), "plot", None)
+    if plot is not None and draw is None:
+        raise ConfigError(
+            f"--plot: there is no picture of predictions of {model.spec.modality} data", "it draws series"
+        )
+    absent = [one for one in inputs if not os.path.exists(one)]
     if absent and not getattr(_reading(model.spec), "SENTENCES", False):
         raise DataError(f"no such file or folder: {listing(absent)}")
     rows = model.predict(inputs)
@@ -192,6 +204,8 @@ def predict(
                     write_csv(rows, file)
         except OSError as error:
             raise checkpoint.disk_error(error, output, 0) from None
+    if plot is not None and draw is not None:
+        draw(model.spec, inputs, rows, plot)
     return rows
 
 
@@ -268,8 +282,10 @@ def data_for(
         raw: Any = config.dataset_section(dataset, model.spec.reader)
         options = trained.get("dataset", {})
         table = config.table_header(Path(dataset))
+        if isinstance(raw, dict) and raw["name"] == "csv_table" and model.spec.reader == "series":  # a table, too
+            raw["name"] = options.get("name")
         if isinstance(raw, dict) and table and raw["name"] == options.get("name"):  # columns are named as in training
-            layout = (*TABLE_LAYOUT, *TEXT_LAYOUT)
+            layout = (*TABLE_LAYOUT, *TEXT_LAYOUT, *SERIES_LAYOUT)
             raw = {**{key: options[key] for key in layout if key in options}, **raw}
             if options.get("split_column") in table:
                 raw["split_column"] = options["split_column"]

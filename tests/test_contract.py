@@ -23,11 +23,13 @@ TARGETS = {
     "classification": Target("class", ("a", "b", "c"), (2, 1, 1)),
     "multilabel": Target("multilabel", ("a", "b", "c"), (2, 2, 2)),
     "regression": Target("number", mean=3.0, std=2.0),
+    "forecast": Target("series", steps=3),
 }
 VALUES = {
     "classification": torch.tensor([0, 1, 2, 0]),
     "multilabel": torch.tensor([[1.0, 0, 1], [0, 1, 1], [1, 1, 0], [0, 0, 0]]),
     "regression": torch.tensor([1.0, 2.0, 5.0, 4.0]),
+    "forecast": torch.arange(12.0).view(4, 3),
 }
 TASKS = {"kind": "classification", "traits": "multilabel", "size": "regression"}  # of the objective multi_task
 # One architecture per family of the library; scripts/sweep.py walks all of them.
@@ -78,9 +80,10 @@ def test_every_kind_has_plugins() -> None:
             "audio",
             "text",
             "events",
+            "series",
         },
         "backbones": {"torchvision", "timm", "mlp", "transformer"},
-        "objectives": {"classification", "multilabel", "regression", "mask", "next", *PAIRS},
+        "objectives": {"classification", "multilabel", "regression", "forecast", "distill", "mask", "next", *PAIRS},
         "augment": {"none", "image", "spectrogram", "corrupt"},
         "optimizers": {"sgd", "adam", "adamw", "rmsprop"},
         "schedules": {"cosine", "linear", "step", "one_cycle", "constant", "plateau"},
@@ -114,6 +117,9 @@ def make_data(name: str, arch: str | None, tmp_path: Path) -> Data:
     if name == "events":
         rows = [f"u{i % 6},i{i % 7},{i}" for i in range(60)]
         raw |= {"path": str(write(tmp_path / "e.csv", "user,item,time\n" + "\n".join(rows))), "length": 6}
+    if name == "series":
+        rows = [f"{i},{i * i % 13},{i % 7}" for i in range(80)]
+        raw |= {"path": str(write(tmp_path / "s.csv", "time,a,b\n" + "\n".join(rows))), "context": 8, "horizon": 3}
     if name in ("text", "stdlib_docs"):
         pytest.importorskip("tokenizers")
     if name == "text":
@@ -198,16 +204,19 @@ def test_backbone(arch: str, channels: int) -> None:
     assert len(set(depths)) > 1
 
 
-LABELLED = [name for name in plugins("objectives") if name not in ("mask", "next", "distill", *PAIRS)]
-KINDS = ["digits", "audio", "text", "events", "csv_table"]  # a dataset of each modality
+LABELLED = [name for name in plugins("objectives") if name not in ("mask", "next", "distill", "forecast", *PAIRS)]
+KINDS = ["digits", "audio", "text", "events", "csv_table", "series"]  # a dataset of each modality
 BODIES: dict[str, dict[str, Any]] = {"mlp": {}, "cnn": {"widths": [8, 8]}, "resnet18": {}, "transformer": {"depth": 2}}
-PATCHES = {"digits": [4, 2], "audio": [4, 10]}
+PATCHES: dict[str, Any] = {"digits": [4, 2], "audio": [4, 10], "series": 4}
 
 
 def fits(kind: str, body: str, objective: str) -> bool:
     """What is promised to work together; everything else is promised to be refused."""
-    reads = {"mlp": {"digits", "audio", "csv_table"}, "transformer": set(KINDS)}.get(body, {"digits", "audio"})
+    reads = {"mlp": {"digits", "audio", "csv_table", "series"}, "transformer": set(KINDS)}.get(
+        body, {"digits", "audio"}
+    )
     needs = {"mask": body == "transformer", "next": body == "transformer" and kind in ("text", "events")}
+    needs["forecast"] = kind == "series"
     return kind in reads and needs.get(objective, True)
 
 
@@ -222,6 +231,8 @@ def test_every_combination_works_or_says_why_not(kind: str, body: str, objective
     if body == "transformer" and kind in ("text", "events") and objective == "next":
         options["causal"] = True
     tasks = TASKS if objective == "multi_task" else {"label": objective} if objective in LABELLED else {}
+    if objective == "forecast":
+        tasks = {"future": "forecast"}
     if objective == "supcon":
         tasks = {"label": "classification"}
     spec = dataclasses.replace(data.spec, targets={name: TARGETS[kind] for name, kind in tasks.items()})

@@ -1,7 +1,8 @@
-"""A transformer for text, events, tables and images: one body, and a stem for what the data is made of.
+"""A transformer for text, events, tables, images and series: one body, and a stem for what the data is made of.
 
 Pre-norm blocks (https://arxiv.org/abs/2002.04745). A stem says what tokens are made of: ids of text or items, columns of a table
-(https://arxiv.org/abs/2106.11959), or patches of an image or spectrogram (https://arxiv.org/abs/2010.11929).
+(https://arxiv.org/abs/2106.11959), patches of an image or spectrogram (https://arxiv.org/abs/2010.11929), or of a series
+(https://arxiv.org/abs/2211.14730).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fmeco.core import BLANK, HIDDEN, Backbone, ConfigError, DataSpec, Doc, Features, Ge, Gt, Inputs, Lt, Tokens
+from fmeco.nn import by_instance
 
 BASE = 10000.0  # of the rotations' wavelengths
 
@@ -30,26 +32,33 @@ def build(
     positions: Annotated[
         Literal["rotary", "learned"] | None, Doc("null = rotary for text, learned for patches; columns have none")
     ] = None,
-    patch: Annotated[int | list[int] | None, Doc("side of a patch, or [height, width]; images need it")] = None,
+    patch: Annotated[
+        int | list[int] | None,
+        Doc("side of a patch, or [height, width]; images need it. Of series its steps; null = 16"),
+    ] = None,
 ) -> Backbone:
     if width % heads or width // heads % 2:
         raise ConfigError(f"backbone.heads: a width of {width} is not {heads} times an even number")
     if causal and "tokens" not in spec.inputs:
         raise ConfigError("backbone.causal: only text and events are read in one direction")
-    if (patch is not None) != _is_image(spec):
-        raise ConfigError("backbone.patch: the side of a patch of an image, which images need and nothing else takes")
+    if "series" not in spec.inputs and (patch is not None) != _is_image(spec):
+        raise ConfigError(
+            "backbone.patch: the side of a patch of an image, which images need and nothing else but series takes"
+        )
     stem: Stem
     if "tokens" in spec.inputs:
         stem = Ids(spec, width)
     elif _is_image(spec):
         stem = Patches(spec, width, [patch, patch] if isinstance(patch, int) else list(patch or ()))
+    elif set(spec.inputs) == {"series"}:
+        stem = Steps(spec, width, 16 if patch is None else patch)
     elif spec.inputs and set(spec.inputs) <= {"columns", "categories"}:
         if positions is not None:
             raise ConfigError("backbone.positions: the columns of a table have no order")
         stem = Columns(spec, width)
     else:
         raise ConfigError(
-            f"the backbone transformer takes text, events, tables or images; this dataset has {', '.join(spec.inputs)}"
+            f"the backbone transformer takes text, events, tables, images or series; this dataset has {', '.join(spec.inputs)}"
         )
     if positions is None:
         positions = "rotary" if isinstance(stem, Ids) else None if isinstance(stem, Columns) else "learned"
@@ -125,17 +134,17 @@ class Transformer(Backbone):
         return 0 if first in ("stem", "positions") else 1 + len(self.blocks)
 
     def adapt(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-        """Learned positions of longer samples serve shorter ones. Items keep their ids when new ones are appended: these
-        start afresh."""
+        """Learned positions of longer samples serve shorter ones; those of series are counted from the newest patch back, and
+        what is older than any before is where the oldest was. Items keep their ids when new ones are appended: these start
+        afresh."""
         changed: dict[str, Tensor] = {}
-        theirs = state.get("positions")
-        if (
-            self.positions is not None
-            and self.grid is None
-            and theirs is not None
-            and len(theirs) > len(self.positions)
-        ):
-            changed["positions"] = theirs[: len(self.positions)]
+        theirs, mine = state.get("positions"), self.positions
+        if mine is not None and self.grid is None and theirs is not None and len(theirs) != len(mine):
+            if isinstance(self.stem, Steps):
+                older = theirs[:1].expand(max(0, len(mine) - len(theirs)), -1)
+                changed["positions"] = torch.cat([older, theirs])[-len(mine) :]
+            elif len(theirs) > len(mine):
+                changed["positions"] = theirs[: len(mine)]
         name = "stem.embedding.weight"
         if self.stem.grows and self.stem.embedding is not None and name in state:
             own, theirs = self.stem.embedding.weight.detach(), state[name]
@@ -243,6 +252,31 @@ class Patches(Stem):
         (rows, columns), (h, w) = self.grid or (0, 0), self.patch
         x = inputs[self.name].unflatten(3, (columns, w)).unflatten(2, (rows, h))  # (B, C, rows, h, columns, w)
         patches: Tensor = x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        return patches
+
+    def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
+        return self.embed(self.cut(inputs)), None
+
+    def tokenize(self, inputs: Inputs) -> Tokens:
+        x = self.cut(inputs)
+        return Tokens(torch.ones(x.shape[:2], dtype=torch.bool, device=x.device), numbers=x)
+
+
+class Steps(Stem):
+    """A window of a series (B, L), standardised by its own mean and deviation -> its patches, side by side, each of P
+    numbers, through a linear layer. https://arxiv.org/abs/2211.14730 section 3.1"""
+
+    def __init__(self, spec: DataSpec, width: int, patch: int | list[int]) -> None:
+        super().__init__()
+        context = spec.inputs["series"].shape[0]
+        if not isinstance(patch, int) or patch < 1 or context % patch:
+            raise ConfigError(f"backbone.patch: {patch} does not divide {context}, the steps of dataset.context")
+        self.length, self.numbers = context // patch, patch
+        self.embed, self.embedding = nn.Linear(patch, width), None
+
+    def cut(self, inputs: Inputs) -> Tensor:
+        """(B, L) -> (B, T, P)."""
+        patches: Tensor = by_instance(inputs["series"])[0].unflatten(1, (self.length, self.numbers))
         return patches
 
     def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:

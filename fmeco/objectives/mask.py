@@ -1,5 +1,4 @@
-"""Hide some of each sample's tokens and guess them: words, items, patches of an image, or columns of a table. Needs no
-labels."""
+"""Hide some tokens and guess them: words, items, patches of an image or series, columns of a table. Needs no labels."""
 
 from __future__ import annotations
 
@@ -36,6 +35,7 @@ from fmeco.objectives._decoder import Decoder
 from fmeco.objectives._ranking import Catalogue
 
 IDS, PATCHES, COLUMNS = 0.15, 0.75, 0.3  # the share that is hidden: BERT's, MAE's, and one between them
+SERIES = 0.4  # https://arxiv.org/abs/2211.14730 section 4.2
 BLANKED, SWAPPED = 0.8, 0.1  # of the hidden ids; the rest stays as it is
 EPS = 1e-6
 
@@ -46,7 +46,7 @@ def build(
     *,
     rate: Annotated[
         float | None,
-        Doc("share of a sample's tokens to hide; null = 0.15 of ids, 0.75 of patches, 0.3 of columns"),
+        Doc("share of a sample's tokens to hide; null = 0.15 of ids, 0.75 of patches, 0.3 of columns, 0.4 of series"),
         Gt(0),
         Lt(1),
     ] = None,
@@ -72,14 +72,14 @@ def build(
         )
     if decoder and not backbone.tokens:
         raise ConfigError("objective.decoder needs patches, which a backbone such as transformer can go without")
+    images = any(len(one.shape) == 3 for one in spec.inputs.values())
     if rate is None:
-        images = any(len(one.shape) == 3 for one in spec.inputs.values())
-        rate = PATCHES if images else IDS if "tokens" in spec.inputs else COLUMNS
+        rate = PATCHES if images else IDS if "tokens" in spec.inputs else SERIES if "series" in spec.inputs else COLUMNS
     if decoder and not 0 < round(rate * backbone.tokens) < backbone.tokens:
         raise ConfigError(f"objective.rate: {rate:g} of {backbone.tokens} patches leaves none, or none to guess")
     # Ids that stand for categories belong to columns; one of another column would be no value of this one.
-    guesses = Decoder(backbone, decoder) if decoder else None
-    return Mask(backbone, rate, swap and "tokens" in spec.inputs, guesses, _ranking.catalogue(spec))
+    swap = swap and "tokens" in spec.inputs
+    return Mask(backbone, rate, swap, images, Decoder(backbone, decoder) if decoder else None, _ranking.catalogue(spec))
 
 
 def draw(keys: Tensor, real: Tensor, rate: float) -> Tensor:
@@ -99,15 +99,13 @@ def draws(keys: Tensor, like: Tensor, stream: int) -> Tensor:
 
 def normalized(patches: Tensor) -> Tensor:
     """Patches (..., P), each less its mean and divided by its deviation. https://arxiv.org/abs/2111.06377 section 4."""
-    if patches.shape[-1] == 1:  # a number of its own, standardised already
-        return patches
     variance, mean = torch.var_mean(patches, -1, keepdim=True, correction=0)
     return (patches - mean) / (variance + EPS).sqrt()
 
 
 def errors(guess: Tensor, patches: Tensor) -> Tensor:
-    """The mean squared error (N,) of guesses (N, P) of normalised patches (N, P)."""
-    return (guess - normalized(patches)).square().mean(-1)
+    """The mean squared error (N,) of guesses (N, P) of patches (N, P)."""
+    return (guess - patches).square().mean(-1)
 
 
 class Mask(Objective):
@@ -116,13 +114,21 @@ class Mask(Objective):
     backbone. Of events it is BERT4Rec (https://arxiv.org/abs/1904.06690): what comes next is a hidden item at the end."""
 
     def __init__(
-        self, backbone: Backbone, rate: float, swap: bool, decoder: Decoder | None, catalogue: Catalogue | None
+        self,
+        backbone: Backbone,
+        rate: float,
+        swap: bool,
+        images: bool,
+        decoder: Decoder | None,
+        catalogue: Catalogue | None,
     ) -> None:
         super().__init__()
         self.backbone, self.rate, self.swap = backbone, rate, swap
         self.decoder, self.catalogue = decoder, catalogue
         own: Mapping[str, Literal["max", "min"]] = {"loss": "min", "accuracy": "max"}
         self.directions = own if catalogue is None else _ranking.DIRECTIONS
+        # Columns are standardised, and of series how high a patch lies in its window is what is to be guessed.
+        self.wanted = normalized if images else torch.Tensor.float
         if decoder is None:
             self.blank = nn.Parameter(torch.randn(backbone.width) / math.sqrt(backbone.width))
         self.bias = nn.Parameter(torch.zeros(backbone.vocabulary)) if backbone.vocabulary else None
@@ -157,7 +163,7 @@ class Mask(Objective):
         right = torch.zeros_like(chosen)
         if self.numbers is not None and tokens.numbers is not None:
             at = chosen[:, :split]
-            found = errors(self.numbers(features[:, :split][at]).float(), tokens.numbers[at].float())
+            found = errors(self.numbers(features[:, :split][at]).float(), self.wanted(tokens.numbers[at].float()))
             loss[:, :split] = torch.zeros_like(loss[:, :split]).masked_scatter(at, found)
         if self.bias is not None and tokens.ids is not None:
             at = chosen[:, split:]

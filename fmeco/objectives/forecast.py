@@ -1,0 +1,137 @@
+"""What a series does next: all steps of the horizon at once, as numbers or as quantiles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Tensor
+
+from fmeco.core import Backbone, Batch, ConfigError, DataSpec, Doc, Ge, Inputs, Loss, Lt, Objective
+from fmeco.nn import Head, by_instance
+
+
+def check(loss: str, quantiles: list[float], **_: Any) -> list[str]:
+    if loss == "quantile" and (sorted(set(quantiles)) != quantiles or 0.5 not in quantiles):
+        return [f"quantiles {quantiles}: they must ascend, and hold 0.5, which is the prediction"]
+    if loss == "quantile" and not 0 < quantiles[0] <= quantiles[-1] < 1:
+        return [f"quantiles {quantiles}: they are between 0 and 1"]
+    return []
+
+
+def build(
+    backbone: Backbone,
+    spec: DataSpec,
+    *,
+    target: Annotated[str, Doc("which target of the dataset")] = "future",
+    loss: Literal["mse", "mae", "quantile"] = "mse",
+    quantiles: Annotated[list[float], Doc("of loss quantile; the outer two are the interval that is told")] = [
+        0.1,
+        0.5,
+        0.9,
+    ],
+    dropout: Annotated[float, Doc("before the head"), Ge(0), Lt(1)] = 0.0,
+) -> Objective:
+    described = spec.targets.get(target)
+    if described is None or described.kind != "series" or set(spec.inputs) != {"series"}:
+        kind = "no such target" if described is None else f"it is of kind {described.kind}"
+        raise ConfigError(
+            f"objective forecast needs a series to come, the target '{target}': {kind}", "dataset: series"
+        )
+    context = spec.inputs["series"].shape[0]
+    width = flat_width(backbone, context)
+    return Forecast(backbone, target, described.steps, width, loss, quantiles if loss == "quantile" else [0.5], dropout)
+
+
+def flat_width(backbone: Backbone, context: int) -> int:
+    """How many numbers a backbone's tokens are, side by side."""
+    training = backbone.training
+    with torch.no_grad():
+        found = flat(backbone.eval(), {"series": torch.zeros(2, context)}).shape[1]
+    backbone.train(training)
+    return found
+
+
+def flat(backbone: Backbone, inputs: Inputs) -> Tensor:
+    """All tokens side by side (B, T * D), so that a head knows which one is the newest; or the one vector (B, D)."""
+    features = backbone(inputs)
+    return features.vector if features.tokens is None else features.tokens.flatten(1)
+
+
+class Forecast(Objective):
+    """A linear head on all tokens: (B, T * D) -> (B, H) for each quantile; H steps. https://arxiv.org/abs/2211.14730
+
+    Each window is standardised by its own mean and deviation before, and the forecast is put back after, so that a level
+    that training has not seen is no obstacle. https://openreview.net/forum?id=cGDAkQo1C0p (RevIN, without its learned map)
+    """
+
+    def __init__(
+        self, backbone: Backbone, target: str, steps: int, width: int, kind: str, quantiles: list[float], dropout: float
+    ) -> None:
+        super().__init__()
+        self.backbone, self.target, self.steps, self.kind, self.levels = backbone, target, steps, kind, quantiles
+        self.head = Head(width, steps * len(quantiles), dropout)
+        first = {"mse": "mse", "mae": "mae", "quantile": "pinball"}[kind]
+        names = ["mse", "mae", "mase", *(["pinball"] if kind == "quantile" else [])]
+        self.directions: Mapping[str, Literal["max", "min"]] = dict.fromkeys([first, *names], "min")
+
+    def forecast(self, batch: Batch) -> Tensor:
+        """(B, H, Q), in the units of the inputs."""
+        normal, mean, std = by_instance(batch.views[0]["series"])
+        out = self.head(flat(self.backbone, {**batch.views[0], "series": normal})).float()
+        found: Tensor = out.unflatten(1, (self.steps, len(self.levels))) * std.unsqueeze(-1) + mean.unsqueeze(-1)
+        return found
+
+    def loss(self, batch: Batch) -> Loss:
+        future, got = batch.target[self.target], self.forecast(batch)
+        assert isinstance(future, Tensor)
+        if self.kind == "quantile":
+            each = pinball(got, future, self.levels).mean((1, 2))  # (B,)
+        else:
+            error = got[..., 0] - future
+            each = (error.square() if self.kind == "mse" else error.abs()).mean(1)
+        return Loss(each.sum(), len(each))
+
+    def rows(self, batch: Batch) -> dict[str, Tensor]:
+        future = batch.target[self.target]
+        assert isinstance(future, Tensor)
+        return self.errors(self.forecast(batch).sort(-1).values, future, batch.target.get("naive"))
+
+    def errors(self, forecast: Tensor, future: Tensor, naive: Any = None) -> dict[str, Tensor]:
+        """The errors of each sample (B,), of forecasts (B, H, Q) of what came (B, H). naive: (B,), the error that MASE is
+        relative to; nan where there is none."""
+        error = forecast[..., self.levels.index(0.5)] - future
+        rows = {"mse": error.square().mean(1), "mae": error.abs().mean(1)}
+        if isinstance(naive, Tensor):
+            rows["mase"] = rows["mae"] / naive
+        if self.kind == "quantile":
+            rows["pinball"] = pinball(forecast, future, self.levels).mean((1, 2))
+            inside = (forecast[..., 0] <= future) & (future <= forecast[..., -1])
+            rows["covered"] = inside.float().mean(1)
+        return rows
+
+    def metrics(self, rows: dict[str, Tensor]) -> dict[str, float]:
+        found = {name: float(rows[name].double().nanmean()) for name in self.directions if name in rows}
+        if "covered" in rows:  # neither high nor low is good: the share should be what the quantiles say
+            found[f"coverage/{self.levels[0]:g}-{self.levels[-1]:g}"] = float(rows["covered"].double().mean())
+        return {name: value for name, value in found.items() if value == value}
+
+    def predict(self, batch: Batch) -> dict[str, Tensor]:
+        """Quantiles that cross are sorted, which only makes them better: https://arxiv.org/abs/0704.3649"""
+        return {"forecast": self.forecast(batch).sort(-1).values}
+
+    def decode(self, outputs: dict[str, Tensor]) -> list[dict[str, Any]]:
+        """Lists of H numbers: `prediction`, and with quantiles `low` and `high`."""
+        columns = {"prediction": self.levels.index(0.5)}
+        if len(self.levels) > 1:
+            columns |= {"low": 0, "high": -1}
+        return [{name: one[:, at].tolist() for name, at in columns.items()} for one in outputs["forecast"]]
+
+
+def pinball(forecast: Tensor, future: Tensor, levels: list[float]) -> Tensor:
+    """The loss (B, H, Q) that the quantiles of a distribution make least: of an error e it is q e where what came is
+    higher, else (q - 1) e. https://doi.org/10.2307/1913643 (Koenker and Bassett 1978)"""
+    level = torch.tensor(levels, device=forecast.device, dtype=forecast.dtype)
+    error = future.unsqueeze(-1) - forecast
+    return torch.maximum(level * error, (level - 1) * error)
