@@ -35,7 +35,7 @@ from fmeco.log import say
 from fmeco.plugins import plugins
 from fmeco.transfer import Constraint, Role, Roles, Transfer, frozen
 
-DEFAULT_OBJECTIVE = {"class": "classification", "multilabel": "multilabel", "number": "regression"}
+DEFAULT_OBJECTIVE = {"class": "classification", "multilabel": "multilabel", "number": "regression", "text": "ctc"}
 FINETUNE_STEPS = 200  # a default finetune takes 10 epochs, or as many (up to 50) as make this many steps
 MICRO_BATCH = 256  # largest automatic micro-batch
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)

@@ -119,13 +119,14 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class Target:
-    """One named target. `kind` is class (one of `classes`), multilabel (a subset of them) or number.
+    """One named target. `kind` is class (one of `classes`), multilabel (a subset of them), number, or text (a row of
+    characters, which are its `classes`).
 
     `counts` (samples per class), `mean` and `std` (of a number) and `missing` (samples without a value) describe the
     training split; a run fills them in. Heads predict numbers in units of `std` from `mean`.
     """
 
-    kind: Literal["class", "multilabel", "number"]
+    kind: Literal["class", "multilabel", "number", "text"]
     classes: tuple[str, ...] = ()
     counts: tuple[int, ...] = ()
     mean: float = 0.0
@@ -518,6 +519,11 @@ class Backbone(nn.Module, ABC):
         Returns the state and the names it reshaped.
         """
         return state, []
+
+    def cells(self, inputs: Inputs) -> Features:
+        """`forward`, with tokens: a convolutional network, which does without them where a vector is all that is asked for,
+        gives its last map, cell by cell."""
+        return self(inputs)
 
     def tokenize(self, inputs: Inputs) -> Tokens:
         """What each of Features.tokens stands for. A backbone that says so also takes the inputs HIDDEN and BLANK: an
