@@ -337,7 +337,8 @@ def evaluate(
         str | None, typer.Option(metavar="COLUMN", help="Also measure each group: a column of the table, or label.")
     ] = None,
     baseline: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Also measure a plain method on the same samples; for tables: gbdt.")
+        str | None,
+        typer.Option(metavar="NAME", help="Also measure a plain method on the same samples; for tables: gbdt."),
     ] = None,
     set_: Sets = [],
     json_: Json = False,

@@ -520,7 +520,7 @@ class Backbone(nn.Module, ABC):
         """
         return state, []
 
-    def cells(self, inputs: Inputs) -> Features:
+    def mapped(self, inputs: Inputs) -> Features:
         """`forward`, with tokens: a convolutional network, which does without them where a vector is all that is asked for,
         gives its last map, cell by cell."""
         return self(inputs)

@@ -172,7 +172,7 @@ def test_time_is_kept_by_what_has_a_map_and_the_vector_stays_what_it_was(
     made = backbone(name, image(16, 64), **options).eval()
     x = {"spectrogram": torch.randn(3, 1, 16, 64)}
     with torch.no_grad():
-        plain, whole = made(x), made.cells(x)
+        plain, whole = made(x), made.mapped(x)
     assert torch.equal(plain.vector, whole.vector)
     assert whole.grid == grid
     assert whole.tokens.shape[:2] == (3, grid[0] * grid[1])
@@ -180,7 +180,7 @@ def test_time_is_kept_by_what_has_a_map_and_the_vector_stays_what_it_was(
     assert count.tolist() == [grid[1]] * 3
     cell = torch.stack([whole.tokens[:, row * grid[1] + 1] for row in range(grid[0])]).mean(0)
     torch.testing.assert_close(steps[:, 1], cell)
-    if name == "resnet18":
+    if name == "resnet18":  # whose pooling is a mean
         torch.testing.assert_close(whole.tokens.mean(1), plain.pooled)
     assert not any(module._forward_pre_hooks for module in made.modules())
 
@@ -190,7 +190,7 @@ def test_what_is_heard_early_comes_early() -> None:
     x = torch.zeros(2, 1, 16, 64)
     x[1, :, :, 40:48] = 3.0
     with torch.no_grad():
-        steps, _ = ctc.over_time(made.cells({"spectrogram": x}))
+        steps, _ = ctc.over_time(made.mapped({"spectrogram": x}))
     changed = (steps[1] - steps[0]).abs().sum(1) > 1e-4
     assert changed[10] and changed[11] and not changed[:7].any()
 
@@ -208,7 +208,9 @@ def test_what_keeps_no_time_or_has_too_little_is_refused() -> None:
     one.target = {"label": [torch.tensor([0, 1, 0, 1])]}
     assert made.loss(one).sum.isfinite()
     one.target = {"label": [torch.tensor([0, 1, 1, 0])]}
-    with pytest.raises(DataError, match="'abba' has 4 characters, 1 of them repeated.* need 5 steps.*gives 4") as caught:
+    with pytest.raises(
+        DataError, match=r"'abba' has 4 characters, 1 of them repeated.* need 5 steps.*gives 4"
+    ) as caught:
         made.loss(one)
     assert "backbone.patch" in caught.value.hints[0]
 
@@ -249,7 +251,7 @@ def test_a_recording_that_does_not_fit_is_refused_and_not_cropped() -> None:
     spoken(["abcabcab", "ab", "ab", "ab"])
     data = build(**SOUNDS)
     parts = [data.split(part) for part in ("train", "val")]
-    long, short = ([(s, i) for s in parts for i in range(len(s)) if s.name(i) == f"wav/00{n}.wav"][0] for n in (0, 1))
+    long, short = (next((s, i) for s in parts for i in range(len(s)) if s.name(i) == f"wav/00{n}.wav") for n in (0, 1))
     assert short[0][short[1]]["spectrogram"].shape == (1, 16, 60)
     with pytest.raises(DataError, match=r"wav/000.wav: 0.64 s, longer than dataset.seconds, 0.6"):
         long[0][long[1]]
@@ -300,7 +302,6 @@ def test_from_a_table_of_recordings_to_what_was_said(fmeco: Fmeco) -> None:
     answer = fmeco("finetune", "--from", "run", "--dataset", "folder", "--out", "classes", *short[:4])
     assert answer.code == 0, answer.err
     assert "whole" not in api.load("classes").spec.preprocessing
-    assert fmeco("resume", "run", "--epochs", "+1").code == 0
 
 
 def test_a_beam_reads_what_the_checkpoint_says(fmeco: Fmeco) -> None:
@@ -309,6 +310,7 @@ def test_a_beam_reads_what_the_checkpoint_says(fmeco: Fmeco) -> None:
     answer = fmeco("pretrain", write("c.yaml", settings), "--out", "run", "--json")
     assert answer.code == 0, answer.err
     assert set(answer.json["metrics"]) == {"val_wer", "val_cer", "val_exact"}
+    assert fmeco("resume", "run", "--epochs", "+1").code == 0
     assert isinstance(fmeco("predict", "run", "wav/000.wav", "--json").json["predictions"][0]["prediction"], str)
     with pytest.raises(CheckpointError, match="kind text"):
         build(known=api.load("run").spec, **{**SOUNDS, "task": "class"})

@@ -52,7 +52,7 @@ class CNN(Backbone):
     def forward(self, inputs: Inputs) -> Features:
         return Features(pooled=self.layers(inputs[self.input]).amax((2, 3)))  # (B, D)
 
-    def cells(self, inputs: Inputs) -> Features:
+    def mapped(self, inputs: Inputs) -> Features:
         x = self.layers(inputs[self.input])  # (B, D, h, w)
         return Features(x.amax((2, 3)), x.flatten(2).transpose(1, 2), grid=(x.shape[2], x.shape[3]))
 

@@ -107,7 +107,7 @@ class Torchvision(Backbone):
     def forward(self, inputs: Inputs) -> Features:
         return Features(pooled=self.net(inputs[self.input]).flatten(1))  # (B, D)
 
-    def cells(self, inputs: Inputs) -> Features:
+    def mapped(self, inputs: Inputs) -> Features:
         """The map that the library's own pooling reads, of the architectures that have such a layer."""
         pooling = getattr(self.net, "avgpool", None)
         maps: list[Tensor] = []

@@ -55,7 +55,9 @@ def build(
     root: Annotated[FilePath | None, Doc("of a table: folder of the recordings, if it is not the table's")] = None,
     task: Annotated[
         Literal["auto", "class", "multilabel", "number", "text"],
-        Doc("of a table: what the label is; text = a transcript, character by character; auto = number if all labels are decimals, else class"),
+        Doc(
+            "of a table: what the label is; text = a transcript, character by character; auto = number if all labels are decimals, else class"
+        ),
     ] = "auto",
     separator: Annotated[str, Doc("of a table: between the labels of one recording, for multilabel")] = "|",
     lowercase: Annotated[bool, Doc("of transcripts: write all in small letters")] = False,

@@ -14,7 +14,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fmeco.core import Backbone, Batch, ConfigError, DataError, DataSpec, Doc, Features, Ge, Loss, Lt, Objective, clean
+from fmeco.core import (
+    Backbone,
+    Batch,
+    ConfigError,
+    DataError,
+    DataSpec,
+    Doc,
+    Features,
+    Ge,
+    Loss,
+    Lt,
+    Objective,
+    clean,
+    standardize,
+)
 from fmeco.nn import Head
 
 BLANK = 0  # the first output; characters follow, in the order of the target's classes
@@ -25,13 +39,17 @@ def build(
     spec: DataSpec,
     *,
     target: Annotated[str, Doc("which target of the dataset")] = "label",
-    beam: Annotated[int, Doc("texts that are followed at once to find the likeliest; 1 = the likeliest path"), Ge(1)] = 1,
+    beam: Annotated[
+        int, Doc("texts that are followed at once to find the likeliest; 1 = the likeliest path"), Ge(1)
+    ] = 1,
     dropout: Annotated[float, Doc("before the head"), Ge(0), Lt(1)] = 0.0,
 ) -> Objective:
     described = spec.targets.get(target)
     if described is None or described.kind != "text":
         kind = "no such target" if described is None else f"it is of kind {described.kind}"
-        raise ConfigError(f"objective ctc needs a text target '{target}': {kind}", "dataset.task: text reads transcripts")
+        raise ConfigError(
+            f"objective ctc needs a text target '{target}': {kind}", "dataset.task: text reads transcripts"
+        )
     return CTC(backbone, described.classes, target, width(backbone, spec), beam, dropout)
 
 
@@ -41,7 +59,7 @@ def width(backbone: Backbone, spec: DataSpec) -> int:
     training = backbone.training
     backbone.eval()
     with torch.no_grad():
-        found = backbone.cells(zeros)
+        found = backbone.mapped(standardize(zeros, spec))
     backbone.train(training)
     if found.tokens is None or (found.grid is None and found.mask is None):
         raise ConfigError(
@@ -75,7 +93,7 @@ class CTC(Objective):
 
     def scores(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Log-probabilities (B, T, 1 + C) of the blank and each character, and the real steps of each sample (B,)."""
-        x, steps = over_time(self.backbone.cells(batch.views[0]))
+        x, steps = over_time(self.backbone.mapped(batch.views[0]))
         return self.head(x).float().log_softmax(-1), steps
 
     def loss(self, batch: Batch) -> Loss:
