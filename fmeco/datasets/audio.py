@@ -153,7 +153,8 @@ def build(
             "separator": separator != "|",
         }
         if key := next((key for key, said in given.items() if said), None):
-            raise ConfigError(f"dataset.{key}: only for a table in `path`")
+            hint = "a recognised text is a column of a table, beside one of paths" if task == "text" else ""
+            raise ConfigError(f"dataset.{key}: only for a table in `path`", hint)
         found = _files.in_folders(
             _audio.AudioFiles,
             SUFFIXES,
