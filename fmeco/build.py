@@ -41,6 +41,7 @@ DEFAULT_OBJECTIVE = {
     "multilabel": "multilabel",
     "number": "regression",
     "series": "forecast",
+    "text": "ctc",
 }
 FINETUNE_STEPS = 200  # a default finetune takes 10 epochs, or as many (up to 50) as make this many steps
 MICRO_BATCH = 256  # largest automatic micro-batch

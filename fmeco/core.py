@@ -126,14 +126,14 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class Target:
-    """One named target. `kind` is class (one of `classes`), multilabel (a subset of them), number, or series (`steps`
-    numbers in a row).
+    """One named target. `kind` is class (one of `classes`), multilabel (a subset of them), number, series (`steps` numbers in
+    a row), or text (a row of characters, which are its `classes`).
 
     `counts` (samples per class), `mean` and `std` (of a number) and `missing` (samples without a value) describe the
     training split; a run fills them in. Heads predict numbers in units of `std` from `mean`.
     """
 
-    kind: Literal["class", "multilabel", "number", "series"]
+    kind: Literal["class", "multilabel", "number", "series", "text"]
     classes: tuple[str, ...] = ()
     counts: tuple[int, ...] = ()
     mean: float = 0.0
@@ -547,6 +547,11 @@ class Backbone(nn.Module, ABC):
         Returns the state and the names it reshaped.
         """
         return state, []
+
+    def mapped(self, inputs: Inputs) -> Features:
+        """`forward`, with tokens: a convolutional network, which does without them where a vector is all that is asked for,
+        gives its last map, cell by cell."""
+        return self(inputs)
 
     def tokenize(self, inputs: Inputs) -> Tokens:
         """What each of Features.tokens stands for. A backbone that says so also takes the inputs HIDDEN and BLANK: an

@@ -311,4 +311,7 @@ def _target(plan: Plan) -> tuple[str, Target]:
         several = ", ".join(plan.data.spec.targets)
         hint = f"it has the targets {several}: name one in the dataset's section" if several else ""
         raise ConfigError("a probe needs a dataset with one target", hint)
-    return name, plan.data.spec.targets[name]
+    target = plan.data.spec.targets[name]
+    if target.kind == "text":
+        raise ConfigError(f"the target '{clean(name)}' is a text, and a linear head on vectors cannot tell one")
+    return name, target

@@ -24,7 +24,17 @@ from fmeco.loader import channels_last, choose_reading, evaluation_batches
 from fmeco.log import say
 from fmeco.plugins import find
 
-TABLE_LAYOUT = ("target", "features", "drop", "task", "image_column", "path_column", "label_column", "separator")
+TABLE_LAYOUT = (
+    "target",
+    "features",
+    "drop",
+    "task",
+    "image_column",
+    "path_column",
+    "label_column",
+    "separator",
+    "lowercase",
+)
 TEXT_LAYOUT = ("text", "label", "columns", "documents")
 SERIES_LAYOUT = ("time", "columns", "id", "value", "context", "horizon", "season", "missing")
 

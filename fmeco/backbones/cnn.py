@@ -52,6 +52,10 @@ class CNN(Backbone):
     def forward(self, inputs: Inputs) -> Features:
         return Features(pooled=self.layers(inputs[self.input]).amax((2, 3)))  # (B, D)
 
+    def mapped(self, inputs: Inputs) -> Features:
+        x = self.layers(inputs[self.input])  # (B, D, h, w)
+        return Features(x.amax((2, 3)), x.flatten(2).transpose(1, 2), grid=(x.shape[2], x.shape[3]))
+
     def calibrate(self, inputs: Inputs) -> None:
         if isinstance(self.layers[0], Whitening):
             self.layers[0].fit(inputs[self.input])

@@ -107,6 +107,20 @@ class Torchvision(Backbone):
     def forward(self, inputs: Inputs) -> Features:
         return Features(pooled=self.net(inputs[self.input]).flatten(1))  # (B, D)
 
+    def mapped(self, inputs: Inputs) -> Features:
+        """The map that the library's own pooling reads, of the architectures that have such a layer."""
+        pooling = getattr(self.net, "avgpool", None)
+        maps: list[Tensor] = []
+        if not isinstance(pooling, nn.AdaptiveAvgPool2d):
+            return self(inputs)
+        hook = pooling.register_forward_pre_hook(lambda _, given: maps.append(given[0]))
+        try:
+            pooled = self(inputs).pooled
+        finally:
+            hook.remove()
+        (x,) = maps  # (B, D, h, w)
+        return Features(pooled, x.flatten(2).transpose(1, 2), grid=(x.shape[2], x.shape[3]))
+
     @property
     def library(self) -> nn.Module:
         return self.net

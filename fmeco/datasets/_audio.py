@@ -52,9 +52,10 @@ def audio_spec(
     fmin: float | None,
     fmax: float | None,
     loudness: bool | None = None,
+    whole: bool = False,
 ) -> DataSpec:
     """How recordings become inputs: the checkpoint's way (`known`), of which only `seconds` may be changed; else the
-    default. The input's mean and std are the checkpoint's; without one they are still to be measured."""
+    default. whole: a recording is never cropped, as the rest of it would not say its transcript. The input's mean and std are the checkpoint's; without one they are still to be measured."""
     same_modality(known, "audio")
     old: Mapping[str, Any] = known.preprocessing if known is not None else {}
     given = {"sample_rate": sample_rate, "mels": mels, "window": window, "hop": hop, "fmin": fmin, "fmax": fmax}
@@ -69,6 +70,9 @@ def audio_spec(
     if seconds is not None:
         how["seconds"] = seconds
     how["span"] = SPAN * how["seconds"]
+    how.pop("whole", None)
+    if whole:
+        how["whole"] = True
     if "fmax" not in how:
         how["fmax"] = how["sample_rate"] / 2
     if not how["fmin"] < how["fmax"] <= how["sample_rate"] / 2:
@@ -151,6 +155,10 @@ def decode(path: str, how: Mapping[str, Any]) -> Tensor:
                 raise ValueError(f"its sample rate is {rate} Hz")
             if length * 1000 < how["window"] * rate:
                 raise ValueError(f"too short: {1000 * length / rate:.0f} ms, and a window has {how['window']:g}")
+            if "whole" in how and length > how["seconds"] * rate + 0.5:
+                raise ValueError(
+                    f"{length / rate:.2f} s, longer than dataset.seconds, {how['seconds']:g}: a part would not say its transcript"
+                )
             wanted = min(length, math.ceil(how["span"] * rate))
             file.seek((length - wanted) // 2)
             read = file.read(wanted, dtype="float32", always_2d=True)  # (L, channels)

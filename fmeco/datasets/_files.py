@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fmeco.core import ConfigError, Data, DataError, DataSpec, Inputs, Samples, Target, clean, listing
-from fmeco.datasets import _splits, _tables
+from fmeco.datasets import _splits, _tables, _transcripts
 
 _FOLDERS = {
     "train": ("train", "training"),
@@ -71,7 +71,7 @@ class FileSamples(Samples):
     one: str
     many: str
 
-    def __init__(self, files: Files, targets: Mapping[str, Tensor], how: Mapping[str, Any]) -> None:
+    def __init__(self, files: Files, targets: Mapping[str, Tensor | list[Any]], how: Mapping[str, Any]) -> None:
         self.files, self.targets, self.how = files, targets, dict(how)
         if not len(files.times):  # not known: nothing tells a changed file from an old one
             return
@@ -97,7 +97,7 @@ class FileSamples(Samples):
 class Labelled(NamedTuple):
     """Files by split, with the targets (N, ...) of each; and what the description of the data says of them."""
 
-    parts: dict[str, tuple[Files, dict[str, Tensor]]]
+    parts: dict[str, tuple[Files, dict[str, Tensor | list[Any]]]]
     targets: dict[str, Target]
     fingerprint: str
     notes: list[str]
@@ -354,9 +354,10 @@ def in_table(
     test_fraction: float,
     fold: Mapping[str, int] | None,
     speaker: str | None = None,
+    lowercase: bool = False,
 ) -> Labelled:
     """Files that a table names, and their labels. speaker: a column, or a regular expression that finds the speaker in a
-    file's name; what was said by one stays in one split."""
+    file's name; what was said by one stays in one split. task text: labels are transcripts, `lowercase` or as they are."""
     table = _tables.read_table(path)
     files = _tables.column(table, path_column, path)
     labels = _tables.target_columns(table, label_column, path)
@@ -366,15 +367,23 @@ def in_table(
     check_once(files, path)
     found = [_status(kind, folder / file, path, line + 2) for line, file in enumerate(files)]
 
-    targets = _tables.read_targets(
-        labels,
-        known.targets if known is not None else {},
-        classes,
-        where=clean(path),
-        names=[f"{clean(path)}:{line}" for line in range(2, len(files) + 2)],
-        kind_of=lambda values: _kind(values, task),
-        separator=separator,
-    )
+    old = known.targets if known is not None else {}
+    text = task == "text"
+    if text:
+        if classes is not None:
+            raise ConfigError("dataset.classes: choosing classes is not possible for transcripts")
+        transcripts, every = _transcripts.transcripts(labels, path, lowercase), np.arange(len(files))
+        targets = _tables.Targets({}, {}, np.zeros(len(files), np.int64), every, [])
+    else:
+        targets = _tables.read_targets(
+            labels,
+            old,
+            classes,
+            where=clean(path),
+            names=[f"{clean(path)}:{line}" for line in range(2, len(files) + 2)],
+            kind_of=lambda values: _kind(values, task),
+            separator=separator,
+        )
     kept, codes = targets.kept, targets.codes
     speakers: list[str] | None = None
     if speaker is not None:
@@ -403,10 +412,14 @@ def in_table(
         columns["speaker"] = [""] * len(table[path_column])
         for i, name in zip(kept.tolist(), speakers, strict=True):
             columns["speaker"][i] = name
+    described, values = targets.targets, {part: dict[str, Any](targets.at(at)) for part, at in parts.items()}
+    if text:
+        described["label"], said_in = _transcripts.encode(transcripts, parts, old.get("label"), path)
+        values = {part: {"label": texts} for part, texts in said_in.items()}
     listed = Files.of(folder, files, [size for size, _ in found], [time for _, time in found])
     return Labelled(
-        {part: (listed.take(at), targets.at(at)) for part, at in parts.items()},
-        targets.targets,
+        {part: (listed.take(at), values[part]) for part, at in parts.items()},
+        described,
         _splits.fingerprint(
             [
                 (files[i], found[i][0], *(column[kept[i]] for column in labels.values()))

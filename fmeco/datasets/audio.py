@@ -1,4 +1,5 @@
-"""Recordings (.wav, .flac) as log-mel spectrograms: a folder with one folder per class, or a table of paths and labels.
+"""Recordings (.wav, .flac) as log-mel spectrograms: a folder with one folder per class, or a table of paths and labels,
+which may be transcripts.
 
 Needs the extra: pip install 'fmeco[audio]'.
 """
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from fmeco.core import (
+    CheckpointError,
     Classes,
     ConfigError,
     Data,
@@ -52,10 +54,13 @@ def build(
     ] = None,
     root: Annotated[FilePath | None, Doc("of a table: folder of the recordings, if it is not the table's")] = None,
     task: Annotated[
-        Literal["auto", "class", "multilabel", "number"],
-        Doc("of a table: what the label is; auto = number if all labels are decimals, else class"),
+        Literal["auto", "class", "multilabel", "number", "text"],
+        Doc(
+            "of a table: what the label is; text = a transcript, character by character; auto = number if all labels are decimals, else class"
+        ),
     ] = "auto",
     separator: Annotated[str, Doc("of a table: between the labels of one recording, for multilabel")] = "|",
+    lowercase: Annotated[bool, Doc("of transcripts: write all in small letters")] = False,
     speaker: Annotated[
         str | None,
         Doc(
@@ -78,7 +83,7 @@ def build(
     seconds: Annotated[
         float | None,
         Doc(
-            "length of the model's input; longer recordings are cropped, shorter ones padded; null = the checkpoint's, else 1"
+            "length of the model's input; longer recordings are cropped (with transcripts, an error), shorter ones padded; null = the checkpoint's, else 1"
         ),
         Gt(0),
     ] = None,
@@ -97,8 +102,11 @@ def build(
     ] = None,
 ) -> Data:
     _audio.import_soundfile()
+    old = known.targets.get("label") if known is not None else None
+    task = task if old is None or "text" not in (task, old.kind) else _same(task, old.kind)
     spec = _audio.audio_spec(
         known,
+        whole=task == "text",
         sample_rate=sample_rate,
         seconds=seconds,
         mels=mels,
@@ -125,6 +133,7 @@ def build(
             root=root,
             task=task,
             separator=separator,
+            lowercase=lowercase,
             classes=classes,
             limit_per_class=limit_per_class,
             limit_seed=limit_seed,
@@ -140,10 +149,12 @@ def build(
             "path_column": path_column != "path",
             "label_column": label_column != "label",
             "task": task != "auto",
+            "lowercase": lowercase,
             "separator": separator != "|",
         }
         if key := next((key for key, said in given.items() if said), None):
-            raise ConfigError(f"dataset.{key}: only for a table in `path`")
+            hint = "a recognised text is a column of a table, beside one of paths" if task == "text" else ""
+            raise ConfigError(f"dataset.{key}: only for a table in `path`", hint)
         found = _files.in_folders(
             _audio.AudioFiles,
             SUFFIXES,
@@ -165,6 +176,13 @@ def build(
         spec = dataclasses.replace(spec, inputs={"spectrogram": measured})
         found.notes.extend(notes)
     return _files.data(_audio.AudioFiles, spec, found)
+
+
+def _same(task: str, old: str) -> Literal["text"]:
+    """Text is learned as text alone. Raises CheckpointError where a task is not the checkpoint's."""
+    if old != "text" or task not in ("auto", "text"):
+        raise CheckpointError(f"dataset.task: {task}: the checkpoint's target is of kind {old}")
+    return "text"
 
 
 def read(spec: DataSpec, sources: Sequence[str]) -> Samples:

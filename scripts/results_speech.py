@@ -1,0 +1,168 @@
+"""Digit strings of a speaker that training did not hear: from scratch, and from a classifier of single spoken digits.
+
+    python scripts/results_speech.py FOLDER OUT          FOLDER/DIGIT/DIGIT_SPEAKER_N.wav, four speakers or more
+
+A string is 3 to 5 recordings of one speaker, one after the other with short pauses, and its transcript the digits as
+words; OUT/strings holds them. Each seed ([--seeds 0 1 2]) tests another speaker and validates on the next; the classifier
+and the recogniser are trained on the same others, and of one round no recording is in two strings. What is in OUT already
+is not trained again. Prints a table of docs/results.md; the interval of a gain is a bootstrap over test strings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import platform
+import random
+import statistics
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor
+
+import fmeco
+from fmeco import use
+from fmeco.core import Objective
+from fmeco.nn import bootstrap
+
+DRAWS = 1000
+ROUNDS = 6  # strings are made of all recordings of a speaker so many times, in another order each time
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+SECONDS = 3.0  # strings that are longer are left out
+BACKBONE = {"name": "cnn", "widths": [32, 64]}  # halves time twice: a step of 40 ms
+SOUNDS = {"name": "audio", "sample_rate": 8000, "mels": 32, "split_column": "split", "speaker": "speaker"}
+MASKS = {"name": "specaugment", "time": 0.03}  # a share of 3 s: a mask must not hide a word
+
+
+class Tried(NamedTuple):
+    objective: Objective
+    rows: dict[str, Tensor]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=float, default=6)
+    given = parser.parse_args()
+    strings = compose(given.data, given.out / "strings")
+    found: dict[str, list[Tried]] = {}
+    for seed in given.seeds:
+        for name, tried in recognisers(given.data, given.out, strings, seed, given.epochs).items():
+            found.setdefault(name, []).append(tried)
+            metrics = {key: round(value, 3) for key, value in tried.objective.metrics(tried.rows).items()}
+            print(f"seed {seed}, {name}: {metrics}", flush=True)
+    machine = platform.processor() or platform.machine()
+    print(f"\n{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}\n")
+    print("| | test WER | CER | each seed's WER | WER less than from scratch, 95% interval |\n|---|---|---|---|---|")
+    for name, tried in found.items():
+        each = [one.objective.metrics(one.rows) for one in tried]
+        wer, cer = (statistics.mean(one[key] for one in each) for key in ("wer", "cer"))
+        gain = "" if name == "scratch" else fewer(tried, found["scratch"])
+        seeds = ", ".join(f"{one['wer']:.3f}" for one in each)
+        print(f"| {name} | {wer:.3f} | {cer:.3f} | {seeds} | {gain} |")
+
+
+def fewer(mine: list[Tried], theirs: list[Tried]) -> str:
+    """How much lower the mean WER over seeds is; strings of every seed's test speaker are drawn together."""
+    pairs = list(zip(mine, theirs, strict=True))
+    count = min(len(one.rows["index"]) for one in mine)
+
+    def difference(at: Tensor) -> float:
+        each = []
+        for pair in pairs:
+            a, b = (one.objective.metrics({name: x[at] for name, x in one.rows.items()})["wer"] for one in pair)
+            each.append(b - a)
+        return statistics.mean(each)
+
+    low, high = bootstrap(count, DRAWS, 0, difference)
+    return f"{difference(torch.arange(count)):+.3f} ({low:+.3f} to {high:+.3f})"
+
+
+def compose(data: Path, out: Path) -> list[dict[str, str]]:
+    """Strings of each speaker's recordings as WAV files, and OUT/strings.csv with their transcripts."""
+    by_speaker: dict[str, list[Path]] = {}
+    for path in sorted(data.rglob("*.wav")):
+        by_speaker.setdefault(path.stem.split("_")[1], []).append(path)
+    out.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, str]] = []
+    for speaker, files in by_speaker.items():
+        draw = random.Random(speaker)
+        for _ in range(ROUNDS):
+            left = draw.sample(files, len(files))
+            while len(left) >= 3:
+                taken, left = left[: (size := draw.randint(3, 5))], left[size:]
+                if len(taken) >= 3:
+                    name = f"{speaker}_{len(rows):04}.wav"
+                    said = " ".join(WORDS[int(path.stem.split("_")[0])] for path in taken)
+                    if _join(taken, out / name, draw) <= SECONDS:
+                        rows.append({"path": name, "label": said, "speaker": speaker})
+    with open(out / "strings.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, ["path", "label", "speaker"])
+        writer.writeheader()
+        writer.writerows(rows)
+    return rows
+
+
+def _join(files: list[Path], out: Path, draw: random.Random) -> float:
+    """Recordings at one loudness, one after the other, 50 to 150 ms apart. Returns the seconds."""
+    waves = []
+    for path in files:
+        wave, rate = soundfile.read(path)
+        pause = np.zeros(round(rate * draw.uniform(0.05, 0.15)))
+        waves += [0.1 * wave / max(float(np.sqrt(np.square(wave).mean())), 1e-4), pause]
+    whole = np.concatenate(waves[:-1]).clip(-1, 1)
+    if len(whole) <= SECONDS * rate and not out.exists():
+        soundfile.write(out, whole, rate)
+    return len(whole) / rate
+
+
+def table(path: Path, rows: list[dict[str, str]], tests: str, validates: str) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, ["path", "label", "speaker", "split"])
+        writer.writeheader()
+        for row in rows:
+            part = {tests: "test", validates: "val"}.get(row["speaker"], "train")
+            writer.writerow({**row, "split": part})
+    return str(path)
+
+
+def recognisers(data: Path, out: Path, strings: list[dict[str, str]], seed: int, epochs: float) -> dict[str, Tried]:
+    """A recogniser from scratch and from a classifier, all tested on the seed's speaker."""
+    speakers = sorted({row["speaker"] for row in strings})
+    roles = speakers[seed % len(speakers)], speakers[(seed + 1) % len(speakers)]
+    own = out / str(seed)
+    single = [
+        {"path": str(path.relative_to(data)), "label": path.parent.name, "speaker": path.stem.split("_")[1]}
+        for path in sorted(data.rglob("*.wav"))
+    ]
+    digits = {**SOUNDS, "path": table(own / "digits.csv", single, *roles), "root": str(data), "task": "class"}
+    spoken = {**SOUNDS, "path": table(own / "strings.csv", strings, *roles), "root": str(out / "strings")}
+    spoken |= {"task": "text", "seconds": SECONDS}
+    shared: dict[str, Any] = {
+        "optimizer": {"name": "adamw", "lr": 2e-3, "weight_decay": 0.05},
+        "schedule": {"name": "cosine", "warmup": 0.1},
+        "seed": seed,
+    }
+    source, run = own / "classifier", {**shared, "train": {"epochs": epochs, "batch_size": 8, "clip_norm": 1.0}}
+    if not (source / "report.html").exists():
+        raw = {**shared, "dataset": {**digits, "seconds": 0.7}, "backbone": BACKBONE}
+        fmeco.pretrain({**raw, "train": {"epochs": 20, "batch_size": 32}}, out=source, force=True)
+    run |= {"dataset": spoken, "augment": MASKS, "evaluate": {"every": epochs / 3}}
+    found = {}
+    for name, strategy in (("scratch", "scratch"), ("from a digit classifier", "full")):
+        if not (own / strategy / "report.html").exists():
+            fmeco.finetune({**run, "transfer": strategy}, ref=source, out=own / strategy, force=True)
+        measured = use.measure(own / strategy, None, "test", ())
+        found[name] = Tried(measured.model.objective, measured.rows)
+    return found
+
+
+if __name__ == "__main__":
+    main()
