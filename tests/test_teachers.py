@@ -291,9 +291,7 @@ def test_a_collapse_stops_the_run_and_says_so(
 ) -> None:
     """Of byol without a predictor, of dino whose teacher does not sharpen."""
     real = byol.BYOL
-    monkeypatch.setattr(
-        byol, "BYOL", lambda body, spec, head, _, kept: real(body, spec, head, torch.nn.Identity(), kept)
-    )
+    monkeypatch.setattr(byol, "BYOL", lambda body, head, _, kept: real(body, head, torch.nn.Identity(), kept))
     raw = settings(objective, optimizer={"name": "adamw", "lr": 0.01})
     raw["train"]["epochs"] = 20
     answer = fmeco("pretrain", write("c.yaml", raw), "--out", "run", "--json")
