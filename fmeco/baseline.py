@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fmeco import use
-from fmeco.build import fraction
 from fmeco.core import Inputs, Samples, pad
 from fmeco.errors import ConfigError
 from fmeco.log import say
+from fmeco.subset import fraction
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the ridge, in the variance of a standardised value
 TOGETHER = 4096  # windows that a linear map is fitted to at once

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -21,9 +20,7 @@ from fmeco.core import (
     Batch,
     Data,
     DataSpec,
-    Inputs,
     Objective,
-    Samples,
     Teacher,
     known,
     same_modality,
@@ -34,6 +31,7 @@ from fmeco.errors import CheckpointError, ConfigError, DataError, clean, listing
 from fmeco.loader import Loader, Reading, channels_last, choose_reading
 from fmeco.log import say
 from fmeco.plugins import plugins
+from fmeco.subset import fraction
 from fmeco.transfer import Constraint, Role, Roles, Transfer, frozen
 
 DEFAULT_OBJECTIVE = {
@@ -240,47 +238,6 @@ def _cached(data: Data, settings: RunConfig) -> Data:
     room: str | float = wanted if wanted in ("auto", "off") else config.size(wanted)
     train, val = (part and cache.decoded(part, room) for part in (data.train, data.val))
     return dataclasses.replace(data, train=train, val=val)
-
-
-class Part(Samples):
-    """Some samples of a split."""
-
-    def __init__(self, samples: Samples, at: Tensor) -> None:
-        self.samples, self.at = samples, at.tolist()
-        self.targets = {
-            name: values[at] if isinstance(values, Tensor) else [values[i] for i in self.at]
-            for name, values in samples.targets.items()
-        }
-        self.in_memory = samples.in_memory
-        self.tensors = None if samples.tensors is None else {name: x[at] for name, x in samples.tensors.items()}
-        self.lengths = None if samples.lengths is None else samples.lengths[at]
-        digest = hashlib.sha256(f"{samples.content} {self.at}".encode()).hexdigest()
-        self.content = digest if samples.content else ""
-
-    def __len__(self) -> int:
-        return len(self.at)
-
-    def __getitem__(self, index: int) -> Inputs:
-        return self.samples[self.at[index]]
-
-    def name(self, index: int) -> str:
-        return self.samples.name(self.at[index])
-
-
-def fraction(data: Data, share: float, seed: int) -> Data:
-    """The data with a share of the training samples: of each class of its first target that has classes, and at least
-    one."""
-    samples = data.split("train")
-    if share == 1:
-        return data
-    draws = [hashlib.blake2b(f"{seed}/{samples.name(i)}".encode()).digest() for i in range(len(samples))]
-    order = torch.tensor(sorted(range(len(samples)), key=draws.__getitem__))
-    columns = (x for x in samples.targets.values() if isinstance(x, Tensor) and x.dtype == torch.int64 and x.ndim == 1)
-    classes = next(columns, torch.zeros(len(samples)))
-    parts = [order[classes[order] == one] for one in classes.unique()]
-    kept = torch.cat([part[: max(1, round(share * len(part)))] for part in parts]).sort().values
-    spec = dataclasses.replace(data.spec, sizes={**data.spec.sizes, "train": len(kept)})
-    return dataclasses.replace(data, spec=spec, train=Part(samples, kept))
 
 
 def _tune(settings: RunConfig, loader: Loader, objective: Objective, total: int, ranks: Ranks) -> RunConfig:

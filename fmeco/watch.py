@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from fmeco import loop
-from fmeco.build import Part, Plan, classes_of
+from fmeco.build import Plan, classes_of
 from fmeco.core import Samples, Target, View, known, mix
 from fmeco.loader import choose_reading, evaluation_batches
 from fmeco.nn import alignment, neighbours_agree, retrieved, uniformity
 from fmeco.probing import Split, linear, score
+from fmeco.subset import Part
 
 WATCHED, VIEWED = 4096, 1024  # samples of the split, evenly spread; those that two views are made of
 SHARES = ("knn", "linear", "retrieval")  # of samples

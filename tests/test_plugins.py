@@ -240,6 +240,7 @@ ORDER = [
     "coupled",
     "loop",
     "tune",
+    "subset",
     "build",
     "features",
     "probing",
