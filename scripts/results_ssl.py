@@ -1,6 +1,6 @@
 """Pretraining without labels: each objective for as many epochs, judged by what its frozen features are good for.
 
-    python scripts/results_ssl.py FOLDER OUT [--epochs 10] [--seeds 0 1] [--objectives simclr vicreg ...]
+    python scripts/results_ssl.py FOLDER OUT [--epochs 8] [--seeds 0 1] [--objectives simclr vicreg ...]
 
 FOLDER holds train/CLASS/* and test/CLASS/*. The backbone is a small cnn. Objectives without labels see the training images alone;
 supcon and `classification`, the measure of what labels would give, their classes as well. k-NN and linear head are fitted to
@@ -24,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--epochs", type=float, default=10)
+    parser.add_argument("--epochs", type=float, default=8)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--objectives", nargs="+", default=["simclr", "vicreg", "simsiam", "supcon", "classification"])
     given = parser.parse_args()
@@ -41,7 +41,7 @@ def main() -> None:
                         "val_fraction": 0.05,
                         "image_size": 32,
                     },
-                    "backbone": {"name": "cnn", "widths": [32, 64, 128]},
+                    "backbone": {"name": "cnn", "widths": [16, 32, 64]},
                     "objective": name,
                     "optimizer": {"name": "adamw", "lr": 2e-3, "weight_decay": 0.05},
                     "train": {"epochs": given.epochs, "batch_size": 256, "precision": "fp32"},
