@@ -1,6 +1,7 @@
-"""Pretraining without labels: each objective for as many epochs, judged by what its frozen features are good for.
+"""Pretraining without labels: each objective for as many epochs, judged by what its frozen features are good for; then
+finetuning with few labels from each seed's best, against new weights.
 
-    python scripts/results_ssl.py FOLDER OUT [--epochs 8] [--seeds 0 1] [--objectives simclr vicreg ...]
+    python scripts/results_ssl.py FOLDER OUT [--epochs 8] [--seeds 0 1] [--objectives simclr vicreg ...] [--labels 20]
 
 FOLDER holds train/CLASS/* and test/CLASS/*. The backbone is a small cnn. Objectives without labels see the training images alone;
 supcon and `classification`, the measure of what labels would give, their classes as well. k-NN and linear head are fitted to
@@ -10,14 +11,17 @@ all labels of the training images and measured on the test images. What is in OU
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from pathlib import Path
 from typing import Any
 
 import fmeco
 from fmeco import probing
+from results_cifar10 import row, trained  # scripts/ is where this one lies
 
 LABELLED = ("supcon", "classification")
+BACKBONE = {"name": "cnn", "widths": [16, 32, 64]}
 
 
 def main() -> None:
@@ -27,38 +31,71 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=8)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--objectives", nargs="+", default=["simclr", "vicreg", "simsiam", "supcon", "classification"])
+    parser.add_argument("--labels", type=int, default=20, help="per class, to finetune with; 0 = not at all")
     given = parser.parse_args()
     print("| | seed | epochs | linear head | 95% interval | k-NN |\n|---|---|---|---|---|---|", flush=True)
+    best: dict[int, Path] = {}
     for seed in given.seeds:
         for name in given.objectives:
-            run = given.out / f"{name}-{seed}"
-            if not (run / "report.html").exists():
-                kind = "image_folder" if name in LABELLED else "images"
-                raw: dict[str, Any] = {
-                    "dataset": {
-                        "name": kind,
-                        "path": str(given.folder / "train"),
-                        "val_fraction": 0.05,
-                        "image_size": 32,
-                    },
-                    "backbone": {"name": "cnn", "widths": [16, 32, 64]},
-                    "objective": name,
-                    "optimizer": {"name": "adamw", "lr": 2e-3, "weight_decay": 0.05},
-                    "train": {"epochs": given.epochs, "batch_size": 256, "precision": "fp32"},
-                    "evaluate": {"every": 2},
-                    "seed": seed,
-                }
-                fmeco.pretrain(raw, out=run, force=True)
+            pretrained(given.out / f"{name}-{seed}", name, seed, given.folder, given.epochs)
         found = probing.rank(
             [str(given.out / f"{name}-{seed}") for name in given.objectives], dataset=str(given.folder)
         )
-        for row in found["ranking"]:
-            run = Path(row["source"])
+        for one in found["ranking"]:
+            run = Path(one["source"])
             lines = (run / "metrics.jsonl").read_text().splitlines() if run.is_dir() else []
             epochs = f"{json.loads(lines[-1])['epoch']:.1f}" if lines else ""
-            low, high = row["interval"]
-            name = run.name.rpartition("-")[0] or row["source"]
-            print(f"| {name} | {seed} | {epochs} | {row['metrics']['accuracy']:.3f} | {low:.3f} to {high:.3f} | {row['metrics']['knn']:.3f} |", flush=True)  # fmt: skip
+            low, high = one["interval"]
+            name = run.name.rpartition("-")[0] or one["source"]
+            if run.is_dir() and name not in LABELLED:
+                best.setdefault(seed, run)
+            print(f"| {name} | {seed} | {epochs} | {one['metrics']['accuracy']:.3f} | {low:.3f} to {high:.3f} | {one['metrics']['knn']:.3f} |", flush=True)  # fmt: skip
+    if given.labels and best:
+        finetuned(best, given)
+
+
+def pretrained(run: Path, name: str, seed: int, folder: Path, epochs: float) -> None:
+    if (run / "report.html").exists():
+        return
+    kind = "image_folder" if name in LABELLED else "images"
+    raw: dict[str, Any] = {
+        "dataset": {"name": kind, "path": str(folder / "train"), "val_fraction": 0.05, "image_size": 32},
+        "backbone": BACKBONE,
+        "objective": name,
+        "optimizer": {"name": "adamw", "lr": 2e-3, "weight_decay": 0.05},
+        "train": {"epochs": epochs, "batch_size": 256, "precision": "fp32"},
+        "evaluate": {"every": 2},
+        "seed": seed,
+    }
+    fmeco.pretrain(raw, out=run, force=True)
+
+
+def finetuned(best: dict[int, Path], given: argparse.Namespace) -> None:
+    """From each seed's best source without labels, and from new weights; a seed also draws the labels."""
+    tried: dict[str, list[Any]] = {"scratch": [], "full": []}
+    for seed, source in best.items():
+        for strategy, values in tried.items():
+            task = {
+                "dataset": {
+                    "name": "image_folder",
+                    "path": str(given.folder),
+                    "limit_per_class": given.labels,
+                    "limit_seed": seed,
+                },
+                "transfer": strategy,
+                "optimizer": {"name": "adamw", "lr": 2e-3, "weight_decay": 0.05},
+                "train": {"epochs": 40, "batch_size": 32, "precision": "fp32"},
+                "evaluate": {"every": 10},
+                "seed": seed,
+            }
+            out = given.out / f"{strategy}-{given.labels}-{seed}"
+            values.append(trained(out, functools.partial(fmeco.finetune, task, ref=source, out=out, force=True)))
+    print(f"\nfinetuned from {', '.join(run.name for run in best.values())}\n")
+    print("| labels per class | start | test accuracy | each seed | gain over scratch, points |\n|---|---|---|---|---|")
+    for strategy, values in tried.items():
+        control = tried["scratch"] if strategy != "scratch" else None
+        start = {"scratch": "new weights", "full": "pretrained"}[strategy]
+        print(row(str(given.labels), start, values, control), flush=True)
 
 
 if __name__ == "__main__":
