@@ -16,9 +16,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from results_cifar10 import row, trained  # scripts/ is where this one lies
+
 import fmeco
 from fmeco import probing
-from results_cifar10 import row, trained  # scripts/ is where this one lies
 
 LABELLED = ("supcon", "classification")
 BACKBONE = {"name": "cnn", "widths": [16, 32, 64]}
