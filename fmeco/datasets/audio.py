@@ -102,11 +102,10 @@ def build(
     ] = None,
 ) -> Data:
     _audio.import_soundfile()
-    old = known.targets.get("label") if known is not None else None
-    task = task if old is None or "text" not in (task, old.kind) else _same(task, old.kind)
+    kind = _task(task, known)
     spec = _audio.audio_spec(
         known,
-        whole=task == "text",
+        whole=kind == "text",
         sample_rate=sample_rate,
         seconds=seconds,
         mels=mels,
@@ -131,7 +130,7 @@ def build(
             label_column=label_column,
             split_column=split_column,
             root=root,
-            task=task,
+            task=kind,
             separator=separator,
             lowercase=lowercase,
             classes=classes,
@@ -148,12 +147,12 @@ def build(
             "root": root is not None,
             "path_column": path_column != "path",
             "label_column": label_column != "label",
-            "task": task != "auto",
+            "task": kind != "auto",
             "lowercase": lowercase,
             "separator": separator != "|",
         }
         if key := next((key for key, said in given.items() if said), None):
-            hint = "a recognised text is a column of a table, beside one of paths" if task == "text" else ""
+            hint = "a recognised text is a column of a table, beside one of paths" if kind == "text" else ""
             raise ConfigError(f"dataset.{key}: only for a table in `path`", hint)
         found = _files.in_folders(
             _audio.AudioFiles,
@@ -178,10 +177,14 @@ def build(
     return _files.data(_audio.AudioFiles, spec, found)
 
 
-def _same(task: str, old: str) -> Literal["text"]:
-    """Text is learned as text alone. Raises CheckpointError where a task is not the checkpoint's."""
-    if old != "text" or task not in ("auto", "text"):
-        raise CheckpointError(f"dataset.task: {task}: the checkpoint's target is of kind {old}")
+def _task(task: str, known: DataSpec | None) -> str:
+    """What the label is: of a whole checkpoint (`known`) that was trained on transcripts, a transcript again. Raises
+    CheckpointError where one is a transcript and the other is not."""
+    old = known.targets.get("label") if known is not None else None
+    if old is None or (old.kind != "text" and task != "text"):
+        return task
+    if old.kind != "text" or task not in ("auto", "text"):
+        raise CheckpointError(f"dataset.task: {task}: the checkpoint's target is of kind {old.kind}")
     return "text"
 
 
