@@ -33,8 +33,13 @@ METRIC = "ndcg@10"
 COLUMNS = {"name": "events", "columns": ["user", "item", "rating", "time"]}
 BODY = {"name": "transformer", "width": 64, "depth": 2, "heads": 2, "dropout": 0.2}
 ADAMW = {"name": "adamw", "lr": 2e-3, "weight_decay": 0.05}
-COSINE = {"name": "cosine", "warmup": 0.05}
 Config = dict[str, Any]
+SHARED: Config = {
+    "optimizer": ADAMW,
+    "schedule": {"name": "cosine", "warmup": 0.05},
+    "train": {"epochs": 12, "batch_size": 32, "tensorboard": False, "precision": "fp32"},
+    "evaluate": {"every": 12},
+}
 
 
 class Tried(NamedTuple):
@@ -53,6 +58,7 @@ def main() -> None:
     parser.add_argument("task", choices=["next", "transfer"])
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--objectives", choices=["next", "mask"], nargs="+", default=["next", "mask"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     given = parser.parse_args()
     found: dict[tuple[str, str], list[Tried]] = {}
@@ -113,24 +119,13 @@ def plain(run: Path) -> dict[str, Tried]:
 def objectives(given: argparse.Namespace, tell: Tell) -> Mapping[str, str]:
     """SASRec and BERT4Rec, with the same network, beside what is popular and what often comes next."""
     data = {**COLUMNS, "path": str(given.data)}
-    tasks: dict[str, tuple[Any, int]] = {
-        "next": ("next", 12),
-        "mask": ({"name": "mask", "rate": 0.3, "swap": False}, 12),
-    }
+    tasks: dict[str, Any] = {"next": "next", "mask": {"name": "mask", "rate": 0.3, "swap": False}}
     for seed in given.seeds:
-        for name, (objective, epochs) in tasks.items():
-            raw: Config = {
-                "dataset": data,
-                "backbone": {**BODY, "causal": name == "next"},
-                "objective": objective,
-                "optimizer": ADAMW,
-                "schedule": COSINE,
-                "train": {"epochs": epochs, "batch_size": 32, "tensorboard": False, "precision": "fp32"},
-                "evaluate": {"every": epochs},
-                "seed": seed,
-            }
+        for name in given.objectives:
+            backbone = {**BODY, "causal": name == "next"}
+            raw: Config = {**SHARED, "dataset": data, "backbone": backbone, "objective": tasks[name], "seed": seed}
             tell("80% of events", name, tested(trained(given.out / f"{name}-{seed}", raw)))
-    for name, tried in plain(given.out / f"next-{given.seeds[0]}").items():  # the same for all seeds
+    for name, tried in plain(given.out / f"{given.objectives[0]}-{given.seeds[0]}").items():  # the same for all seeds
         for _ in given.seeds:
             tell("80% of events", name, tried)
     return {"next": "transition", "mask": "next", "transition": "popularity"}
@@ -142,16 +137,10 @@ def transfer(given: argparse.Namespace, tell: Tell) -> Mapping[str, str]:
     given.out.mkdir(parents=True, exist_ok=True)
     for name, part in (("older", lines[: len(lines) // 2]), ("newer", lines[len(lines) // 2 :])):
         (given.out / f"{name}.tsv").write_text("\n".join(part) + "\n")
-    shared: Config = {
-        "optimizer": ADAMW,
-        "schedule": COSINE,
-        "train": {"epochs": 12, "batch_size": 32, "tensorboard": False, "precision": "fp32"},
-        "evaluate": {"every": 12},
-    }
     source = trained(
         given.out / "source",
         {
-            **shared,
+            **SHARED,
             "dataset": {**COLUMNS, "path": str(given.out / "older.tsv"), "test_fraction": 0.0},
             "backbone": {**BODY, "causal": True},
             "objective": "next",
@@ -159,10 +148,10 @@ def transfer(given: argparse.Namespace, tell: Tell) -> Mapping[str, str]:
     )
     newer = {**COLUMNS, "path": str(given.out / "newer.tsv")}
     raw = {
-        **shared,
+        **SHARED,
         "dataset": newer,
         "optimizer": {**ADAMW, "lr": 1e-3},  # doubled by `scratch`
-        "train": {**shared["train"], "label_fraction": 0.25},
+        "train": {**SHARED["train"], "label_fraction": 0.25},
     }
     for seed in given.seeds:
         for name, strategy in (("from the earlier period", "full"), ("scratch", "scratch")):
