@@ -82,7 +82,8 @@ def main() -> None:
     print(f"\n{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}\n")
     print("| test windows | | MSE | MAE | MASE | MSE of each seed | MSE is lower by, 95% interval |")
     print("|---|---|---|---|---|---|---|")
-    for case, name in sorted(found, key=lambda one: (one[0], list(AGAINST).index(one[1]))):
+    cases = list(dict.fromkeys(case for case, _ in found))
+    for case, name in sorted(found, key=lambda one: (cases.index(one[0]), list(AGAINST).index(one[1]))):
         tried = found[case, name]
         each = [one.metrics() for one in tried]
         means = " | ".join(f"{statistics.mean(one[metric] for one in each):.3f}" for metric in ("mse", "mae", "mase"))
