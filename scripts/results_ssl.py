@@ -22,6 +22,7 @@ from results_cifar10 import row, trained  # scripts/ is where this one lies
 
 import fmeco
 from fmeco import probing
+from fmeco.errors import Diverged
 
 LABELLED = ("supcon", "classification")
 CNN = {"name": "cnn", "widths": [16, 32, 64]}
@@ -40,11 +41,9 @@ def main() -> None:
     print("| | seed | epochs | linear head | 95% interval | k-NN |\n|---|---|---|---|---|---|", flush=True)
     best: dict[int, Path] = {}
     for seed in given.seeds:
-        for name in given.objectives:
-            pretrained(given.out / f"{name}-{seed}", name, seed, given.folder, given.epochs)
-        found = probing.rank(
-            [str(given.out / f"{name}-{seed}") for name in given.objectives], dataset=str(given.folder)
-        )
+        runs = {name: given.out / f"{name}-{seed}" for name in given.objectives}
+        healthy = [run for name, run in runs.items() if pretrained(run, name, seed, given.folder, given.epochs)]
+        found = probing.rank([str(run) for run in healthy], dataset=str(given.folder))
         for one in found["ranking"]:
             run = Path(one["source"])
             lines = (run / "metrics.jsonl").read_text().splitlines() if run.is_dir() else []
@@ -58,9 +57,14 @@ def main() -> None:
         finetuned(best, given)
 
 
-def pretrained(run: Path, name: str, seed: int, folder: Path, epochs: float) -> None:
+def pretrained(run: Path, name: str, seed: int, folder: Path, epochs: float) -> bool:
+    """Whether it ran to its end; one that collapsed says so in the table."""
+    stopped = run / "stopped.txt"
     if (run / "report.html").exists():
-        return
+        return True
+    if stopped.exists():
+        print(f"| {name} | {seed} | {stopped.read_text()} |", flush=True)
+        return False
     kind = "image_folder" if name in LABELLED else "images"
     raw: dict[str, Any] = {
         "dataset": {"name": kind, "path": str(folder / "train"), "val_fraction": 0.05, "image_size": 32},
@@ -74,7 +78,13 @@ def pretrained(run: Path, name: str, seed: int, folder: Path, epochs: float) -> 
         "evaluate": {"every": 2},
         "seed": seed,
     }
-    fmeco.pretrain(raw, out=run, force=True)
+    try:
+        fmeco.pretrain(raw, out=run, force=True)
+    except Diverged as error:
+        stopped.write_text(error.message)
+        print(f"| {name} | {seed} | {error.message} |", flush=True)
+        return False
+    return True
 
 
 def finetuned(best: dict[int, Path], given: argparse.Namespace) -> None:
