@@ -1,4 +1,4 @@
-"""Experimental. Tell the two views of a sample from all other samples of the batch. Needs no labels."""
+"""Tell the two views of a sample from all other samples of the batch. Needs no labels."""
 
 from __future__ import annotations
 

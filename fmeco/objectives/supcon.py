@@ -1,4 +1,4 @@
-"""Experimental. Pull views of the same class together, and push those of others away; a sample without a label is a class of its own."""
+"""Pull views of the same class together, and push those of others away; a sample without a label is a class of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Experimental. Bring the two views of a sample together while every dimension keeps varying, and none repeats another. Needs no labels."""
+"""Bring the two views of a sample together while every dimension keeps varying, and none repeats another. Needs no labels."""
 
 from __future__ import annotations
 
