@@ -50,7 +50,7 @@ def main() -> None:
             epochs = f"{json.loads(lines[-1])['epoch']:.1f}" if lines else ""
             low, high = one["interval"]
             name = run.name.rpartition("-")[0] or one["source"]
-            if run.is_dir() and name not in LABELLED:
+            if run.is_dir() and name not in (*LABELLED, "distill"):  # whose teacher had labels
                 best.setdefault(seed, run)
             print(f"| {name} | {seed} | {epochs} | {one['metrics']['accuracy']:.3f} | {low:.3f} to {high:.3f} | {one['metrics']['knn']:.3f} |", flush=True)  # fmt: skip
     if given.labels and best:
