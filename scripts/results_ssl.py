@@ -89,7 +89,7 @@ def pretrained(run: Path, name: str, seed: int, folder: Path, epochs: float) -> 
 
 def finetuned(best: dict[int, Path], given: argparse.Namespace) -> None:
     """From each seed's best source without labels, and from new weights; a seed also draws the labels."""
-    tried: dict[str, list[Any]] = {"scratch": [], "full": []}
+    tried: dict[str, list[Any]] = {"scratch": [], "full": [], "lp_ft": [], "probe": []}
     for seed, source in best.items():
         for strategy, values in tried.items():
             task = {
@@ -108,11 +108,10 @@ def finetuned(best: dict[int, Path], given: argparse.Namespace) -> None:
             out = given.out / f"{strategy}-{given.labels}-{seed}"
             values.append(trained(out, functools.partial(fmeco.finetune, task, ref=source, out=out, force=True)))
     print(f"\nfinetuned from {', '.join(run.name for run in best.values())}\n")
-    print("| labels per class | start | test accuracy | each seed | gain over scratch, points |\n|---|---|---|---|---|")
+    print("| labels per class | strategy | test accuracy | each seed | gain over scratch, points |\n|---|---|---|---|---|")
     for strategy, values in tried.items():
         control = tried["scratch"] if strategy != "scratch" else None
-        start = {"scratch": "new weights", "full": "pretrained"}[strategy]
-        print(row(str(given.labels), start, values, control), flush=True)
+        print(row(str(given.labels), strategy, values, control), flush=True)
 
 
 if __name__ == "__main__":
