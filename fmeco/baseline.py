@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fmeco import use
-from fmeco.core import Inputs, Samples, pad
+from fmeco.core import Data, Inputs, Samples, pad
 from fmeco.errors import ConfigError
 from fmeco.log import say
 from fmeco.subset import fraction
@@ -37,16 +37,14 @@ def gbdt(found: use.Measured, ref: str | Path, overrides: Sequence[str] = ()) ->
     """
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
-    model, trained = found.model, found.model.checkpoint.meta["config"]
-    spec = model.spec
+    spec = found.model.spec
     if spec.modality != "table":
         raise ConfigError(f"--baseline gbdt is for tables, and this checkpoint is for {spec.modality} data")
     forms: dict[str, set[str]] = {"class": {"logits", "label"}, "number": {"predicted", "value"}}
     kind = spec.targets["label"].kind if "label" in spec.targets else ""
     if set(found.rows) - {"index"} != forms.get(kind):
         raise ConfigError("--baseline gbdt is for one class or one number per row")
-    data, _ = use.data_for(model, ref, None, overrides)
-    train = fraction(data, trained["train"]["label_fraction"], trained["seed"]).split("train")
+    train = _learned_from(found, ref, overrides).split("train")
     target = train.targets["label"]
     assert isinstance(target, Tensor)
     sizes = [len(one["categories"]) for one in spec.preprocessing["categorical"]]
@@ -66,6 +64,13 @@ def gbdt(found: use.Measured, ref: str | Path, overrides: Sequence[str] = ()) ->
         logits[:, classifier.classes_] = torch.from_numpy(np.log(probability.clip(1e-13))).float()
         theirs = {"logits": logits, "label": found.rows["label"]}
     return {**theirs, "index": found.rows["index"]}, len(train)
+
+
+def _learned_from(found: use.Measured, ref: str | Path, overrides: Sequence[str]) -> Data:
+    """The run's own data, with as much of the training split as the run had."""
+    trained = found.model.checkpoint.meta["config"]
+    data, _ = use.data_for(found.model, ref, None, overrides)
+    return fraction(data, trained["train"]["label_fraction"], trained["seed"])
 
 
 def _matrix(samples: Samples, at: Tensor) -> NDArray[np.float64]:
@@ -118,9 +123,7 @@ def _followed(found: use.Measured, name: str, ref: str | Path, overrides: Sequen
     model = found.model
     if model.spec.modality != "events" or "rank" not in found.rows:
         raise ConfigError(f"--baseline {name} is for what comes next of events")
-    trained = model.checkpoint.meta["config"]
-    data, _ = use.data_for(model, ref, None, overrides)
-    train = fraction(data, trained["train"]["label_fraction"], trained["seed"]).split("train")
+    train = _learned_from(found, ref, overrides).split("train")
     each = [train[i]["tokens"] for i in range(len(train))]
     pairs = torch.cat([torch.stack([tokens[:-1], tokens[1:]], 1) for tokens in each])
     return pairs, int(model.spec.preprocessing["ids"])
@@ -171,9 +174,8 @@ def dlinear(found: use.Measured, ref: str | Path, overrides: Sequence[str] = ())
     added again; l is the best of a few on the validation split.
     """
     _series(found, "dlinear")
-    data, _ = use.data_for(found.model, ref, None, overrides)
-    config = found.model.checkpoint.meta["config"]
-    train = fraction(data, config["train"]["label_fraction"], config["seed"]).split("train")
+    data = _learned_from(found, ref, overrides)
+    train = data.split("train")
     context = found.model.spec.inputs["series"].shape[0]
     square, product = torch.zeros(context, context, dtype=torch.float64), None
     for x, y in _windows(train):

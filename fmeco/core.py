@@ -34,6 +34,7 @@ from fmeco.plugins import (
     ObjectiveSection,
     Ref,
     Scalar,
+    TeacherMomentum,
     TestFraction,
     ValFraction,
 )
@@ -77,6 +78,7 @@ __all__ = [
     "Scalar",
     "Target",
     "Teacher",
+    "TeacherMomentum",
     "TestFraction",
     "Tokens",
     "ValFraction",

@@ -41,7 +41,8 @@ def backward(
             for buffer, value in zip(objective.buffers(), before, strict=True):
                 buffer.copy_(value)  # statistics are to be gathered once
     own = [torch.cat(column).detach().requires_grad_() for column in zip(*parts, strict=True)]
-    target = {name: torch.cat([batch.target[name] for batch in micros]) for name in _tensors(micros[0])}  # type: ignore[misc]
+    tensors = [name for name, values in micros[0].target.items() if isinstance(values, Tensor)]
+    target = {name: torch.cat([torch.as_tensor(batch.target[name]) for batch in micros]) for name in tensors}
     with cast():
         loss = objective.compare(
             tuple(torch.cat(s.ranks.gather_tensor(x)) for x in own),
@@ -63,7 +64,3 @@ def backward(
             torch.autograd.backward([z for z, _ in flows], [g for _, g in flows])
         start += len(batch)
     return loss.sum.detach() / s.ranks.world, float(loss.count) / s.ranks.world
-
-
-def _tensors(batch: Batch) -> list[str]:
-    return [name for name, values in batch.target.items() if isinstance(values, Tensor)]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -39,6 +40,18 @@ def mlp(widths: list[int], *, batch_norm: bool, dropout: float) -> nn.Sequential
         if dropout:
             layers.append(nn.Dropout(dropout))
     return nn.Sequential(*layers)
+
+
+@contextlib.contextmanager
+def trial(backbone: nn.Module) -> Iterator[None]:
+    """Within, a network can be tried on zeros: in evaluation mode, without gradients, and as it was afterwards."""
+    training = backbone.training
+    try:
+        with torch.no_grad():
+            backbone.eval()
+            yield
+    finally:
+        backbone.train(training)
 
 
 class Head(nn.Linear):

@@ -42,7 +42,7 @@ Ref = str  # in a signature it marks a checkpoint, or published weights: `build`
 ObjectiveSection = Callable[..., Any]
 NESTED = {"ObjectiveSection": "objectives"}
 
-# Keys that several datasets share are written once, here; a signature says `classes: Classes = None`.
+# Keys that several plug-ins share are written once, here; a signature says `classes: Classes = None`.
 Classes = Annotated[list[str | int] | None, Doc("use only these classes, in this order; null = all, sorted by name")]
 LimitPerClass = Annotated[int | None, Doc("at most this many training samples per class (few-shot); null = all"), Gt(0)]
 LimitSeed = Annotated[int, Doc("which samples `limit_per_class` draws; another number draws others"), Ge(0)]
@@ -53,6 +53,15 @@ TestFraction = Annotated[float, Doc("share of each class held out for testing; 0
 Fold = Annotated[
     dict[str, int] | None,
     Doc("{fold: 1, of: 5}: validate on that fold of a cross-validation instead of on val_fraction"),
+]
+TeacherMomentum = Annotated[
+    float,
+    Doc(
+        "what the teacher keeps of itself at the first step; it rises to 1 over the run. 0.99 looks back over about 100 "
+        "steps; runs of a hundred thousand steps take 0.996"
+    ),
+    Ge(0),
+    Lt(1),
 ]
 ImageSize = Annotated[
     int | None,
@@ -78,7 +87,7 @@ _VOCABULARY: dict[str, Any] = {
         "ValFraction": ValFraction,
     },
     **{"TestFraction": TestFraction, "Fold": Fold, "ImageSize": ImageSize, "Color": Color},
-    **{"FilePath": FilePath, "Ref": Ref, "Rate": _RATE},
+    **{"TeacherMomentum": TeacherMomentum, "FilePath": FilePath, "Ref": Ref, "Rate": _RATE},
     **dict.fromkeys(NESTED, Any),
 }
 

@@ -428,7 +428,7 @@ def _validation(plan: Plan, data: Data) -> Callable[[], Measured]:
         )
         metrics, rows = loop.evaluate(plan.objective, batches, plan.device, plan.precision, bad=bad, ranks=ranks)
         if probe is not None:
-            metrics = {**probe(), **metrics}
+            metrics = {**probe(rows), **metrics}
         right = plan.objective.correct(rows) if plan.best == next(iter(plan.objective.directions), None) else None
         error = float(right.double().std(correction=0)) / math.sqrt(len(right)) if right is not None else 0.0
         if plan.best in watch.SHARES:

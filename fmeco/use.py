@@ -292,8 +292,6 @@ def data_for(
         raw: Any = config.dataset_section(dataset, model.spec.reader)
         options = trained.get("dataset", {})
         table = config.table_header(Path(dataset))
-        if isinstance(raw, dict) and raw["name"] == "csv_table" and model.spec.reader == "series":  # a table, too
-            raw["name"] = options.get("name")
         if isinstance(raw, dict) and table and raw["name"] == options.get("name"):  # columns are named as in training
             layout = (*TABLE_LAYOUT, *TEXT_LAYOUT, *SERIES_LAYOUT)
             raw = {**{key: options[key] for key in layout if key in options}, **raw}

@@ -7,7 +7,8 @@ Without classes, `retrieval` asks whether a view of a sample finds its other vie
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -25,20 +26,27 @@ SHARES = ("knn", "linear", "retrieval")  # of samples
 PENALTY = 1e-3  # of the linear head, on standardised vectors
 
 
-def watcher(plan: Plan) -> Callable[[], dict[str, float]] | None:
-    """What measures `plan.probes` on the validation split, and how well two views agree; None where nothing is asked for."""
+def watcher(plan: Plan) -> Callable[[Mapping[str, Tensor]], dict[str, float]] | None:
+    """What measures `plan.probes` on the validation split, and how well two views agree, beside an evaluation's rows (N, ...);
+    None where nothing is asked for."""
     if not plan.probes:
         return None
-    samples = plan.data.split("val")
-    few, name = _evenly(samples, WATCHED), classes_of(plan.data)
-    vectors = _reader(plan, few, None) if name is not None else None
-    pair = [_reader(plan, _evenly(samples, VIEWED), number) for number in (0, 1)] if plan.augment.varies else []
+    samples, name = plan.data.split("val"), classes_of(plan.data)
+    places = _evenly(samples, WATCHED)
+    vectors = functools.cache(lambda: _reader(plan, Part(samples, places), None))  # where they are asked for
+    few = Part(samples, _evenly(samples, VIEWED)) if plan.augment.varies else None
+    pair = [] if few is None else [_reader(plan, few, number) for number in (0, 1)]
 
-    def measure() -> dict[str, float]:
+    def measure(rows: Mapping[str, Tensor]) -> dict[str, float]:
         out: dict[str, float] = {}
-        if vectors is not None and name is not None:
-            x, at = vectors()
-            labels = few.targets[name][at]
+        if name is not None:
+            if "vector" in rows:  # the objective looks at them itself
+                here = torch.isin(rows["index"], places)
+                x, at = rows["vector"][here], rows["index"][here]
+            else:
+                x, at = vectors()()
+                at = places[at]
+            labels = samples.targets[name][at]
             assert isinstance(labels, Tensor)
             x, labels = x[known(labels)], labels[known(labels)]
             if "knn" in plan.probes:
@@ -55,8 +63,9 @@ def watcher(plan: Plan) -> Callable[[], dict[str, float]] | None:
     return measure
 
 
-def _evenly(samples: Samples, most: int) -> Part:
-    return Part(samples, torch.arange(0, len(samples), -(-len(samples) // most)))
+def _evenly(samples: Samples, most: int) -> Tensor:
+    """The places of at most so many samples (n,)."""
+    return torch.arange(0, len(samples), -(-len(samples) // most))
 
 
 def _reader(plan: Plan, samples: Samples, number: int | None) -> Callable[[], tuple[Tensor, Tensor]]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from results_modalities import source
 from torch import Tensor
 
 import fmeco
@@ -95,15 +96,6 @@ def gained(mine: list[Tried], theirs: list[Tried]) -> str:
     return f"{difference(torch.arange(count)):+.4f} ({low:+.4f} to {high:+.4f})"
 
 
-def trained(run: Path, raw: Config, source: Path | None = None) -> Path:
-    if not (run / "report.html").exists():
-        if source is None:
-            fmeco.pretrain(raw, out=run, force=True)
-        else:
-            fmeco.finetune(raw, ref=source, out=run, force=True)
-    return run
-
-
 def tested(run: Path) -> Tried:
     found = use.measure(run, None, "test", ())
     return Tried(found.model.objective, found.rows)
@@ -124,7 +116,7 @@ def objectives(given: argparse.Namespace, tell: Tell) -> Mapping[str, str]:
         for name in given.objectives:
             backbone = {**BODY, "causal": name == "next"}
             raw: Config = {**SHARED, "dataset": data, "backbone": backbone, "objective": tasks[name], "seed": seed}
-            tell("80% of events", name, tested(trained(given.out / f"{name}-{seed}", raw)))
+            tell("80% of events", name, tested(source(given.out / f"{name}-{seed}", **raw)))
     for name, tried in plain(given.out / f"{given.objectives[0]}-{given.seeds[0]}").items():  # the same for all seeds
         for _ in given.seeds:
             tell("80% of events", name, tried)
@@ -137,14 +129,12 @@ def transfer(given: argparse.Namespace, tell: Tell) -> Mapping[str, str]:
     given.out.mkdir(parents=True, exist_ok=True)
     for name, part in (("older", lines[: len(lines) // 2]), ("newer", lines[len(lines) // 2 :])):
         (given.out / f"{name}.tsv").write_text("\n".join(part) + "\n")
-    source = trained(
+    earlier = source(
         given.out / "source",
-        {
-            **SHARED,
-            "dataset": {**COLUMNS, "path": str(given.out / "older.tsv"), "test_fraction": 0.0},
-            "backbone": {**BODY, "causal": True},
-            "objective": "next",
-        },
+        **SHARED,
+        dataset={**COLUMNS, "path": str(given.out / "older.tsv"), "test_fraction": 0.0},
+        backbone={**BODY, "causal": True},
+        objective="next",
     )
     newer = {**COLUMNS, "path": str(given.out / "newer.tsv")}
     raw = {
@@ -155,7 +145,9 @@ def transfer(given: argparse.Namespace, tell: Tell) -> Mapping[str, str]:
     }
     for seed in given.seeds:
         for name, strategy in (("from the earlier period", "full"), ("scratch", "scratch")):
-            run = trained(given.out / f"{strategy}-{seed}", {**raw, "transfer": strategy, "seed": seed}, source)
+            run = given.out / f"{strategy}-{seed}"
+            if not (run / "report.html").exists():
+                fmeco.finetune({**raw, "transfer": strategy, "seed": seed}, ref=earlier, out=run, force=True)
             tell("a quarter of the later period", name, tested(run))
     for name, tried in plain(given.out / f"scratch-{given.seeds[0]}").items():
         for _ in given.seeds:

@@ -108,7 +108,9 @@ def finetuned(best: dict[int, Path], given: argparse.Namespace) -> None:
             out = given.out / f"{strategy}-{given.labels}-{seed}"
             values.append(trained(out, functools.partial(fmeco.finetune, task, ref=source, out=out, force=True)))
     print(f"\nfinetuned from {', '.join(run.name for run in best.values())}\n")
-    print("| labels per class | strategy | test accuracy | each seed | gain over scratch, points |\n|---|---|---|---|---|")
+    print(
+        "| labels per class | strategy | test accuracy | each seed | gain over scratch, points |\n|---|---|---|---|---|"
+    )
     for strategy, values in tried.items():
         control = tried["scratch"] if strategy != "scratch" else None
         print(row(str(given.labels), strategy, values, control), flush=True)

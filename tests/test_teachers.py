@@ -25,7 +25,7 @@ from fmeco.objectives.dino import sorted_alike
 from .conftest import Answer, write
 from .test_contract import backbone
 from .test_data import build
-from .test_pairs import B, D, cosine, settings, views
+from .test_pairs import B, D, cosine, descended, settings, views
 from .test_resume import After, assert_same
 
 Fmeco = Callable[..., Answer]
@@ -133,14 +133,7 @@ def test_a_step_in_parts_moves_the_centre_as_a_whole_one() -> None:
 @pytest.mark.parametrize("name", ["barlow_twins", "byol", "dino"])
 def test_twenty_steps_lower_the_loss(name: str) -> None:
     made, batch = make(name, **({"local": 0} if name == "dino" else {}))
-    optimizer = torch.optim.SGD([p for p in made.parameters() if p.requires_grad], lr=0.01)
-    losses = []
-    for _ in range(21):  # against a teacher that stands still: what it says of a sample may become harder to say
-        optimizer.zero_grad()
-        loss = made(batch, "loss")
-        (loss.sum / loss.count).backward()
-        optimizer.step()
-        losses.append(float(loss.sum.detach()))
+    losses = descended(made, batch)  # against a teacher that stands still: what it says may become harder to say
     assert losses[-1] < losses[0]
 
 

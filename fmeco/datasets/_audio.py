@@ -55,7 +55,8 @@ def audio_spec(
     whole: bool = False,
 ) -> DataSpec:
     """How recordings become inputs: the checkpoint's way (`known`), of which only `seconds` may be changed; else the
-    default. whole: a recording is never cropped, as the rest of it would not say its transcript. The input's mean and std are the checkpoint's; without one they are still to be measured."""
+    default. The input's mean and std are the checkpoint's; without one they are still to be measured. whole: a recording is
+    never cropped, as the rest of it would not say its transcript."""
     same_modality(known, "audio")
     old: Mapping[str, Any] = known.preprocessing if known is not None else {}
     given = {"sample_rate": sample_rate, "mels": mels, "window": window, "hop": hop, "fmin": fmin, "fmax": fmax}

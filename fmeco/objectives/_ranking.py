@@ -6,13 +6,14 @@ Ranks are among all items, not among a few that are drawn: such samples can orde
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fmeco.core import FIRST_ITEM, DataSpec, Inputs
+from fmeco.core import FIRST_ITEM, Batch, DataSpec, Inputs, Objective
 
 TOP = 10  # items that are recommended, and that metrics look at
 
@@ -108,3 +109,42 @@ def catalogue(spec: DataSpec) -> Catalogue | None:
     if spec.modality != "events":
         return None
     return Catalogue(tuple(spec.preprocessing["items"]), bool(spec.preprocessing["repeats"]))
+
+
+class Recommends(Objective):
+    """An objective over ids that, of events, is asked what comes next: evaluated and used by ranking the `catalogue`, which
+    is None of other data."""
+
+    catalogue: Catalogue | None
+
+    @abstractmethod
+    def scores(self, history: Inputs) -> Tensor:
+        """How well each id fits as what comes next (B, ids), in full precision: half would give many items one score."""
+
+    @abstractmethod
+    def guessed(self, batch: Batch) -> dict[str, Tensor]:
+        """`rows` of data that is no events."""
+
+    @abstractmethod
+    def measured(self, rows: dict[str, Tensor]) -> dict[str, float]:
+        """`metrics` of data that is no events."""
+
+    def rows(self, batch: Batch) -> dict[str, Tensor]:
+        if self.catalogue is None:
+            return self.guessed(batch)
+        history, wanted = asked(batch.views[0])
+        return self.catalogue.answers(self.scores(history), history, wanted)
+
+    def metrics(self, rows: dict[str, Tensor]) -> dict[str, float]:
+        return self.measured(rows) if self.catalogue is None else self.catalogue.metrics(rows)
+
+    def predict(self, batch: Batch) -> dict[str, Tensor]:
+        if self.catalogue is None:
+            return super().predict(batch)
+        return self.catalogue.predict(self.scores(batch.views[0]), batch.views[0])
+
+    def decode(self, outputs: dict[str, Tensor]) -> list[dict[str, str | float]]:
+        return super().decode(outputs) if self.catalogue is None else self.catalogue.decode(outputs)
+
+    def class_rows(self) -> Mapping[str, tuple[str, ...]]:
+        return {} if self.catalogue is None else {"bias": self.catalogue.rows}

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fmeco.core import Backbone, Batch, Doc, Ge, Gt, Lt, Objective
+from fmeco.core import Backbone, Batch, Doc, Gt, Objective, TeacherMomentum
 from fmeco.objectives._pairs import Pairs, projector
 from fmeco.objectives._teacher import MovingTeacher, momentum
 
@@ -17,15 +17,7 @@ from fmeco.objectives._teacher import MovingTeacher, momentum
 def build(
     backbone: Backbone,
     *,
-    momentum: Annotated[
-        float,
-        Doc(
-            "what the teacher keeps of itself at the first step; it rises to 1 over the run. 0.99 looks back over about 100 "
-            "steps; runs of a hundred thousand steps take 0.996"
-        ),
-        Ge(0),
-        Lt(1),
-    ] = 0.99,
+    momentum: TeacherMomentum = 0.99,
     hidden: Annotated[int, Doc("width of the hidden layers of projector and predictor"), Gt(0)] = 1024,
     projection: Annotated[int, Doc("width of the projections"), Gt(0)] = 256,
 ) -> Objective:

@@ -29,7 +29,7 @@ from fmeco.core import (
     clean,
     standardize,
 )
-from fmeco.nn import Head
+from fmeco.nn import Head, trial
 
 BLANK = 0  # the first output; characters follow, in the order of the target's classes
 
@@ -56,11 +56,8 @@ def build(
 def width(backbone: Backbone, spec: DataSpec) -> int:
     """D of a step of time, seen on a sample of zeros. Raises ConfigError for a backbone that keeps no time."""
     zeros = {name: torch.zeros(1, *one.shape, dtype=getattr(torch, one.dtype)) for name, one in spec.inputs.items()}
-    training = backbone.training
-    backbone.eval()
-    with torch.no_grad():
+    with trial(backbone):
         found = backbone.mapped(standardize(zeros, spec))
-    backbone.train(training)
     if found.tokens is None or (found.grid is None and found.mask is None):
         raise ConfigError(
             f"objective ctc needs a backbone that keeps time, and {type(backbone).__name__} gives one vector per sample here",

@@ -9,7 +9,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
-from fmeco.core import Backbone, Batch, ConfigError, DataSpec, Doc, Ge, Gt, Le, Lt, Objective, View, clean
+from fmeco.core import (
+    Backbone,
+    Batch,
+    ConfigError,
+    DataSpec,
+    Doc,
+    Ge,
+    Gt,
+    Le,
+    Lt,
+    Objective,
+    TeacherMomentum,
+    View,
+    clean,
+)
+from fmeco.nn import trial
 from fmeco.objectives._pairs import Pairs, projector
 from fmeco.objectives._teacher import MovingTeacher, momentum
 
@@ -30,15 +45,7 @@ def build(
         list[float], Doc("of the teacher, at the start and after its warm-up; below the student's")
     ] = [0.04, 0.07],
     warmup: Annotated[float, Doc("of the teacher's temperature, as a share of the run"), Ge(0), Le(1)] = 0.1,
-    momentum: Annotated[
-        float,
-        Doc(
-            "what the teacher keeps of itself at the first step; it rises to 1 over the run. 0.99 looks back over about 100 "
-            "steps; runs of a hundred thousand steps take 0.996"
-        ),
-        Ge(0),
-        Lt(1),
-    ] = 0.99,
+    momentum: TeacherMomentum = 0.99,
     hidden: Annotated[int, Doc("width of the head's hidden layers"), Gt(0)] = 512,
     projection: Annotated[int, Doc("width of the projections, which prototypes are compared with"), Gt(0)] = 256,
 ) -> Objective:
@@ -68,18 +75,16 @@ def _takes_smaller(backbone: Backbone, spec: DataSpec, view: View) -> None:
         )
     ((name, (channels, *sides)),) = images.items()
     height, width = map(view.side, sides)
-    like, training = next(backbone.parameters()), backbone.training
+    like = next(backbone.parameters())
     try:
-        with torch.no_grad():
-            backbone.eval()({name: torch.zeros(1, channels, height, width, device=like.device)})
+        with trial(backbone):
+            backbone({name: torch.zeros(1, channels, height, width, device=like.device)})
     except (RuntimeError, ValueError, AssertionError, LookupError, TypeError) as error:
         why = clean(str(error).partition("\n")[0], 120)
         raise ConfigError(
             f"objective.local: the backbone cannot take smaller views, of {height}x{width} pixels: {why}",
             "objective.local: 0 does without them; cnn and resnets take images of any size, if it is not too small",
         ) from None
-    finally:
-        backbone.train(training)
 
 
 class Head(nn.Sequential):

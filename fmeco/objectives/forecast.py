@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fmeco.core import Backbone, Batch, ConfigError, DataSpec, Doc, Ge, Inputs, Loss, Lt, Objective
-from fmeco.nn import Head, by_instance
+from fmeco.nn import Head, by_instance, trial
 
 
 def check(loss: str, quantiles: list[float], **_: Any) -> list[str]:
@@ -46,11 +46,8 @@ def build(
 
 def flat_width(backbone: Backbone, context: int) -> int:
     """How many numbers a backbone's tokens are, side by side."""
-    training = backbone.training
-    with torch.no_grad():
-        found = flat(backbone.eval(), {"series": torch.zeros(2, context)}).shape[1]
-    backbone.train(training)
-    return found
+    with trial(backbone):
+        return flat(backbone, {"series": torch.zeros(2, context)}).shape[1]
 
 
 def flat(backbone: Backbone, inputs: Inputs) -> Tensor:

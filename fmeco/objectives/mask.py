@@ -32,7 +32,7 @@ from fmeco.core import (
 from fmeco.nn import Head
 from fmeco.objectives import _ranking
 from fmeco.objectives._decoder import Decoder
-from fmeco.objectives._ranking import Catalogue
+from fmeco.objectives._ranking import Catalogue, Recommends
 
 IDS, PATCHES, COLUMNS = 0.15, 0.75, 0.3  # the share that is hidden: BERT's, MAE's, and one between them
 SERIES = 0.4  # https://arxiv.org/abs/2211.14730 section 4.2
@@ -108,7 +108,7 @@ def errors(guess: Tensor, patches: Tensor) -> Tensor:
     return (guess - patches).square().mean(-1)
 
 
-class Mask(Objective):
+class Mask(Recommends):
     """Cross-entropy of hidden ids (https://arxiv.org/abs/1810.04805 section 3.1), squared error of hidden numbers
     (https://arxiv.org/abs/2111.06377): the mean over all that is hidden. With a decoder, hidden patches do not enter the
     backbone. Of events it is BERT4Rec (https://arxiv.org/abs/1904.06690): what comes next is a hidden item at the end."""
@@ -175,43 +175,27 @@ class Mask(Objective):
         return loss, chosen, right
 
     def scores(self, history: Inputs) -> Tensor:
-        """How well each id fits as what comes next (B, ids): as what is hidden behind the history."""
+        """As what is hidden behind the history."""
         tokens = F.pad(history["tokens"], (0, 1))
         place = tokens.ne(0).sum(1, keepdim=True)  # (B, 1)
         tokens = tokens.scatter(1, place, UNKNOWN_ITEM)[:, : int(place.max()) + 1]
         hidden = torch.zeros_like(tokens, dtype=torch.bool).scatter(1, place, True)
         features = self.backbone({**history, "tokens": tokens, HIDDEN: hidden, BLANK: self.blank}).tokens
         assert features is not None and self.bias is not None
-        with torch.autocast(features.device.type, enabled=False):  # half precision would give many items one score
+        with torch.autocast(features.device.type, enabled=False):
             return self.backbone.scores(features[hidden].float()) + self.bias
 
     def loss(self, batch: Batch) -> Loss:
         loss, chosen, _ = self.guess(batch)
         return Loss(loss.sum(), chosen.sum())
 
-    def rows(self, batch: Batch) -> dict[str, Tensor]:
-        if self.catalogue is not None:
-            history, wanted = _ranking.asked(batch.views[0])
-            return self.catalogue.answers(self.scores(history), history, wanted)
+    def guessed(self, batch: Batch) -> dict[str, Tensor]:
         loss, chosen, right = self.guess(batch)
         ids = chosen if self.numbers is None else chosen & False
         return {"loss": loss.sum(1), "hidden": chosen.sum(1), "ids": ids.sum(1), "right": right.sum(1)}
 
-    def metrics(self, rows: dict[str, Tensor]) -> dict[str, float]:
-        if self.catalogue is not None:
-            return self.catalogue.metrics(rows)
+    def measured(self, rows: dict[str, Tensor]) -> dict[str, float]:
         out = {"loss": float(rows["loss"].double().sum() / rows["hidden"].sum())}
         if ids := int(rows["ids"].sum()):
             out["accuracy"] = int(rows["right"].sum()) / ids
         return out
-
-    def predict(self, batch: Batch) -> dict[str, Tensor]:
-        if self.catalogue is None:
-            return super().predict(batch)
-        return self.catalogue.predict(self.scores(batch.views[0]), batch.views[0])
-
-    def decode(self, outputs: dict[str, Tensor]) -> list[dict[str, str | float]]:
-        return super().decode(outputs) if self.catalogue is None else self.catalogue.decode(outputs)
-
-    def class_rows(self) -> Mapping[str, tuple[str, ...]]:
-        return {} if self.catalogue is None else {"bias": self.catalogue.rows}

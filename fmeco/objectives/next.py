@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fmeco.core import FIRST_ITEM, Backbone, Batch, ConfigError, DataSpec, Doc, Gt, Inputs, Loss, Objective, mix
 from fmeco.objectives import _ranking
-from fmeco.objectives._ranking import Catalogue
+from fmeco.objectives._ranking import Catalogue, Recommends
 
 FULL, SAMPLED = 100_000, 1000  # items up to which the loss is over all of them, and how many are drawn of more
 _NEGATIVES = 0x6E6567
@@ -71,7 +71,7 @@ def sampled_losses(right: Tensor, others: Tensor, same: Tensor, items: int) -> T
     return torch.cat([right.unsqueeze(-1), others], -1).logsumexp(-1) - right
 
 
-class Next(Objective):
+class Next(Recommends):
     """Of events it is SASRec (https://arxiv.org/abs/1808.09781) with cross-entropy over all items, which made the difference
     to BERT4Rec (https://arxiv.org/abs/2309.07602)."""
 
@@ -100,7 +100,6 @@ class Next(Objective):
         return sampled_losses(right.float(), others.float(), same, items) * there, there
 
     def scores(self, history: Inputs) -> Tensor:
-        """How well each id fits as what comes next (B, ids), in full precision: half would give many items one score."""
         features = self.backbone(history).tokens
         assert features is not None
         last = history["tokens"].ne(0).sum(1).sub(1).clamp_min(0)  # (B,)
@@ -112,26 +111,10 @@ class Next(Objective):
         found, there = self.guess(batch)
         return Loss(found.sum(), there.sum().clamp_min(1))
 
-    def rows(self, batch: Batch) -> dict[str, Tensor]:
-        if self.catalogue is not None:
-            history, wanted = _ranking.asked(batch.views[0])
-            return self.catalogue.answers(self.scores(history), history, wanted)
+    def guessed(self, batch: Batch) -> dict[str, Tensor]:
         found, there = self.guess(batch)
         return {"loss": found.sum(1), "tokens": there.sum(1)}
 
-    def metrics(self, rows: dict[str, Tensor]) -> dict[str, float]:
-        if self.catalogue is not None:
-            return self.catalogue.metrics(rows)
+    def measured(self, rows: dict[str, Tensor]) -> dict[str, float]:
         loss = float(rows["loss"].double().sum() / rows["tokens"].sum().clamp_min(1))
         return {"perplexity": math.exp(min(loss, 700.0)), "loss": loss}
-
-    def predict(self, batch: Batch) -> dict[str, Tensor]:
-        if self.catalogue is None:
-            return super().predict(batch)
-        return self.catalogue.predict(self.scores(batch.views[0]), batch.views[0])
-
-    def decode(self, outputs: dict[str, Tensor]) -> list[dict[str, str | float]]:
-        return super().decode(outputs) if self.catalogue is None else self.catalogue.decode(outputs)
-
-    def class_rows(self) -> Mapping[str, tuple[str, ...]]:
-        return {} if self.catalogue is None else {"bias": self.catalogue.rows}
