@@ -336,14 +336,14 @@ def _aligned(x: Tensor) -> Tensor:
 
 
 def fit(inputs: Inputs, spec: DataSpec, leading: int = 0) -> Inputs:
-    """Centre-crop each input to the shape that the spec promises, where it is larger; of a ragged one the beginning stays,
-    and a shorter one passes. leading: dimensions before those of a sample: 0 for one sample, 1 for a whole split."""
+    """Centre-crop each input to the shape that the spec promises, where it is larger; of ids the beginning stays. A ragged
+    one may be shorter. leading: dimensions before those of a sample: 0 for one sample, 1 for a whole split."""
     out = dict(inputs)
     for name, want in spec.inputs.items():
         x = out[name]
         for dim, size in enumerate(want.shape, leading):
             if x.shape[dim] > size:
-                x = x.narrow(dim, 0 if want.ragged and dim == leading else (x.shape[dim] - size) // 2, size)
+                x = x.narrow(dim, 0 if want.dtype == "int64" else (x.shape[dim] - size) // 2, size)
         shape = tuple(x.shape[leading:])
         if shape != want.shape and not (want.ragged and shape[1:] == want.shape[1:]):
             raise DataError(f"input '{name}' has shape {shape}, the model expects {want.shape}")

@@ -84,7 +84,7 @@ def image_input(spec: DataSpec, whose: str) -> tuple[str, tuple[int, int, int]]:
     if len(found) != 1:
         raise ConfigError(
             f"the backbone {whose} takes images or spectrograms, one of each sample; this dataset has {', '.join(spec.inputs)}",
-            "backbone: mlp takes tables",
+            "hf/ encoders of speech take waveforms" if "waveform" in spec.inputs else "backbone: mlp takes tables",
         )
     name, (channels, height, width) = found[0]
     return name, (channels, height, width)

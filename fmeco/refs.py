@@ -180,6 +180,8 @@ def _shown(spec: DataSpec) -> str:
     how = spec.preprocessing
     if spec.modality == "text":
         return f"a tokenizer of {how['ids']} ids" if how else "no tokenizer"
+    if spec.modality == "audio":
+        return f"waveforms of {how['sample_rate']} Hz" + (", each of mean 0 and deviation 1" if how["loudness"] else "")
     return f"{how['size']} pixels from {how['resize']}, {how['interpolation']}, {how['color']}"
 
 

@@ -1,7 +1,7 @@
 """Pretraining without labels: each objective for as many epochs, judged by what its frozen features are good for; then
 finetuning with few labels from each seed's best, against new weights.
 
-    python scripts/results_ssl.py FOLDER OUT [--epochs 8] [--seeds 0 1] [--objectives simclr vicreg ...] [--labels 20]
+    python scripts/results_ssl.py FOLDER OUT [--epochs 16] [--seeds 0 1] [--objectives simclr vicreg ...] [--labels 20]
     python scripts/results_ssl.py FOLDER OUT --objectives mask --labels 0
 
 FOLDER holds train/CLASS/* and test/CLASS/*. The backbone is a small cnn; for mask a transformer, whose untrained weights are another
@@ -25,7 +25,7 @@ from fmeco import probing
 from fmeco.errors import Diverged
 
 LABELLED = ("supcon", "classification")
-CNN = {"name": "cnn", "widths": [16, 32, 64]}
+CNN = {"name": "cnn", "widths": [32, 64, 128]}
 TRANSFORMER = {"name": "transformer", "width": 64, "depth": 3, "patch": 4, "dropout": 0.0}
 
 
@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--epochs", type=float, default=8)
+    parser.add_argument("--epochs", type=float, default=16)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--objectives", nargs="+", default=["simclr", "vicreg", "simsiam", "supcon", "classification"])
     parser.add_argument("--labels", type=int, default=20, help="per class, to finetune with; 0 = not at all")

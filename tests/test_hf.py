@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -18,11 +19,14 @@ from torch import Tensor
 
 import fmeco as api
 from fmeco import checkpoint, config
-from fmeco.core import CheckpointError, ConfigError, DataSpec, InputSpec
+from fmeco.core import CheckpointError, ConfigError, DataSpec, InputSpec, fit
 
-from .conftest import Answer, photos, texts
+from .conftest import Answer, photos, texts, tones, write
+from .test_ctc import sayings, spoken
+from .test_data import build as build_data
 
 hf = pytest.importorskip("transformers")
+soundfile = pytest.importorskip("soundfile")
 tokenizers = pytest.importorskip("tokenizers")
 Fmeco = Callable[..., Answer]
 SHORT = ("--set", "train.epochs=1", "--set", "train.tensorboard=false", "--set", "train.batch_size=16")
@@ -317,6 +321,141 @@ def test_images_of_another_size_and_one_channel(fmeco: Fmeco) -> None:
     assert fmeco("predict", "run", "p/red/00.png").code == 0
 
 
+# ---------------------------------------------------------------- speech
+
+HEARS = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "conv_dim": [24, 24, 24, 24],
+    "conv_kernel": [10, 3, 3, 3],
+    "conv_stride": [5, 4, 4, 2],  # a step of 20 ms at 8 kHz
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+    "codevector_dim": 16,
+    "proj_codevector_dim": 16,
+}
+
+
+def hearing(kind: str, head: str = "", normal: bool = True, **changes: Any) -> Any:
+    """A random encoder of waveforms in the folder m, as its save_pretrained writes it, and how it is fed."""
+    torch.manual_seed(3)
+    made = getattr(hf, f"AutoModel{head}").from_config(hf.AutoConfig.for_model(kind, **HEARS, **changes)).eval()
+    made.save_pretrained("m")
+    hf.Wav2Vec2FeatureExtractor(sampling_rate=8000, do_normalize=normal).save_pretrained("m")
+    return made
+
+
+def build_audio(known: Any = None, **keys: Any) -> Any:
+    return build_data(known=known, name="audio", **keys)
+
+
+@pytest.mark.parametrize("norm", ["group", "layer"])
+@pytest.mark.parametrize("kind", ["wav2vec2", "hubert", "wavlm", "unispeech", "unispeech-sat"])
+def test_a_recording_gives_what_the_library_gives_of_it_alone(kind: str, norm: str) -> None:
+    plain = hearing(kind, "ForCTC", feat_extract_norm=norm, do_stable_layer_norm=norm == "layer")
+    old = {"original0": "weight_g", "original1": "weight_v"}  # as files of the hub have it
+    state = {re.sub(r"parametrizations\.weight\.(original\d)", lambda m: old[m[1]], k): v for k, v in load_file("m/model.safetensors").items()}  # fmt: skip
+    assert any(name.endswith("weight_g") for name in state)
+    save_file(state, "m/model.safetensors")
+    made, report, spec = started("./m")
+    assert report.share == 1.0
+    assert not report.missing
+    assert {name.rpartition(".")[0] or name for name in report.left_out} - {"masked_spec_embed"} == {"lm_head"}
+    assert spec.preprocessing["sample_rate"] == 8000
+    waves = [torch.randn(n, generator=torch.Generator().manual_seed(n)) for n in (900, 4000, 2500)]
+    with torch.no_grad():
+        found = made({"waveform": torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)})
+        for i, wave in enumerate(waves):
+            same(found.tokens[i][found.mask[i]], plain.base_model(wave[None]).last_hidden_state[0])
+        short = made({"waveform": torch.ones(2, 3)})
+    assert short.mask.tolist() == [[True], [True]], "what is shorter than a step is filled up to one"
+    made.train()
+    made({"waveform": torch.stack([waves[1]] * 2)}).tokens.sum().backward()
+    assert all(p.grad is not None for p in made.parameters()), "no parameter is left out while training"
+
+
+def test_a_waveform_is_what_the_librarys_feature_extractor_makes() -> None:
+    tones(Path("t"), each=4)
+    for normal in (True, False):
+        hearing("wav2vec2", normal=normal)
+        _, _, spec = started("./m")
+        data = build_audio(known=spec, path="t", seconds=0.3)
+        assert data.spec.inputs == {"waveform": InputSpec((2400,), ragged=True)}
+        extract = hf.AutoFeatureExtractor.from_pretrained("m")
+        lengths = []
+        for i in range(len(data.train)):
+            raw, rate = soundfile.read(f"t/{data.train.name(i)}", dtype="float32")
+            wave = data.train[i]["waveform"]
+            same(wave, torch.tensor(extract(raw, sampling_rate=rate).input_values[0]))
+            lengths.append(len(wave))
+        assert max(lengths) > 2400
+        assert data.train.lengths.argsort().tolist() == torch.tensor(lengths).argsort().tolist()
+    with pytest.raises(ConfigError, match=r"dataset.mels: of spectrograms"):
+        build_audio(path="t", input="waveform", mels=8)
+    with pytest.raises(ConfigError, match=r"dataset.input: spectrogram: the checkpoint was trained with waveform"):
+        build_audio(known=spec, path="t", input="spectrogram")
+    with pytest.raises(ConfigError, match=r"dataset.sample_rate: 16000: the checkpoint was trained with 8000"):
+        build_audio(known=spec, path="t", sample_rate=16000)
+    one = fit(data.train[lengths.index(max(lengths))], data.spec)["waveform"]
+    whole, start = data.train[lengths.index(max(lengths))]["waveform"], (max(lengths) - 2400) // 2
+    assert torch.equal(one, whole[start : start + 2400]), "evaluation hears the middle"
+    masks = config.choice("augment", "specaugment").plugin.build(
+        {"spec": data.spec, "arch": "specaugment"}, {"masks": 1, "frequency": 0.0, "time": 0.5}
+    )
+    heard = [masks.sample({"waveform": whole}, key)["waveform"] for key in (1, 1, 2)]
+    assert len(heard[0]) == 2400 and torch.equal(heard[0], heard[1]) and not torch.equal(heard[0], heard[2])
+    masked = torch.isclose(heard[0].abs().unfold(0, 9, 1).amax(1), torch.tensor(0.0), atol=2e-3)
+    assert 0 < int(masked.sum()) < 1300 and float(heard[0].abs().max()) > 0.01
+
+
+def test_what_was_said_and_by_an_encoder_of_a_folder(fmeco: Fmeco) -> None:
+    said = sayings()
+    spoken(said)
+    hearing("wav2vec2")
+    settings = {
+        "dataset": {"name": "audio", "path": "t.csv", "task": "text", "speaker": "who", "seconds": 0.6},
+        "augment": {"name": "specaugment", "time": 0.05},
+        "optimizer": {"name": "adamw", "lr": 0.004},
+        "train": {"epochs": 40, "batch_size": 8, "tensorboard": False, "precision": "fp32"},
+        "transfer": "full",
+        "evaluate": {"every": 20},
+    }
+    answer = fmeco("finetune", write("c.yaml", settings), "--from", "hf/./m@DEFAULT", "--out", "run", "--json")
+    assert answer.code == 0, answer.err
+    assert "waveforms of 8000 Hz, each of mean 0 and deviation 1" in answer.err
+    assert answer.json["metrics"]["val_cer"] < 0.3
+    shutil.move("m", "gone")
+    alone = [fmeco("predict", "run", f"wav/00{i}.wav", "--json").json["predictions"][0] for i in range(4)]
+    rows = fmeco("predict", "run", "wav", "--json").json["predictions"][:4]
+    assert [row["prediction"] for row in rows] == [row["prediction"] for row in alone]
+    assert [row["probability"] for row in rows] == pytest.approx([row["probability"] for row in alone], rel=1e-3)
+    assert sum(row["prediction"] == text for row, text in zip(rows, said, strict=False)) >= 2
+    tones(Path("folder"))
+    for strategy in ("full", "probe"):
+        answer = fmeco("finetune", "--from", "run", "--dataset", "folder", "--out", strategy, "--set", f"transfer.strategy={strategy}", *SHORT)  # fmt: skip
+        assert answer.code == 0, answer.err
+    assert fmeco("resume", "full", "--epochs", "+1").code == 0
+    settings.pop("transfer")
+    heard = {**settings["dataset"], "input": "waveform"}
+    for changes, told in (
+        ({"backbone": "hf/./gone"}, "takes waveforms; this dataset has spectrogram"),
+        ({"backbone": "cnn", "dataset": heard}, "this dataset has waveform\n  hint: hf/ encoders of speech"),
+    ):
+        answer = fmeco("pretrain", write("c.yaml", {**settings, **changes}), "--out", "x")
+        assert answer.code == 2 and told in answer.err
+    Path("gone/preprocessor_config.json").write_text('{"sampling_rate": "fast"}')
+    with pytest.raises(
+        ConfigError, match=r"preprocessor_config\.json: not how recordings are prepared: sampling_rate fast"
+    ):
+        started("./gone")
+    shutil.move("gone", "m")
+    spoil(add_adapter=True)
+    with pytest.raises(ConfigError, match="add_adapter"):
+        started("./m")
+
+
 # ---------------------------------------------------------------- what comes from a stranger
 
 
@@ -358,8 +497,8 @@ def test_a_config_chooses_no_kernel_and_no_code(monkeypatch: pytest.MonkeyPatch)
         ({"vision_config": {"model_type": "vit"}}, "several models"),
         ({"model_type": "bart"}, "an encoder with a decoder"),
         ({"model_type": "clip"}, "several models"),
-        ({"model_type": "wav2vec2"}, "no model of one text or image"),
-        ({"model_type": "timm_wrapper"}, "no model of one text or image"),
+        ({"model_type": "encodec"}, "no model of one text, image or waveform"),
+        ({"model_type": "timm_wrapper"}, "no model of one text, image or waveform"),
         ({"model_type": "bertt"}, "knows no model_type 'bertt'"),
         ({"model_type": None}, "no model_type"),
         ({"hidden_size": "many"}, "not a config of bert"),

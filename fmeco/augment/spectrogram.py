@@ -1,5 +1,6 @@
 """SpecAugment: bands of frequency and stretches of time are masked, https://arxiv.org/abs/1904.08779 section 2; longer
-recordings are cropped at random. Its time warping is left out: the paper found it to matter least (section 5).
+recordings are cropped at random. Its time warping is left out: the paper found it to matter least (section 5). Of waveforms,
+which have no bands, stretches of time become 60 dB quieter.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from fmeco.core import Augment, ConfigError, DataSpec, Doc, Ge, Inputs, InputSpe
 
 NAMES = ("specaugment",)
 _CROP = 0x63726F70  # keeps the crop's number apart from those of the masks
+QUIETER = 1e-3  # and not 0, with which batches are filled up
 
 
 def default(spec: DataSpec, views: int) -> str | None:
     """The name that a config means which says nothing, where the data is of this kind."""
-    return "specaugment" if "spectrogram" in spec.inputs else None
+    return "specaugment" if {"spectrogram", "waveform"} & set(spec.inputs) else None
 
 
 def build(
@@ -25,12 +27,14 @@ def build(
     arch: str,
     *,
     masks: Annotated[int, Doc("of each kind"), Ge(0)] = 2,
-    frequency: Annotated[float, Doc("largest mask, as a share of the bands"), Ge(0), Le(1)] = 0.25,
+    frequency: Annotated[float, Doc("largest mask, as a share of the bands; waveforms have none"), Ge(0), Le(1)] = 0.25,
     time: Annotated[float, Doc("largest mask, as a share of the frames"), Ge(0), Le(1)] = 0.2,
 ) -> Augment:
+    if "waveform" in spec.inputs:
+        return TimeMasks(spec.inputs["waveform"].shape[0], masks, time)
     if "spectrogram" not in spec.inputs:
         raise ConfigError(
-            f"augment: '{arch}' is for spectrograms; this dataset has {', '.join(spec.inputs)}",
+            f"augment: '{arch}' is for recordings; this dataset has {', '.join(spec.inputs)}",
             "augment: none fits any data",
         )
     return SpecAugment(spec.inputs["spectrogram"], masks, frequency, time)
@@ -58,6 +62,22 @@ class SpecAugment(Augment):
             hidden |= _stretch(keys, 4 * mask, bands, self.frequency)[:, :, None]
             hidden |= _stretch(keys, 4 * mask + 2, frames, self.time)[:, None, :]
         return {**inputs, "spectrogram": x.masked_fill(hidden[:, None].to(x.device), self.fill)}
+
+
+class TimeMasks(Augment):
+    """Of waveforms: crops and masks of each sample, which has a length of its own."""
+
+    def __init__(self, length: int, masks: int, time: float) -> None:
+        self.length, self.masks, self.time = length, masks, time
+
+    def sample(self, inputs: Inputs, key: int) -> Inputs:
+        x = inputs["waveform"]  # (L,)
+        start = mix_numbers(key, _CROP) % (max(0, len(x) - self.length) + 1)
+        x = x[start : start + self.length]
+        hidden = torch.zeros(len(x), dtype=torch.bool)
+        for mask in range(self.masks):
+            hidden |= _stretch(torch.tensor([key]), 4 * mask + 2, len(x), self.time)[0]
+        return {**inputs, "waveform": torch.where(hidden, QUIETER * x, x)}
 
 
 def _stretch(keys: Tensor, stream: int, size: int, share: float) -> Tensor:

@@ -1,10 +1,10 @@
-"""Models of transformers that read text or images: `backbone: hf/distilbert-base-uncased` of the hub, or `hf/./FOLDER`.
+"""Models of transformers that read text, images or speech: `backbone: hf/distilbert-base-uncased` of the hub, or `hf/./FOLDER`.
 Needs the extra: pip install 'fmeco[hf]'.
 
 A name that begins with . or / is a folder, and no other is. Code that comes with a model never runs. The architecture
 is that of config.json, which a run writes into its own config, so that a checkpoint needs neither folder nor hub.
-The network is the body of the library's own classifier (of sequences, or images), and tensors keep its names. `pooled`
-is what that classifier reads: pooler_output where the body has one, else the first token, of a causal model the last.
+The network is the body of the library's own classifier (of sequences, images or recordings), and tensors keep its names.
+`pooled` is what that classifier reads: pooler_output where the body has one, else the first token, of a causal model the last.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import inspect
 import json
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -39,6 +40,7 @@ from fmeco.core import (
     listing,
     nearest,
     numbering,
+    pad,
 )
 from fmeco.errors import FmecoError, ResourceError
 from fmeco.nn import fit_channels, image_input
@@ -63,7 +65,11 @@ DROPPED = (
     *("attn_implementation", "experts_implementation", "output_attentions", "output_hidden_states", "torchscript"),
     *("id2label", "label2id", "num_labels", "problem_type", "task_specific_params", "finetuning_task"),
 )
+# What hears waveforms, through convolutions without padding: a step of time then depends on real samples alone.
+SPEECH = ("hubert", "unispeech", "unispeech-sat", "wav2vec2", "wavlm")
 FOREIGN = ("timm_wrapper", "timm_backbone")  # they ask another library for an architecture, which may come from a hub
+Kind = Literal["text", "image", "speech"]
+CLASSIFIERS: dict[Kind, str] = {"text": "Sequence", "image": "Image", "speech": "Audio"}
 # Of Pillow's numbers; Lanczos is nearest to bicubic.
 INTERPOLATIONS = {0: "nearest", 1: "bicubic", 2: "bilinear", 3: "bicubic"}
 
@@ -77,7 +83,7 @@ def build(
     ] = None,
     pooling: Annotated[
         Literal["model", "mean"],
-        Doc("a sample's vector: what the model's own classifier reads, or the mean of its tokens"),
+        Doc("a sample's vector: what the model's own classifier reads, or the mean of its tokens; of speech the mean"),
     ] = "model",
     options: Annotated[dict[str, Scalar], Doc("keys of config.json to change, such as hidden_dropout_prob: 0")] = {},
     config: Annotated[
@@ -91,6 +97,8 @@ def build(
     try:
         if kind == "text":
             return _text(made, spec, pooling, where)
+        if kind == "speech":
+            return _speech(made, spec, where)
         name, shape = image_input(spec, where)
         if hasattr(made, "num_channels"):
             made.num_channels = shape[0]
@@ -212,7 +220,7 @@ def _public(value: Any) -> Any:
     return [_public(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _config(raw: Mapping[str, Any], options: Mapping[str, Any], where: str) -> tuple[Any, Literal["text", "image"]]:
+def _config(raw: Mapping[str, Any], options: Mapping[str, Any], where: str) -> tuple[Any, Kind]:
     """transformers' own object for a config, and what the model reads. Raises ConfigError."""
     hf = _transformers()
     auto = importlib.import_module("transformers.models.auto.modeling_auto")
@@ -224,8 +232,11 @@ def _config(raw: Mapping[str, Any], options: Mapping[str, Any], where: str) -> t
     )
     if model not in hf.CONFIG_MAPPING:
         raise ConfigError(f"{where}: transformers {hf.__version__} knows no model_type '{clean(model)}'")
-    if not text and not image:
-        raise ConfigError(f"{where}: {model} is no model of one text or image that gives features")
+    speech = model in SPEECH
+    if not text and not image and not speech:
+        raise ConfigError(f"{where}: {model} is no model of one text, image or waveform that gives features")
+    if speech:  # layers left out at random are parameters without gradients, which several ranks do not take
+        options = {"layerdrop": 0.0, **options}
     try:
         made = hf.AutoConfig.for_model(model, **given)
         for key in options:
@@ -243,13 +254,15 @@ def _config(raw: Mapping[str, Any], options: Mapping[str, Any], where: str) -> t
     if made.sub_configs:
         raise ConfigError(f"{where}: {model} is made of several models")
     made.use_cache = False  # of a generation's past
-    return made, "text" if text else "image"
+    if getattr(made, "add_adapter", False):
+        raise ConfigError(f"{where}: add_adapter: fmeco takes no steps of time together")
+    return made, "text" if text else "speech" if speech else "image"
 
 
-def _network(config: Any, kind: Literal["text", "image"]) -> nn.Module:
+def _network(config: Any, kind: Kind) -> nn.Module:
     """A new network, in evaluation mode: the body of the library's classifier."""
     hf = _transformers()
-    auto = hf.AutoModelForSequenceClassification if kind == "text" else hf.AutoModelForImageClassification
+    auto = getattr(hf, f"AutoModelFor{CLASSIFIERS[kind]}Classification")
     found = auto._model_mapping[type(config)]
     whole = found[0] if isinstance(found, tuple) else found
     config.architectures = [whole.__name__]
@@ -356,8 +369,8 @@ def _text(config: Any, spec: DataSpec, pooling: str, where: str) -> Backbone:
             "backbone.weights: DEFAULT brings the model's own tokenizer, dataset.tokenizer: FILE another",
             f"to train from scratch with this one: backbone.options: {{vocab_size: {count - one.offset}}}",
         )
-    pad = getattr(config, "pad_token_id", None)
-    padding = pad if isinstance(pad, int) and 0 <= pad < config.vocab_size else 0
+    blank = getattr(config, "pad_token_id", None)
+    padding = blank if isinstance(blank, int) and 0 <= blank < config.vocab_size else 0
     made = Text(_network(config, "text"), pooling, one.offset, padding)
     with torch.no_grad():
         made({"tokens": torch.full((1, one.shape[0]), count - 1)})  # some refuse a length only when they run
@@ -419,6 +432,62 @@ def _image(net: nn.Module, name: str, shape: tuple[int, int, int], pooling: str,
     return made.train()
 
 
+class Speech(Body):
+    """Waveforms (B, L), filled up with 0 at the end -> tokens (B, T, D), and mask (B, T). What a recording gives does not depend
+    on those beside it, nor on how its batch is filled up.
+
+    https://arxiv.org/abs/2006.11477 section 2: convolutions, of which each step of time sees a few milliseconds, and a
+    transformer.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__(net, "mean")
+        config: Any = net.config
+        # Its own masks are drawn from numbers that no seed of a run reaches: fmeco's augmentation masks instead.
+        self.class_layers = ("masked_spec_embed",)
+        net._parameters.pop("masked_spec_embed", None)
+        self.width = int(config.hidden_size)
+        self.convolutions = [*zip(config.conv_kernel, config.conv_stride, strict=True)]
+        self.shortest = 1  # samples that a first step of time sees
+        for kernel, stride in reversed(self.convolutions):
+            self.shortest = (self.shortest - 1) * stride + kernel
+        # A norm over time would count what a batch is filled up with.
+        self.alone = config.feat_extract_norm == "group"
+
+    def forward(self, inputs: Inputs) -> Features:
+        wave = inputs["waveform"]
+        wave = nn.functional.pad(wave, (0, max(0, self.shortest - wave.shape[1])))
+        places = torch.arange(1, wave.shape[1] + 1, device=wave.device)
+        length = (wave.ne(0) * places).amax(1).clamp_min(self.shortest)  # (B,)
+        net: Any = self.net
+        if self.alone:
+            parts = [net.feature_extractor(one[None, :n])[0].T for one, n in zip(wave, length.tolist(), strict=True)]
+            x = pad(parts)  # (B, T, C)
+        else:
+            x = net.feature_extractor(wave[:, : int(length.max())]).transpose(1, 2)
+        steps = length
+        for kernel, stride in self.convolutions:
+            steps = (steps - kernel).div(stride, rounding_mode="floor") + 1
+        mask = torch.arange(x.shape[1], device=x.device) < steps[:, None]
+        x = net.feature_projection(x)
+        x = net.encoder(x[0] if isinstance(x, tuple) else x, attention_mask=mask).last_hidden_state
+        return Features(tokens=x, mask=mask)
+
+
+def _speech(config: Any, spec: DataSpec, where: str) -> Backbone:
+    if set(spec.inputs) != {"waveform"}:
+        raise ConfigError(
+            f"the backbone {where} takes waveforms; this dataset has {', '.join(spec.inputs)}",
+            "dataset.input: waveform, where the dataset is audio",
+        )
+    # Of wavlm: the library hands torch masks of two types.
+    warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask and attn_mask")
+    made = Speech(_network(config, "speech"))
+    with torch.no_grad():  # some refuse a config only when they run
+        made({"waveform": torch.zeros(1, made.shortest)})
+    return made.train()
+
+
 # ---------------------------------------------------------------- what is published
 
 
@@ -463,9 +532,10 @@ def _licence(arch: str) -> str | None:
 
 
 def preprocessing(arch: str) -> DataSpec | None:
-    """How the model's inputs are made: its tokenizer, or the size and colours of its images. None where it does not say."""
+    """How the model's inputs are made: its tokenizer, the size and colours of its images, or the sample rate of its waveforms.
+    None where it does not say."""
     config, kind = _config(_read_config(arch), {}, f"hf/{clean(arch)}")
-    return _tokenizer(arch, config) if kind == "text" else _pixels(arch)
+    return _tokenizer(arch, config) if kind == "text" else _waves(arch) if kind == "speech" else _pixels(arch)
 
 
 def _tokenizer(arch: str, config: Any) -> DataSpec:
@@ -519,6 +589,23 @@ def _pixels(arch: str) -> DataSpec | None:
         preprocessing={"size": size, "resize": max(short, size), "interpolation": interpolation, "color": "rgb"},
         reader="image_folder",
     )
+
+
+def _waves(arch: str) -> DataSpec:
+    """What the library's feature extractor says, alone or within a processor; else what all these models hear, 16 kHz."""
+    from fmeco.datasets import _audio
+
+    raw: Any = {}
+    path = _file(arch, "preprocessor_config.json") or _file(arch, "processor_config.json")
+    if path is not None:
+        raw = _json(path)
+        raw = raw.get("feature_extractor", raw)
+    rate, normal = (
+        (raw.get("sampling_rate", 16_000), raw.get("do_normalize", True)) if isinstance(raw, dict) else (0, 0)
+    )
+    if not isinstance(rate, int) or not _audio.RATES[0] <= rate <= _audio.RATES[1] or not isinstance(normal, bool):
+        raise ConfigError(f"{clean(path)}: not how recordings are prepared: sampling_rate {clean(rate)}")
+    return _audio.audio_spec(None, seconds=None, input="waveform", sample_rate=rate, loudness=normal)
 
 
 def _side(size: Any) -> int:

@@ -1,4 +1,4 @@
-"""Recordings: the one canonical decode, from a file to a log-mel spectrogram."""
+"""Recordings: the one canonical decode, from a file to a log-mel spectrogram, or to the waveform that some networks hear."""
 
 from __future__ import annotations
 
@@ -19,17 +19,11 @@ from fmeco.datasets import _files, _splits
 
 FLOOR = 1e-6  # added to the power of a band: silence has a logarithm, too
 SPAN = 4  # times `seconds` that are decoded of a long recording: training crops from them
+SHORTEST = 25.0  # ms of a waveform
 RATES = (1_000, 768_000)  # Hz; a header that says anything else would ask for a filter without end
 SAMPLED = 256  # training files that the mean and deviation are measured on
-DEFAULTS = {
-    "sample_rate": 16_000,
-    "seconds": 1.0,
-    "mels": 64,
-    "window": 25.0,
-    "hop": 10.0,
-    "fmin": 20.0,
-    "loudness": True,
-}
+DEFAULTS = {"sample_rate": 16_000, "seconds": 1.0, "loudness": True}
+SPECTRAL = {"mels": 64, "window": 25.0, "hop": 10.0, "fmin": 20.0, "fmax": None}  # of spectrograms alone
 LOUDNESS, QUIETEST = 0.1, 1e-4  # root mean squares: what recordings are brought to, and below which they are silence
 
 
@@ -42,39 +36,37 @@ def import_soundfile() -> Any:
 
 
 def audio_spec(
-    known: DataSpec | None,
-    *,
-    sample_rate: int | None,
-    seconds: float | None,
-    mels: int | None,
-    window: float | None,
-    hop: float | None,
-    fmin: float | None,
-    fmax: float | None,
-    loudness: bool | None = None,
-    whole: bool = False,
+    known: DataSpec | None, *, seconds: float | None, whole: bool = False, **given: str | float | None
 ) -> DataSpec:
     """How recordings become inputs: the checkpoint's way (`known`), of which only `seconds` may be changed; else the
-    default. The input's mean and std are the checkpoint's; without one they are still to be measured. whole: a recording is
-    never cropped, as the rest of it would not say its transcript."""
+    default. A spectrogram's mean and std are the checkpoint's; without one they are still to be measured. whole: a recording
+    is never cropped, as the rest of it would not say its transcript. given: the dataset's further keys, None where the config
+    does not say them."""
     same_modality(known, "audio")
     old: Mapping[str, Any] = known.preprocessing if known is not None else {}
-    given = {"sample_rate": sample_rate, "mels": mels, "window": window, "hop": hop, "fmin": fmin, "fmax": fmax}
-    given["loudness"] = loudness
+    if old:
+        old = {"input": "spectrogram", **old}
     given = {key: value for key, value in given.items() if value is not None}
-    if odd := [key for key, value in given.items() if old and value != old[key]]:
+    waveform = {"input": "spectrogram", **given, **old}["input"] == "waveform"
+    if odd := [key for key, value in given.items() if key in old and value != old[key]]:
         raise ConfigError(
             f"dataset.{odd[0]}: {given[odd[0]]}: the checkpoint was trained with {old[odd[0]]}, and knows nothing else",
             "leave the key out: files are read, and resampled, the checkpoint's way",
         )
-    how: dict[str, Any] = {**DEFAULTS, **given, **old}
+    if waveform and (odd := [key for key in given if key in SPECTRAL]):
+        raise ConfigError(f"dataset.{odd[0]}: of spectrograms, and the input is the waveform", "leave the key out")
+    how: dict[str, Any] = {**DEFAULTS, **({} if waveform else SPECTRAL), **given, **old}
     if seconds is not None:
         how["seconds"] = seconds
     how["span"] = SPAN * how["seconds"]
     how.pop("whole", None)
     if whole:
         how["whole"] = True
-    if "fmax" not in how:
+    if waveform:
+        length = max(1, round(how["seconds"] * how["sample_rate"]))
+        return DataSpec("audio", {"waveform": InputSpec((length,), ragged=True)}, {}, how, "audio")
+    how.pop("input", None)
+    if how["fmax"] is None:
         how["fmax"] = how["sample_rate"] / 2
     if not how["fmin"] < how["fmax"] <= how["sample_rate"] / 2:
         raise ConfigError(
@@ -143,8 +135,9 @@ def log_mel(wave: Tensor, how: Mapping[str, Any]) -> Tensor:
 
 
 def decode(path: str, how: Mapping[str, Any]) -> Tensor:
-    """A file -> float32 (1, mels, frames or more), a pure function of the file and the spec: of a long recording the
-    middle `span` seconds, a short one with silence around it. Raises DataError that names the file and the reason.
+    """A file -> float32 (1, mels, frames or more), or the waveform (L,), a pure function of the file and the spec: of a long
+    recording the middle `span` seconds; a short one has silence around it in its spectrogram, and its own length as a
+    waveform. Raises DataError that names the file and the reason.
 
     Training crops, evaluation and prediction all start from exactly this.
     """
@@ -154,8 +147,8 @@ def decode(path: str, how: Mapping[str, Any]) -> Tensor:
             rate, length = file.samplerate, file.frames
             if not RATES[0] <= rate <= RATES[1]:
                 raise ValueError(f"its sample rate is {rate} Hz")
-            if length * 1000 < how["window"] * rate:
-                raise ValueError(f"too short: {1000 * length / rate:.0f} ms, and a window has {how['window']:g}")
+            if length * 1000 < (shortest := how.get("window", SHORTEST)) * rate:
+                raise ValueError(f"too short: {1000 * length / rate:.0f} ms, and a window has {shortest:g}")
             if "whole" in how and length > how["seconds"] * rate + 0.5:
                 raise ValueError(
                     f"{length / rate:.2f} s, longer than dataset.seconds, {how['seconds']:g}: a part would not say its transcript"
@@ -173,11 +166,19 @@ def decode(path: str, how: Mapping[str, Any]) -> Tensor:
     wave = read.mean(1)
     if rate != how["sample_rate"]:
         wave = _resampled(wave, rate, how["sample_rate"])
+    if "input" in how:
+        return torch.from_numpy(_standardized(wave) if how["loudness"] else wave)
     if how["loudness"]:
         wave = wave * (LOUDNESS / max(float(np.sqrt(np.square(wave).mean())), QUIETEST))
     frames = round(1000 * how["seconds"] / how["hop"])
     absent = max(0, frames * _samples(how, "hop") - len(wave))
     return log_mel(torch.from_numpy(np.pad(wave, (absent // 2, absent - absent // 2))), how)
+
+
+def _standardized(wave: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """float32 (L,) of mean 0 and deviation 1, as networks that hear waveforms were trained (do_normalize of transformers)."""
+    made: np.ndarray[Any, Any] = (wave - wave.mean()) / np.sqrt(wave.var() + 1e-7)
+    return made
 
 
 def _resampled(wave: np.ndarray[Any, Any], rate: int, wanted: int) -> np.ndarray[Any, Any]:
@@ -194,8 +195,14 @@ class AudioFiles(_files.FileSamples):
 
     one, many = "recording", "recordings"
 
+    def __init__(self, files: _files.Files, targets: Mapping[str, Tensor | list[Any]], how: Mapping[str, Any]) -> None:
+        super().__init__(files, targets, how)
+        self.input = how.get("input", "spectrogram")
+        if self.input == "waveform" and len(files.sizes):
+            self.lengths = torch.from_numpy(files.sizes)  # bytes, which go with the length nearly always
+
     def decode(self, path: str) -> Inputs:
-        return {"spectrogram": decode(path, self.how)}
+        return {self.input: decode(path, self.how)}
 
 
 def measure(samples: AudioFiles, spec: DataSpec) -> tuple[InputSpec, list[str]]:

@@ -1,5 +1,5 @@
-"""Recordings (.wav, .flac) as log-mel spectrograms: a folder with one folder per class, or a table of paths and labels,
-which may be transcripts.
+"""Recordings (.wav, .flac) as log-mel spectrograms or waveforms: a folder with one folder per class, or a table of paths and
+labels, which may be transcripts.
 
 Needs the extra: pip install 'fmeco[audio]'.
 """
@@ -74,6 +74,12 @@ def build(
     val_fraction: ValFraction = 0.2,
     test_fraction: TestFraction = 0.0,
     split: Fold = None,
+    input: Annotated[
+        Literal["spectrogram", "waveform"] | None,
+        Doc(
+            "what the model hears: log-mel spectrograms, or the recording itself, as hf/ encoders do; null = the checkpoint's, else spectrogram"
+        ),
+    ] = None,
     sample_rate: Annotated[
         int | None,
         Doc("Hz; files at another rate are resampled; null = the checkpoint's, else 16000"),
@@ -83,7 +89,7 @@ def build(
     seconds: Annotated[
         float | None,
         Doc(
-            "length of the model's input; longer recordings are cropped (with transcripts, an error), shorter ones padded; null = the checkpoint's, else 1"
+            "length of the model's input; longer recordings are cropped (with transcripts, an error), shorter spectrograms padded; null = the checkpoint's, else 1"
         ),
         Gt(0),
     ] = None,
@@ -98,7 +104,9 @@ def build(
     ] = None,
     loudness: Annotated[
         bool | None,
-        Doc("bring every recording to the same loudness; null = the checkpoint's, else true"),
+        Doc(
+            "bring every recording to the same loudness, a waveform also to mean 0; null = the checkpoint's, else true"
+        ),
     ] = None,
 ) -> Data:
     _audio.import_soundfile()
@@ -106,8 +114,9 @@ def build(
     spec = _audio.audio_spec(
         known,
         whole=kind == "text",
-        sample_rate=sample_rate,
         seconds=seconds,
+        input=input,
+        sample_rate=sample_rate,
         mels=mels,
         window=window,
         hop=hop,
@@ -169,7 +178,7 @@ def build(
             fold=split,
             speaker=speaker,
         )
-    if not spec.inputs["spectrogram"].mean:
+    if "spectrogram" in spec.inputs and not spec.inputs["spectrogram"].mean:
         files, targets = next(iter(found.parts.values()))  # those of training, which come first
         measured, notes = _audio.measure(_audio.AudioFiles(files, targets, spec.preprocessing), spec)
         spec = dataclasses.replace(spec, inputs={"spectrogram": measured})
