@@ -1,11 +1,11 @@
 """Digit strings of a speaker that training did not hear: from scratch, and from a classifier of single spoken digits.
 
-    python scripts/results_speech.py FOLDER OUT          FOLDER/DIGIT/DIGIT_SPEAKER_N.wav, four speakers or more
+    python scripts/results_speech.py FOLDER OUT [--seeds 0 1 2] [--shares 1 0.1]     FOLDER/DIGIT/DIGIT_SPEAKER_N.wav
 
 A string is 3 to 5 recordings of one speaker, one after the other with short pauses, and its transcript the digits as
-words; OUT/strings holds them. Each seed ([--seeds 0 1 2]) tests another speaker and validates on the next; the classifier
-and the recogniser are trained on the same others, and of one round no recording is in two strings. What is in OUT already
-is not trained again. There is no plain baseline beside them: methods without a network that read strings of words are no
+words; OUT/strings holds them. Each seed tests another of four speakers or more and validates on the next; the classifier
+and the recogniser are trained on the others, and of one round no recording is in two strings. Shares are of the training
+strings, of which fewer are seen more often. What is in OUT already is not trained again. There is no plain baseline beside them: methods without a network that read strings of words are no
 plain ones. Prints a table of docs/results.md; the interval of a gain is a bootstrap over test strings.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import platform
 import random
 import statistics
@@ -33,8 +34,10 @@ from fmeco.nn import bootstrap
 DRAWS = 1000
 ROUNDS = 6  # strings are made of all recordings of a speaker so many times, in another order each time
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+MORE = 4  # times as many epochs, at most, where there are fewer strings
 SECONDS = 3.0  # strings that are longer are left out
-BACKBONE = {"name": "cnn", "widths": [32, 64]}  # halves time twice: a step of 40 ms
+# A step of 40 ms; positions that are rotations fit recordings of any length.
+BACKBONE = {"name": "transformer", "width": 96, "depth": 4, "patch": [32, 4], "positions": "rotary"}
 SOUNDS = {"name": "audio", "sample_rate": 8000, "mels": 32, "split_column": "split", "speaker": "speaker"}
 MASKS = {"name": "specaugment", "time": 0.03}  # a share of 3 s: a mask must not hide a word
 
@@ -49,24 +52,26 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--shares", type=float, nargs="+", default=[1.0, 0.1])
     parser.add_argument("--epochs", type=float, default=15)
     given = parser.parse_args()
     strings = compose(given.data, given.out / "strings")
-    found: dict[str, list[Tried]] = {}
-    for seed in given.seeds:
-        for name, tried in recognisers(given.data, given.out, strings, seed, given.epochs).items():
-            found.setdefault(name, []).append(tried)
+    found: dict[tuple[float, str], list[Tried]] = {}
+    for seed, share in itertools.product(given.seeds, given.shares):
+        for name, tried in recognisers(given.data, given.out, strings, seed, share, given.epochs).items():
+            found.setdefault((share, name), []).append(tried)
             metrics = {key: round(value, 3) for key, value in tried.objective.metrics(tried.rows).items()}
-            print(f"seed {seed}, {name}: {metrics}", flush=True)
+            print(f"seed {seed}, {share:.0%} of the strings, {name}: {metrics}", flush=True)
     machine = platform.processor() or platform.machine()
     print(f"\n{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}\n")
-    print("| | test WER | CER | each seed's WER | WER less than from scratch, 95% interval |\n|---|---|---|---|---|")
-    for name, tried in found.items():
+    print("| strings | | test WER | CER | each seed's WER | WER less than from scratch, 95% interval |")
+    print("|---|---|---|---|---|---|")
+    for (share, name), tried in sorted(found.items(), key=lambda one: (-one[0][0], one[0][1] != "scratch")):
         each = [one.objective.metrics(one.rows) for one in tried]
         wer, cer = (statistics.mean(one[key] for one in each) for key in ("wer", "cer"))
-        gain = "" if name == "scratch" else fewer(tried, found["scratch"])
+        gain = "" if name == "scratch" else fewer(tried, found[share, "scratch"])
         seeds = ", ".join(f"{one['wer']:.3f}" for one in each)
-        print(f"| {name} | {wer:.3f} | {cer:.3f} | {seeds} | {gain} |")
+        print(f"| {share:.0%} | {name} | {wer:.3f} | {cer:.3f} | {seeds} | {gain} |")
 
 
 def fewer(mine: list[Tried], theirs: list[Tried]) -> str:
@@ -133,7 +138,9 @@ def table(path: Path, rows: list[dict[str, str]], tests: str, validates: str) ->
     return str(path)
 
 
-def recognisers(data: Path, out: Path, strings: list[dict[str, str]], seed: int, epochs: float) -> dict[str, Tried]:
+def recognisers(
+    data: Path, out: Path, strings: list[dict[str, str]], seed: int, share: float, epochs: float
+) -> dict[str, Tried]:
     """A recogniser from scratch and from a classifier, all tested on the seed's speaker."""
     speakers = sorted({row["speaker"] for row in strings})
     roles = speakers[seed % len(speakers)], speakers[(seed + 1) % len(speakers)]
@@ -146,20 +153,23 @@ def recognisers(data: Path, out: Path, strings: list[dict[str, str]], seed: int,
     spoken = {**SOUNDS, "path": table(own / "strings.csv", strings, *roles), "root": str(out / "strings")}
     spoken |= {"task": "text", "seconds": SECONDS}
     shared: dict[str, Any] = {
-        "optimizer": {"name": "adamw", "lr": 2e-3, "weight_decay": 0.05},
+        "optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.05},
         "schedule": {"name": "cosine", "warmup": 0.1},
         "seed": seed,
     }
-    source, run = own / "classifier", {**shared, "train": {"epochs": epochs, "batch_size": 8, "clip_norm": 1.0}}
+    source = own / "classifier"
     if not (source / "report.html").exists():
-        raw = {**shared, "dataset": {**digits, "seconds": 0.7}, "backbone": BACKBONE}
+        raw = {**shared, "dataset": {**digits, "seconds": 0.72}, "backbone": BACKBONE}
         fmeco.pretrain({**raw, "train": {"epochs": 20, "batch_size": 32}}, out=source, force=True)
-    run |= {"dataset": spoken, "augment": MASKS, "evaluate": {"every": epochs / 3}}
+    epochs *= min(1 / share, MORE)
+    run = {**shared, "dataset": spoken, "augment": MASKS, "evaluate": {"every": epochs / 3}}
+    run["train"] = {"epochs": epochs, "batch_size": 16, "clip_norm": 1.0, "label_fraction": share}
     found = {}
     for name, strategy in (("scratch", "scratch"), ("from a digit classifier", "full")):
-        if not (own / strategy / "report.html").exists():
-            fmeco.finetune({**run, "transfer": strategy}, ref=source, out=own / strategy, force=True)
-        measured = use.measure(own / strategy, None, "test", ())
+        trained = own / (strategy if share == 1 else f"{strategy}-{share:g}")
+        if not (trained / "report.html").exists():
+            fmeco.finetune({**run, "transfer": strategy}, ref=source, out=trained, force=True)
+        measured = use.measure(trained, None, "test", ())
         found[name] = Tried(measured.model.objective, measured.rows)
     return found
 

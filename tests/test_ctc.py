@@ -163,6 +163,7 @@ def image(high: int, wide: int) -> DataSpec:
         ("cnn", {"widths": [8, 8]}, (3, 15)),
         ("resnet18", {"stem": "small"}, (2, 8)),
         ("regnet_y_400mf", {}, (1, 2)),
+        ("efficientnet_b0", {}, (1, 2)),
         ("transformer", {"patch": [16, 4], "depth": 1}, (1, 16)),
     ],
 )

@@ -139,6 +139,9 @@ def test_what_is_wrong_with_a_table_is_said_with_its_row() -> None:
     write("mixed.csv", "\n".join([lines[0], *reversed(lines[1:])]))
     mixed = series(path="mixed.csv")
     assert "they are sorted" in mixed.notes[0]
+    flat = "\n".join(f"{line},{'still' if i == 0 else 7}" for i, line in enumerate(lines))
+    told = " ".join(series(path=str(write("flat.csv", flat))).notes)
+    assert "no MASE of still: in training it never differs" in told
     assert mixed.spec.fingerprint == series().spec.fingerprint, "the order of rows is no matter"
     with pytest.raises(DataError, match="no series is long enough for train: 400 steps to know and 12 to forecast"):
         series(context=400, test_fraction=0.0, val_fraction=0.1)

@@ -129,6 +129,10 @@ def _prepared(
             its = {**_series.statistics(one, first, season), **{key: its[key] for key in ("mean", "std") if its}}
         kept.append(one)
         how.append(dict(its))
+    if still := [its["name"] for its in how if not its["naive"]]:
+        notes.append(
+            f"{clean(path)}: no MASE of {listing(still)}: in training it never differs from a season before, or is shorter"
+        )
     if late:
         notes.append(f"{clean(path)}: left out: {listing(late)}, without values in the time of training")
     if not kept:
