@@ -55,6 +55,9 @@ def faster_precision(
     batch: a few samples. samples: those of the whole run. limit: seconds of the run, inf where it is given in steps.
     """
 
+    if not has_bf16_kernels():  # a single pass of a large model could then take an hour
+        return "fp32", 1.0
+
     def once(precision: str) -> float:
         return step_seconds(objective, batch, device, precision)
 
@@ -68,6 +71,12 @@ def faster_precision(
         ratios.append(once("fp32") / once("bf16"))
     gain = statistics.median(ratios)
     return ("bf16" if gain > GAIN else "fp32"), gain
+
+
+def has_bf16_kernels() -> bool:
+    """Whether torch's library for this CPU computes in bf16, if only by converting; where it does not, bf16 is never faster."""
+    has = torch.cpu.get_capabilities()
+    return has.get("architecture") != "x86_64" or any(has.get(name) for name in ("avx512_bw", "avx_ne_convert"))
 
 
 def _wait(device: torch.device) -> None:

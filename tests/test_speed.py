@@ -113,6 +113,7 @@ def test_a_home_that_cannot_be_written_costs_the_cache_and_nothing_else(monkeypa
 def test_precision_is_measured_and_written_down_and_measuring_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = {"name": "mlp", "hidden": [32], "dropout": 0.3}
     api.pretrain(tiny(backbone=backbone, train={"precision": "fp32"}), out="given")
+    monkeypatch.setattr(tune, "has_bf16_kernels", lambda: True)
     monkeypatch.setattr(tune, "SHORT_RUN", 0.0)
     monkeypatch.setattr(tune, "GAIN", 1e9)
     api.pretrain(tiny(backbone=backbone, train={"precision": "auto"}), out="slow")

@@ -1,6 +1,6 @@
 """SpecAugment: bands of frequency and stretches of time are masked, https://arxiv.org/abs/1904.08779 section 2; longer
 recordings are cropped at random. Its time warping is left out: the paper found it to matter least (section 5). Of waveforms,
-which have no bands, stretches of time become 60 dB quieter.
+which have no bands, stretches of time become a constant.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from fmeco.core import Augment, ConfigError, DataSpec, Doc, Ge, Inputs, InputSpe
 
 NAMES = ("specaugment",)
 _CROP = 0x63726F70  # keeps the crop's number apart from those of the masks
-QUIETER = 1e-3  # and not 0, with which batches are filled up
+NOTHING = 1e-3  # of a waveform; and not 0, with which batches are filled up
 
 
 def default(spec: DataSpec, views: int) -> str | None:
@@ -77,7 +77,7 @@ class TimeMasks(Augment):
         hidden = torch.zeros(len(x), dtype=torch.bool)
         for mask in range(self.masks):
             hidden |= _stretch(torch.tensor([key]), 4 * mask + 2, len(x), self.time)[0]
-        return {**inputs, "waveform": torch.where(hidden, QUIETER * x, x)}
+        return {**inputs, "waveform": x.masked_fill(hidden, NOTHING)}
 
 
 def _stretch(keys: Tensor, stream: int, size: int, share: float) -> Tensor:

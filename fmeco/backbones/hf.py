@@ -256,6 +256,8 @@ def _config(raw: Mapping[str, Any], options: Mapping[str, Any], where: str) -> t
     made.use_cache = False  # of a generation's past
     if getattr(made, "add_adapter", False):
         raise ConfigError(f"{where}: add_adapter: fmeco takes no steps of time together")
+    if getattr(made, "conv_pos_batch_norm", False):
+        raise ConfigError(f"{where}: conv_pos_batch_norm: what a recording gives would depend on those beside it")
     return made, "text" if text else "speech" if speech else "image"
 
 
@@ -279,7 +281,7 @@ def _network(config: Any, kind: Kind) -> nn.Module:
 
 
 class Body(Backbone):
-    """What text and images share. class_layers: a pooler that the library's classifier goes without, and what the library
+    """What text, images and speech share. class_layers: a pooler that the library's classifier goes without, and what the library
     itself ignores in its own older files."""
 
     input: str
@@ -460,7 +462,8 @@ class Speech(Body):
         places = torch.arange(1, wave.shape[1] + 1, device=wave.device)
         length = (wave.ne(0) * places).amax(1).clamp_min(self.shortest)  # (B,)
         net: Any = self.net
-        if self.alone:
+        # Without gradients batches are large, and the first map of each is by far the largest.
+        if self.alone or not torch.is_grad_enabled():
             parts = [net.feature_extractor(one[None, :n])[0].T for one, n in zip(wave, length.tolist(), strict=True)]
             x = pad(parts)  # (B, T, C)
         else:
@@ -595,16 +598,18 @@ def _waves(arch: str) -> DataSpec:
     """What the library's feature extractor says, alone or within a processor; else what all these models hear, 16 kHz."""
     from fmeco.datasets import _audio
 
-    raw: Any = {}
+    raw: dict[str, Any] = {}
     path = _file(arch, "preprocessor_config.json") or _file(arch, "processor_config.json")
     if path is not None:
         raw = _json(path)
-        raw = raw.get("feature_extractor", raw)
-    rate, normal = (
-        (raw.get("sampling_rate", 16_000), raw.get("do_normalize", True)) if isinstance(raw, dict) else (0, 0)
-    )
-    if not isinstance(rate, int) or not _audio.RATES[0] <= rate <= _audio.RATES[1] or not isinstance(normal, bool):
-        raise ConfigError(f"{clean(path)}: not how recordings are prepared: sampling_rate {clean(rate)}")
+        raw = inner if isinstance(inner := raw.get("feature_extractor"), dict) else raw
+    rate, normal = raw.get("sampling_rate", 16_000), raw.get("do_normalize", True)
+    for key, value, valid in (
+        ("sampling_rate", rate, isinstance(rate, int) and _audio.RATES[0] <= rate <= _audio.RATES[1]),
+        ("do_normalize", normal, isinstance(normal, bool)),
+    ):
+        if not valid:
+            raise ConfigError(f"{clean(path)}: not how recordings are prepared: {key} {clean(value)}")
     return _audio.audio_spec(None, seconds=None, input="waveform", sample_rate=rate, loudness=normal)
 
 

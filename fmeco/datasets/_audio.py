@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import math
@@ -20,6 +21,7 @@ from fmeco.datasets import _files, _splits
 FLOOR = 1e-6  # added to the power of a band: silence has a logarithm, too
 SPAN = 4  # times `seconds` that are decoded of a long recording: training crops from them
 SHORTEST = 25.0  # ms of a waveform
+SILENCE = 1e-12  # what a waveform holds in place of 0
 RATES = (1_000, 768_000)  # Hz; a header that says anything else would ask for a filter without end
 SAMPLED = 256  # training files that the mean and deviation are measured on
 DEFAULTS = {"sample_rate": 16_000, "seconds": 1.0, "loudness": True}
@@ -52,6 +54,11 @@ def audio_spec(
         raise ConfigError(
             f"dataset.{odd[0]}: {given[odd[0]]}: the checkpoint was trained with {old[odd[0]]}, and knows nothing else",
             "leave the key out: files are read, and resampled, the checkpoint's way",
+        )
+    if whole and known is not None and known.targets and seconds not in (None, old["seconds"]):
+        raise ConfigError(
+            f"dataset.seconds: {seconds:g}: this checkpoint hears {old['seconds']:g} s, and would crop what is longer",
+            "fmeco finetune --from it takes another length",
         )
     if waveform and (odd := [key for key in given if key in SPECTRAL]):
         raise ConfigError(f"dataset.{odd[0]}: of spectrograms, and the input is the waveform", "leave the key out")
@@ -167,7 +174,9 @@ def decode(path: str, how: Mapping[str, Any]) -> Tensor:
     if rate != how["sample_rate"]:
         wave = _resampled(wave, rate, how["sample_rate"])
     if "input" in how:
-        return torch.from_numpy(_standardized(wave) if how["loudness"] else wave)
+        wave = _standardized(wave) if how["loudness"] else wave
+        # Batches are filled up with 0, which tells where a recording ends; its own zeros must not.
+        return torch.from_numpy(np.where(wave == 0, SILENCE, wave).astype(np.float32))
     if how["loudness"]:
         wave = wave * (LOUDNESS / max(float(np.sqrt(np.square(wave).mean())), QUIETEST))
     frames = round(1000 * how["seconds"] / how["hop"])
@@ -198,37 +207,50 @@ class AudioFiles(_files.FileSamples):
     def __init__(self, files: _files.Files, targets: Mapping[str, Tensor | list[Any]], how: Mapping[str, Any]) -> None:
         super().__init__(files, targets, how)
         self.input = how.get("input", "spectrogram")
-        if self.input == "waveform" and len(files.sizes):
-            self.lengths = torch.from_numpy(files.sizes)  # bytes, which go with the length nearly always
+        # Bytes go with the length nearly always. They also go with formats, and these with classes: a batch of one class
+        # teaches little, and so only transcripts are sorted.
+        if self.input == "waveform" and "whole" in how and len(files.sizes):
+            self.lengths = torch.from_numpy(files.sizes)
 
     def decode(self, path: str) -> Inputs:
         return {self.input: decode(path, self.how)}
 
 
-def measure(samples: AudioFiles, spec: DataSpec) -> tuple[InputSpec, list[str]]:
-    """The input with the mean and deviation of some training files, drawn by name; and notes. What cannot be read is
-    left to training, which names it.
+def _some(samples: AudioFiles) -> list[int]:
+    """A few samples, drawn by name."""
+    names = [samples.name(i) for i in range(len(samples))]
+    drawn: list[int] = np.argsort(_splits.ranks(names, "statistics"), kind="stable")[:SAMPLED].tolist()
+    return drawn
+
+
+def cropped(samples: AudioFiles, spec: DataSpec) -> list[str]:
+    """A note where most recordings are longer than what the model hears."""
+    drawn, seconds, long = _some(samples), spec.preprocessing["seconds"], 0
+    for index in drawn:
+        with contextlib.suppress(RuntimeError, OSError):  # left to training, which names the file
+            path = os.path.join(samples.files.root, samples.name(index))
+            long += import_soundfile().info(os.fsencode(path)).duration > 1.5 * seconds
+    note = f"most recordings are longer than dataset.seconds, {seconds:g}: the model hears {seconds:g} s at a time"
+    return [note] if 2 * long > len(drawn) else []
+
+
+def measure(samples: AudioFiles, spec: DataSpec) -> InputSpec:
+    """The spectrogram's description with the mean and deviation of some training files. What cannot be read is left to
+    training, which names it.
 
     Rounded: they describe the data, and must not differ where another machine adds in another order.
     """
     how = spec.inputs["spectrogram"]
-    names = [samples.name(i) for i in range(len(samples))]
-    drawn = np.argsort(_splits.ranks(names, "statistics"), kind="stable")[:SAMPLED].tolist()
-    count, total, squares, long, failed = 0, 0.0, 0.0, 0, DataError("no recordings")
-    for index in drawn:
+    count, total, squares, failed = 0, 0.0, 0.0, DataError("no recordings")
+    for index in _some(samples):
         try:
-            whole = samples[index]
+            x = fit(samples[index], spec)["spectrogram"].double()
         except DataError as error:
             failed = error
             continue
-        long += whole["spectrogram"].shape[-1] > 1.5 * how.shape[-1]
-        x = fit(whole, spec)["spectrogram"].double()
         count, total, squares = count + x.numel(), total + float(x.sum()), squares + float(x.square().sum())
     if not count:
         raise failed
     mean = total / count
     std = round(math.sqrt(max(squares / count - mean**2, 0.0)), 3) or 1.0
-    seconds = spec.preprocessing["seconds"]
-    notes = [f"most recordings are longer than dataset.seconds, {seconds:g}: the model hears {seconds:g} s at a time"]
-    made = InputSpec(how.shape, how.dtype, how.scale, (round(mean, 3),), (std,))
-    return made, notes if 2 * long > len(drawn) else []
+    return InputSpec(how.shape, how.dtype, how.scale, (round(mean, 3),), (std,))

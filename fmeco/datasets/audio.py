@@ -105,7 +105,7 @@ def build(
     loudness: Annotated[
         bool | None,
         Doc(
-            "bring every recording to the same loudness, a waveform also to mean 0; null = the checkpoint's, else true"
+            "bring every recording to the same loudness, a waveform to mean 0 and deviation 1; null = the checkpoint's, else true"
         ),
     ] = None,
 ) -> Data:
@@ -178,11 +178,12 @@ def build(
             fold=split,
             speaker=speaker,
         )
+    files, targets = next(iter(found.parts.values()))  # those of training, which come first
+    first = _audio.AudioFiles(files, targets, spec.preprocessing)
+    if kind != "text" and (known is None or not known.targets):
+        found.notes.extend(_audio.cropped(first, spec))
     if "spectrogram" in spec.inputs and not spec.inputs["spectrogram"].mean:
-        files, targets = next(iter(found.parts.values()))  # those of training, which come first
-        measured, notes = _audio.measure(_audio.AudioFiles(files, targets, spec.preprocessing), spec)
-        spec = dataclasses.replace(spec, inputs={"spectrogram": measured})
-        found.notes.extend(notes)
+        spec = dataclasses.replace(spec, inputs={"spectrogram": _audio.measure(first, spec)})
     return _files.data(_audio.AudioFiles, spec, found)
 
 

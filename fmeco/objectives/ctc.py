@@ -61,7 +61,7 @@ def width(backbone: Backbone, spec: DataSpec) -> int:
     if found.tokens is None or (found.grid is None and found.mask is None):
         raise ConfigError(
             f"objective ctc needs a backbone that keeps time, and {type(backbone).__name__} gives one vector per sample here",
-            "cnn, resnets of torchvision, or transformer with backbone.patch: [mels, frames]",
+            "cnn, resnets of torchvision, transformer with backbone.patch: [mels, frames], or hf/ encoders of waveforms",
         )
     return found.tokens.shape[-1]
 
@@ -109,7 +109,8 @@ class CTC(Objective):
             raise DataError(
                 f"the transcript '{clean(text, 60)}' has {len(said)} characters, {repeats} of them repeated at once, which "
                 f"need {len(said) + repeats} steps of time; the backbone gives {steps}",
-                "finer steps: a narrower backbone.patch, a backbone that halves less often, or a smaller dataset.hop",
+                "finer steps, where the input is a spectrogram: a narrower backbone.patch, a backbone that halves less often, or a "
+                "smaller dataset.hop",
                 "a larger dataset.seconds gives more of them only where the recordings are longer, too",
             )
 
