@@ -108,7 +108,9 @@ class Train(BaseModel):
         Gt(0),
         Le(1),
     ] = 1.0
-    save_every: Annotated[int | Literal["auto"], Doc("steps between checkpoints; auto = at each evaluation")] = "auto"
+    save_every: Annotated[
+        int | Literal["auto"], Doc("steps between checkpoints; auto = at evaluations, 20 seconds apart or more")
+    ] = "auto"
     keep: Annotated[int, Doc("newest checkpoints to keep beside the best"), Ge(1)] = 2
     log_every: Annotated[int, Doc("steps between lines of metrics.jsonl"), Ge(1)] = 10
     on_nonfinite: Annotated[

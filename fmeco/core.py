@@ -269,10 +269,10 @@ class Data:
 
     def split(self, name: str) -> Samples:
         """The split called train, val or test. Raises ConfigError when this dataset has none."""
-        samples: Samples | None = getattr(self, name)
+        samples: Samples | None = getattr(self, name) if name in ("train", "val", "test") else None
         if samples is None or len(samples) == 0:
             has = [split for split in ("train", "val", "test") if getattr(self, split) is not None]
-            raise ConfigError(f"this dataset has no {name} split", f"it has: {', '.join(has)}")
+            raise ConfigError(f"this dataset has no {clean(name)} split", f"it has: {', '.join(has)}")
         return samples
 
 

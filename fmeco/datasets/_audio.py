@@ -155,10 +155,11 @@ def decode(path: str, how: Mapping[str, Any]) -> Tensor:
             if not RATES[0] <= rate <= RATES[1]:
                 raise ValueError(f"its sample rate is {rate} Hz")
             if length * 1000 < (shortest := how.get("window", SHORTEST)) * rate:
-                raise ValueError(f"too short: {1000 * length / rate:.0f} ms, and a window has {shortest:g}")
+                raise ValueError(f"too short: {1000 * length / rate:.0f} ms, of at least {shortest:g}")
             if "whole" in how and length > how["seconds"] * rate + 0.5:
                 raise ValueError(
-                    f"{length / rate:.2f} s, longer than dataset.seconds, {how['seconds']:g}: a part would not say its transcript"
+                    f"{length / rate:.2f} s, longer than dataset.seconds, {how['seconds']:g}, which must be that of the longest: a part "
+                    "would not say its transcript"
                 )
             wanted = min(length, math.ceil(how["span"] * rate))
             file.seek((length - wanted) // 2)

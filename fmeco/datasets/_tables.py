@@ -126,7 +126,7 @@ def column(table: Table, name: str, path: str) -> list[str]:
     if name not in table:
         raise ConfigError(
             f"{clean(path)}: no column '{clean(name)}'{nearest(name, table)}; it has: {listing(table, 50)}",
-            "name it, as in --set dataset.target=COLUMN",
+            "name the column of the target: --set dataset.target=COLUMN, or of a table of files dataset.label_column",
         )
     return table[name]
 
