@@ -2,10 +2,10 @@
 finetuning with few labels from each seed's best, against new weights.
 
     python scripts/results_ssl.py FOLDER OUT [--epochs 16] [--seeds 0 1] [--objectives simclr vicreg ...] [--labels 20]
-    python scripts/results_ssl.py FOLDER OUT --objectives mask --labels 0
+    python scripts/results_ssl.py FOLDER OUT --objectives mask classification_of_patches --labels 0 --epochs 24
 
-FOLDER holds train/CLASS/* and test/CLASS/*. The backbone is a small cnn; for mask a transformer, whose untrained weights are another
-floor. Objectives without labels see the training images alone; supcon and `classification`, the measure of what labels
+FOLDER holds train/CLASS/* and test/CLASS/*. The backbone is a small cnn; for the latter two a transformer, whose untrained weights are
+another floor. Objectives without labels see the training images alone; supcon and `classification`, the measure of what labels
 would give, their classes as well; distill has the seed's `classification` as its teacher. k-NN and linear head are fitted to
 all labels of the training images and measured on the test images. What is in OUT already is not trained again.
 """
@@ -24,7 +24,7 @@ import fmeco
 from fmeco import probing
 from fmeco.errors import Diverged
 
-LABELLED = ("supcon", "classification")
+LABELLED = ("supcon", "classification", "classification_of_patches")
 CNN = {"name": "cnn", "widths": [32, 64, 128]}
 TRANSFORMER = {"name": "transformer", "width": 64, "depth": 3, "patch": 4, "dropout": 0.0}
 
@@ -68,9 +68,10 @@ def pretrained(run: Path, name: str, seed: int, folder: Path, epochs: float) -> 
     kind = "image_folder" if name in LABELLED else "images"
     raw: dict[str, Any] = {
         "dataset": {"name": kind, "path": str(folder / "train"), "val_fraction": 0.05, "image_size": 32},
-        "backbone": TRANSFORMER if name == "mask" else CNN,
+        "backbone": TRANSFORMER if name in ("mask", "classification_of_patches") else CNN,
         "objective": {
             "mask": {"name": "mask", "decoder": 1},
+            "classification_of_patches": "classification",
             "distill": {"name": "distill", "teacher": str(run.parent / f"classification-{seed}")},
         }.get(name, name),
         "optimizer": {"name": "adamw", "lr": 2e-3, "weight_decay": 0.05},
