@@ -596,24 +596,20 @@ def _pixels(arch: str) -> DataSpec | None:
 
 def _waves(arch: str) -> DataSpec:
     """What the library's feature extractor says, alone or within a processor; else what all these models hear, 16 kHz."""
-    from fmeco.datasets import _audio
-    from fmeco.log import say
-
     raw: dict[str, Any] = {}
     path = _file(arch, "preprocessor_config.json") or _file(arch, "processor_config.json")
     if path is not None:
         raw = _json(path)
         raw = inner if isinstance(inner := raw.get("feature_extractor"), dict) else raw
-    else:
-        say(f"hf/{clean(arch)} has no preprocessor_config.json: 16000 Hz, and mean 0 and deviation 1, are assumed")
     rate, normal = raw.get("sampling_rate", 16_000), raw.get("do_normalize", True)
     for key, value, valid in (
-        ("sampling_rate", rate, isinstance(rate, int) and _audio.RATES[0] <= rate <= _audio.RATES[1]),
+        ("sampling_rate", rate, isinstance(rate, int) and 1_000 <= rate <= 768_000),
         ("do_normalize", normal, isinstance(normal, bool)),
     ):
         if not valid:
             raise ConfigError(f"{clean(path)}: not how recordings are prepared: {key} {clean(value)}")
-    return _audio.audio_spec(None, seconds=None, input="waveform", sample_rate=rate, loudness=normal)
+    how = {"input": "waveform", "sample_rate": rate, "loudness": normal}
+    return DataSpec("audio", {"waveform": InputSpec((rate,), ragged=True)}, {}, how, "audio")
 
 
 def _side(size: Any) -> int:
