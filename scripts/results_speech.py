@@ -5,8 +5,9 @@
 A string is 3 to 5 recordings of one speaker, one after the other with short pauses, and its transcript the digits as
 words; OUT/strings holds them. Each seed tests another of four speakers or more and validates on the next; the classifier
 and the recogniser are trained on the others, and of one round no recording is in two strings. Shares are of the training
-strings, of which fewer are seen more often. What is in OUT already is not trained again. There is no plain baseline beside them: methods without a network that read strings of words are no
-plain ones. Prints a table of docs/results.md; the interval of a gain is a bootstrap over test strings.
+strings, of which fewer are seen more often. What is in OUT already is not trained again. There is no plain baseline beside
+them: methods without a network that read strings of words are no plain ones. Prints a table of docs/results.md; the
+interval of a gain is a bootstrap over test strings.
 """
 
 from __future__ import annotations

@@ -49,10 +49,7 @@ class SpecAugment(Augment):
         self.masks, self.frequency, self.time = masks, frequency, time
 
     def sample(self, inputs: Inputs, key: int) -> Inputs:
-        x = inputs["spectrogram"]  # (1, mels, frames or more)
-        slack = x.shape[-1] - self.frames
-        start = mix_numbers(key, _CROP) % (slack + 1)
-        return {**inputs, "spectrogram": x[..., start : start + self.frames]}
+        return {**inputs, "spectrogram": _cropped(inputs["spectrogram"], self.frames, key)}  # (1, mels, frames)
 
     def batch(self, inputs: Inputs, keys: Tensor) -> Inputs:
         x = inputs["spectrogram"]  # (B, 1, mels, frames)
@@ -71,13 +68,17 @@ class TimeMasks(Augment):
         self.length, self.masks, self.time = length, masks, time
 
     def sample(self, inputs: Inputs, key: int) -> Inputs:
-        x = inputs["waveform"]  # (L,)
-        start = mix_numbers(key, _CROP) % (max(0, len(x) - self.length) + 1)
-        x = x[start : start + self.length]
+        x = _cropped(inputs["waveform"], self.length, key)  # (L,)
         hidden = torch.zeros(len(x), dtype=torch.bool)
         for mask in range(self.masks):
             hidden |= _stretch(torch.tensor([key]), 4 * mask + 2, len(x), self.time)[0]
         return {**inputs, "waveform": x.masked_fill(hidden, NOTHING)}
+
+
+def _cropped(x: Tensor, length: int, key: int) -> Tensor:
+    """A random part of (..., length or more); what is shorter stays."""
+    start = mix_numbers(key, _CROP) % (max(0, x.shape[-1] - length) + 1)
+    return x[..., start : start + length]
 
 
 def _stretch(keys: Tensor, stream: int, size: int, share: float) -> Tensor:

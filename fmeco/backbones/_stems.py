@@ -52,7 +52,24 @@ class Ids(Stem):
         return Tokens(self.mask(inputs), ids=inputs["tokens"])
 
 
-class Patches(Stem):
+class Numbers(Stem):
+    """Tokens that are P numbers each, all of them real, through a linear layer."""
+
+    embed: nn.Linear
+
+    @abstractmethod
+    def cut(self, inputs: Inputs) -> Tensor:
+        """The numbers of each token (B, T, P)."""
+
+    def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
+        return self.embed(self.cut(inputs)), None
+
+    def tokenize(self, inputs: Inputs) -> Tokens:
+        x = self.cut(inputs)
+        return Tokens(torch.ones(x.shape[:2], dtype=torch.bool, device=x.device), numbers=x)
+
+
+class Patches(Numbers):
     """An image or spectrogram (B, C, H, W) -> its patches, row by row, each C * h * w numbers, through a linear layer."""
 
     def __init__(self, spec: DataSpec, width: int, patch: list[int]) -> None:
@@ -73,15 +90,8 @@ class Patches(Stem):
         patches: Tensor = x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
         return patches
 
-    def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
-        return self.embed(self.cut(inputs)), None
 
-    def tokenize(self, inputs: Inputs) -> Tokens:
-        x = self.cut(inputs)
-        return Tokens(torch.ones(x.shape[:2], dtype=torch.bool, device=x.device), numbers=x)
-
-
-class Steps(Stem):
+class Steps(Numbers):
     """A window of a series (B, L), standardised by its own mean and deviation -> its patches, side by side, each of P
     numbers, through a linear layer. https://arxiv.org/abs/2211.14730 section 3.1"""
 
@@ -97,13 +107,6 @@ class Steps(Stem):
         """(B, L) -> (B, T, P)."""
         patches: Tensor = by_instance(inputs["series"])[0].unflatten(1, (self.length, self.numbers))
         return patches
-
-    def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
-        return self.embed(self.cut(inputs)), None
-
-    def tokenize(self, inputs: Inputs) -> Tokens:
-        x = self.cut(inputs)
-        return Tokens(torch.ones(x.shape[:2], dtype=torch.bool, device=x.device), numbers=x)
 
 
 class Columns(Stem):

@@ -216,23 +216,22 @@ class AudioFiles(_files.FileSamples):
     def decode(self, path: str) -> Inputs:
         return {self.input: decode(path, self.how)}
 
-
-def _some(samples: AudioFiles) -> list[int]:
-    """A few samples, drawn by name."""
-    names = [samples.name(i) for i in range(len(samples))]
-    drawn: list[int] = np.argsort(_splits.ranks(names, "statistics"), kind="stable")[:SAMPLED].tolist()
-    return drawn
+    @functools.cached_property
+    def drawn(self) -> list[int]:
+        """A few samples, by name, to say something of all."""
+        found: list[int] = np.argsort(_splits.ranks(self.files.names(), "statistics"), kind="stable")[:SAMPLED].tolist()
+        return found
 
 
 def cropped(samples: AudioFiles, spec: DataSpec) -> list[str]:
     """A note where most recordings are longer than what the model hears."""
-    drawn, seconds, long = _some(samples), spec.preprocessing["seconds"], 0
-    for index in drawn:
+    seconds, long = spec.preprocessing["seconds"], 0
+    for index in samples.drawn:
         with contextlib.suppress(RuntimeError, OSError):  # left to training, which names the file
             path = os.path.join(samples.files.root, samples.name(index))
             long += import_soundfile().info(os.fsencode(path)).duration > 1.5 * seconds
     note = f"most recordings are longer than dataset.seconds, {seconds:g}: the model hears {seconds:g} s at a time"
-    return [note] if 2 * long > len(drawn) else []
+    return [note] if 2 * long > len(samples.drawn) else []
 
 
 def measure(samples: AudioFiles, spec: DataSpec) -> InputSpec:
@@ -243,7 +242,7 @@ def measure(samples: AudioFiles, spec: DataSpec) -> InputSpec:
     """
     how = spec.inputs["spectrogram"]
     count, total, squares, failed = 0, 0.0, 0.0, DataError("no recordings")
-    for index in _some(samples):
+    for index in samples.drawn:
         try:
             x = fit(samples[index], spec)["spectrogram"].double()
         except DataError as error:
