@@ -13,10 +13,10 @@ __all__ = ["FmecoError", "embed", "evaluate", "finetune", "load", "predict", "pr
 
 if TYPE_CHECKING:
     from fmeco.errors import FmecoError
-    from fmeco.evaluation import evaluate
-    from fmeco.probing import probe, rank
-    from fmeco.run import finetune, pretrain, resume
-    from fmeco.use import embed, load, predict
+    from fmeco.evaluation.evaluate import evaluate
+    from fmeco.evaluation.probe import probe, rank
+    from fmeco.inference.model import embed, load, predict
+    from fmeco.training.api import finetune, pretrain, resume
 
 
 def __getattr__(name: str) -> Any:
@@ -25,7 +25,10 @@ def __getattr__(name: str) -> Any:
 
         return FmecoError
     if name in __all__:
-        from fmeco import evaluation, probing, run, use
+        from fmeco.evaluation import evaluate as evaluation
+        from fmeco.evaluation import probe as probing
+        from fmeco.inference import model as use
+        from fmeco.training import api as run
 
         return getattr(next(module for module in (run, use, evaluation, probing) if hasattr(module, name)), name)
     raise AttributeError(f"module 'fmeco' has no attribute '{name}'")

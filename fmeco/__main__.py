@@ -1,6 +1,6 @@
 """`python -m fmeco` is the console script `fmeco`."""
 
-from fmeco.cli import main
+from fmeco.cli.app import main
 
 if __name__ == "__main__":
     main()

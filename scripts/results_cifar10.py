@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 
 import fmeco
-from fmeco import config, use
-from fmeco.nn import bootstrap
+from fmeco.config import check as config
+from fmeco.inference import model as use
+from fmeco.nn.layers import bootstrap
 
 STEPS = 200  # a finetuning takes the config's epochs, or as many as make about these steps
 HERE = Path(__file__).resolve().parent.parent / "configs" / "cifar10"

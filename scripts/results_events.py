@@ -25,9 +25,10 @@ from results_modalities import source
 from torch import Tensor
 
 import fmeco
-from fmeco import baseline, use
 from fmeco.core import Objective
-from fmeco.nn import bootstrap
+from fmeco.evaluation import baselines as baseline
+from fmeco.inference import model as use
+from fmeco.nn.layers import bootstrap
 
 DRAWS = 300
 METRIC = "ndcg@10"

@@ -27,9 +27,11 @@ import torch
 from torch import Tensor
 
 import fmeco
-from fmeco import baseline, config, use
+from fmeco.config import check as config
 from fmeco.core import Objective, Samples
-from fmeco.nn import bootstrap
+from fmeco.evaluation import baselines as baseline
+from fmeco.inference import model as use
+from fmeco.nn.layers import bootstrap
 
 DRAWS = 300
 ADAMW = {"name": "adamw", "lr": 1e-3, "weight_decay": 0.05}

@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import fmeco
-from fmeco import cache, config, probing
+from fmeco.config import check as config
+from fmeco.data import disk_cache as cache
+from fmeco.evaluation import probe as probing
 
 HERE = Path(__file__).resolve().parent.parent / "configs" / "cifar10"
 SOURCES: dict[str, dict[str, Any]] = {

@@ -21,10 +21,10 @@ from results_modalities import source
 from torch import Tensor
 
 import fmeco
-from fmeco import use
-from fmeco.baseline import BASELINES
 from fmeco.core import Objective
-from fmeco.nn import bootstrap
+from fmeco.evaluation.baselines import BASELINES
+from fmeco.inference import model as use
+from fmeco.nn.layers import bootstrap
 
 DRAWS = 300
 HOURS = 14400

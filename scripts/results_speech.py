@@ -28,9 +28,9 @@ import torch
 from torch import Tensor
 
 import fmeco
-from fmeco import use
 from fmeco.core import Objective
-from fmeco.nn import bootstrap
+from fmeco.inference import model as use
+from fmeco.nn.layers import bootstrap
 
 DRAWS = 1000
 ROUNDS = 6  # strings are made of all recordings of a speaker so many times, in another order each time

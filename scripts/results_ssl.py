@@ -21,8 +21,8 @@ from typing import Any
 from results_cifar10 import row, trained  # scripts/ is where this one lies
 
 import fmeco
-from fmeco import probing
 from fmeco.errors import Diverged
+from fmeco.evaluation import probe as probing
 
 LABELLED = ("supcon", "classification", "classification_of_patches")
 CNN = {"name": "cnn", "widths": [32, 64, 128]}

@@ -10,9 +10,10 @@ import time
 
 import torch
 
-from fmeco import checkpoint, config
+from fmeco.checkpoints import format as checkpoint
+from fmeco.config import check as config
 from fmeco.core import DataSpec, InputSpec
-from fmeco.plugins import find
+from fmeco.plugins.registry import find
 
 SIZES = {"inception_v3": 96, "alexnet": 64, "maxvit_t": 224, "squeezenet1_0": 64, "squeezenet1_1": 64, "vit_h_14": 56}
 

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from fmeco import cli
+from fmeco.cli import app as cli
 
 torch.set_num_threads(1)  # tests run side by side, and "same bits" is promised per thread count
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import fmeco as api
-from fmeco import config
+from fmeco.config import check as config
 from fmeco.core import ConfigError, Data, DataError, DataSpec, InputSpec, mix
 
 from .conftest import Answer, photos, tones, write

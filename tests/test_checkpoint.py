@@ -25,7 +25,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import fmeco as api
-from fmeco import checkpoint, config
+from fmeco.checkpoints import format as checkpoint
+from fmeco.config import check as config
 from fmeco.core import DataSpec, InputSpec, Target
 from fmeco.errors import CheckpointError, DiskError, FmecoError
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fmeco import config
+from fmeco.config import check as config
 from fmeco.errors import ConfigError
 
 from .conftest import Answer, tiny, write
@@ -139,7 +139,7 @@ def test_schema_accepts_what_load_accepts(fmeco: Callable[..., Answer]) -> None:
 def test_commands_that_need_no_torch_do_not_import_it(arguments: list[str]) -> None:
     write("bad.yaml", GOOD + "train: {epoch: 1}\n")
     code = (
-        "import sys; from fmeco.cli import main\n"
+        "import sys; from fmeco.cli.app import main\n"
         f"sys.argv = ['fmeco', *{arguments!r}]\n"
         "try: main()\n"
         "finally: assert not {'torch', 'numpy', 'sklearn', 'PIL'} & set(sys.modules), sorted(sys.modules)\n"

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from fmeco import checkpoint, config, optim
+from fmeco.checkpoints import format as checkpoint
+from fmeco.config import check as config
 from fmeco.core import Augment, Batch, ConfigError, Data, DataSpec, InputSpec, Target, Teacher, mix
-from fmeco.loader import Loader, choose_reading
-from fmeco.plugins import INJECTED, plugins
+from fmeco.data.loader import Loader, choose_reading
+from fmeco.optimizers import optim
+from fmeco.plugins.registry import INJECTED, plugins
 
 from .conftest import photos, texts, tones, write
 

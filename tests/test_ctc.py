@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import fmeco as api
-from fmeco import config
+from fmeco.config import check as config
 from fmeco.core import Batch, CheckpointError, ConfigError, DataError, DataSpec, InputSpec, Target, mix
 from fmeco.objectives import ctc
 

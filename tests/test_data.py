@@ -15,11 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
-from fmeco import config
+from fmeco.config import check as config
 from fmeco.core import Data, mix, uniform
+from fmeco.data.loader import chunks, epoch_order
 from fmeco.datasets import _images, _splits
 from fmeco.errors import DataError
-from fmeco.loader import chunks, epoch_order
 
 from .conftest import COLOURS, Answer, photos, picture, write
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import fmeco as api
-from fmeco import checkpoint
+from fmeco.checkpoints import format as checkpoint
 from fmeco.objectives.distill import distance, divergence
 
 from .conftest import Answer, photos, write

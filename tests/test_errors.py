@@ -14,7 +14,7 @@ import torch
 import yaml
 
 import fmeco as api
-from fmeco import cli
+from fmeco.cli import app as cli
 from fmeco.errors import Elsewhere, FmecoError
 
 from .conftest import Answer, photos, picture, tiny, write
@@ -306,7 +306,7 @@ def test_with_json_a_failure_is_one_object(fmeco: Fmeco) -> None:
 
 
 def test_a_bug_is_said_to_be_one(fmeco: Fmeco, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fmeco.config.json_schema", lambda: 1 / 0)
+    monkeypatch.setattr("fmeco.config.check.json_schema", lambda: 1 / 0)
     answer = fmeco("schema")
     assert answer.code == 1
     assert "a bug in fmeco: ZeroDivisionError" in answer.err
@@ -315,7 +315,7 @@ def test_a_bug_is_said_to_be_one(fmeco: Fmeco, monkeypatch: pytest.MonkeyPatch) 
 def test_exit_codes_are_distinct_and_documented() -> None:
     codes = {kind.exit_code: kind.code for kind in FmecoError.__subclasses__() if kind is not Elsewhere}
     assert sorted(codes) == [2, 3, 4, 5, 6, 7, 75]
-    text = (Path(cli.__file__).parent.parent / "README.md").read_text()
+    text = (Path(cli.__file__).parents[2] / "README.md").read_text()
     assert all(f"| {code} |" in text for code in codes)
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from fmeco import checkpoint, config
+from fmeco.checkpoints import format as checkpoint
+from fmeco.config import check as config
 from fmeco.core import FIRST_ITEM, UNKNOWN_ITEM, Batch, ConfigError, Data, DataError, DataSpec, InputSpec, mix, pad
 from fmeco.objectives._ranking import Catalogue, rank
 from fmeco.objectives.next import draw, sampled_losses

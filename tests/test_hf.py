@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import fmeco as api
-from fmeco import checkpoint, config
+from fmeco.checkpoints import format as checkpoint
+from fmeco.config import check as config
 from fmeco.core import CheckpointError, ConfigError, DataSpec, InputSpec, fit
 
 from .conftest import Answer, photos, texts, tones, write
@@ -98,7 +99,7 @@ def build(arch: str, spec: DataSpec, **options: Any) -> Any:
 
 def started(arch: str, spec: DataSpec | None = None, **options: Any) -> tuple[Any, checkpoint.Report, DataSpec]:
     """A backbone with the model's own weights, the report of their transplant, and how inputs are made."""
-    from fmeco import refs
+    from fmeco.checkpoints import refs
 
     choice = refs.completed(config.choice("backbone", {"name": f"hf/{arch}", **options}))
     source = refs.published(choice, "DEFAULT")

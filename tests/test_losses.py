@@ -10,11 +10,11 @@ import pytest
 import torch
 from sklearn import metrics as sk
 
-from fmeco import config
 from fmeco.augment._mixing import mix_batch
+from fmeco.config import check as config
 from fmeco.core import Batch, DataSpec, InputSpec, Target, mix
 from fmeco.errors import ConfigError
-from fmeco.nn import average_precision, roc_auc
+from fmeco.nn.layers import average_precision, roc_auc
 from fmeco.objectives.classification import cross_entropy
 
 X = InputSpec((6,))
@@ -196,7 +196,7 @@ def test_mixup_and_cutmix_keep_the_share_that_they_report() -> None:
 def test_micro_batches_give_the_gradient_of_the_whole_batch() -> None:
     """Weighted classes make the count differ from the number of samples, and the last part is short."""
     import fmeco as api
-    from fmeco import checkpoint
+    from fmeco.checkpoints import format as checkpoint
 
     from .conftest import tiny
 

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 import fmeco as api
-from fmeco import checkpoint, config
+from fmeco.checkpoints import format as checkpoint
+from fmeco.config import check as config
 from fmeco.core import Batch, ConfigError, DataError, DataSpec, InputSpec, Target, mix
-from fmeco.nn import alignment, effective_rank, neighbours_agree, retrieved, spread, uniformity
+from fmeco.nn.layers import alignment, effective_rank, neighbours_agree, retrieved, spread, uniformity
 from fmeco.objectives import simsiam
 from fmeco.objectives.simclr import nt_xent
 from fmeco.objectives.supcon import supervised

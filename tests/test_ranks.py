@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import fmeco as api
-from fmeco import checkpoint
+from fmeco.checkpoints import format as checkpoint
 
 from .conftest import photos, process, tiny, write
 

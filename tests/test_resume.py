@@ -16,7 +16,7 @@ import torch
 import yaml
 
 import fmeco as api
-from fmeco import checkpoint
+from fmeco.checkpoints import format as checkpoint
 from fmeco.errors import ConfigError, DataError, Stopped
 
 from .conftest import Answer, photos, process, tiny, write
@@ -177,7 +177,7 @@ def test_killed_before_its_first_checkpoint_it_starts_again(monkeypatch: pytest.
         raise SystemExit(9)
 
     with monkeypatch.context() as patch:
-        patch.setattr("fmeco.loop.save", killed)
+        patch.setattr("fmeco.training.loop.save", killed)
         with pytest.raises(SystemExit):
             api.pretrain(tiny(), out="cut")
     assert not (Path("cut") / "checkpoints").exists()
@@ -245,7 +245,7 @@ def test_a_run_that_never_began_does_not_block_its_name(fmeco: Callable[..., Ans
 
 
 def test_one_process_per_run(fmeco: Callable[..., Answer]) -> None:
-    from fmeco.rundir import locked
+    from fmeco.training.run_directory import locked
 
     api.pretrain(tiny(), out="run")
     with locked(Path("run")):
@@ -342,7 +342,7 @@ def test_killed_between_the_save_and_its_links(monkeypatch: pytest.MonkeyPatch) 
 def test_a_longer_run_that_is_killed_at_once_stays_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     api.pretrain(tiny(), out="run")
     with monkeypatch.context() as patch:
-        patch.setattr("fmeco.loop.train", lambda session: (_ for _ in ()).throw(SystemExit(9)))
+        patch.setattr("fmeco.training.loop.train", lambda session: (_ for _ in ()).throw(SystemExit(9)))
         with pytest.raises(SystemExit):
             api.resume("run", epochs="+2")
     api.resume("run")

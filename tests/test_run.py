@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import fmeco as api
-from fmeco import checkpoint
+from fmeco.checkpoints import format as checkpoint
 from fmeco.core import Backbone, Data, DataSpec, Features, Inputs, InputSpec, Samples, Target
 from fmeco.errors import CheckpointError, ConfigError
 
@@ -101,9 +101,9 @@ def test_training_and_prediction_see_the_same_pixels(fmeco: Fmeco) -> None:
     config["dataset"] = {"name": "image_folder", "path": "p", "image_size": 16, "val_fraction": 0.4}
     api.pretrain(config, out="run")
     model = api.load("run")
-    from fmeco.loader import Reading, evaluation_batches
-    from fmeco.loop import forward
-    from fmeco.use import data_for
+    from fmeco.data.loader import Reading, evaluation_batches
+    from fmeco.inference.model import data_for
+    from fmeco.training.loop import forward
 
     val = data_for(model, "run", None, ())[0].split("val")
     files = [f"p/{val.name(i)}" for i in range(len(val))]
@@ -312,7 +312,7 @@ def test_gradient_descent_is_sgd_on_the_full_batch() -> None:
     first = checkpoint.open_checkpoint(Path("run/checkpoints/step-00000001"))
     model = api.load("run/checkpoints/step-00000001")
     from fmeco.core import standardize
-    from fmeco.use import data_for
+    from fmeco.inference.model import data_for
 
     train = data_for(model, "run", None, ())[0].split("train")
     x = standardize({"columns": torch.stack([train[i]["columns"] for i in range(len(train))])}, first.spec)["columns"]

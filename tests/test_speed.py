@@ -16,11 +16,15 @@ import torch
 from PIL import Image
 
 import fmeco as api
-from fmeco import cache, checkpoint, config, loop, tune
+from fmeco.checkpoints import format as checkpoint
+from fmeco.config import check as config
 from fmeco.core import Batch, DataSpec, InputSpec, Samples, Target, mix, mix_numbers, standardize
+from fmeco.data import disk_cache as cache
+from fmeco.data.loader import Reading, choose_reading
 from fmeco.datasets import _files, _images, image_folder
 from fmeco.errors import DiskError, Diverged
-from fmeco.loader import Reading, choose_reading
+from fmeco.training import autotune as tune
+from fmeco.training import loop
 
 from .conftest import COLOURS, Answer, photos, picture, tiny, write
 from .test_resume import assert_same, contents
@@ -268,7 +272,7 @@ def test_keys_are_the_same_by_numbers_and_by_tensors_and_flips_alternate() -> No
 
     from fmeco.augment import image as module
     from fmeco.core import View
-    from fmeco.loader import Loader
+    from fmeco.data.loader import Loader
 
     spec = DataSpec("image", {"image": InputSpec((1, 4, 4), "uint8")}, preprocessing={"size": 4})
     data = api_data(spec, 64)

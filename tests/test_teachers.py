@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 import fmeco as api
-from fmeco import checkpoint, config
+from fmeco.checkpoints import format as checkpoint
+from fmeco.config import check as config
 from fmeco.core import Augment, Batch, ConfigError, DataSpec, InputSpec, View, mix
+from fmeco.data.loader import Loader, choose_reading
 from fmeco.errors import Stopped
-from fmeco.loader import Loader, choose_reading
 from fmeco.objectives import byol
 from fmeco.objectives._teacher import MovingTeacher, momentum
 from fmeco.objectives.barlow_twins import correlation_loss

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 import fmeco as api
-from fmeco import checkpoint, config
 from fmeco.backbones.transformer import rotate, rotations
+from fmeco.checkpoints import format as checkpoint
+from fmeco.config import check as config
 from fmeco.core import (
     BLANK,
     HIDDEN,
@@ -29,7 +30,7 @@ from fmeco.core import (
     mix,
     pad,
 )
-from fmeco.loader import Loader, by_length, choose_reading, chunks, epoch_order
+from fmeco.data.loader import Loader, by_length, choose_reading, chunks, epoch_order
 from fmeco.objectives.mask import draw, errors, normalized
 from fmeco.objectives.next import losses
 

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import fmeco as api
-from fmeco import checkpoint, config
+from fmeco.checkpoints import format as checkpoint
+from fmeco.config import check as config
 from fmeco.core import ConfigError, DataSpec, InputSpec
 
 from .conftest import Answer, photos, tiny

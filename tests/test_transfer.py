@@ -14,11 +14,17 @@ from safetensors.torch import load_file
 from torch import nn
 
 import fmeco
-from fmeco import cache, checkpoint, compare, config, cut, loop, probing
+from fmeco.checkpoints import format as checkpoint
+from fmeco.config import check as config
 from fmeco.core import Backbone, Features, Inputs, Target
+from fmeco.data import disk_cache as cache
 from fmeco.errors import ConfigError, Stopped
-from fmeco.plugins import plugins
-from fmeco.transfer import Adapters, Anchor, Role
+from fmeco.evaluation import compare
+from fmeco.evaluation import probe as probing
+from fmeco.features import split_network as cut
+from fmeco.plugins.registry import plugins
+from fmeco.strategies.transfer import Adapters, Anchor, Role
+from fmeco.training import loop
 
 from .conftest import write
 
@@ -423,7 +429,7 @@ def test_labels_are_worth_what_the_curve_says(fmeco: Any, sources: dict[str, Pat
 
 
 def test_more_labels_keep_those_that_fewer_had(sources: dict[str, Path]) -> None:
-    from fmeco import build
+    from fmeco.training import assemble as build
 
     def names(share: float, seed: int = 0) -> set[str]:
         settings = {"dataset": DATA, "seed": seed, "train": {"label_fraction": share}}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fmeco.core import ConfigError, DataSpec, Inputs, Tokens
-from fmeco.nn import by_instance
+from fmeco.nn.layers import by_instance
 
 
 class Stem(nn.Module, ABC):

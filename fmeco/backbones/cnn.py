@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fmeco.core import Backbone, ConfigError, DataSpec, Doc, Features, Inputs
-from fmeco.nn import image_input
+from fmeco.nn.layers import image_input
 
 FLOOR = 5e-4  # of the variances of patches: what hardly varies is not blown up
 

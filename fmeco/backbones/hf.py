@@ -43,7 +43,7 @@ from fmeco.core import (
     pad,
 )
 from fmeco.errors import FmecoError, ResourceError
-from fmeco.nn import fit_channels, image_input
+from fmeco.nn.layers import fit_channels, image_input
 
 QUALIFIED = True
 OPEN = True
@@ -142,7 +142,7 @@ def _place(arch: str, name: str) -> str:
 
 def _file(arch: str, name: str) -> Path | None:
     """A file of a model on this machine, fetched if need be; None where the model has none of this name."""
-    from fmeco.fetch import NotPublished, fetch
+    from fmeco.download import NotPublished, fetch
 
     where = _place(arch, name)
     if _is_folder(arch):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fmeco.core import Backbone, ConfigError, DataSpec, Doc, Features, Ge, Inputs, Lt
-from fmeco.nn import mlp
+from fmeco.nn.layers import mlp
 
 
 def build(

@@ -30,7 +30,7 @@ from fmeco.core import (
     Scalar,
     nearest,
 )
-from fmeco.nn import fit_channels, image_input, import_torchvision
+from fmeco.nn.layers import fit_channels, image_input, import_torchvision
 
 QUALIFIED = True  # hundreds of names are also torchvision's
 HUB = "https://huggingface.co/{}/resolve/main/{}"

@@ -26,7 +26,7 @@ from fmeco.core import (
     Scalar,
     nearest,
 )
-from fmeco.nn import channels_as, fit_channels, image_input, import_torchvision
+from fmeco.nn.layers import channels_as, fit_channels, image_input, import_torchvision
 
 _CLASSES = 1000  # the width by which the final class layer is known
 _SQUARE = ("vit_", "maxvit_")  # architectures that are built for one size

@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fmeco import parquet
 from fmeco.core import (
     MISSING_CLASS,
     ConfigError,
@@ -33,6 +32,7 @@ from fmeco.core import (
     nearest,
     same_modality,
 )
+from fmeco.data import parquet
 from fmeco.datasets import _splits
 from fmeco.datasets._splits import Indices
 

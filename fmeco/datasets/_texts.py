@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fmeco import parquet
 from fmeco.core import (
     ConfigError,
     Data,
@@ -30,6 +29,7 @@ from fmeco.core import (
     numbering,
     same_modality,
 )
+from fmeco.data import parquet
 from fmeco.datasets import _splits, _tables
 from fmeco.datasets._splits import Indices
 

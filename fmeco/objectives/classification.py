@@ -27,7 +27,7 @@ from fmeco.core import (
     listing,
     nearest,
 )
-from fmeco.nn import Head, average_precision, calibration_error, mirrored, recall_at_precision, roc_auc
+from fmeco.nn.layers import Head, average_precision, calibration_error, mirrored, recall_at_precision, roc_auc
 
 
 def build(

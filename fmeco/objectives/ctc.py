@@ -29,7 +29,7 @@ from fmeco.core import (
     clean,
     standardize,
 )
-from fmeco.nn import Head, trial
+from fmeco.nn.layers import Head, trial
 
 BLANK = 0  # the first output; characters follow, in the order of the target's classes
 

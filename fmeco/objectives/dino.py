@@ -24,7 +24,7 @@ from fmeco.core import (
     View,
     clean,
 )
-from fmeco.nn import trial
+from fmeco.nn.layers import trial
 from fmeco.objectives._pairs import Pairs, projector
 from fmeco.objectives._teacher import MovingTeacher, momentum
 

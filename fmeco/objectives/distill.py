@@ -27,7 +27,7 @@ from fmeco.core import (
     known,
     listing,
 )
-from fmeco.nn import Head
+from fmeco.nn.layers import Head
 
 
 def build(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fmeco.core import Backbone, Batch, ConfigError, DataSpec, Doc, Ge, Inputs, Loss, Lt, Objective
-from fmeco.nn import Head, by_instance, trial
+from fmeco.nn.layers import Head, by_instance, trial
 
 
 def check(loss: str, quantiles: list[float], **_: Any) -> list[str]:

@@ -29,7 +29,7 @@ from fmeco.core import (
     mix,
     uniform,
 )
-from fmeco.nn import Head
+from fmeco.nn.layers import Head
 from fmeco.objectives import _ranking
 from fmeco.objectives._decoder import Decoder
 from fmeco.objectives._ranking import Catalogue, Recommends

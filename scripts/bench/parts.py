@@ -133,8 +133,8 @@ def probe(folder: Path) -> dict[str, float]:
 
 def time_probe() -> dict[str, float]:
     import fmeco
-    from fmeco import cache
-    from fmeco.config import choice
+    from fmeco.config.check import choice
+    from fmeco.data import disk_cache as cache
 
     config = {"dataset": PROBE_DATA, "backbone": "resnet18", "train": {"steps": 1, "precision": "fp32"}}
     source = fmeco.pretrain(config, out="source", force=True).run
@@ -206,14 +206,14 @@ def checkpoint(folder: Path) -> dict[str, float]:
 
 
 def time_checkpoint(name: str) -> dict[str, float]:
-    from fmeco.launch import keep_memory
+    from fmeco.distributed.launch import keep_memory
 
     keep_memory()
     import torch
     import torchvision
 
-    from fmeco import checkpoint
-    from fmeco.session import pack_optimizer
+    from fmeco.checkpoints import format as checkpoint
+    from fmeco.training.session import pack_optimizer
 
     model = torchvision.models.get_model(name)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
@@ -251,14 +251,14 @@ def memory(folder: Path) -> dict[str, float]:
 
 def epochs(workers: str) -> list[float]:
     """The memory of the whole tree after each epoch."""
-    from fmeco.launch import keep_memory
+    from fmeco.distributed.launch import keep_memory
 
     keep_memory()
     import numpy as np
     from PIL import Image
 
     import fmeco
-    from fmeco import loop
+    from fmeco.training import loop
 
     rng = np.random.default_rng(0)
     for number in range(400):
@@ -288,8 +288,8 @@ def million() -> tuple[float, float]:
     import torch
 
     from fmeco.core import Augment, Data, DataSpec, Inputs, InputSpec, Samples, View
+    from fmeco.data.loader import Loader, Reading
     from fmeco.datasets._files import Files
-    from fmeco.loader import Loader, Reading
 
     count = 1_000_000
     files = Files.of("", [f"class{i % 10}/image-{i:07}.jpg" for i in range(count)], [1] * count, [1] * count)

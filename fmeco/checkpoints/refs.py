@@ -1,0 +1,191 @@
+"""REF -> where weights come from: a run, a checkpoint, a foreign file, or a library's published weights."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fmeco.checkpoints import format as checkpoint
+from fmeco.config import check as config
+from fmeco.config.check import Choice
+from fmeco.core import DataSpec, InputSpec, Published
+from fmeco.download import fetch
+from fmeco.errors import CheckpointError, ConfigError, clean, listing, nearest
+from fmeco.log import say
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights to start from, and how their inputs were made."""
+
+    ref: str
+    backbone: Choice
+    state: Mapping[str, Tensor]  # the backbone's tensors
+    spec: DataSpec  # of a checkpoint: everything; of a foreign file: preprocessing only
+    checkpoint: checkpoint.Checkpoint | None = None  # None for foreign weights
+    licence: str | None = None  # of the weights, where their publisher states one
+
+
+_held: dict[tuple[str, str], Source] | None = None
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Within, a source that several runs start from is read and verified once."""
+    global _held
+    outer, _held = _held, _held if _held is not None else {}
+    try:
+        yield
+    finally:
+        _held = outer
+
+
+def find_checkpoint(ref: str | Path) -> checkpoint.Checkpoint:
+    """The checkpoint that a run directory (its best) or a checkpoint directory names. Raises ConfigError when there is
+    none, CheckpointError when it is not whole."""
+    path = Path(ref)
+    if not path.exists():
+        runs = [str(run) for run in Path("runs").glob("*")]
+        raise ConfigError(
+            f"{clean(ref)}: no such run, checkpoint or file{nearest(str(ref), runs)}",
+            "a REF is a path; pretrain, finetune, probe and rank also take published weights, such as torchvision/resnet18@DEFAULT",
+        )
+    if path.is_dir() and not (path / checkpoint.MANIFEST).exists():
+        folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+        path = next((folder / name for name in ("best", "last") if (folder / name).exists()), path)
+        if path == Path(ref):
+            if (path / "config.yaml").exists():
+                raise CheckpointError(f"{clean(ref)} has no checkpoint yet", f"fmeco resume {clean(ref)}")
+            runs = [str(run.parent) for run in sorted(path.glob("*/config.yaml"))]
+            hint = f"it holds the runs {listing(runs)}" if runs else ""
+            raise CheckpointError(
+                f"{clean(ref)} is neither a run nor a checkpoint: it holds no {checkpoint.MANIFEST}", hint
+            )
+    return checkpoint.open_checkpoint(path.resolve())
+
+
+def resolve(ref: str, backbone: Choice | None) -> Source:
+    """Find the weights that REF names. `backbone` is the config's, needed for foreign files alone.
+
+    Raises ConfigError, CheckpointError, ResourceError.
+    """
+    if _held is None:
+        return _resolve(ref, backbone)
+    key = (ref, repr(backbone))
+    if key not in _held:
+        _held[key] = _resolve(ref, backbone)
+    return _held[key]
+
+
+def _resolve(ref: str, backbone: Choice | None) -> Source:
+    path = Path(ref)
+    if path.is_file():
+        if path.suffix not in SUFFIXES:
+            raise ConfigError(f"{clean(ref)} is not a file of weights", f"known: {', '.join(SUFFIXES)}")
+        if backbone is None:
+            raise ConfigError(
+                f"{clean(ref)} does not say which architecture it belongs to",
+                "add the line `backbone: NAME` to the config, or --set backbone=NAME; `fmeco list backbones` shows the names",
+            )
+        describe = getattr(backbone.plugin.load(), "preprocessing", None)
+        spec = describe(backbone.arch) if describe is not None else None
+        if spec is None:
+            spec = _imagenet()
+            say(f"{path.name} holds no preprocessing: ImageNet's is assumed ({_shown(spec)})")
+        else:
+            say(f"{path.name} holds no preprocessing: that of {backbone.spelled} is taken ({_shown(spec)})")
+        return Source(str(path), backbone, checkpoint.read_foreign(path), spec)
+    if path.exists() or "@" not in ref:
+        found = find_checkpoint(ref)
+        raw = found.meta["config"].get("backbone")
+        if raw is None:
+            raise CheckpointError(
+                f"{clean(ref)} was made with a backbone given in Python: {found.meta.get('needs')}",
+                "hand it in again: fmeco.finetune(..., backbone=...)",
+            )
+        own = config.choice("backbone", raw)
+        if backbone is not None and (backbone.spelled != own.spelled or _structure(backbone) != _structure(own)):
+            raise ConfigError(
+                f"the config's backbone ({backbone.spelled} {dict(backbone.options)}) contradicts the checkpoint's "
+                f"({own.spelled} {dict(own.options)})",
+                "leave `backbone:` out: the checkpoint knows it",
+            )
+        return Source(str(ref), own, found.tensors("backbone"), found.spec, found, found.meta.get("licence"))
+    name, _, weights = ref.partition("@")
+    own = config.choice("backbone", {"name": name})
+    if backbone is None:
+        own = completed(own)
+    else:
+        if backbone.spelled != own.spelled:
+            raise ConfigError(f"the config's backbone ({backbone.spelled}) contradicts {clean(ref)}")
+        own = backbone
+    return published(own, weights)
+
+
+def published(backbone: Choice, weights: str) -> Source:
+    """The library's own weights for an architecture, downloaded once, hashed in full on every load. A hash that the
+    publisher does not state cannot be compared: it is shown, and the file runs no code either way."""
+    find = getattr(backbone.plugin.load(), "pretrained", None)
+    if find is None or backbone.arch is None:
+        raise ConfigError(f"the backbone {backbone.spelled} has no published weights")
+    found = Published(*find(backbone.arch, weights))
+    ref, spec = f"{backbone.spelled}@{weights}", found.spec or _imagenet()
+    state: dict[str, Tensor] = {}
+    for url in (found.url, *found.shards):
+        remote = "://" in url
+        path = fetch(url, found.digits) if remote else Path(url)
+        if remote and not found.digits:
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            say(f"{ref}: its publisher states no hash to compare with; SHA-256 {digest}")
+        part = checkpoint.read_foreign(path)
+        if twice := sorted(set(part) & set(state)):
+            raise CheckpointError(f"{path} holds tensors that another file of these weights has: {listing(twice, 5)}")
+        state |= part
+    said = (
+        "preprocessing of these weights"
+        if found.spec is not None
+        else "they hold no preprocessing; ImageNet's is assumed"
+    )
+    say(f"{ref}: {said}: {_shown(spec)}" + (f"; licence: {found.licence}" if found.licence else ""))
+    return Source(ref, backbone, state, spec, licence=found.licence)
+
+
+def completed(backbone: Choice) -> Choice:
+    """The backbone with what its architecture's name stands for written into its options, where that lies outside of
+    fmeco and its libraries: a checkpoint must describe its model by itself."""
+    complete = getattr(backbone.plugin.load(), "complete", None)
+    if complete is None:
+        return backbone
+    return dataclasses.replace(backbone, options=complete(backbone.arch, dict(backbone.options)))
+
+
+def _imagenet() -> DataSpec:
+    return DataSpec(
+        "image",
+        {"image": InputSpec((3, 224, 224), "uint8", 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))},
+        preprocessing={"size": 224, "resize": 256, "interpolation": "bilinear", "color": "rgb"},
+        reader="image_folder",
+    )
+
+
+def _shown(spec: DataSpec) -> str:
+    how = spec.preprocessing
+    if spec.modality == "text":
+        return f"a tokenizer of {how['ids']} ids" if how else "no tokenizer"
+    if spec.modality == "audio":
+        return f"waveforms of {how['sample_rate']} Hz" + (", each of mean 0 and deviation 1" if how["loudness"] else "")
+    return f"{how['size']} pixels from {how['resize']}, {how['interpolation']}, {how['color']}"
+
+
+def _structure(backbone: Choice) -> dict[str, Any]:
+    """The options without `weights`, which say where values come from, not what the model is."""
+    return {key: value for key, value in backbone.options.items() if key != "weights"}

@@ -1,0 +1,137 @@
+"""`fmeco demo`: is pretraining worth it? The main job on real handwritten digits, against training from scratch."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fmeco.config import check as config
+from fmeco.errors import ConfigError
+from fmeco.log import quietly, say
+
+LABELS = 10  # per class
+
+
+def configs() -> Path:
+    """The folder of the configs that come with fmeco."""
+    here = Path(__file__).parent.parent
+    return next(folder for folder in (here / "configs", here.parent / "configs") if folder.is_dir())
+
+
+def run(out: Path, seeds: int, stop: Callable[[], bool]) -> dict[str, Any]:
+    """Pretrain on digits 0-4, finetune on 5-9 with ten labels per class; the control has the same config, steps and
+    labels, and starts from random weights. Accuracy is on the test split, which chose nothing."""
+    from fmeco.evaluation.evaluate import evaluate
+    from fmeco.training.api import finetune, pretrain
+
+    ours = re.compile(r"curves\.png|(pretrain|transfer|scratch)-\d+")
+    if out.exists() and not all(ours.fullmatch(path.name) for path in out.iterdir()):
+        raise ConfigError(f"{out} holds something other than an earlier demo", "choose another folder with --out")
+    folder = configs() / "digits"
+    task = config.peek(folder / "finetune.yaml")
+    found: dict[str, list[float]] = {"transfer": [], "scratch": []}
+    for seed in range(seeds):
+        say(
+            f"seed {seed + 1} of {seeds}: pretrain on digits 0-4, then {LABELS} labels for each of 5-9, from it and from scratch"
+        )
+        same = [f"seed={seed}", f"dataset.limit_seed={seed}"]
+        with quietly():
+            first = pretrain(
+                folder / "pretrain.yaml", overrides=same[:1], out=out / f"pretrain-{seed}", force=True, stop=stop
+            )
+            second = finetune(
+                folder / "finetune.yaml",
+                ref=first.run,
+                overrides=same,
+                out=out / f"transfer-{seed}",
+                force=True,
+                stop=stop,
+            )
+            third = pretrain(
+                {**task, "backbone": config.peek(folder / "pretrain.yaml")["backbone"]},
+                overrides=[*same, *_as_in(first.run, second.run)],
+                out=out / f"scratch-{seed}",
+                force=True,
+                stop=stop,
+            )
+            for name, result in (("transfer", second), ("scratch", third)):
+                found[name].append(evaluate(result.run)["metrics"]["test_accuracy"])
+        say(f"  test accuracy: {found['transfer'][-1]:.3f} after pretraining, {found['scratch'][-1]:.3f} from scratch")
+    return {"accuracy": found, "curves": _curves(out, seeds), "run": str(out.resolve())}
+
+
+def _as_in(source: Path, tuned: Path) -> list[str]:
+    """What the control takes over: the size of the source's images, and the finetuning run's learning rate."""
+    size = config.peek(source / "config.yaml")["dataset"]["image_size"]
+    lr = config.peek(tuned / "config.yaml")["optimizer"]["lr"]
+    return [f"optimizer.lr={lr}", f"dataset.image_size={size}"]
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Accuracy of both, seed by seed, with mean and standard deviation."""
+    found: Mapping[str, list[float]] = result["accuracy"]
+    lines = [
+        f"Test accuracy on digits 5-9, {LABELS} labels per class, {len(found['transfer'])} seeds",
+        "",
+        f"{'':22}{'mean':>8}{'std':>8}   each seed",
+    ]
+    for name, label in (("scratch", "from scratch"), ("transfer", "pretrained on 0-4")):
+        values = found[name]
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        lines.append(
+            f"{label:22}{statistics.mean(values):8.3f}{spread:8.3f}   " + "  ".join(f"{value:.3f}" for value in values)
+        )
+    gains = [after - before for before, after in zip(found["scratch"], found["transfer"], strict=True)]
+    lines += [
+        "",
+        f"Transfer gains {100 * statistics.mean(gains):.1f} points on average ({100 * min(gains):+.1f} to {100 * max(gains):+.1f}).",
+        f"Learning curves: {result['curves']}"
+        if result["curves"]
+        else "Learning curves need matplotlib: pip install 'fmeco[plots]'",
+        f"Runs: {result['run']}; try `fmeco info`, `fmeco evaluate` and `fmeco predict` on one of them.",
+    ]
+    return "\n".join(lines)
+
+
+def _curves(out: Path, seeds: int) -> str | None:
+    """Validation accuracy over the epochs, one line per seed, as a PNG; None without matplotlib."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    from fmeco.reports.model_card import read_metrics
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for name, colour, label in (
+        ("scratch", "#d62728", "from scratch"),
+        ("transfer", "#1f77b4", "pretrained on digits 0-4"),
+    ):
+        curves = [
+            [
+                (line["epoch"], line["accuracy"])
+                for line in read_metrics(out / f"{name}-{seed}")
+                if line["kind"] == "val"
+            ]
+            for seed in range(seeds)
+        ]
+        for curve in curves:
+            axes.plot(*zip(*curve, strict=True), color=colour, alpha=0.35, linewidth=1)
+        mean = [statistics.mean(values) for values in zip(*([y for _, y in curve] for curve in curves), strict=True)]
+        axes.plot([x for x, _ in curves[0]], mean, color=colour, linewidth=2.5, label=f"{label} (mean of {seeds})")
+    axes.set(
+        xlabel="epoch of finetuning",
+        ylabel="validation accuracy",
+        ylim=(0, 1.02),
+        title=f"Digits 5-9 with {LABELS} labels per class",
+    )
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    path = out / "curves.png"
+    figure.savefig(path, dpi=150)
+    return str(path.resolve())

@@ -1,0 +1,1 @@
+"""YAML (and --set) -> one frozen, complete RunConfig, checked before torch is imported."""

@@ -1,0 +1,1 @@
+"""Several processes that train one model: starting them, and talking between them."""

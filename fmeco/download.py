@@ -1,0 +1,65 @@
+"""Files that others publish: downloaded once, whole or not at all, into the folder that torch users have."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from fmeco.checkpoints import format as checkpoint
+from fmeco.errors import CheckpointError, ResourceError, clean
+
+
+class NotPublished(ResourceError):
+    """There is no file at this address."""
+
+
+def fetch(url: str, digits: str = "") -> Path:
+    """The file at an address, downloaded unless it is here. digits: the first ones of its SHA-256, "" = not known.
+
+    Raises NotPublished, ResourceError, CheckpointError for a file of another hash, DiskError.
+    """
+    folder = Path(torch.hub.get_dir()) / "checkpoints"  # noqa: TID251  the folder that torch users have
+    # Only a name with digits is one file's alone: every model on a hub is called model.safetensors.
+    path = folder / (os.path.basename(url) if digits else urllib.parse.urlsplit(url).path.strip("/").replace("/", "--"))
+    if not path.is_file():
+        _download(url, path)
+    if digits and not (digest := hashlib.sha256(path.read_bytes()).hexdigest()).startswith(digits):
+        raise CheckpointError(
+            f"{path} is not the file that was published: its SHA-256 begins {digest[: len(digits)]}, not {digits}",
+            "delete it, and it will be downloaded again",
+        )
+    return path
+
+
+def _download(url: str, path: Path) -> None:
+    """Fetch a file next to its place and move it there when it is whole."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with urllib.request.urlopen(url, timeout=60) as answer, open(temporary, "wb") as file:
+            size = int(answer.headers.get("Content-Length") or 0)
+            with tqdm(total=size or None, unit="B", unit_scale=True, desc=path.name, disable=None) as bar:
+                while block := answer.read(1 << 20):
+                    file.write(block)
+                    bar.update(len(block))
+            if size and file.tell() != size:
+                raise ResourceError(f"the download of {url} broke off at {file.tell()} of {size} bytes", "try again")
+        os.replace(temporary, path)
+    except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
+        kind = NotPublished if isinstance(error, urllib.error.HTTPError) and error.code in (404, 410) else ResourceError
+        raise kind(
+            f"could not download {url}: {clean(getattr(error, 'reason', error))}",
+            f"check the network, or put the file at {path} yourself",
+        ) from None
+    except OSError as error:
+        raise checkpoint.disk_error(error, path, 0) from None
+    finally:
+        temporary.unlink(missing_ok=True)

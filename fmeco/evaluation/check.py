@@ -1,0 +1,274 @@
+"""`fmeco check`: what a run would do, from its real parts and a few real steps, without writing anything."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from fmeco.checkpoints import format as checkpoint
+from fmeco.config import check as config
+from fmeco.core import Samples
+from fmeco.errors import DataError, FmecoError, clean
+from fmeco.training import assemble as build
+from fmeco.training import loop
+
+STEPS = 3  # timed, after one that warms up
+
+
+@loop.known_errors()
+def check(
+    source: Path | None,
+    *,
+    stage: Any,
+    ref: str | None,
+    dataset: str | None,
+    overrides: list[str],
+    allow_partial: bool = False,
+    profile: bool = False,
+) -> dict[str, Any]:
+    """Build everything, read every sample, and time a few steps; with `profile` also say what they cost.
+
+    Raises the error that the run would end in; all unreadable samples at once, as one DataError.
+    """
+    settings = config.read(
+        source, stage=stage, ref=ref, dataset=dataset, overrides=overrides, allow_partial=allow_partial
+    )
+    built = build.prepare(settings)
+    bad: list[str] = []
+    for name in ("train", "val", "test"):
+        samples: Samples | None = getattr(built.data, name)
+        if samples is not None and not samples.in_memory:
+            bad += _unreadable(samples, name)
+    if bad and built.settings.train.on_bad_sample == "error":
+        raise DataError(
+            "\n".join(
+                [
+                    f"{len(bad)} samples cannot be read",
+                    *bad[:20],
+                    *([f"and {len(bad) - 20} more"] if len(bad) > 20 else []),
+                ]
+            ),
+            "repair or remove them, or train with --set train.on_bad_sample=skip",
+        )
+    phases = [build.groups(built, number) for number in range(len(built.transfer.phases))]  # the last one stays set
+    options = dict(built.settings.optimizer.options)
+    automatic = options["lr"] == "auto"  # the run finds it; nothing here depends on it
+    options["lr"] = 1.0 if automatic else options["lr"]
+    optimizer: torch.optim.Optimizer = built.settings.optimizer.plugin.build({"params": phases[-1]}, options)
+    step_seconds = min(_steps(built, optimizer, STEPS + 1)[1:])
+    costs = _profile(built, optimizer, Path(time.strftime("profile-%Y%m%d-%H%M%S.json"))) if profile else None
+    trained = {id(p): p.numel() for groups in phases for g in groups for p in g["params"]}
+    learning = [p for name, p in built.objective.named_parameters() if name in built.roles]
+    weights = sum(t.numel() * t.element_size() for t in built.objective.state_dict().values())
+    total = None if built.settings.train.budget else built.total
+    return {
+        "config": built.settings.to_dict(),
+        "samples": dict(built.data.spec.sizes),
+        "unreadable": bad,
+        "targets": {
+            name: {"kind": one.kind, "classes": list(one.classes), "counts": list(one.counts)}
+            for name, one in built.data.spec.targets.items()
+        },
+        "inputs": {name: list(one.shape) for name, one in built.data.spec.inputs.items()},
+        "parameters": {"all": sum(p.numel() for p in learning), "trained": sum(trained.values())},
+        "groups": [
+            {
+                "phase": number,
+                "share": round(phase.share, 4),
+                "tensors": len(g["params"]),
+                "parameters": sum(p.numel() for p in g["params"]),
+                "lr": f"auto * {g['scale']:g}" if automatic else options["lr"] * g["scale"],
+                "decay": options.get("weight_decay", 0.0) if g["decay"] else 0.0,
+            }
+            for number, (phase, groups) in enumerate(zip(built.transfer.phases, phases, strict=True), 1)
+            for g in groups
+        ],
+        "frozen": sum(not p.requires_grad for p in learning),
+        "transplant": built.report.lines() if built.report else [],
+        "steps": total,
+        "steps_per_epoch": built.loader.steps_per_epoch,
+        "step_seconds": round(step_seconds, 4),
+        "train_seconds": None if total is None else round(total * step_seconds, 1),
+        "peak_memory_mb": _peak_mb(),
+        "checkpoint_mb": round(weights * 3 / 1e6, 1),
+        "device": str(built.device),
+        "precision": built.precision,
+        "free_disk_mb": round(checkpoint.free_bytes(Path.cwd()) / 1e6),
+        **({"profile": costs} if costs is not None else {}),
+    }
+
+
+def text(plan: Mapping[str, Any]) -> str:
+    """The plan for a terminal."""
+    minutes = plan["train_seconds"]
+
+    def several(group: Mapping[str, Any]) -> str:
+        return f"phase {group['phase']} ({group['share']:.0%}): " if plan["groups"][-1]["phase"] > 1 else ""
+
+    lines = [
+        "data       "
+        + ", ".join(f"{n:,} {part}" for part, n in plan["samples"].items())
+        + "; inputs "
+        + ", ".join(f"{name} {tuple(shape)}" for name, shape in plan["inputs"].items()),
+        *(
+            f"target     {clean(name)}: {one['kind']}"
+            + (
+                f", {len(one['classes'])} classes, {min(one['counts'])} to {max(one['counts'])} training samples each"
+                if one["counts"]
+                else ""
+            )
+            for name, one in plan["targets"].items()
+        ),
+        *([f"unreadable {len(plan['unreadable'])} samples will be left out"] if plan["unreadable"] else []),
+        *(f"weights    {line}" for line in plan["transplant"]),
+        f"model      {plan['config'].get('backbone', {}).get('name', 'given')}, {plan['parameters']['all']:,} parameters, {plan['parameters']['trained']:,} trained, {plan['frozen']} tensors frozen",
+        *(
+            f"group      {several(g)}{g['tensors']} tensors, {g['parameters']:,} parameters, lr {g['lr'] if isinstance(g['lr'], str) else format(g['lr'], 'g')}, decay {g['decay']:g}"
+            for g in plan["groups"]
+        ),
+        f"steps      {'as many as fit the budget' if plan['steps'] is None else plan['steps']}, {plan['steps_per_epoch']} per epoch, {plan['step_seconds'] * 1000:.0f} ms each on {plan['device']} in {plan['precision']}",
+        *(
+            [
+                f"time       about {minutes / 60:.1f} minutes of training"
+                if minutes > 90
+                else f"time       about {minutes:.0f} seconds of training"
+            ]
+            if minutes is not None
+            else []
+        ),
+        f"memory     {plan['peak_memory_mb']} MB at most so far",
+        f"disk       {plan['checkpoint_mb']} MB per checkpoint, {plan['free_disk_mb']:,} MB free",
+        *(_profile_lines(plan["profile"]) if "profile" in plan else []),
+        "ok         nothing stands in the way of this run",
+    ]
+    return "\n".join(lines)
+
+
+def _unreadable(samples: Samples, split: str) -> list[str]:
+    bad = []
+    for index in tqdm(range(len(samples)), desc=f"reading {split}", disable=None, leave=False):
+        try:
+            samples[index]
+        except FmecoError as error:
+            bad.append(error.message)
+    return bad
+
+
+def _steps(
+    built: build.Plan, optimizer: torch.optim.Optimizer, most: int, part: Callable[[str], Any] = nullcontext
+) -> list[float]:
+    """Train a few steps on the first batches. Returns the seconds of each; `part` is entered with the name of each part."""
+    loader, objective, constraint = built.loader, built.objective, built.constraint
+    steps = min(most, built.total)
+    objective.train()
+    seconds = []
+    with closing(loader.batches(0, steps)) as batches:
+        for step in range(steps):
+            start = time.monotonic()
+            for _ in loader.micros(step):
+                with part("data"):
+                    batch = next(batches)
+                if len(batch):
+                    with part("forward"), loop.autocast(built.device, built.precision):
+                        loss = objective(batch, "loss")
+                    with part("backward"):
+                        loss.sum.backward()
+            with part("optimizer"):
+                if constraint is not None:
+                    constraint.gradients(1.0)
+                optimizer.step()
+                if constraint is not None:
+                    constraint.stepped()
+                objective.zero_grad(set_to_none=True)
+            if built.device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.monotonic() - start)
+    return seconds if steps > 1 else seconds * 2
+
+
+PARTS = ("data", "forward", "backward", "optimizer")  # of a step, as the trace names them
+
+
+def _profile(built: build.Plan, optimizer: torch.optim.Optimizer, trace: Path) -> dict[str, Any]:
+    """A torch profiler trace of a few real steps, the shares of their parts, the operations that cost most, and advice."""
+    from torch.profiler import ProfilerActivity, profile, record_function
+
+    gpu = built.device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
+    with profile(activities=activities) as found:
+        steps = len(_steps(built, optimizer, STEPS, record_function))
+    try:
+        found.export_chrome_trace(str(trace))
+    except OSError as error:
+        raise checkpoint.disk_error(error, trace, 0) from None
+    events = found.key_averages()
+    spent = {one.key: one.cpu_time_total for one in events if one.key in PARTS}
+    whole = sum(spent.values())
+
+    def own(event: Any) -> float:
+        return float(event.self_device_time_total if gpu else event.self_cpu_time_total)
+
+    operations = sorted((one for one in events if one.key.startswith("aten::")), key=own, reverse=True)
+    total = sum(map(own, operations)) or 1.0
+    return {
+        "trace": str(trace.resolve()),
+        "shares": {name: round(spent.get(name, 0.0) / whole, 4) for name in PARTS},
+        "operations": [
+            {"name": one.key.removeprefix("aten::"), "share": round(own(one) / total, 4), "calls": one.count // steps}
+            for one in operations[:8]
+        ],
+        "advice": _advice({name: spent.get(name, 0.0) / whole for name in PARTS}, operations, own, total, built),
+    }
+
+
+def _advice(
+    shares: Mapping[str, float], operations: list[Any], own: Callable[[Any], float], total: float, built: build.Plan
+) -> str:
+    """The one thing that would help most, as far as the numbers tell."""
+
+    def part(*words: str) -> float:
+        return sum(own(one) for one in operations if any(word in one.key for word in words)) / total
+
+    calls = sum(one.count for one in operations)
+    if shares["data"] > 0.2:
+        where = (
+            "epoch one decodes; later ones read the cache"
+            if built.settings.train.cache != "off"
+            else "turn on the cache"
+        )
+        return f"reading takes {shares['data']:.0%} of a step: {where}; smaller images or train.workers may help"
+    if total / max(calls, 1) < 10 and shares["optimizer"] < 0.5:
+        return "the operations are too small to fill the machine: a larger train.batch_size costs little more time"
+    if shares["optimizer"] > 0.25:
+        return f"the optimizer takes {shares['optimizer']:.0%} of a step: a larger train.batch_size takes fewer steps"
+    if part("copy_", "contiguous", "_to_copy") > 0.2:
+        return "copies take a fifth of a step or more: try train.channels_last the other way round"
+    if built.precision == "fp32" and part("conv", "mm", "linear") > 0.4:
+        return (
+            "the model itself takes the time: train.precision=bf16 may be faster here, as a smaller image_size would be"
+        )
+    return "the model itself takes the time: a smaller dataset.image_size or backbone is what would be faster"
+
+
+def _profile_lines(found: Mapping[str, Any]) -> list[str]:
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in found["shares"].items())
+    top = ", ".join(f"{one['name']} {one['share']:.0%} ({one['calls']} calls)" for one in found["operations"])
+    return [
+        f"profile    {found['trace']} (open it in https://ui.perfetto.dev)",
+        f"a step     {shares}",
+        f"costs      {top}",
+        f"advice     {found['advice']}",
+    ]
+
+
+def _peak_mb() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1e6 if sys.platform == "darwin" else 1e3))

@@ -1,0 +1,318 @@
+"""How good features are for a task, without training a network: nearest neighbours, a linear head fitted to convergence,
+and LogME. Seconds rather than epochs: each sample passes the backbone once, and never again (features.py)."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fmeco.config import check as config
+from fmeco.core import Backbone, Samples, Target, mix, seed_torch
+from fmeco.errors import CheckpointError, ConfigError, DataError, FmecoError, clean
+from fmeco.features.frozen import Extractor
+from fmeco.nn.layers import average_precision, bootstrap, votes
+from fmeco.training import assemble as build
+from fmeco.training.assemble import Plan
+from fmeco.training.loop import known_errors
+
+PENALTIES = tuple(10.0**n for n in range(2, -7, -1))  # of the linear head, strongest first
+HELD_OUT = 0.2  # of the training samples, to choose the penalty on, where there is no test split
+DRAWS, FEW_DRAWS = 1000, 200  # of the bootstrap; where a metric takes longer
+FEW, MANY = 20, 500  # samples per class at which another strategy is advised
+
+
+class Split(NamedTuple):
+    """Features (N, D) and targets: classes (N,), labels (N, C) or numbers (N,)."""
+
+    x: Tensor
+    y: Tensor
+
+
+# ---------------------------------------------------------------- scores, each a pure function
+
+
+def knn(train: Split, test: Split, classes: int) -> Tensor:
+    """Votes (N, C) of the nearest training samples."""
+    x = F.normalize(train.x, dim=1)
+    parts = F.normalize(test.x, dim=1).split(1024)
+    return torch.cat([votes(part @ x.T, train.y, classes) for part in parts])
+
+
+def linear(train: Split, target: Target, penalty: float, start: Tensor | None = None) -> Tensor:
+    """The weights (D + 1, C) of a linear head, bias last, that minimise the mean loss plus penalty / 2 times the squared
+    weights: cross-entropy for classes, its binary kind for several labels, the squared error for a number (C = 1).
+
+    Logistic losses by L-BFGS to convergence, from `start`; the squared one in closed form.
+    """
+    ones = torch.ones(len(train.x), 1)
+    x = torch.cat([train.x, ones], 1)
+    free = torch.ones(x.shape[1], 1)
+    free[-1] = 0  # the bias is not penalised
+    if target.kind == "number":
+        y = ((train.y - target.mean) / target.std).float()[:, None]
+        gram = x.T @ x / len(x) + penalty * torch.diag(free[:, 0])
+        solution: Tensor = torch.linalg.lstsq(gram.double(), (x.T @ y / len(x)).double(), driver="gelsd").solution
+        return solution.float()
+    from scipy.optimize import minimize
+    from threadpoolctl import threadpool_limits
+
+    shape = (x.shape[1], len(target.classes))
+    decayed = penalty * free.numpy()
+    wanted = (F.one_hot(train.y, shape[1]) if target.kind == "class" else train.y).float().numpy()
+    terms = len(x) if target.kind == "class" else wanted.size
+
+    def loss(flat: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
+        """The objective, and its gradient by the chain rule: x.T @ (probabilities - wanted) / N."""
+        weights = flat.reshape(shape).astype(np.float32)
+        scores = (x @ torch.from_numpy(weights)).numpy()
+        if target.kind == "class":
+            scores -= scores.max(1, keepdims=True)
+            answers = np.exp(scores)
+            sums = answers.sum(1, keepdims=True)
+            answers /= sums
+            fit = (np.log(sums).sum(dtype=float) - (scores * wanted).sum(dtype=float)) / terms
+        else:
+            answers = 1 / (1 + np.exp(-scores))
+            fit = (np.logaddexp(0, scores) - scores * wanted).sum(dtype=float) / terms
+        gradient = (x.T @ torch.from_numpy((answers - wanted) / terms)).numpy() + decayed * weights
+        return fit + float((decayed * np.square(weights)).sum()) / 2, gradient.ravel().astype(float)
+
+    begin = np.zeros(shape[0] * shape[1]) if start is None else start.double().flatten().numpy()
+    with threadpool_limits(
+        1, "blas"
+    ):  # scipy's threads and torch's, waiting for work side by side, take five times as long
+        found = minimize(loss, begin, jac=True, method="L-BFGS-B", options={"maxiter": 500, "ftol": 1e-7, "gtol": 1e-5})
+    return torch.from_numpy(found.x).float().view(shape)
+
+
+def score(outputs: Tensor, y: Tensor, target: Target) -> float:
+    """The metric of a head's outputs (N, C): accuracy, mean average precision, or R2. Higher is better."""
+    if target.kind == "class":
+        return float((outputs.argmax(1) == y).double().mean())
+    if target.kind == "multilabel":
+        each = [average_precision(outputs[:, c], y[:, c] > 0) for c in range(y.shape[1])]
+        return float(torch.tensor([one for one in each if one == one], dtype=torch.float64).mean())
+    error = (outputs[:, 0].double() * target.std + target.mean - y.double()).square().sum()
+    return float(1 - error / (y.double() - y.double().mean()).square().sum())
+
+
+def interval(outputs: Tensor, y: Tensor, target: Target) -> tuple[float, float]:
+    """The 95% interval of `score` by the bootstrap over samples (percentiles)."""
+    right = outputs.argmax(1) == y if target.kind == "class" else None
+
+    def measure(at: Tensor) -> float:
+        return float(right[at].double().mean()) if right is not None else score(outputs[at], y[at], target)
+
+    return bootstrap(len(y), FEW_DRAWS if target.kind == "multilabel" else DRAWS, 0x626F6F74, measure)
+
+
+def logme(x: Tensor, y: Tensor, target: Target) -> float:
+    """The logarithm of the evidence of features (N, D) for the targets, per sample; mean over classes, each as 0 or 1.
+
+    https://arxiv.org/abs/2102.11005 (You et al. 2021), equation (2) and algorithm 1, by the features' singular values.
+    """
+    u, sizes, _ = torch.linalg.svd(x.double(), full_matrices=False)
+    squares, (n, d) = sizes.square(), x.shape
+    if target.kind == "class":
+        columns = F.one_hot(y, len(target.classes)).double()
+    else:
+        columns = ((y.double() - target.mean) / target.std if target.kind == "number" else y.double()).view(n, -1)
+    evidence = []
+    for column in columns.T:
+        if target.kind != "number" and not 0 < float(column.sum()) < n:
+            continue  # a class without samples says nothing
+        z2 = (u.T @ column).square()  # (min(N, D),)
+        outside = float(column.square().sum() - z2.sum())
+        alpha = beta = 1.0
+        for _ in range(200):
+            shrunk = beta * squares / (alpha + beta * squares)
+            gamma = float(shrunk.sum())
+            m2 = float((beta**2 * squares * z2 / (alpha + beta * squares).square()).sum())
+            res2 = float(((1 - shrunk).square() * z2).sum()) + outside
+            before = alpha / beta
+            alpha, beta = gamma / max(m2, 1e-12), (n - gamma) / max(res2, 1e-12)
+            if abs(alpha / beta - before) <= 1e-6 * before:
+                break
+        m2 = float((beta**2 * squares * z2 / (alpha + beta * squares).square()).sum())
+        res2 = float(((1 - beta * squares / (alpha + beta * squares)).square() * z2).sum()) + outside
+        rest = d - len(squares)
+        evidence.append(
+            (
+                d * math.log(alpha)
+                + n * math.log(beta)
+                - float((alpha + beta * squares).log().sum())
+                - rest * math.log(alpha)
+                - beta * res2
+                - alpha * m2
+                - n * math.log(2 * math.pi)
+            )
+            / (2 * n)
+        )
+    return sum(evidence) / len(evidence) if evidence else math.nan
+
+
+# ---------------------------------------------------------------- the commands
+
+
+@known_errors()
+def probe(ref: str, *, dataset: str | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Features of a dataset under the weights of `ref`, judged by nearest neighbours and by a linear head.
+
+    The head's penalty is chosen on the validation split and the score taken on the test split; without a test split, on a
+    part of the training samples and the validation split. Returns {"source", "metrics", "interval", "seconds", ...}.
+    """
+    plan = _plan(ref, dataset, overrides)
+    return _judge(ref, plan, plan.objective.product)
+
+
+@known_errors()
+def rank(refs: Sequence[str], *, dataset: str | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Which source suits a dataset, before any finetuning: `probe` of each, of random weights as the floor, and advice.
+
+    A source that cannot be used is a row with its error. Raises the first one's error where none can.
+    """
+    rows: list[dict[str, Any]] = []
+    first: Plan | None = None
+    failed: FmecoError | None = None
+    for ref in refs:
+        try:
+            plan = _plan(ref, dataset, overrides)
+            rows.append(_judge(ref, plan, plan.objective.product))
+            first = first or plan
+        except FmecoError as error:
+            failed = failed or error
+            rows.append({"source": ref, "error": clean(error.message.splitlines()[0])})
+    if first is None:
+        assert failed is not None
+        raise failed
+    seed_torch(first.settings.seed)
+    random = build.build_backbone(first.settings.backbone, first.data.spec).to(first.device)
+    if first.loader.channels_last:
+        random.to(memory_format=torch.channels_last)
+    build.calibrate(random, first.loader)
+    rows.append(_judge("random weights", first, random))
+    name = rows[-1]["metric"]
+    rows.sort(key=lambda row: row["metrics"][name] if "metrics" in row else -math.inf, reverse=True)
+    return {"ranking": rows, "advice": advice(rows, first)}
+
+
+def advice(rows: Sequence[dict[str, Any]], plan: Plan) -> dict[str, str]:
+    """{"source", "strategy", "reason"}: what to finetune, and how."""
+    name = rows[0]["metric"]
+    floor = next(row for row in rows if row["source"] == "random weights")
+    best = next(row for row in rows if row is not floor and "metrics" in row)
+    low, high = best["interval"]
+    close = [
+        row["source"] for row in rows if row not in (best, floor) and "metrics" in row and row["metrics"][name] >= low
+    ]
+    reason = (
+        f"{name} {best['metrics'][name]:.3f} ({low:.3f} to {high:.3f}), random weights {floor['metrics'][name]:.3f}"
+    )
+    if close:
+        reason += f"; within its interval: {', '.join(close)}"
+    counts = next(iter(plan.data.spec.targets.values())).counts
+    each = min(counts) if counts else len(plan.data.split("train"))
+    unit = "training samples in the smallest class" if counts else "training samples"
+    if best["metrics"][name] <= floor["interval"][1]:
+        return {
+            "source": best["source"],
+            "strategy": "full",
+            "reason": f"no source is clearly better than random weights ({reason}): compare with training from scratch",
+        }
+    strategy = "probe" if each < FEW else "lp_ft" if each < MANY else "full"
+    return {"source": best["source"], "strategy": strategy, "reason": f"{reason}; {each} {unit}"}
+
+
+def _plan(ref: str, dataset: str | None, overrides: Sequence[str]) -> Plan:
+    # Nothing is trained: one step, so that nothing is tried out for the sake of a long run.
+    fixed = [*overrides, "train.steps=1", "augment=none", "transfer.strategy=probe"]
+    return build.prepare(config.read(None, stage="finetune", ref=ref, dataset=dataset, overrides=fixed))
+
+
+def _judge(ref: str, plan: Plan, backbone: Backbone) -> dict[str, Any]:
+    began = time.monotonic()
+    data = plan.data
+    name, target = _target(plan)
+    found = Extractor(
+        backbone, data, plan.device, plan.precision, plan.loader.channels_last, chosen=plan.settings.backbone
+    )
+
+    def split(part: str) -> Split:
+        samples: Samples = data.split(part)
+        vectors, values = found.values(samples, part), samples.targets[name]
+        if vectors is None:
+            raise DataError(f"samples of the {part} split cannot be read", "fmeco check --dataset ... names them")
+        assert isinstance(values, Tensor)
+        if not vectors.isfinite().all():
+            raise CheckpointError(f"features of the {part} split under {clean(ref)} are not finite")
+        return Split(vectors, values)
+
+    train = split("train")
+    if data.test is not None and len(data.test):
+        fitted, chosen_on, test, tested = train, split("val") if data.val else None, split("test"), "test"
+    else:
+        fitted, chosen_on, test, tested = train, None, split("val"), "val"
+    taken = time.monotonic() - began
+    mean, std = train.x.mean(0), train.x.std(0).clamp_min(1e-6)
+    scaled = [None if one is None else Split((one.x - mean) / std, one.y) for one in (fitted, chosen_on, test)]
+    fit_on, choose_on, final = scaled
+    assert fit_on is not None and final is not None
+    if choose_on is None:
+        order = mix(0x70726F62, torch.arange(len(fit_on.x))).argsort(stable=True)
+        cut = max(1, round(len(order) * HELD_OUT))
+        choose_on = Split(fit_on.x[order[:cut]], fit_on.y[order[:cut]])
+        part = Split(fit_on.x[order[cut:]], fit_on.y[order[cut:]])
+    else:
+        part = fit_on
+    penalty = _best_penalty(part, choose_on, target)
+    weights = linear(fit_on, target, penalty)
+    outputs = final.x @ weights[:-1] + weights[-1]
+    metric = {"class": "accuracy", "multilabel": "mean_ap", "number": "r2"}[target.kind]
+    metrics = {metric: score(outputs, final.y, target), "logme": logme(fit_on.x, fit_on.y, target)}
+    if not math.isfinite(metrics[metric]):
+        raise DataError(f"{metric} is not defined on the {tested} split: its targets do not vary")
+    if target.kind == "class":
+        metrics["knn"] = score(knn(train, test, len(target.classes)), test.y, target)
+    return {
+        "source": ref,
+        "metric": metric,
+        "split": tested,
+        "metrics": {name: value for name, value in metrics.items() if math.isfinite(value)},
+        "interval": list(interval(outputs, final.y, target)),
+        "penalty": penalty,
+        "samples": {"train": len(train.x), tested: len(test.x)},
+        "width": int(train.x.shape[1]),
+        "feature_seconds": round(taken, 3),
+        "seconds": round(time.monotonic() - began, 3),
+    }
+
+
+def _best_penalty(train: Split, held_out: Split, target: Target) -> float:
+    """The penalty with the best score on samples that the head was not fitted to; the strongest of equals."""
+    best, penalty, weights = -math.inf, PENALTIES[0], None
+    for one in PENALTIES:
+        weights = linear(train, target, one, weights)
+        found = score(held_out.x @ weights[:-1] + weights[-1], held_out.y, target)
+        if found > best:
+            best, penalty = found, one
+    return penalty
+
+
+def _target(plan: Plan) -> tuple[str, Target]:
+    options = plan.settings.objective.options if plan.settings.objective is not None else {}
+    name = options.get("target", "")
+    if name not in plan.data.spec.targets:
+        several = ", ".join(plan.data.spec.targets)
+        hint = f"it has the targets {several}: name one in the dataset's section" if several else ""
+        raise ConfigError("a probe needs a dataset with one target", hint)
+    target = plan.data.spec.targets[name]
+    if target.kind == "text":
+        raise ConfigError(f"the target '{clean(name)}' is a text, and a linear head on vectors cannot tell one")
+    return name, target

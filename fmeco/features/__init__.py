@@ -1,0 +1,1 @@
+"""Features of frozen networks, computed once: extraction, and splitting a network at its frozen part."""

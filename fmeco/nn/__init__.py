@@ -1,0 +1,1 @@
+"""Layers, metrics and statistics that plug-ins share: pure functions and small blocks."""

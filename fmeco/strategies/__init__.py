@@ -1,0 +1,1 @@
+"""Transfer strategies, one per file; the name of the file is the name in YAML."""

@@ -1,0 +1,1 @@
+"""Training runs: pretrain, finetune, resume, and the one loop."""

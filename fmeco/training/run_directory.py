@@ -1,0 +1,111 @@
+"""A run's directory: claimed once, used by one process at a time, its config written whole."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from fmeco.checkpoints import format as checkpoint
+from fmeco.config.check import RunConfig
+from fmeco.errors import ConfigError
+
+REPLACED = ".replaced"  # where --force keeps the earlier run until the new one is ready to train
+OWN_FILES = (
+    "config.yaml",
+    "metrics.jsonl",
+    "run.log",
+    "report.html",
+    "transplant.json",
+    "bad_samples.txt",
+    "tensorboard",
+    "checkpoints",
+    "controls",
+)
+
+
+def claim(out: Path | None, settings: RunConfig, force: bool) -> Path:
+    """Make the run's directory. Raises ConfigError when it is not empty, DiskError when it cannot be made."""
+    try:
+        if out is None:
+            base = Path("runs") / f"{settings.stage}-{settings.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+            for suffix in ["", *(f"-{n}" for n in range(2, 1000))]:
+                with contextlib.suppress(FileExistsError):
+                    run = base.with_name(base.name + suffix)
+                    run.mkdir(parents=True)
+                    return run
+        assert out is not None
+        if out.is_dir() and any(out.iterdir()):
+            if not force and not _never_saved(out):
+                raise ConfigError(
+                    f"{out} is not empty",
+                    "--force replaces the run that is there; `fmeco resume` continues it",
+                )
+            source = Path(settings.source).resolve() if settings.source is not None else None
+            if source is not None and (source == out.resolve() or out.resolve() in source.parents):
+                raise ConfigError(
+                    f"--force would replace {out}, where the weights of --from lie", "choose another --out"
+                )
+            with locked(out):
+                settle(out, keep_new=False)  # a replacement that was killed half-way counts for nothing
+                (out / REPLACED).mkdir()
+                for name in OWN_FILES:
+                    if (out / name).exists():
+                        os.replace(out / name, out / REPLACED / name)
+        elif out.exists() and not out.is_dir():
+            raise ConfigError(f"{out} is a file; a run needs a directory")
+        out.mkdir(parents=True, exist_ok=True)
+        return out
+    except OSError as error:
+        raise checkpoint.disk_error(error, out or Path("runs"), 0) from None
+
+
+def settle(out: Path, *, keep_new: bool) -> None:
+    """The end of --force: once the new run is ready to train the one that it replaces goes; if it failed before, the old
+    one comes back."""
+    old = out / REPLACED
+    if not old.exists():
+        return
+    if not keep_new:
+        for path in old.iterdir():
+            fresh = out / path.name
+            shutil.rmtree(fresh) if fresh.is_dir() else fresh.unlink(missing_ok=True)
+            os.replace(path, fresh)
+    shutil.rmtree(old)
+
+
+def _never_saved(out: Path) -> bool:
+    """Whether the folder holds nothing but a run that ended, in an error say, before its first checkpoint."""
+    strange = {path.name for path in out.iterdir()} - {*OWN_FILES, ".lock", ".config.yaml"}
+    return (out / "run.log").exists() and not strange and not checkpoint.steps(out / "checkpoints")
+
+
+@contextlib.contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """One process per run. The lock goes with the process, however it ends."""
+    try:
+        handle = os.open(run / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise checkpoint.disk_error(error, run, 0) from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise ConfigError(f"{run} is in use by another process") from None
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def write_config(run: Path, settings: RunConfig) -> None:
+    temporary = run / ".config.yaml"
+    try:
+        temporary.write_text(settings.to_yaml(), "utf-8")
+        os.replace(temporary, run / "config.yaml")
+    except OSError as error:
+        raise checkpoint.disk_error(error, run / "config.yaml", 0) from None
