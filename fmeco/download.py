@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from fmeco.checkpoints import format as checkpoint
 from fmeco.errors import CheckpointError, ResourceError, clean
+from fmeco.files import disk_error
 
 
 class NotPublished(ResourceError):
@@ -60,6 +60,6 @@ def _download(url: str, path: Path) -> None:
             f"check the network, or put the file at {path} yourself",
         ) from None
     except OSError as error:
-        raise checkpoint.disk_error(error, path, 0) from None
+        raise disk_error(error, path, 0) from None
     finally:
         temporary.unlink(missing_ok=True)

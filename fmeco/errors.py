@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class FmecoError(Exception):
@@ -118,3 +119,34 @@ def listing(names: Iterable[object], limit: int = 10) -> str:
     shown = [clean(name, 120) for name in names]
     more = f" and {len(shown) - limit} more" if len(shown) > limit else ""
     return ", ".join(shown[:limit]) + more
+
+
+@contextlib.contextmanager
+def known_errors() -> Iterator[None]:
+    """Turn what torch raises for memory, loader workers and lone samples into one sentence. Also a decorator."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, ValueError, ConnectionError) as error:
+        said = str(error)
+        memory = ("not enough memory", "can't allocate memory")
+        if (
+            isinstance(error, MemoryError)
+            or type(error).__name__ == "OutOfMemoryError"
+            or any(words in said for words in memory)
+        ):
+            raise ResourceError(
+                "out of memory",
+                "--set train.micro_batch=8 (or smaller) needs less and learns the same",
+                "a smaller dataset.image_size or backbone also helps",
+            ) from None
+        if "DataLoader worker" in said or "DataLoader timed out" in said or isinstance(error, ConnectionError):
+            raise DataError(
+                f"a loader worker died or hung: {clean(said.splitlines()[0] if said else type(error).__name__)}",
+                "--set train.workers=0 reads in the main process and shows the cause",
+                "workers are killed when memory, or /dev/shm, runs out",
+            ) from None
+        if "Expected more than 1 value per channel" in said:
+            raise ConfigError(
+                "batch norm cannot train on a batch of one sample", "train.batch_size, and micro_batch, must be larger"
+            ) from None
+        raise

@@ -3,17 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import itertools
-import json
 import logging
-import math
-import os
 import sys
-import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import IO, Any
 
 logger = logging.getLogger("fmeco")
 
@@ -51,92 +43,3 @@ def quietly() -> Iterator[None]:
     finally:
         for handler in terminals:
             handler.setLevel(logging.NOTSET)
-
-
-class Log:
-    """The files of one run. Numbers that are not finite become null: metrics.jsonl is strict JSON. Only rank 0 writes."""
-
-    def __init__(
-        self,
-        run: Path,
-        *,
-        tensorboard: bool | str,
-        resume_at: int | None = None,
-        size: int | None = None,
-        first: bool = True,
-    ) -> None:
-        """size: bytes of metrics.jsonl to keep on resuming; None = what was written before the first step."""
-        self.file: IO[bytes] | None = None
-        self.lines: list[tuple[str, int, float, dict[str, float]]] = []
-        self.flushed = 0.0
-        self.handler: logging.Handler = logging.NullHandler()
-        self.board: Any = None
-        if not first:
-            return
-        run.mkdir(parents=True, exist_ok=True)
-        self.file = open(run / "metrics.jsonl", "ab")  # noqa: SIM115  closed by close()
-        if resume_at is not None:  # forget what a killed run wrote after its last checkpoint
-            self.file.truncate(_before_steps(run) if size is None else min(size, self.file.seek(0, os.SEEK_END)))
-            self.file.seek(0, os.SEEK_END)
-        self.handler = logging.FileHandler(run / "run.log", encoding="utf-8")
-        self.handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        logger.setLevel(logging.INFO)
-        logger.addHandler(self.handler)
-        if tensorboard is True or (tensorboard == "auto" and importlib.util.find_spec("tensorboard")):
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                from fmeco.errors import ConfigError
-
-                raise ConfigError(
-                    "train.tensorboard is true, but tensorboard is not installed",
-                    "pip install 'fmeco[tensorboard]'",
-                ) from None
-            self.board = SummaryWriter(str(run / "tensorboard"), purge_step=resume_at)
-
-    def write(self, kind: str, step: int, epoch: float, values: dict[str, float]) -> None:
-        """One line of metrics.jsonl: {"kind": "range" | "train" | "val" | "time", "step", "epoch", ...values}."""
-        if self.file is None:
-            return
-        self.lines.append((kind, step, epoch, values))
-        if kind != "train" or time.monotonic() - self.flushed > 1.0:  # who follows the file sees it within a second
-            self.flush()
-
-    def flush(self) -> None:
-        """Write the lines so far. Many at a time: the thread of TensorBoard's writer, woken for each, would slow down the
-        training of a small model by a third."""
-        if self.file is None:
-            return
-        for kind, step, epoch, values in self.lines:
-            finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-            line = {"kind": kind, "step": step, "epoch": round(epoch, 6), **finite}
-            self.file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
-        self.file.flush()
-        if self.board is not None:  # one event for all numbers of a line: each would cost as much as add_scalar's own
-            from tensorboard.compat.proto.summary_pb2 import Summary
-
-            for kind, step, _, values in self.lines:
-                parts = [Summary.Value(tag=f"{kind}/{name}", simple_value=value) for name, value in values.items()]
-                self.board.file_writer.add_summary(Summary(value=parts), step)
-        self.lines = []
-        self.flushed = time.monotonic()
-
-    def size(self) -> int:
-        """Bytes of metrics.jsonl so far; a checkpoint remembers it."""
-        self.flush()
-        return self.file.tell() if self.file is not None else 0
-
-    def close(self) -> None:
-        self.flush()
-        if self.file is not None:
-            self.file.close()
-        logger.removeHandler(self.handler)
-        self.handler.close()
-        if self.board is not None:
-            self.board.close()
-
-
-def _before_steps(run: Path) -> int:
-    """Bytes of metrics.jsonl that tell of the range test alone."""
-    lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
-    return sum(map(len, itertools.takewhile(lambda line: line.startswith(b'{"kind": "range"'), lines)))

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 import fmeco
-from fmeco.config import check as config
+from fmeco.config.load import peek
 from fmeco.inference import model as use
-from fmeco.nn.layers import bootstrap
+from fmeco.nn.intervals import bootstrap
 
 STEPS = 200  # a finetuning takes the config's epochs, or as many as make about these steps
 HERE = Path(__file__).resolve().parent.parent / "configs" / "cifar10"
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--strategies", nargs="+", default=["scratch", "probe", "lp_ft", "llrd", "full"])
     given = parser.parse_args()
     on = {"name": "image_folder", "path": str(given.folder)}
-    first, second = config.peek(HERE / "pretrain.yaml"), config.peek(HERE / "finetune.yaml")
+    first, second = peek(HERE / "pretrain.yaml"), peek(HERE / "finetune.yaml")
     first["dataset"] = {**first["dataset"], **on}
     found: dict[tuple[int, str], list[Tried]] = {}
     source = given.out / "source"

@@ -28,7 +28,7 @@ import fmeco
 from fmeco.core import Objective
 from fmeco.evaluation import baselines as baseline
 from fmeco.inference import model as use
-from fmeco.nn.layers import bootstrap
+from fmeco.nn.intervals import bootstrap
 
 DRAWS = 300
 METRIC = "ndcg@10"

@@ -27,11 +27,11 @@ import torch
 from torch import Tensor
 
 import fmeco
-from fmeco.config import check as config
+from fmeco.config.load import peek
 from fmeco.core import Objective, Samples
 from fmeco.evaluation import baselines as baseline
 from fmeco.inference import model as use
-from fmeco.nn.layers import bootstrap
+from fmeco.nn.intervals import bootstrap
 
 DRAWS = 300
 ADAMW = {"name": "adamw", "lr": 1e-3, "weight_decay": 0.05}
@@ -181,7 +181,7 @@ def speech(given: argparse.Namespace, tell: Tell) -> Mapping[str, str]:
     """Spoken digits of a speaker that training did not hear, from 20 recordings of each digit: a convolutional network from
     scratch and from images, a transformer from scratch and after filling in masked patches of the training
     speakers' recordings, and logistic regression on averages over tenths of the time."""
-    raw = config.peek(IMAGES)
+    raw = peek(IMAGES)
     raw["dataset"] = {**raw["dataset"], "name": "image_folder", "path": str(given.images)}
     images = source(given.out / "images", **raw)
     files = sorted(path.relative_to(given.data) for path in given.data.rglob("*.wav"))

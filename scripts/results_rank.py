@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import fmeco
-from fmeco.config import check as config
+from fmeco.config.load import peek
 from fmeco.data import disk_cache as cache
 from fmeco.evaluation import probe as probing
 
@@ -44,7 +44,7 @@ def main() -> None:
     from scipy.stats import kendalltau
 
     on = {"name": "image_folder", "path": str(given.folder)}
-    first, second = config.peek(HERE / "pretrain.yaml"), config.peek(HERE / "finetune.yaml")
+    first, second = peek(HERE / "pretrain.yaml"), peek(HERE / "finetune.yaml")
     first["dataset"] |= on
     runs: dict[str, Path] = {}
     for name, changes in SOURCES.items():

@@ -24,7 +24,7 @@ import fmeco
 from fmeco.core import Objective
 from fmeco.evaluation.baselines import BASELINES
 from fmeco.inference import model as use
-from fmeco.nn.layers import bootstrap
+from fmeco.nn.intervals import bootstrap
 
 DRAWS = 300
 HOURS = 14400

@@ -30,7 +30,7 @@ from torch import Tensor
 import fmeco
 from fmeco.core import Objective
 from fmeco.inference import model as use
-from fmeco.nn.layers import bootstrap
+from fmeco.nn.intervals import bootstrap
 
 DRAWS = 1000
 ROUNDS = 6  # strings are made of all recordings of a speaker so many times, in another order each time

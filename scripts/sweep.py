@@ -10,8 +10,8 @@ import time
 
 import torch
 
-from fmeco.checkpoints import format as checkpoint
-from fmeco.config import check as config
+from fmeco.checkpoints import transplant
+from fmeco.config.load import choose
 from fmeco.core import DataSpec, InputSpec
 from fmeco.plugins.registry import find
 
@@ -24,14 +24,14 @@ def main() -> int:
     for name in names:
         size, start = SIZES.get(name, 32), time.monotonic()
         spec = DataSpec("image", {"image": InputSpec((3, size, size), "uint8", 1 / 255, (0.5,) * 3, (0.25,) * 3)})
-        choice = config.choice("backbone", name)
+        choice = choose("backbone", name)
         try:
             made, other = (choice.plugin.build({"spec": spec, "arch": choice.arch}, choice.options) for _ in range(2))
             features = made({"image": torch.randn(2, 3, size, size)}).vector
             assert features.shape == (2, made.width), features.shape
             features.square().sum().backward()
             assert all(p.grad is not None for p in made.parameters()), "a parameter without gradient"
-            report = checkpoint.transplant(other, made.library.state_dict(), source=name)
+            report = transplant.transplant(other, made.library.state_dict(), source=name)
             assert report.share == 1.0
             assert not report.missing
             assert not report.unexpected

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import fmeco as api
-from fmeco.config import check as config
+from fmeco.config.load import choose, load_config
 from fmeco.core import ConfigError, Data, DataError, DataSpec, InputSpec, mix
 
 from .conftest import Answer, photos, tones, write
@@ -45,7 +45,7 @@ def speakers(data: Data, part: str) -> set[str]:
 
 
 def data_of(run: str) -> Data:
-    settings = config.load(Path(run, "config.yaml"), stage="pretrain")
+    settings = load_config(Path(run, "config.yaml"), stage="pretrain")
     data: Data = settings.dataset.plugin.build({"known": None, "whole": False, "arch": None}, settings.dataset.options)
     return data
 
@@ -194,7 +194,7 @@ def test_what_would_leak_a_speaker_is_refused_by_name() -> None:
 
 def test_specaugment_hides_as_much_as_its_keys_say() -> None:
     spec = DataSpec("audio", {"spectrogram": InputSpec((1, 20, 50), "float32", 1.0, (3.0,), (2.0,))})
-    choice = config.choice("augment", {"name": "specaugment", "masks": 1, "frequency": 0.5, "time": 0.2})
+    choice = choose("augment", {"name": "specaugment", "masks": 1, "frequency": 0.5, "time": 0.2})
     augment = choice.plugin.build({"spec": spec, "arch": choice.arch}, choice.options)
     keys = mix(0, torch.arange(2000))
     hidden = augment.batch({"spectrogram": torch.zeros(2000, 1, 20, 50)}, keys)["spectrogram"][:, 0] == 3.0
@@ -244,7 +244,7 @@ def test_the_whole_way_on_the_command_line(fmeco: Fmeco) -> None:
     answer = fmeco("pretrain", write("c.yaml", settings), "--out", "run", "--json")
     assert answer.code == 0, answer.err
     assert answer.json["metrics"]["val_accuracy"] == 1.0
-    assert config.load(Path("run/config.yaml"), stage="pretrain").augment.spelled == "spectrogram/specaugment"  # type: ignore[union-attr]
+    assert load_config(Path("run/config.yaml"), stage="pretrain").augment.spelled == "spectrogram/specaugment"  # type: ignore[union-attr]
 
     found = fmeco("evaluate", "run", "--split", "val", "--by", "speaker", "--json").json
     held = speakers(data_of("run"), "val")

@@ -25,10 +25,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import fmeco as api
+from fmeco.checkpoints import foreign, transplant, writer
 from fmeco.checkpoints import format as checkpoint
-from fmeco.config import check as config
+from fmeco.config.load import choose
 from fmeco.core import DataSpec, InputSpec, Target
 from fmeco.errors import CheckpointError, DiskError, FmecoError
+from fmeco.files import write_durably
 
 from .conftest import Answer, photos, tiny
 
@@ -37,7 +39,7 @@ META = {"spec": DataSpec("image", {}).to_json(), "config": {}}
 
 def save(folder: Path, step: int = 1, value: float = 1.0) -> Path:
     tensors = {"backbone": {"w": torch.full((50, 40), value)}, "objective": {"h": torch.full((7,), value)}}
-    return checkpoint.write(folder, step, tensors, META, {"state": {}}, ["parent-id"], "# card\n")
+    return writer.write(folder, step, tensors, META, {"state": {}}, ["parent-id"], "# card\n")
 
 
 def spec(channels: int = 3, size: int = 32) -> DataSpec:
@@ -47,7 +49,7 @@ def spec(channels: int = 3, size: int = 32) -> DataSpec:
 
 
 def build(name: str, of: DataSpec | None = None, **options: Any) -> Any:
-    choice = config.choice("backbone", {"name": name, **options})
+    choice = choose("backbone", {"name": name, **options})
     return choice.plugin.build({"spec": of or spec(), "arch": choice.arch}, choice.options)
 
 
@@ -58,7 +60,7 @@ def test_round_trip_with_modes_aliases_and_identity() -> None:
     shared = torch.randn(4, 5)
     old = os.umask(0o027)
     try:
-        path = checkpoint.write(
+        path = writer.write(
             Path("c"), 7, {"backbone": {"a": shared, "tied": shared, "b": torch.randn(3, 2).T}}, META, None, [], ""
         )
     finally:
@@ -116,7 +118,7 @@ def test_mutants_raise_one_class_of_error() -> None:
                 mutant[at:at] = rng.randbytes(8)
             Path(f"x{Path(name).suffix}").write_bytes(bytes(mutant))
             try:
-                checkpoint.read_foreign(Path(f"x{Path(name).suffix}"))
+                foreign.read_foreign(Path(f"x{Path(name).suffix}"))
             except CheckpointError as error:
                 refused += 1
                 assert "\x1b" not in error.message
@@ -131,8 +133,8 @@ from tests.test_checkpoint import save
 print("ready", flush=True)
 for step in range(1, 10**6):
     save(Path("c"), step % 3 + 1, float(step))
-    from fmeco import checkpoint
-    checkpoint.tidy(Path("c"), 2)
+    from fmeco.checkpoints import writer
+    writer.tidy(Path("c"), 2)
 """
 
 
@@ -154,7 +156,7 @@ def test_kill_at_any_moment_leaves_only_whole_checkpoints() -> None:
             assert bool((got.tensors("backbone")["w"] == value).all()), "never a mix of two saves"
             seen += 1
     assert seen >= 8
-    checkpoint.tidy(Path("c"), 2)
+    writer.tidy(Path("c"), 2)
     assert not list(Path("c").glob(".writing-*")), "what was half-written is cleared away"
 
 
@@ -174,8 +176,8 @@ def test_a_failed_save_leaves_the_last_one(call: str, code: int, monkeypatch: py
 
         with monkeypatch.context() as patch:
             if call == "write":
-                real_write = checkpoint.write_durably
-                patch.setattr(checkpoint, "write_durably", lambda *a, _r=real_write: failing(*a, _real=_r))
+                real_write = write_durably
+                patch.setattr(writer, "write_durably", lambda *a, _r=real_write: failing(*a, _real=_r))
             elif call == "mkdir":
                 real_mkdir = Path.mkdir
                 patch.setattr(Path, "mkdir", lambda *a, _r=real_mkdir, **k: failing(*a, _real=_r, **k))
@@ -262,7 +264,7 @@ def test_opening_a_file_runs_no_code() -> None:
             else:
                 path.write_bytes(pickle.dumps(payload))
             with pytest.raises(CheckpointError) as caught:
-                checkpoint.read_foreign(path)
+                foreign.read_foreign(path)
             assert "weights_only" not in str(caught.value), "never tell how to switch safety off"
             assert not marker.exists()
 
@@ -275,16 +277,16 @@ def test_bombs_are_refused_before_they_go_off() -> None:
     torch.save({"w": torch.zeros(1).expand(10**6, 10**6)}, "stride.pt")
     for name in ("bomb.pt", "stride.pt"):
         with pytest.raises(CheckpointError):
-            checkpoint.read_foreign(Path(name))
+            foreign.read_foreign(Path(name))
     torch.save({"w": torch.tensor([1.0, float("nan")])}, "nan.pt")
     with pytest.raises(CheckpointError, match="not finite"):
-        checkpoint.read_foreign(Path("nan.pt"))
+        foreign.read_foreign(Path("nan.pt"))
     header = (
         b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
     )
     Path("twin.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     with pytest.raises(CheckpointError, match="twice"):
-        checkpoint.read_foreign(Path("twin.safetensors"))
+        foreign.read_foreign(Path("twin.safetensors"))
 
 
 # ---------------------------------------------------------------- the transplant
@@ -305,7 +307,7 @@ def state(name: str = "resnet18") -> dict[str, Tensor]:
 def test_prefixes_are_stripped_when_that_makes_keys_fit(prefix: str) -> None:
     theirs = {prefix + key: value for key, value in state().items()}
     made = build("resnet18")
-    report = checkpoint.transplant(made, theirs, source="x")
+    report = transplant.transplant(made, theirs, source="x")
     assert report.share == 1.0
     assert report.prefix == prefix
     assert sorted(report.left_out) == ["fc.bias", "fc.weight"]
@@ -317,15 +319,15 @@ def test_one_of_several_networks_is_taken_by_its_papers_choice_or_by_name() -> N
     for good, bad in (("teacher.backbone.", "student.backbone."), ("module.encoder_q.", "module.encoder_k.")):
         theirs = {**{bad + k: v for k, v in other.items()}, **{good + k: v for k, v in state().items()}}
         made = build("resnet18")
-        assert checkpoint.transplant(made, theirs, source="x").prefix == good
+        assert transplant.transplant(made, theirs, source="x").prefix == good
         assert torch.equal(made.library.state_dict()["conv1.weight"], state()["conv1.weight"])
-        checkpoint.transplant(made, theirs, source="x", prefix=bad)
+        transplant.transplant(made, theirs, source="x", prefix=bad)
         assert torch.equal(made.library.state_dict()["conv1.weight"], other["conv1.weight"])
     twins = {**{f"a.{k}": v for k, v in other.items()}, **{f"b.{k}": v for k, v in state().items()}}
     with pytest.raises(CheckpointError, match="several networks"):
-        checkpoint.transplant(build("resnet18"), twins, source="x")
+        transplant.transplant(build("resnet18"), twins, source="x")
     with pytest.raises(CheckpointError, match=r"begins with 'c\.'"):
-        checkpoint.transplant(build("resnet18"), twins, source="x", prefix="c.")
+        transplant.transplant(build("resnet18"), twins, source="x", prefix="c.")
 
 
 def test_networks_side_by_side_in_a_file_keep_their_names(tmp_path: Path) -> None:
@@ -333,11 +335,11 @@ def test_networks_side_by_side_in_a_file_keep_their_names(tmp_path: Path) -> Non
     torch.save({"student": other, "teacher": state(), "epoch": 3}, tmp_path / "dino.pth")
     torch.save({"model": state(), "model_ema": other}, tmp_path / "averaged.pth")
     made = build("resnet18")
-    theirs = checkpoint.read_foreign(tmp_path / "dino.pth")
-    assert checkpoint.transplant(made, theirs, source="x").prefix == "teacher."
+    theirs = foreign.read_foreign(tmp_path / "dino.pth")
+    assert transplant.transplant(made, theirs, source="x").prefix == "teacher."
     assert torch.equal(made.library.state_dict()["conv1.weight"], state()["conv1.weight"])
     with pytest.raises(CheckpointError, match="several networks"):
-        checkpoint.transplant(made, checkpoint.read_foreign(tmp_path / "averaged.pth"), source="x")
+        transplant.transplant(made, foreign.read_foreign(tmp_path / "averaged.pth"), source="x")
 
 
 def test_positions_of_a_vit_are_interpolated_for_another_image_size() -> None:
@@ -379,18 +381,18 @@ def test_what_does_not_fit_is_refused(theirs: Callable[[], dict[str, Tensor]], i
     made = build(into)
     before = {name: t.clone() for name, t in made.library.state_dict().items()}
     with pytest.raises(CheckpointError, match="does not fit") as caught:
-        checkpoint.transplant(made, theirs(), source="theirs.pth")
+        transplant.transplant(made, theirs(), source="theirs.pth")
     assert "theirs.pth" in caught.value.message
     assert any("--allow-partial" in hint for hint in caught.value.hints)
     assert all(torch.equal(t, before[name]) for name, t in made.library.state_dict().items()), "nothing was changed"
-    report = checkpoint.transplant(made, theirs(), source="theirs.pth", allow_partial=True)
+    report = transplant.transplant(made, theirs(), source="theirs.pth", allow_partial=True)
     assert report.unexpected or report.missing or report.mismatched
 
 
 def test_one_channel_sums_the_first_kernel() -> None:
     made, three = build("resnet18", spec(1)), build("resnet18")
-    report = checkpoint.transplant(made, state(), source="x")
-    checkpoint.transplant(three, state(), source="x")
+    report = transplant.transplant(made, state(), source="x")
+    transplant.transplant(three, state(), source="x")
     assert report.reshaped == ["conv1.weight"]
     x = torch.randn(2, 1, 32, 32)
     made.eval(), three.eval()
@@ -401,7 +403,7 @@ def test_one_channel_sums_the_first_kernel() -> None:
 
 def objective(classes: tuple[str, ...]) -> Any:
     described = DataSpec("image", spec().inputs, targets={"label": Target("class", classes)})
-    choice = config.choice("objective", "classification")
+    choice = choose("objective", "classification")
     return choice.plugin.build({"backbone": build("mlp", hidden=[8]), "spec": described}, choice.options)
 
 
@@ -410,7 +412,7 @@ def test_head_rows_follow_class_names_not_positions() -> None:
     nn.init.normal_(old.head.weight)
     nn.init.normal_(old.head.bias)
     rows = {name: list(classes) for name, classes in old.class_rows().items()}
-    carried = checkpoint.carry_rows(new, old.state_dict(), rows)
+    carried = transplant.carry_rows(new, old.state_dict(), rows)
     assert sorted(carried) == ["ant", "cat"]
     assert torch.equal(new.head.weight[0], old.head.weight[2])
     assert torch.equal(new.head.weight[2], old.head.weight[0])

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fmeco.config import check as config
+from fmeco.config.load import choose, load_config
+from fmeco.config.parser import parse_yaml
 from fmeco.errors import ConfigError
 
 from .conftest import Answer, tiny, write
@@ -21,7 +22,7 @@ GOOD = "dataset: {name: digits}\nbackbone: mlp\n"
 
 def error(text: str, **how: object) -> str:
     with pytest.raises(ConfigError) as caught:
-        config.load(write("c.yaml", text), **{"stage": "pretrain", **how})  # type: ignore[arg-type]
+        load_config(write("c.yaml", text), **{"stage": "pretrain", **how})  # type: ignore[arg-type]
     return caught.value.message
 
 
@@ -80,13 +81,13 @@ def test_every_mistake_is_reported_at_once() -> None:
 
 
 def test_scalars_are_read_as_yaml_1_2() -> None:
-    tree, _ = config.parse_yaml("[1e-3, no, 0123, 1:30, 2026-11-23, 0x1F, ~, 'true', true, 1_0]", "x")
+    tree, _ = parse_yaml("[1e-3, no, 0123, 1:30, 2026-11-23, 0x1F, ~, 'true', true, 1_0]", "x")
     assert tree == [0.001, "no", "0123", "1:30", "2026-11-23", "0x1F", None, "true", True, 10]
 
 
 def test_set_overrides_and_expands_bare_names() -> None:
     path = write("c.yaml", GOOD + "optimizer: adamw\ntrain: {epochs: 3}\n")
-    got = config.load(
+    got = load_config(
         path, overrides=["optimizer.lr=3e-4", "train.epochs=7", "backbone=resnet18", "dataset.classes=[1, 2]"]
     )
     assert got.optimizer.options["lr"] == 3e-4
@@ -97,12 +98,12 @@ def test_set_overrides_and_expands_bare_names() -> None:
     assert got.dataset.options["classes"] == [1, 2]
     for bad in ("optimizer.lr", "=3", "train.epochs.x=1", "optimizer.lr=[1"):
         with pytest.raises(ConfigError, match="--set"):
-            config.load(path, overrides=[bad])
+            load_config(path, overrides=[bad])
 
 
 def test_what_is_written_is_what_ran() -> None:
-    got = config.load(tiny(), stage="pretrain", name="x")
-    again = config.load(write("again.yaml", got.to_yaml()), name="x")
+    got = load_config(tiny(), stage="pretrain", name="x")
+    again = load_config(write("again.yaml", got.to_yaml()), name="x")
     assert again == got
 
 
@@ -113,7 +114,7 @@ def test_every_config_of_the_repository_is_valid_and_states_its_command() -> Non
         text = file.read_text()
         stage = "finetune" if "fmeco finetune" in text.splitlines()[0] else "pretrain"
         assert f"fmeco {stage} {file.relative_to(ROOT)}" in text.splitlines()[0]
-        config.load(file, stage=stage, given={"from": "x"} if stage == "finetune" else None)  # type: ignore[arg-type]
+        load_config(file, stage=stage, given={"from": "x"} if stage == "finetune" else None)  # type: ignore[arg-type]
 
 
 def test_schema_accepts_what_load_accepts(fmeco: Callable[..., Answer]) -> None:
@@ -168,10 +169,10 @@ def test_torchvision_names_are_those_of_the_library() -> None:
 def test_timm_names_are_those_of_the_library_and_need_its_prefix(fmeco: Callable[..., Answer]) -> None:
     timm = pytest.importorskip("timm")
     assert (ROOT / "fmeco" / "backbones" / "timm.txt").read_text().split() == timm.list_models()
-    assert config.choice("backbone", "resnet18").name == "torchvision"
-    assert config.choice("backbone", "timm/resnet18").name == "timm"
+    assert choose("backbone", "resnet18").name == "torchvision"
+    assert choose("backbone", "timm/resnet18").name == "timm"
     with pytest.raises(ConfigError, match="did you mean 'timm/vit_tiny_patch16_224'"):
-        config.choice("backbone", "vit_tiny_patch16_224")
+        choose("backbone", "vit_tiny_patch16_224")
     assert len(fmeco("list", "backbones").out.splitlines()) < 40
     found = fmeco("list", "backbones", "vit_tiny_patch16_224").out
     assert "timm/vit_tiny_patch16_224" in found

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from fmeco.checkpoints import format as checkpoint
-from fmeco.config import check as config
+from fmeco.checkpoints import transplant
+from fmeco.config.load import choose
 from fmeco.core import Augment, Batch, ConfigError, Data, DataSpec, InputSpec, Target, Teacher, mix
-from fmeco.data.loader import Loader, choose_reading
+from fmeco.data.loader import Loader
+from fmeco.data.reading import choose_reading
 from fmeco.optimizers import optim
 from fmeco.plugins.registry import INJECTED, plugins
 
@@ -67,7 +68,7 @@ PAIRS = ("simclr", "vicreg", "simsiam", "supcon", "barlow_twins", "byol", "dino"
 
 
 def backbone(name: str, spec: DataSpec, **options: Any) -> Any:
-    choice = config.choice("backbone", {"name": name, **options})
+    choice = choose("backbone", {"name": name, **options})
     return choice.plugin.build({"spec": spec, "arch": choice.arch}, choice.options)
 
 
@@ -140,7 +141,7 @@ def make_data(name: str, arch: str | None, tmp_path: Path) -> Data:
         raw |= {"path": str(texts(tmp_path / "t.jsonl")), "vocabulary": 300, "length": 12}
     if name == "stdlib_docs":
         raw |= {"classes": ["json", "logging"], "vocabulary": 300, "length": 12}
-    choice = config.choice("dataset", raw)
+    choice = choose("dataset", raw)
     data: Data = choice.plugin.build({"known": None, "whole": False, "arch": choice.arch}, choice.options)
     return data
 
@@ -205,7 +206,7 @@ def test_backbone(arch: str, channels: int) -> None:
     assert not without
     state = made.library.state_dict()
     other = backbone(arch, spec)
-    report = checkpoint.transplant(other, state, source="test")
+    report = transplant.transplant(other, state, source="test")
     assert report.share == 1.0
     assert not report.missing
     assert not report.unexpected
@@ -261,7 +262,7 @@ def test_every_combination_works_or_says_why_not(kind: str, body: str, objective
         made = body_of()
         if objective == "distill":
             raw.update(teacher="a twin", width=made.width)
-        choice = config.choice("objective", raw)
+        choice = choose("objective", raw)
         twin = lambda ref: Teacher(ref, body_of().eval().requires_grad_(False), None, spec, None)  # noqa: E731
         return choice.plugin.build({"backbone": made, "spec": spec}, choice.options, twin)
 
@@ -302,7 +303,7 @@ def test_objective(name: str, body: str) -> None:
     targets = {target: TARGETS[kind] for target, kind in kinds.items()}
     spec = DataSpec("image", IMAGE.inputs, targets=targets, sizes={"train": 4})
     made_from = backbone(body, spec, **({"patch": 16, "depth": 1} if body == "transformer" else {}))
-    choice = config.choice("objective", {"name": name, **({"tasks": TASKS} if name == "multi_task" else {})})
+    choice = choose("objective", {"name": name, **({"tasks": TASKS} if name == "multi_task" else {})})
     made = choice.plugin.build({"backbone": made_from, "spec": spec}, choice.options)
     one = batch(spec, torch.zeros(4))
     one.target = {target: VALUES[kind] for target, kind in kinds.items()}
@@ -325,7 +326,7 @@ def test_objective(name: str, body: str) -> None:
         decoded = made.decode(made(one, "predict"))
     assert len(decoded) == 4
     assert all("prediction" in row for row in decoded)
-    product, rest = checkpoint.split_state(made)
+    product, rest = transplant.split_state(made)
     assert len(product) + len(rest) == len(made.state_dict()), "every tensor is in one of the two files"
     for tensor, classes in made.class_rows().items():
         assert len(dict(made.named_parameters())[tensor]) == len(classes)
@@ -344,7 +345,7 @@ AUGMENTS = [(name, plugin.name) for plugin in plugins("augment").values() for na
 def test_augment_depends_on_its_keys_alone(name: str, plugin: str, tmp_path: Path) -> None:
     data = make_data(VARIED[plugin], None, tmp_path)
     kind, one = next(iter(data.spec.inputs.items()))
-    choice = config.choice("augment", {"name": name, **({"erase": 0.5, "color": 0.5} if plugin == "image" else {})})
+    choice = choose("augment", {"name": name, **({"erase": 0.5, "color": 0.5} if plugin == "image" else {})})
     samples = data.split("train")
     augment = choice.plugin.build({"spec": data.spec, "arch": choice.arch, "train": samples}, choice.options)
 
@@ -374,7 +375,7 @@ def groups(module: torch.nn.Module) -> optim.Groups:
 def test_optimizer(name: str) -> None:
     torch.manual_seed(0)
     model = torch.nn.Linear(4, 1)
-    choice = config.choice("optimizer", {"name": name, "weight_decay": 0.01})
+    choice = choose("optimizer", {"name": name, "weight_decay": 0.01})
     optimizer = choice.plugin.build({"params": groups(model)}, choice.options)
     assert sorted(group["weight_decay"] for group in optimizer.param_groups) == [0.0, 0.01], "biases are not decayed"
     x, y = torch.randn(64, 4), torch.randn(64, 1)
@@ -390,7 +391,7 @@ def test_optimizer(name: str) -> None:
 
 @pytest.mark.parametrize("name", list(plugins("schedules")))
 def test_schedule(name: str) -> None:
-    choice = config.choice("schedule", {"name": name, "warmup": 0.1})
+    choice = choose("schedule", {"name": name, "warmup": 0.1})
     module = choice.plugin.load()
     factor = getattr(module, choice.plugin.function)
     values = [factor(step, 100, [], **choice.options) for step in range(100)]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import fmeco as api
-from fmeco.config import check as config
+from fmeco.config.load import load_config
 from fmeco.core import Batch, CheckpointError, ConfigError, DataError, DataSpec, InputSpec, Target, mix
 from fmeco.objectives import ctc
 
@@ -271,7 +271,7 @@ def test_from_a_table_of_recordings_to_what_was_said(fmeco: Fmeco) -> None:
     assert answer.code == 0, answer.err
     metrics = answer.json["metrics"]
     assert metrics["val_cer"] < 0.1
-    assert config.load(Path("run/config.yaml"), stage="pretrain").objective.name == "ctc"  # type: ignore[union-attr]
+    assert load_config(Path("run/config.yaml"), stage="pretrain").objective.name == "ctc"  # type: ignore[union-attr]
     wide = fmeco("evaluate", "run", "--split", "val", "--json", "--by", "who").json
     assert wide["metrics"]["val_wer"] == metrics["val_wer"]
     assert wide["groups"]

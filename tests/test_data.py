@@ -15,9 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from fmeco.config import check as config
+from fmeco.config.load import choose
 from fmeco.core import Data, mix, uniform
-from fmeco.data.loader import chunks, epoch_order
+from fmeco.data.order import chunks, epoch_order
 from fmeco.datasets import _images, _splits
 from fmeco.errors import DataError
 
@@ -27,7 +27,7 @@ HOW = {"size": 16, "resize": 16, "interpolation": "bilinear", "color": "rgb"}
 
 
 def build(known: Any = None, whole: bool = False, **raw: Any) -> Data:
-    choice = config.choice("dataset", raw)
+    choice = choose("dataset", raw)
     data: Data = choice.plugin.build({"known": known, "whole": whole, "arch": choice.arch}, choice.options)
     return data
 

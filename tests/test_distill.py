@@ -14,6 +14,7 @@ import torch
 
 import fmeco as api
 from fmeco.checkpoints import format as checkpoint
+from fmeco.config.load import peek
 from fmeco.objectives.distill import distance, divergence
 
 from .conftest import Answer, photos, write
@@ -108,6 +109,6 @@ def test_what_cannot_be_learned_from_is_refused(teacher: str, fmeco: Fmeco) -> N
     api.pretrain(config("simclr", backbone={"name": "cnn", "widths": [8]}, train={"epochs": 1}), out="blind")
     answer = fmeco("pretrain", c, "--set", "objective.teacher=blind", "--out", "f", "--json")
     assert answer.code == 0 and "val_distance" in answer.json["metrics"], answer.err
-    assert json.dumps("features") in json.dumps(api.config.peek(Path("f/config.yaml"))["objective"]["on"])
+    assert json.dumps("features") in json.dumps(peek(Path("f/config.yaml"))["objective"]["on"])
     answer = fmeco("evaluate", "f", "--split", "val")
     assert answer.code == 2 and "a teacher is there in training alone" in answer.err

@@ -306,7 +306,7 @@ def test_with_json_a_failure_is_one_object(fmeco: Fmeco) -> None:
 
 
 def test_a_bug_is_said_to_be_one(fmeco: Fmeco, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fmeco.config.check.json_schema", lambda: 1 / 0)
+    monkeypatch.setattr("fmeco.config.json_schema.json_schema", lambda: 1 / 0)
     answer = fmeco("schema")
     assert answer.code == 1
     assert "a bug in fmeco: ZeroDivisionError" in answer.err

@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from fmeco.checkpoints import format as checkpoint
-from fmeco.config import check as config
-from fmeco.core import FIRST_ITEM, UNKNOWN_ITEM, Batch, ConfigError, Data, DataError, DataSpec, InputSpec, mix, pad
+from fmeco.checkpoints import transplant
+from fmeco.config.load import choose
+from fmeco.core import Batch, ConfigError, Data, DataError, DataSpec, InputSpec, mix, pad
+from fmeco.nn.ids import FIRST_ITEM, UNKNOWN_ITEM
 from fmeco.objectives._ranking import Catalogue, rank
 from fmeco.objectives.next import draw, sampled_losses
 
@@ -211,8 +213,8 @@ def spec_of(items: int = 20, repeats: bool = True) -> DataSpec:
 
 def objective(name: str, spec: DataSpec, **options: Any) -> Any:
     torch.manual_seed(0)
-    body = config.choice("backbone", {**BODY, "causal": name == "next"})
-    chosen = config.choice("objective", {"name": name, **options})
+    body = choose("backbone", {**BODY, "causal": name == "next"})
+    chosen = choose("objective", {"name": name, **options})
     backbone = body.plugin.build({"spec": spec, "arch": None}, body.options)
     made = chosen.plugin.build({"backbone": backbone, "spec": spec}, chosen.options).eval()
     torch.nn.init.normal_(made.bias)
@@ -347,13 +349,13 @@ def test_a_catalogue_grows_when_finetuning(fmeco: Call) -> None:
     assert fewer.spec.preprocessing["items"] == before.spec.preprocessing["items"]
 
     words = {"tokens": InputSpec((9,), "int64", ragged=True)}
-    choice = config.choice("backbone", BODY)
+    choice = choose("backbone", BODY)
     small, large = (
         choice.plugin.build({"spec": DataSpec("text", words, preprocessing={"ids": n}), "arch": None}, choice.options)
         for n in (50, 60)
     )
     with pytest.raises(checkpoint.CheckpointError, match="does not fit"):
-        checkpoint.transplant(large, small.state_dict(), source="words of another tokenizer")
+        transplant.transplant(large, small.state_dict(), source="words of another tokenizer")
 
 
 def test_baselines_are_what_they_are_called(fmeco: Call) -> None:

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import fmeco as api
-from fmeco.checkpoints import format as checkpoint
-from fmeco.config import check as config
+from fmeco.checkpoints import transplant
+from fmeco.config.load import choose
 from fmeco.core import CheckpointError, ConfigError, DataSpec, InputSpec, fit
 
 from .conftest import Answer, photos, texts, tones, write
@@ -93,19 +93,19 @@ def model(folder: str, kind: str, head: str = "", **changes: Any) -> Any:
 
 
 def build(arch: str, spec: DataSpec, **options: Any) -> Any:
-    choice = config.choice("backbone", {"name": f"hf/{arch}", **options})
+    choice = choose("backbone", {"name": f"hf/{arch}", **options})
     return choice.plugin.build({"spec": spec, "arch": choice.arch}, choice.options).eval()
 
 
-def started(arch: str, spec: DataSpec | None = None, **options: Any) -> tuple[Any, checkpoint.Report, DataSpec]:
+def started(arch: str, spec: DataSpec | None = None, **options: Any) -> tuple[Any, transplant.Report, DataSpec]:
     """A backbone with the model's own weights, the report of their transplant, and how inputs are made."""
     from fmeco.checkpoints import refs
 
-    choice = refs.completed(config.choice("backbone", {"name": f"hf/{arch}", **options}))
+    choice = refs.completed(choose("backbone", {"name": f"hf/{arch}", **options}))
     source = refs.published(choice, "DEFAULT")
     spec = spec or source.spec
     made = choice.plugin.build({"spec": spec, "arch": choice.arch}, choice.options).eval()
-    return made, checkpoint.transplant(made, source.state, source=source.ref), spec
+    return made, transplant.transplant(made, source.state, source=source.ref), spec
 
 
 def image(size: int = 32, channels: int = 3) -> DataSpec:
@@ -413,7 +413,7 @@ def test_a_waveform_is_what_the_librarys_feature_extractor_makes() -> None:
     one = fit(data.train[lengths.index(max(lengths))], data.spec)["waveform"]
     whole, start = data.train[lengths.index(max(lengths))]["waveform"], (max(lengths) - 2400) // 2
     assert torch.equal(one, whole[start : start + 2400]), "evaluation hears the middle"
-    masks = config.choice("augment", "specaugment").plugin.build(
+    masks = choose("augment", "specaugment").plugin.build(
         {"spec": data.spec, "arch": "specaugment"}, {"masks": 1, "frequency": 0.0, "time": 0.5}
     )
     heard = [masks.sample({"waveform": whole}, key)["waveform"] for key in (1, 1, 2)]
@@ -492,7 +492,7 @@ def test_a_config_chooses_no_kernel_and_no_code(monkeypatch: pytest.MonkeyPatch)
     spoil(_experts_implementation="someone/kernel", _name_or_path="someone/else", architectures=["Evil"])
     made, _, _ = started("./m")
     assert made.net.config._attn_implementation == "sdpa"
-    choice = config.choice("backbone", "hf/./m")
+    choice = choose("backbone", "hf/./m")
     kept = choice.plugin.load().complete("./m", dict(choice.options))["config"]
     assert "someone" not in kept and "Evil" not in kept
     # A checkpoint's config is no more trusted than a folder's.
@@ -646,8 +646,8 @@ def test_naming_and_listing_import_nothing_and_a_run_says_what_to_install(
     assert "hf/./FOLDER" in fmeco("list", "backbones").out
     assert "pooling" in fmeco("describe", "backbones", "hf").out
     assert fmeco("describe", "backbones", "hf/google/vit-base-patch16-224").code == 0
-    assert config.choice("backbone", "hf/google/vit-base-patch16-224").arch == "google/vit-base-patch16-224"
-    assert config.choice("backbone", "hf//a/b").arch == "/a/b"
+    assert choose("backbone", "hf/google/vit-base-patch16-224").arch == "google/vit-base-patch16-224"
+    assert choose("backbone", "hf//a/b").arch == "/a/b"
     Path("m").mkdir()
     Path("m/config.json").write_text('{"model_type": "bert"}')
     texts(Path("t.jsonl"))

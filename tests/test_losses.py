@@ -10,11 +10,11 @@ import pytest
 import torch
 from sklearn import metrics as sk
 
-from fmeco.augment._mixing import mix_batch
-from fmeco.config import check as config
+from fmeco.config.load import choose
 from fmeco.core import Batch, DataSpec, InputSpec, Target, mix
 from fmeco.errors import ConfigError
-from fmeco.nn.layers import average_precision, roc_auc
+from fmeco.nn.metrics import average_precision, roc_auc
+from fmeco.nn.mixing import mix_batch
 from fmeco.objectives.classification import cross_entropy
 
 X = InputSpec((6,))
@@ -22,8 +22,8 @@ X = InputSpec((6,))
 
 def objective(name: str, target: Target, **options: Any) -> Any:
     spec = DataSpec("table", {"columns": X}, targets={"label": target}, sizes={"train": 100})
-    body = config.choice("backbone", {"name": "mlp", "hidden": [8]})
-    choice = config.choice("objective", {"name": name, **options})
+    body = choose("backbone", {"name": "mlp", "hidden": [8]})
+    choice = choose("objective", {"name": name, **options})
     torch.manual_seed(0)
     made = choice.plugin.build(
         {"backbone": body.plugin.build({"spec": spec}, body.options), "spec": spec}, choice.options
@@ -90,8 +90,8 @@ def test_multi_task_adds_the_losses_of_what_is_labelled() -> None:
         "size": Target("number", mean=10.0, std=4.0, missing=2),
     }
     spec = DataSpec("table", {"columns": InputSpec((5,))}, targets, {"categorical": []}, sizes={"train": 100})
-    body = config.choice("backbone", {"name": "mlp", "hidden": [6]})
-    chosen = config.choice(
+    body = choose("backbone", {"name": "mlp", "hidden": [6]})
+    chosen = choose(
         "objective",
         {"name": "multi_task", "tasks": {"kind": "classification", "size": "regression"}, "weights": {"size": 0.3}},
     )
@@ -123,9 +123,7 @@ def test_multi_task_adds_the_losses_of_what_is_labelled() -> None:
     assert metrics["kind_accuracy"] == pytest.approx(sum(right) / 3)
     assert metrics["score"] == pytest.approx((metrics["kind_accuracy"] + metrics["size_r2"]) / 2)
     with pytest.raises(ConfigError, match="asks for more than the backbone's vectors"):
-        mixed = config.choice(
-            "objective", {"name": "multi_task", "tasks": {"kind": {"name": "classification", "mixup": 0.2}}}
-        )
+        mixed = choose("objective", {"name": "multi_task", "tasks": {"kind": {"name": "classification", "mixup": 0.2}}})
         mixed.plugin.build({"backbone": made.backbone, "spec": spec}, mixed.options)
 
 

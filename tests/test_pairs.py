@@ -13,9 +13,9 @@ import torch
 
 import fmeco as api
 from fmeco.checkpoints import format as checkpoint
-from fmeco.config import check as config
+from fmeco.config.load import choose, peek
 from fmeco.core import Batch, ConfigError, DataError, DataSpec, InputSpec, Target, mix
-from fmeco.nn.layers import alignment, effective_rank, neighbours_agree, retrieved, spread, uniformity
+from fmeco.nn.metrics import alignment, effective_rank, neighbours_agree, retrieved, spread, uniformity
 from fmeco.objectives import simsiam
 from fmeco.objectives.simclr import nt_xent
 from fmeco.objectives.supcon import supervised
@@ -108,7 +108,7 @@ def test_twenty_steps_lower_the_loss(name: str) -> None:
     torch.manual_seed(0)
     spec = DataSpec("table", {"columns": InputSpec((8,))}, targets={"label": Target("class", ("a", "b"), (8, 8))})
     body = backbone("mlp", spec, hidden=[16])
-    choice = config.choice("objective", name)
+    choice = choose("objective", name)
     made = choice.plugin.build({"backbone": body, "spec": spec}, choice.options)
     x, at = torch.randn(16, 8), torch.arange(16)
     pair = [{"columns": x + 0.1 * torch.randn(16, 8)} for _ in range(2)]
@@ -309,7 +309,7 @@ def test_rows_of_tables_are_compared_with_columns_of_other_rows(fmeco: Fmeco) ->
     path = str(write("t.csv", "a,b,c,d,e,f,g,label\n" + "\n".join(rows)))
     data = build(name="csv_table", path=path)
     samples = data.split("train")
-    made = config.choice("augment", "corrupt")
+    made = choose("augment", "corrupt")
     augment = made.plugin.build({"spec": data.spec, "train": samples}, made.options)
     assert samples.tensors is not None
     keys = mix(0, torch.arange(2 * len(samples))).view(2, -1)
@@ -325,7 +325,7 @@ def test_rows_of_tables_are_compared_with_columns_of_other_rows(fmeco: Fmeco) ->
     answer = fmeco("pretrain", write("c.yaml", raw), "--out", "run", "--json")
     assert answer.code == 0, answer.err
     assert "optimizer.lr: 0.002 = 0.001 x 50 / 25" in answer.err and answer.json["metrics"]["val_knn"] > 0.7
-    assert config.peek(Path("run/config.yaml"))["optimizer"]["lr"] == 0.002
+    assert peek(Path("run/config.yaml"))["optimizer"]["lr"] == 0.002
     assert fmeco("resume", "run", "--epochs", "+1").code == 0
     raw["dataset"] = {"name": "digits", "image_size": 16}
     answer = fmeco("pretrain", write("c.yaml", {**raw, "augment": "corrupt"}), "--out", "no")
@@ -335,7 +335,7 @@ def test_rows_of_tables_are_compared_with_columns_of_other_rows(fmeco: Fmeco) ->
 def test_hidden_patches_do_not_enter_the_backbone_that_has_a_decoder(fmeco: Fmeco) -> None:
     spec = DataSpec("image", {"image": InputSpec((1, 8, 8), "uint8", 1 / 255, (0.5,), (0.25,))})
     body = backbone("transformer", spec, width=16, depth=1, patch=2, dropout=0.0)
-    choice = config.choice("objective", {"name": "mask", "decoder": 2})
+    choice = choose("objective", {"name": "mask", "decoder": 2})
     made = choice.plugin.build({"backbone": body, "spec": spec}, choice.options)
     image, at = torch.randn(3, 1, 8, 8), torch.arange(3)
     batch = Batch([{"image": image}], {}, at, mix(0, at)[None])

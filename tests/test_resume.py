@@ -17,6 +17,7 @@ import yaml
 
 import fmeco as api
 from fmeco.checkpoints import format as checkpoint
+from fmeco.checkpoints import writer
 from fmeco.errors import ConfigError, DataError, Stopped
 
 from .conftest import Answer, photos, process, tiny, write
@@ -322,7 +323,7 @@ def test_a_scheduler_that_signals_the_whole_group_gets_its_checkpoint() -> None:
 def test_killed_between_the_save_and_its_links(monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny(train={"epochs": 4, "save_every": 4})
     the_best = api.pretrain(config, out="whole").checkpoint.name
-    real, links = checkpoint.point, []
+    real, links = writer.point, []
 
     def point(folder: Path, name: str, target: Path) -> None:
         links.append(name)
@@ -331,7 +332,7 @@ def test_killed_between_the_save_and_its_links(monkeypatch: pytest.MonkeyPatch) 
         real(folder, name, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "point", point)
+        patch.setattr(writer, "point", point)
         with pytest.raises(SystemExit):
             api.pretrain(config, out="cut")
     assert "last" in links

@@ -16,7 +16,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from fmeco.core import Data, Target
 from fmeco.datasets import _tables
 from fmeco.errors import ConfigError, DataError
-from fmeco.nn.layers import calibration_error, recall_at_precision
+from fmeco.nn.metrics import calibration_error, recall_at_precision
 
 from .conftest import Answer, photos, tiny, write
 from .test_data import build

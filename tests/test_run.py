@@ -101,9 +101,10 @@ def test_training_and_prediction_see_the_same_pixels(fmeco: Fmeco) -> None:
     config["dataset"] = {"name": "image_folder", "path": "p", "image_size": 16, "val_fraction": 0.4}
     api.pretrain(config, out="run")
     model = api.load("run")
-    from fmeco.data.loader import Reading, evaluation_batches
+    from fmeco.data.loader import evaluation_batches
+    from fmeco.data.reading import Reading
+    from fmeco.features.forward import forward
     from fmeco.inference.model import data_for
-    from fmeco.training.loop import forward
 
     val = data_for(model, "run", None, ())[0].split("val")
     files = [f"p/{val.name(i)}" for i in range(len(val))]

@@ -16,7 +16,8 @@ from fmeco.core import Batch, Data, DataSpec, InputSpec, Target
 from fmeco.datasets import _series, _tables
 from fmeco.errors import ConfigError, DataError
 from fmeco.inference import model as use
-from fmeco.nn.layers import bootstrap, by_instance
+from fmeco.nn.intervals import bootstrap
+from fmeco.nn.layers import by_instance
 from fmeco.objectives.forecast import pinball
 
 from .conftest import Answer, write
@@ -153,9 +154,9 @@ def test_losses_and_metrics_equal_their_formulas() -> None:
     spec = DataSpec("series", {"series": InputSpec((48,))}, {"future": Target("series", steps=3)})
     levels = [0.2, 0.5, 0.9]
     body = backbone("transformer", spec, width=16, depth=1, heads=2, patch=12)
-    from fmeco.config import check as config
+    from fmeco.config.load import choose
 
-    choice = config.choice("objective", {"name": "forecast", "loss": "quantile", "quantiles": levels})
+    choice = choose("objective", {"name": "forecast", "loss": "quantile", "quantiles": levels})
     made = choice.plugin.build({"backbone": body, "spec": spec}, choice.options)
     rng = np.random.default_rng(0)
     forecast, future = np.sort(rng.normal(size=(5, 3, 3)), -1), rng.normal(size=(5, 3))

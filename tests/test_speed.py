@@ -17,14 +17,14 @@ from PIL import Image
 
 import fmeco as api
 from fmeco.checkpoints import format as checkpoint
-from fmeco.config import check as config
+from fmeco.checkpoints import writer
+from fmeco.config.load import choose
 from fmeco.core import Batch, DataSpec, InputSpec, Samples, Target, mix, mix_numbers, standardize
 from fmeco.data import disk_cache as cache
-from fmeco.data.loader import Reading, choose_reading
+from fmeco.data.reading import Reading, choose_reading
 from fmeco.datasets import _files, _images, image_folder
 from fmeco.errors import DiskError, Diverged
 from fmeco.training import autotune as tune
-from fmeco.training import loop
 
 from .conftest import COLOURS, Answer, photos, picture, tiny, write
 from .test_resume import assert_same, contents
@@ -139,7 +139,7 @@ def test_steps_that_nobody_waits_for_are_the_same_steps(monkeypatch: pytest.Monk
 
     settings = {"precision": "fp32", "epochs": 3, "log_every": 3}
     api.pretrain(tiny(train=settings), out="waited")
-    monkeypatch.setattr(loop, "immediate", lambda device: False)
+    monkeypatch.setattr("fmeco.training.step.immediate", lambda device: False)
     api.pretrain(tiny(train=settings), out="not")
     one, two = contents(Path("waited")), contents(Path("not"))
     for stem, tensors in one["tensors"].items():
@@ -170,14 +170,14 @@ def test_steps_that_nobody_waits_for_are_the_same_steps(monkeypatch: pytest.Monk
 
 
 def test_a_checkpoint_is_written_while_training_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    real, where = checkpoint.write, []
+    real, where = writer.write, []
 
     def slow(*arguments: Any) -> Path:
         where.append(threading.current_thread().name)
         time.sleep(0.2)
         return real(*arguments)
 
-    monkeypatch.setattr(checkpoint, "write", slow)
+    monkeypatch.setattr(writer, "write", slow)
     api.pretrain(tiny(train={"save_every": 3, "epochs": 2}), out="run")
     assert set(where) == {"checkpoint"}
     api.pretrain(tiny(train={"epochs": 2}), out="other")
@@ -189,7 +189,7 @@ def test_a_checkpoint_is_written_while_training_goes_on(monkeypatch: pytest.Monk
     def full(*arguments: Any) -> Path:
         raise DiskError("cannot write: the disk is full")
 
-    monkeypatch.setattr(checkpoint, "write", full)
+    monkeypatch.setattr(writer, "write", full)
     with pytest.raises(DiskError, match="full"):
         api.pretrain(tiny(train={"save_every": 1, "epochs": 50}), out="lost")
 
@@ -343,8 +343,8 @@ def test_the_mean_of_an_image_and_its_mirror_image_is_what_test_flip_answers() -
         {"image": InputSpec((3, 16, 16), "uint8", 1 / 255, (0.5,) * 3, (0.25,) * 3)},
         targets={"label": Target("class", ("a", "b"), (1, 1))},
     )
-    body = config.choice("backbone", {"name": "cnn", "widths": [8, 8]})
-    chosen = config.choice("objective", {"name": "classification", "test_flip": True})
+    body = choose("backbone", {"name": "cnn", "widths": [8, 8]})
+    chosen = choose("objective", {"name": "classification", "test_flip": True})
     made = chosen.plugin.build(
         {"backbone": body.plugin.build({"spec": spec}, body.options), "spec": spec}, chosen.options
     )

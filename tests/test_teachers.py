@@ -13,9 +13,10 @@ from torch import Tensor
 
 import fmeco as api
 from fmeco.checkpoints import format as checkpoint
-from fmeco.config import check as config
+from fmeco.config.load import choose
 from fmeco.core import Augment, Batch, ConfigError, DataSpec, InputSpec, View, mix
-from fmeco.data.loader import Loader, choose_reading
+from fmeco.data.loader import Loader
+from fmeco.data.reading import choose_reading
 from fmeco.errors import Stopped
 from fmeco.objectives import byol
 from fmeco.objectives._teacher import MovingTeacher, momentum
@@ -64,7 +65,7 @@ def make(name: str, **options: Any) -> tuple[Any, Batch]:
     """An objective over a table, and a batch of it in double precision."""
     torch.manual_seed(0)
     spec = DataSpec("table", {"columns": InputSpec((8,))})
-    choice = config.choice("objective", {"name": name, **options})
+    choice = choose("objective", {"name": name, **options})
     made = choice.plugin.build({"backbone": backbone("mlp", spec, hidden=[16]), "spec": spec}, choice.options)
     x, at = torch.randn(16, 8), torch.arange(16)
     pair = [{"columns": x + 0.1 * torch.randn(16, 8)} for _ in range(2)]
@@ -226,7 +227,7 @@ SMALL = (View("whole", area=(0.4, 1.0)), View("part", size=0.5, area=(0.05, 0.4)
 @pytest.mark.parametrize("arch", ["views", "light"])
 def test_views_have_their_size_and_depend_on_keys_alone(arch: str) -> None:
     data = build(name="digits", image_size=16, limit_per_class=5)
-    choice = config.choice("augment", arch)
+    choice = choose("augment", arch)
     augment = choice.plugin.build({"spec": data.spec, "arch": choice.arch}, choice.options)
     samples = data.split("train")
 
@@ -246,7 +247,7 @@ def test_views_have_their_size_and_depend_on_keys_alone(arch: str) -> None:
 def test_a_smaller_view_shows_a_smaller_part() -> None:
     """Of an image whose values say where they are: the values' range is the part's side."""
     spec = DataSpec("image", {"image": InputSpec((1, 64, 64), "uint8")})
-    choice = config.choice("augment", {"name": "views", "color": 0, "flip": 0})
+    choice = choose("augment", {"name": "views", "color": 0, "flip": 0})
     augment = choice.plugin.build({"spec": spec, "arch": choice.arch}, choice.options)
     image = torch.stack([torch.arange(64).expand(64, 64), torch.arange(64)[:, None].expand(64, 64)]).to(torch.uint8)
     for view in SMALL:

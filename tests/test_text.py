@@ -14,7 +14,7 @@ import torch
 import fmeco as api
 from fmeco.backbones.transformer import rotate, rotations
 from fmeco.checkpoints import format as checkpoint
-from fmeco.config import check as config
+from fmeco.config.load import choose
 from fmeco.core import (
     BLANK,
     HIDDEN,
@@ -30,7 +30,9 @@ from fmeco.core import (
     mix,
     pad,
 )
-from fmeco.data.loader import Loader, by_length, choose_reading, chunks, epoch_order
+from fmeco.data.loader import Loader
+from fmeco.data.order import by_length, chunks, epoch_order
+from fmeco.data.reading import choose_reading
 from fmeco.objectives.mask import draw, errors, normalized
 from fmeco.objectives.next import losses
 
@@ -44,7 +46,7 @@ Call = Callable[..., Answer]
 
 def backbone(spec: DataSpec = IDS, **options: Any) -> Any:
     torch.manual_seed(0)
-    choice = config.choice("backbone", {**BODY, **options})
+    choice = choose("backbone", {**BODY, **options})
     return choice.plugin.build({"spec": spec, "arch": None}, choice.options).double().eval()
 
 
@@ -135,7 +137,7 @@ def test_hidden_tokens_are_real_and_as_many_as_asked_for() -> None:
 
 
 def test_mask_is_its_formula() -> None:
-    choice = config.choice("objective", {"name": "mask", "swap": False})
+    choice = choose("objective", {"name": "mask", "swap": False})
     made = choice.plugin.build({"backbone": backbone(), "spec": IDS}, choice.options).double().eval()
     torch.nn.init.normal_(made.bias)
     one = batch(ids(16, 5))
@@ -327,7 +329,7 @@ def test_a_language_model_resumes_exactly(fmeco: Call) -> None:
 
 
 def built(**options: Any) -> Data:
-    choice = config.choice("dataset", {"name": "text", "vocabulary": 300, "length": 12, **options})
+    choice = choose("dataset", {"name": "text", "vocabulary": 300, "length": 12, **options})
     data: Data = choice.plugin.build({"known": None, "whole": False, "arch": None}, choice.options)
     return data
 

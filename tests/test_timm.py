@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import fmeco as api
-from fmeco.checkpoints import format as checkpoint
-from fmeco.config import check as config
+from fmeco.checkpoints import foreign, transplant
+from fmeco.config.load import choose
 from fmeco.core import ConfigError, DataSpec, InputSpec
 
 from .conftest import Answer, photos, tiny
@@ -27,7 +27,7 @@ SHORT = ("--set", "dataset.image_size=32", "--set", "train.epochs=1", "--set", "
 
 def build(arch: str, size: int = 32, channels: int = 3, **options: Any) -> Any:
     image = InputSpec((channels, size, size), "uint8", 1 / 255, (0.5,) * channels, (0.25,) * channels)
-    choice = config.choice("backbone", {"name": f"timm/{arch}", **options})
+    choice = choose("backbone", {"name": f"timm/{arch}", **options})
     return choice.plugin.build({"spec": DataSpec("image", {"image": image}), "arch": choice.arch}, choice.options)
 
 
@@ -51,7 +51,7 @@ def test_the_saved_backbone_is_timms(fmeco: Fmeco) -> None:
     torch.save(plain.state_dict(), "plain.pth")
     save_file(plain.state_dict(), "plain.safetensors")
     for file in ("plain.pth", "plain.safetensors"):
-        report = checkpoint.transplant(build("resnet18"), checkpoint.read_foreign(Path(file)), source=file)
+        report = transplant.transplant(build("resnet18"), foreign.read_foreign(Path(file)), source=file)
         assert report.share == 1.0
         assert sorted(report.left_out) == ["fc.bias", "fc.weight"]
         assert not report.reshaped
@@ -69,7 +69,7 @@ def test_another_size_and_channel_count_load_as_timm_loads_them(arch: str) -> No
     theirs = state(arch, img_size=160)
     save_file(theirs, "theirs.safetensors")
     made = build(arch, 64, channels=1)
-    report = checkpoint.transplant(made, theirs, source="x")
+    report = transplant.transplant(made, theirs, source="x")
     how = {"num_classes": 0, "in_chans": 1, "img_size": 64, "pretrained_cfg_overlay": {"file": "theirs.safetensors"}}
     wanted = timm.create_model(arch, pretrained=True, **how).state_dict()
     assert report.share == 1.0
@@ -82,7 +82,7 @@ def test_another_size_and_channel_count_load_as_timm_loads_them(arch: str) -> No
 
 def test_what_timm_leaves_out_with_the_class_layer_is_excused() -> None:
     theirs = state("caformer_s18")  # its classifier is an MLP with a norm, of which timm names the last layer
-    report = checkpoint.transplant(build("caformer_s18"), theirs, source="x")
+    report = transplant.transplant(build("caformer_s18"), theirs, source="x")
     assert report.share == 1.0
     assert set(report.left_out) == {name for name in theirs if name.startswith("head.fc.")}
 

@@ -15,13 +15,13 @@ from torch import nn
 
 import fmeco
 from fmeco.checkpoints import format as checkpoint
-from fmeco.config import check as config
+from fmeco.config.load import choose, read_config
+from fmeco.config.parser import parse_yaml
 from fmeco.core import Backbone, Features, Inputs, Target
 from fmeco.data import disk_cache as cache
 from fmeco.errors import ConfigError, Stopped
-from fmeco.evaluation import compare
-from fmeco.evaluation import probe as probing
 from fmeco.features import split_network as cut
+from fmeco.nn import intervals, probes
 from fmeco.plugins.registry import plugins
 from fmeco.strategies.transfer import Adapters, Anchor, Role
 from fmeco.training import loop
@@ -149,7 +149,7 @@ def test_a_phase_that_was_stopped_early_is_not_taken_up_again(sources: dict[str,
 
 def test_phases_scale_rates_as_they_say(sources: dict[str, Path]) -> None:
     def scales(strategy: Any) -> list[dict[str, float]]:
-        chosen = config.choice("transfer", strategy)
+        chosen = choose("transfer", strategy)
         roles = {f"l{i}.weight": Role(i, "weight") for i in range(12)} | {"head.weight": Role(None, "weight")}
         return [dict(phase.scales) for phase in chosen.plugin.build({"roles": roles}, chosen.options).phases]
 
@@ -321,13 +321,13 @@ def test_the_linear_probe_is_that_of_scikit_learn() -> None:
     torch.manual_seed(0)
     x, y = torch.randn(200, 6), torch.randint(0, 3, (200,))
     x[:, 0] += y
-    found = probing.linear(probing.Split(x, y), Target("class", ("a", "b", "c")), 0.1)
+    found = probes.linear(probes.Split(x, y), Target("class", ("a", "b", "c")), 0.1)
     theirs = LogisticRegression(C=1 / (0.1 * len(x)), tol=1e-8, max_iter=1000).fit(x.numpy(), y.numpy())
     ours = (torch.cat([x, torch.ones(200, 1)], 1) @ found).softmax(1)
     np.testing.assert_allclose(ours, theirs.predict_proba(x.numpy()), atol=2e-3)
     value = x[:, 0] * 2 + torch.randn(200)
     target = Target("number").described(value)
-    found = probing.linear(probing.Split(x, value), target, 0.1)
+    found = probes.linear(probes.Split(x, value), target, 0.1)
     ridge = Ridge(alpha=0.1 * len(x)).fit(x.numpy(), ((value - target.mean) / target.std).numpy())
     np.testing.assert_allclose(found[:-1, 0], ridge.coef_, atol=1e-4)
 
@@ -347,7 +347,7 @@ def test_logme_is_the_largest_evidence() -> None:
             return -float(torch.distributions.MultivariateNormal(torch.zeros(n).double(), covariance).log_prob(y)) / n
 
         best = -minimize(negative, [0.0, 0.0], method="Nelder-Mead", options={"xatol": 1e-6, "fatol": 1e-10}).fun
-        assert probing.logme(x, y, Target("number")) == pytest.approx(best, abs=1e-4)
+        assert probes.logme(x, y, Target("number")) == pytest.approx(best, abs=1e-4)
 
 
 def test_probe_and_rank_from_the_command_line(fmeco: Any, sources: dict[str, Path]) -> None:
@@ -375,9 +375,9 @@ def test_probe_and_rank_from_the_command_line(fmeco: Any, sources: dict[str, Pat
 
 
 def test_mcnemar_is_the_binomial_test() -> None:
-    assert compare.mcnemar(0, 0) == 1
-    assert compare.mcnemar(5, 0) == pytest.approx(2 * 0.5**5)
-    assert compare.mcnemar(8, 2) == pytest.approx(2 * (1 + 10 + 45) / 2**10)
+    assert intervals.mcnemar(0, 0) == 1
+    assert intervals.mcnemar(5, 0) == pytest.approx(2 * 0.5**5)
+    assert intervals.mcnemar(8, 2) == pytest.approx(2 * (1 + 10 + 45) / 2**10)
 
 
 def test_controls_are_trained_and_compared(fmeco: Any, sources: dict[str, Path]) -> None:
@@ -433,7 +433,7 @@ def test_more_labels_keep_those_that_fewer_had(sources: dict[str, Path]) -> None
 
     def names(share: float, seed: int = 0) -> set[str]:
         settings = {"dataset": DATA, "seed": seed, "train": {"label_fraction": share}}
-        samples = build.prepare(config.read(settings, stage="finetune", ref=sources["mlp"])).data.split("train")
+        samples = build.prepare(read_config(settings, stage="finetune", ref=sources["mlp"])).data.split("train")
         values = samples.targets["label"]
         assert len(values.unique()) == 3
         assert all(torch.equal(samples[i]["image"], samples.tensors["image"][i]) for i in range(len(samples)))
@@ -455,7 +455,7 @@ def test_a_rate_that_is_found_leaves_no_trace(strategy: str, sources: dict[str, 
     curve = [line for line in tried if line["kind"] == "range"]
     assert len(curve) >= 10
     assert all(a["lr"] < b["lr"] for a, b in zip(curve, curve[1:], strict=False))
-    rate = config.parse_yaml((found.run / "config.yaml").read_text(), "")[0]["optimizer"]["lr"]
+    rate = parse_yaml((found.run / "config.yaml").read_text(), "")[0]["optimizer"]["lr"]
     assert 1e-5 <= rate <= 0.1
     named = finetune(sources["cnn"], tmp_path / "named", strategy, "cnn", sections={"optimizer": {**adamw, "lr": rate}})
     for file in ("backbone", "objective"):
@@ -469,7 +469,7 @@ def test_a_range_test_that_tells_nothing_leaves_the_default(sources: dict[str, P
         sources["mlp"], tmp_path / "short", "full", "mlp", sections=auto, train={"steps": None, "budget": "1s"}
     )
     lines = [json.loads(line) for line in (run.run / "metrics.jsonl").read_text().splitlines()]
-    rate = config.parse_yaml((run.run / "config.yaml").read_text(), "")[0]["optimizer"]["lr"]
+    rate = parse_yaml((run.run / "config.yaml").read_text(), "")[0]["optimizer"]["lr"]
     assert rate == 0.1 or any(line["kind"] == "range" for line in lines)
     assert rate >= 1e-5
 

@@ -39,10 +39,10 @@ from fmeco.core import (
     clean,
     listing,
     nearest,
-    numbering,
     pad,
 )
 from fmeco.errors import FmecoError, ResourceError
+from fmeco.nn.ids import numbering
 from fmeco.nn.layers import fit_channels, image_input
 
 QUALIFIED = True

@@ -12,9 +12,10 @@ from typing import Any
 
 from torch import Tensor
 
+from fmeco.checkpoints import foreign
 from fmeco.checkpoints import format as checkpoint
-from fmeco.config import check as config
-from fmeco.config.check import Choice
+from fmeco.config.load import choose
+from fmeco.config.run_config import Choice
 from fmeco.core import DataSpec, InputSpec, Published
 from fmeco.download import fetch
 from fmeco.errors import CheckpointError, ConfigError, clean, listing, nearest
@@ -103,7 +104,7 @@ def _resolve(ref: str, backbone: Choice | None) -> Source:
             say(f"{path.name} holds no preprocessing: ImageNet's is assumed ({_shown(spec)})")
         else:
             say(f"{path.name} holds no preprocessing: that of {backbone.spelled} is taken ({_shown(spec)})")
-        return Source(str(path), backbone, checkpoint.read_foreign(path), spec)
+        return Source(str(path), backbone, foreign.read_foreign(path), spec)
     if path.exists() or "@" not in ref:
         found = find_checkpoint(ref)
         raw = found.meta["config"].get("backbone")
@@ -112,7 +113,7 @@ def _resolve(ref: str, backbone: Choice | None) -> Source:
                 f"{clean(ref)} was made with a backbone given in Python: {found.meta.get('needs')}",
                 "hand it in again: fmeco.finetune(..., backbone=...)",
             )
-        own = config.choice("backbone", raw)
+        own = choose("backbone", raw)
         if backbone is not None and (backbone.spelled != own.spelled or _structure(backbone) != _structure(own)):
             raise ConfigError(
                 f"the config's backbone ({backbone.spelled} {dict(backbone.options)}) contradicts the checkpoint's "
@@ -121,7 +122,7 @@ def _resolve(ref: str, backbone: Choice | None) -> Source:
             )
         return Source(str(ref), own, found.tensors("backbone"), found.spec, found, found.meta.get("licence"))
     name, _, weights = ref.partition("@")
-    own = config.choice("backbone", {"name": name})
+    own = choose("backbone", {"name": name})
     if backbone is None:
         own = completed(own)
     else:
@@ -146,7 +147,7 @@ def published(backbone: Choice, weights: str) -> Source:
         if remote and not found.digits:
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             say(f"{ref}: its publisher states no hash to compare with; SHA-256 {digest}")
-        part = checkpoint.read_foreign(path)
+        part = foreign.read_foreign(path)
         if twice := sorted(set(part) & set(state)):
             raise CheckpointError(f"{path} holds tensors that another file of these weights has: {listing(twice, 5)}")
         state |= part

@@ -227,9 +227,9 @@ def finetune(
         if fractions and len(tasks) > 1:
             raise ConfigError("--label-fractions is for one task", "give one config")
         for name in strategies:
-            from fmeco.config.check import choice
+            from fmeco.config.load import choose
 
-            choice("transfer", name)  # a wrong name is said before an hour of training
+            choose("transfer", name)  # a wrong name is said before an hour of training
         for task in tasks:
             _check_first(task, stage="finetune", ref=ref, dataset=_one(dataset), overrides=set_)
         stems = [task.stem for task in tasks if task is not None]
@@ -732,7 +732,7 @@ def describe(
     """Show a plug-in's keys, with their types, defaults and help."""
 
     def work() -> Any:
-        from fmeco.config.check import SECTIONS, Carry
+        from fmeco.config.sections import SECTIONS, Carry
         from fmeco.plugins.registry import find, kind_of, plugins
 
         sections: dict[str, Any] = {**SECTIONS, "transfer": Carry}
@@ -787,7 +787,7 @@ def schema(json_: Json = False, debug: Debug = False) -> None:
     """Print the JSON Schema of a config, for editors."""
 
     def work() -> Any:
-        from fmeco.config.check import json_schema
+        from fmeco.config.json_schema import json_schema
 
         return json_schema()
 
@@ -824,9 +824,9 @@ def _one(dataset: list[str]) -> str | None:
 
 def _check_first(config: Path | None, **how: Any) -> None:
     """Every mistake of a config, before torch is imported."""
-    from fmeco.config.check import read
+    from fmeco.config.load import read_config
 
-    read(config, **how)
+    read_config(config, **how)
 
 
 def _in_parallel(nproc: int | None) -> None:
@@ -838,7 +838,7 @@ def _in_parallel(nproc: int | None) -> None:
 
 
 def _says_finetune(config: Path) -> bool:
-    from fmeco.config.check import peek
+    from fmeco.config.load import peek
 
     return ("stage" in (tree := peek(config)) and tree["stage"] == "finetune") or "from" in tree or "transfer" in tree
 

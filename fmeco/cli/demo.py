@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fmeco.config import check as config
+from fmeco.config.load import peek
 from fmeco.errors import ConfigError
 from fmeco.log import quietly, say
 
@@ -31,7 +31,7 @@ def run(out: Path, seeds: int, stop: Callable[[], bool]) -> dict[str, Any]:
     if out.exists() and not all(ours.fullmatch(path.name) for path in out.iterdir()):
         raise ConfigError(f"{out} holds something other than an earlier demo", "choose another folder with --out")
     folder = configs() / "digits"
-    task = config.peek(folder / "finetune.yaml")
+    task = peek(folder / "finetune.yaml")
     found: dict[str, list[float]] = {"transfer": [], "scratch": []}
     for seed in range(seeds):
         say(
@@ -51,7 +51,7 @@ def run(out: Path, seeds: int, stop: Callable[[], bool]) -> dict[str, Any]:
                 stop=stop,
             )
             third = pretrain(
-                {**task, "backbone": config.peek(folder / "pretrain.yaml")["backbone"]},
+                {**task, "backbone": peek(folder / "pretrain.yaml")["backbone"]},
                 overrides=[*same, *_as_in(first.run, second.run)],
                 out=out / f"scratch-{seed}",
                 force=True,
@@ -65,8 +65,8 @@ def run(out: Path, seeds: int, stop: Callable[[], bool]) -> dict[str, Any]:
 
 def _as_in(source: Path, tuned: Path) -> list[str]:
     """What the control takes over: the size of the source's images, and the finetuning run's learning rate."""
-    size = config.peek(source / "config.yaml")["dataset"]["image_size"]
-    lr = config.peek(tuned / "config.yaml")["optimizer"]["lr"]
+    size = peek(source / "config.yaml")["dataset"]["image_size"]
+    lr = peek(tuned / "config.yaml")["optimizer"]["lr"]
     return [f"optimizer.lr={lr}", f"dataset.image_size={size}"]
 
 
@@ -103,7 +103,7 @@ def _curves(out: Path, seeds: int) -> str | None:
         from matplotlib.figure import Figure
     except ImportError:
         return None
-    from fmeco.reports.model_card import read_metrics
+    from fmeco.reports.metrics_files import read_metrics
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     FigureCanvasAgg(figure)

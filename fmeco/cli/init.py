@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fmeco.config import check as config
+from fmeco.config.dataset_argument import dataset_section, table_header
+from fmeco.config.load import load_config
 from fmeco.errors import ConfigError, DiskError
 from fmeco.plugins.registry import find
 
@@ -27,12 +28,12 @@ seed: 0
 
 def write(folder: Path, dataset: str | None, backbone: str | None, force: bool) -> list[Path]:
     """Write pretrain.yaml and finetune.yaml. Without a dataset: the first five of scikit-learn's digits, then the others."""
-    section = config.dataset_section(dataset) if dataset is not None else "digits"
+    section = dataset_section(dataset) if dataset is not None else "digits"
     table = (isinstance(section, dict) and section["name"] == "csv_table") or (
         isinstance(section, str) and find("datasets", section)[0].name == "sklearn"
     )
     if isinstance(section, dict) and section["name"] == "csv_table":
-        columns = config.table_header(Path(section["path"]))
+        columns = table_header(Path(section["path"]))
         section["target"] = "label" if "label" in columns else columns[-1]
     if isinstance(section, dict):
         first = second = (
@@ -65,6 +66,6 @@ def write(folder: Path, dataset: str | None, backbone: str | None, force: bool) 
             path.write_text(text, "utf-8")
     except OSError as error:
         raise DiskError(f"cannot write {folder}: {error.strerror}") from None
-    config.load(paths[0], stage="pretrain")  # what init writes is valid
-    config.load(paths[1], stage="finetune")
+    load_config(paths[0], stage="pretrain")  # what init writes is valid
+    load_config(paths[1], stage="finetune")
     return paths

@@ -1,8 +1,110 @@
-"""The vocabulary of fmeco: what datasets, augmentations, backbones and objectives say to each other."""
+"""The vocabulary of fmeco: what datasets, augmentations, backbones and objectives say to each other.
 
-from fmeco.core.data import *  # noqa: F403
-from fmeco.core.data import MISSING_CLASS as MISSING_CLASS
-from fmeco.core.data import Any as Any
-from fmeco.core.data import mix_numbers as mix_numbers
-from fmeco.core.data import same_modality as same_modality
-from fmeco.core.data import seed_torch as seed_torch
+A plug-in imports its names from here. Letters in shape comments: B samples, V views, T tokens, D width, C channels or
+classes, H W height and width.
+"""
+
+from fmeco.core.augment import Augment
+from fmeco.core.data import (
+    Batch,
+    Data,
+    DataSpec,
+    Inputs,
+    InputSpec,
+    Samples,
+    View,
+    fit,
+    pad,
+    same_modality,
+    standardize,
+)
+from fmeco.core.model import (
+    BLANK,
+    HIDDEN,
+    STORED,
+    Backbone,
+    Features,
+    Loss,
+    Mode,
+    Objective,
+    Published,
+    Teacher,
+    Tokens,
+)
+from fmeco.core.random import mix, mix_numbers, seed_torch, uniform
+from fmeco.core.target import MISSING_CLASS, Target, known
+from fmeco.errors import CheckpointError, ConfigError, DataError, clean, listing, nearest
+from fmeco.plugins.keys import (
+    Classes,
+    Color,
+    Doc,
+    FilePath,
+    Fold,
+    ImageSize,
+    LimitPerClass,
+    LimitSeed,
+    ObjectiveSection,
+    Ref,
+    Scalar,
+    TeacherMomentum,
+    TestFraction,
+    ValFraction,
+)
+from fmeco.plugins.registry import Ge, Gt, Le, Lt
+
+__all__ = [
+    "BLANK",
+    "HIDDEN",
+    "MISSING_CLASS",
+    "STORED",
+    "Augment",
+    "Backbone",
+    "Batch",
+    "CheckpointError",
+    "Classes",
+    "Color",
+    "ConfigError",
+    "Data",
+    "DataError",
+    "DataSpec",
+    "Doc",
+    "Features",
+    "FilePath",
+    "Fold",
+    "Ge",
+    "Gt",
+    "ImageSize",
+    "InputSpec",
+    "Inputs",
+    "Le",
+    "LimitPerClass",
+    "LimitSeed",
+    "Loss",
+    "Lt",
+    "Mode",
+    "Objective",
+    "ObjectiveSection",
+    "Published",
+    "Ref",
+    "Samples",
+    "Scalar",
+    "Target",
+    "Teacher",
+    "TeacherMomentum",
+    "TestFraction",
+    "Tokens",
+    "ValFraction",
+    "View",
+    "clean",
+    "fit",
+    "known",
+    "listing",
+    "mix",
+    "mix_numbers",
+    "nearest",
+    "pad",
+    "same_modality",
+    "seed_torch",
+    "standardize",
+    "uniform",
+]

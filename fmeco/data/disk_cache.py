@@ -13,16 +13,14 @@ import shutil
 import struct
 import time
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from fmeco.core import DataSpec, Inputs, Samples, fit
-from fmeco.errors import FmecoError
+from fmeco.core import Inputs, Samples
 
 _RECORD = struct.Struct("<QII")  # of a sample: where it begins (0: nowhere), how long it is, its CRC-32
 _MAGIC = b"fmeco-1\n"
@@ -36,51 +34,6 @@ def folder() -> Path:
 
 
 # ---------------------------------------------------------------- held on the device
-
-
-class Held:
-    """A split as the model's device holds it: what is in memory from the start, or each sample from its first reading
-    on. Only for inputs of one shape, whose crop does not vary."""
-
-    def __init__(self, samples: Samples, spec: DataSpec, device: torch.device) -> None:
-        n = len(samples)
-        self.device, self.targets = device, {}
-        for name, values in samples.targets.items():
-            self.targets[name] = values.to(device) if isinstance(values, Tensor) else values
-        if samples.tensors is not None:
-            whole = fit(samples.tensors, spec, leading=1)
-            self.inputs = {name: x.to(device) for name, x in whole.items()}
-            self.missing = None
-        else:
-            self.inputs = {
-                name: torch.empty(n, *one.shape, dtype=getattr(torch, one.dtype), device=device)
-                for name, one in spec.inputs.items()
-            }
-            self.missing = torch.ones(n, dtype=torch.bool)
-        self.bad: dict[int, FmecoError] = {}
-
-    def fill(self, positions: Tensor, read: Callable[[Sequence[int]], list[Inputs | FmecoError]]) -> None:
-        """Read those of `positions` (B,) that are not here yet."""
-        if self.missing is None:
-            return
-        absent = positions[self.missing[positions]].unique().tolist()
-        for index, inputs in zip(absent, read(absent) if absent else [], strict=True):
-            if isinstance(inputs, FmecoError):
-                self.bad[index] = inputs
-            else:
-                for name, x in inputs.items():
-                    self.inputs[name][index] = x
-        self.missing[absent] = False
-        if not self.bad and not bool(self.missing.any()):
-            self.missing = None
-
-    @staticmethod
-    def size(samples: Samples, spec: DataSpec) -> float:
-        """Bytes that holding a split takes beyond what it takes already."""
-        if samples.tensors is not None:
-            return 0.0
-        each = sum(torch.Size(one.shape).numel() * getattr(torch, one.dtype).itemsize for one in spec.inputs.values())
-        return float(len(samples) * each)
 
 
 # ---------------------------------------------------------------- decoded on the disk

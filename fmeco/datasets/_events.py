@@ -16,8 +16,6 @@ import torch
 from numpy.typing import NDArray
 
 from fmeco.core import (
-    FIRST_ITEM,
-    UNKNOWN_ITEM,
     ConfigError,
     Data,
     DataError,
@@ -32,6 +30,7 @@ from fmeco.core import (
 )
 from fmeco.datasets import _splits, _tables
 from fmeco.datasets._splits import Indices
+from fmeco.nn.ids import FIRST_ITEM, UNKNOWN_ITEM
 
 LENGTH = 50
 REPEATED = 0.01  # of the training events: with more of them, users come back to what they had

@@ -26,12 +26,12 @@ from fmeco.core import (
     clean,
     listing,
     nearest,
-    numbering,
     same_modality,
 )
 from fmeco.data import parquet
 from fmeco.datasets import _splits, _tables
 from fmeco.datasets._splits import Indices
+from fmeco.nn.ids import numbering
 
 VOCABULARY, LENGTH = 8000, 128
 PAD, SEPARATOR = "[PAD]", "[SEP]"  # the first two ids; bytes that are no word of their own are the next 256

@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from fmeco.checkpoints import format as checkpoint
-from fmeco.config import check as config
+from fmeco.config.load import read_config
 from fmeco.core import Samples
-from fmeco.errors import DataError, FmecoError, clean
+from fmeco.errors import DataError, FmecoError, clean, known_errors
+from fmeco.files import disk_error, free_bytes
+from fmeco.nn import precision
 from fmeco.training import assemble as build
-from fmeco.training import loop
 
 STEPS = 3  # timed, after one that warms up
 
 
-@loop.known_errors()
+@known_errors()
 def check(
     source: Path | None,
     *,
@@ -38,7 +38,7 @@ def check(
 
     Raises the error that the run would end in; all unreadable samples at once, as one DataError.
     """
-    settings = config.read(
+    settings = read_config(
         source, stage=stage, ref=ref, dataset=dataset, overrides=overrides, allow_partial=allow_partial
     )
     built = build.prepare(settings)
@@ -101,7 +101,7 @@ def check(
         "checkpoint_mb": round(weights * 3 / 1e6, 1),
         "device": str(built.device),
         "precision": built.precision,
-        "free_disk_mb": round(checkpoint.free_bytes(Path.cwd()) / 1e6),
+        "free_disk_mb": round(free_bytes(Path.cwd()) / 1e6),
         **({"profile": costs} if costs is not None else {}),
     }
 
@@ -177,7 +177,7 @@ def _steps(
                 with part("data"):
                     batch = next(batches)
                 if len(batch):
-                    with part("forward"), loop.autocast(built.device, built.precision):
+                    with part("forward"), precision.autocast(built.device, built.precision):
                         loss = objective(batch, "loss")
                     with part("backward"):
                         loss.sum.backward()
@@ -208,7 +208,7 @@ def _profile(built: build.Plan, optimizer: torch.optim.Optimizer, trace: Path) -
     try:
         found.export_chrome_trace(str(trace))
     except OSError as error:
-        raise checkpoint.disk_error(error, trace, 0) from None
+        raise disk_error(error, trace, 0) from None
     events = found.key_averages()
     spent = {one.key: one.cpu_time_total for one in events if one.key in PARTS}
     whole = sum(spent.values())

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from fmeco.config import check as config
-from fmeco.core import Objective
-from fmeco.errors import ConfigError, DataError, clean
+from fmeco.config.load import peek
+from fmeco.config.parser import parse_yaml
+from fmeco.config.sections import Carry
+from fmeco.errors import ConfigError, DataError, clean, known_errors
 from fmeco.inference import model as use
 from fmeco.log import say
-from fmeco.nn.layers import bootstrap
+from fmeco.nn.intervals import FEW_DRAWS, bootstrap, interval, mcnemar, measure_at
 from fmeco.training.api import finetune
-from fmeco.training.loop import known_errors
-
-DRAWS, FEW_DRAWS = 2000, 200  # of the bootstrap: of right and wrong answers, and of metrics that take longer
 
 
 @known_errors()
@@ -81,8 +77,8 @@ def controls(
     written to RUN/controls/comparison.json.
     """
     run = Path(run)
-    own = config.parse_yaml((run / "config.yaml").read_text("utf-8"), str(run / "config.yaml"))[0]
-    shared = {key: value for key, value in own["transfer"].items() if key in config.Carry.model_fields}
+    own = parse_yaml((run / "config.yaml").read_text("utf-8"), str(run / "config.yaml"))[0]
+    shared = {key: value for key, value in own["transfer"].items() if key in Carry.model_fields}
     others = []
     for name in strategies:
         say(f"control: {name}")
@@ -114,7 +110,7 @@ def label_efficiency(
     split = metric = ""
     for fraction in fractions:
         run = train(fraction, out / f"labels-{fraction:g}")
-        names = [str(config.peek(run / "config.yaml")["transfer"]["strategy"])]
+        names = [str(peek(run / "config.yaml")["transfer"]["strategy"])]
         if strategies:
             controls(run, strategies, force=force, stop=stop)
             names += strategies
@@ -131,10 +127,6 @@ def label_efficiency(
     answer = {"metric": metric, "split": split, "rows": rows, "plot": str(plot.resolve()) if plot else None}
     (out / "label_efficiency.json").write_text(json.dumps(answer, indent=1) + "\n", "utf-8")
     return answer
-
-
-def measure_at(objective: Objective, rows: Mapping[str, Tensor], metric: str, at: Tensor) -> float:
-    return objective.metrics({name: values[at] for name, values in rows.items()}).get(metric, math.nan)
 
 
 def _plot(rows: Sequence[Mapping[str, Any]], what: str, file: Path) -> Path | None:
@@ -161,41 +153,6 @@ def _plot(rows: Sequence[Mapping[str, Any]], what: str, file: Path) -> Path | No
     axes.legend(title="strategy")
     figure.savefig(file, dpi=150)
     return file
-
-
-def interval(
-    one: Objective,
-    mine: dict[str, Tensor],
-    other: Objective,
-    theirs: dict[str, Tensor],
-    metric: str,
-    sign: int,
-    block: int = 1,
-) -> tuple[float, float]:
-    """The 95% interval of the difference of two models on the same samples, by the paired bootstrap, `block` samples in a
-    row at a time."""
-    a, b = one.correct(mine), other.correct(theirs)
-    gained = a.double() - b.double() if metric == "accuracy" and a is not None and b is not None else None
-
-    def measure(at: Tensor) -> float:
-        if gained is not None:
-            return float(gained[at].mean())
-        return sign * (measure_at(one, mine, metric, at) - measure_at(other, theirs, metric, at))
-
-    low, high = bootstrap(len(mine["index"]), FEW_DRAWS if gained is None else DRAWS, 0x70616972, measure, block)
-    if math.isnan(low):
-        raise DataError(f"{metric} is not defined on these samples")
-    return low, high
-
-
-def mcnemar(only_one: int, only_other: int) -> float:
-    """The exact two-sided p of McNemar's test: could a fair coin decide which of two models is right where one of them
-    is? https://doi.org/10.1007/BF02295996"""
-    from scipy.stats import binomtest
-
-    if only_one + only_other == 0:
-        return 1.0
-    return float(binomtest(only_one, only_one + only_other).pvalue)
 
 
 def verdict(row: dict[str, Any], what: str, metric: str) -> str:

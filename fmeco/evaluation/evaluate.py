@@ -11,12 +11,10 @@ from typing import Any
 
 import torch
 
-from fmeco.errors import ConfigError, clean, listing, nearest
+from fmeco.errors import ConfigError, clean, known_errors, listing, nearest
 from fmeco.evaluation.baselines import BASELINES
-from fmeco.evaluation.compare import FEW_DRAWS, interval, measure_at
 from fmeco.inference import model as use
-from fmeco.nn.layers import bootstrap
-from fmeco.training.loop import known_errors
+from fmeco.nn.intervals import FEW_DRAWS, bootstrap, interval, measure_at
 
 FEW = 10  # samples; a group with fewer is marked, and gets no interval
 

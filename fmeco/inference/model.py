@@ -17,14 +17,18 @@ import torch
 from torch import Tensor
 
 from fmeco.checkpoints import format as checkpoint
-from fmeco.checkpoints import refs
-from fmeco.config import check as config
+from fmeco.checkpoints import refs, transplant
+from fmeco.config.dataset_argument import dataset_section, table_header
+from fmeco.config.load import choose, load_config
+from fmeco.config.parser import parse_yaml
 from fmeco.core import Backbone, Batch, Data, DataSpec, Objective, Samples
-from fmeco.data.loader import channels_last, choose_reading, evaluation_batches
-from fmeco.errors import CheckpointError, ConfigError, DataError, clean, listing, readable
+from fmeco.data.loader import channels_last, evaluation_batches
+from fmeco.data.reading import choose_reading
+from fmeco.errors import CheckpointError, ConfigError, DataError, clean, known_errors, listing, readable
+from fmeco.features import forward
+from fmeco.files import disk_error
 from fmeco.log import say
 from fmeco.plugins.registry import find
-from fmeco.training import loop
 from fmeco.training.assemble import build_backbone
 
 TABLE_LAYOUT = (
@@ -67,7 +71,7 @@ class Model:
         columns: dict[str, None] = {} if own else {"prediction": None, "probability": None}
         for batch, positions, bad in self._batches(samples, batch_size):
             decoded = iter(
-                self.objective.decode(loop.forward(self.objective, batch, "predict", self.device, self.precision))
+                self.objective.decode(forward.forward(self.objective, batch, "predict", self.device, self.precision))
                 if len(batch)
                 else []
             )
@@ -88,7 +92,7 @@ class Model:
         for batch in self._once(samples, batch_size):
             skipped += batch.skipped
             if len(batch):
-                out.append(loop.forward(self.objective, batch, "vector", self.device, self.precision)["vector"])
+                out.append(forward.forward(self.objective, batch, "vector", self.device, self.precision)["vector"])
                 kept += batch.index.tolist()
         return torch.cat(out) if out else torch.zeros(0, self.objective.product.width), kept, skipped
 
@@ -111,7 +115,7 @@ class Model:
             start = stop
 
 
-@loop.known_errors()
+@known_errors()
 def load(ref: str | Path, *, backbone: Backbone | None = None) -> Model:
     """A trained model, ready to use. Runs no code of the checkpoint. Raises ConfigError, CheckpointError."""
     found = refs.find_checkpoint(ref)
@@ -121,11 +125,11 @@ def load(ref: str | Path, *, backbone: Backbone | None = None) -> Model:
             f"{clean(ref)} needs {listing(found.meta.get('needs', []))}",
             "hand it in: fmeco.load(REF, backbone=...)",
         )
-    own = None if backbone is not None else config.choice("backbone", raw["backbone"])
+    own = None if backbone is not None else choose("backbone", raw["backbone"])
     body = backbone or build_backbone(own, spec)
-    chosen = config.choice("objective", raw["objective"])
+    chosen = choose("objective", raw["objective"])
     objective: Objective = chosen.plugin.build({"backbone": body, "spec": spec}, chosen.options)
-    checkpoint.load_objective(objective, found)
+    transplant.load_objective(objective, found)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     objective.to(device).eval()
     # As its metrics were measured, where this device can.
@@ -173,13 +177,13 @@ def measure(ref: str | Path, dataset: str | None, split: str | None, overrides: 
         data, samples, batch_size=64, reading=reading, device=model.device, channels_last=model.channels_last
     )
     bad: list[str] | None = [] if on_bad_sample == "skip" else None
-    metrics, rows = loop.evaluate(model.objective, batches, model.device, model.precision, bad=bad)
+    metrics, rows = forward.evaluate(model.objective, batches, model.device, model.precision, bad=bad)
     for one in bad or []:
         say(f"left out: {one}")
     return Measured(model, part, [samples.name(i) for i in rows["index"].tolist()], metrics, rows, samples)
 
 
-@loop.known_errors()
+@known_errors()
 def predict(
     ref: str | Path,
     inputs: Sequence[str],
@@ -216,7 +220,7 @@ def predict(
                 else:
                     write_csv(rows, file)
         except OSError as error:
-            raise checkpoint.disk_error(error, output, 0) from None
+            raise disk_error(error, output, 0) from None
     if plot is not None and draw is not None:
         draw(model.spec, inputs, rows, plot)
     return rows
@@ -237,7 +241,7 @@ def write_csv(rows: Sequence[Mapping[str, Any]], file: Any) -> None:
     )
 
 
-@loop.known_errors()
+@known_errors()
 def embed(
     ref: str | Path,
     *,
@@ -271,7 +275,7 @@ def embed(
     try:
         np.savez(output, **arrays)
     except OSError as error:
-        raise checkpoint.disk_error(error, output, 0) from None
+        raise disk_error(error, output, 0) from None
     return {
         "output": str(output.resolve()),
         "samples": len(kept),
@@ -292,9 +296,9 @@ def data_for(
     trained = model.checkpoint.meta["config"]
     whole = dataset is not None and Path(dataset).exists()
     if dataset is not None:
-        raw: Any = config.dataset_section(dataset, model.spec.reader)
+        raw: Any = dataset_section(dataset, model.spec.reader)
         options = trained.get("dataset", {})
-        table = config.table_header(Path(dataset))
+        table = table_header(Path(dataset))
         if isinstance(raw, dict) and table and raw["name"] == options.get("name"):  # columns are named as in training
             layout = (*TABLE_LAYOUT, *TEXT_LAYOUT, *SERIES_LAYOUT)
             raw = {**{key: options[key] for key in layout if key in options}, **raw}
@@ -304,11 +308,11 @@ def data_for(
         run = Path(ref) / "config.yaml"
         raw = trained.get("dataset")
         if run.is_file():  # holds absolute paths
-            raw = config.parse_yaml(run.read_text("utf-8"), str(run))[0].get("dataset")
+            raw = parse_yaml(run.read_text("utf-8"), str(run))[0].get("dataset")
         if raw is None:
             raise ConfigError("this checkpoint was trained on data given in Python", "name a dataset: --dataset X")
     asked = {"from": "-", "dataset": raw, "train": {"on_bad_sample": trained["train"]["on_bad_sample"]}}
-    settings = config.load(asked, stage="finetune", overrides=overrides, name="-")
+    settings = load_config(asked, stage="finetune", overrides=overrides, name="-")
     section = settings.dataset
     assert section is not None
     data: Data = section.plugin.build(

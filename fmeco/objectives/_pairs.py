@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fmeco.core import Backbone, Batch, Loss, Objective, View
-from fmeco.nn.layers import effective_rank, mlp, spread
+from fmeco.nn.layers import mlp
+from fmeco.nn.metrics import effective_rank, spread
 
 WATCHED = 4096  # samples of a split, evenly spread, that ranks are taken of
 COLLAPSED = 0.05  # of `spread`

@@ -13,7 +13,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from fmeco.core import FIRST_ITEM, Batch, DataSpec, Inputs, Objective
+from fmeco.core import Batch, DataSpec, Inputs, Objective
+from fmeco.nn.ids import FIRST_ITEM
 
 TOP = 10  # items that are recommended, and that metrics look at
 

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fmeco.augment._mixing import mix_batch
 from fmeco.core import (
     Backbone,
     Batch,
@@ -27,7 +26,9 @@ from fmeco.core import (
     listing,
     nearest,
 )
-from fmeco.nn.layers import Head, average_precision, calibration_error, mirrored, recall_at_precision, roc_auc
+from fmeco.nn.layers import Head, mirrored
+from fmeco.nn.metrics import average_precision, calibration_error, recall_at_precision, roc_auc
+from fmeco.nn.mixing import mix_batch
 
 
 def build(

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from fmeco.core import (
     BLANK,
     HIDDEN,
-    UNKNOWN_ITEM,
     Backbone,
     Batch,
     ConfigError,
@@ -29,6 +28,7 @@ from fmeco.core import (
     mix,
     uniform,
 )
+from fmeco.nn.ids import UNKNOWN_ITEM
 from fmeco.nn.layers import Head
 from fmeco.objectives import _ranking
 from fmeco.objectives._decoder import Decoder

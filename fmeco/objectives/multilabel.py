@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fmeco.core import Backbone, Batch, ConfigError, DataSpec, Doc, Ge, Gt, Loss, Lt, Objective
-from fmeco.nn.layers import Head, average_precision, roc_auc
+from fmeco.nn.layers import Head
+from fmeco.nn.metrics import average_precision, roc_auc
 
 
 def build(

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fmeco.core import FIRST_ITEM, Backbone, Batch, ConfigError, DataSpec, Doc, Gt, Inputs, Loss, Objective, mix
+from fmeco.core import Backbone, Batch, ConfigError, DataSpec, Doc, Gt, Inputs, Loss, Objective, mix
+from fmeco.nn.ids import FIRST_ITEM
 from fmeco.objectives import _ranking
 from fmeco.objectives._ranking import Catalogue, Recommends
 

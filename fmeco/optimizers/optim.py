@@ -15,7 +15,8 @@ from typing import Annotated, Any
 import torch
 from torch import nn
 
-from fmeco.plugins.registry import Doc, Ge, Gt, Le, Lt, Rate
+from fmeco.plugins.keys import Doc, Rate
+from fmeco.plugins.registry import Ge, Gt, Le, Lt
 
 Groups = list[dict[str, Any]]
 

@@ -17,79 +17,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from annotated_types import Ge as Ge
 from annotated_types import Gt as Gt
 from annotated_types import Le as Le
 from annotated_types import Lt as Lt
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel
 
 from fmeco.errors import ConfigError, FmecoError, clean, listing, nearest
-
-Scalar = str | int | float | bool | None
-
-
-def Doc(text: str) -> Any:
-    """Help for a key: `lr: Annotated[float, Doc("step size"), Gt(0)] = 1e-3`."""
-    return Field(description=text)
-
-
-FilePath = str  # in a signature it marks a file or folder: a run stores it absolute, a checkpoint relative
-Ref = str  # in a signature it marks a checkpoint, or published weights: `build` is handed a core.Teacher, or None
-# A section of its own inside a plug-in's: `tasks: dict[str, ObjectiveSection]`. `build` is handed builders: each takes the
-# injected values by name and returns what its section describes.
-ObjectiveSection = Callable[..., Any]
-NESTED = {"ObjectiveSection": "objectives"}
-
-# Keys that several plug-ins share are written once, here; a signature says `classes: Classes = None`.
-Classes = Annotated[list[str | int] | None, Doc("use only these classes, in this order; null = all, sorted by name")]
-LimitPerClass = Annotated[int | None, Doc("at most this many training samples per class (few-shot); null = all"), Gt(0)]
-LimitSeed = Annotated[int, Doc("which samples `limit_per_class` draws; another number draws others"), Ge(0)]
-ValFraction = Annotated[
-    float, Doc("share of each class held out for validation, chosen by name, not by order"), Gt(0), Lt(1)
-]
-TestFraction = Annotated[float, Doc("share of each class held out for testing; 0 = no test split"), Ge(0), Lt(1)]
-Fold = Annotated[
-    dict[str, int] | None,
-    Doc("{fold: 1, of: 5}: validate on that fold of a cross-validation instead of on val_fraction"),
-]
-TeacherMomentum = Annotated[
-    float,
-    Doc(
-        "what the teacher keeps of itself at the first step; it rises to 1 over the run. 0.99 looks back over about 100 "
-        "steps; runs of a hundred thousand steps take 0.996"
-    ),
-    Ge(0),
-    Lt(1),
-]
-ImageSize = Annotated[
-    int | None,
-    Doc("height and width of the model's input, pixels; null = the checkpoint's, else the default"),
-    Gt(0),
-]
-Color = Annotated[Literal["rgb", "gray"] | None, Doc("colour mode; null = the checkpoint's, else that of the data")]
-
-Rate = float  # in a signature it marks the learning rate, which a user may leave to a range test
-_RATE = Annotated[
-    Annotated[float, Gt(0)] | Literal["auto"],
-    Doc("learning rate; auto = by a range test of a few steps, which leaves no trace"),
-]
-
-_VOCABULARY: dict[str, Any] = {
-    **{t.__name__: t for t in (bool, int, float, str, list, dict, tuple)},
-    **{"None": None, "Any": Any, "Annotated": Annotated, "Literal": Literal, "Scalar": Scalar},
-    **{"Doc": Doc, "Gt": Gt, "Ge": Ge, "Lt": Lt, "Le": Le},
-    **{
-        "Classes": Classes,
-        "LimitPerClass": LimitPerClass,
-        "LimitSeed": LimitSeed,
-        "ValFraction": ValFraction,
-    },
-    **{"TestFraction": TestFraction, "Fold": Fold, "ImageSize": ImageSize, "Color": Color},
-    **{"TeacherMomentum": TeacherMomentum, "FilePath": FilePath, "Ref": Ref, "Rate": _RATE},
-    **dict.fromkeys(NESTED, Any),
-}
+from fmeco.plugins.keys import NESTED
+from fmeco.plugins.signature import VOCABULARY, annotation, literal, mentions, parse_file, schema
 
 # kind -> (what `build` may be handed by name, where its plug-ins live)
 INJECTED: dict[str, tuple[str, ...]] = {
@@ -220,8 +158,8 @@ def add_file(path: Path) -> Plugin:
     """
     if not path.is_file():
         raise ConfigError(f"--plugin {clean(path)}: no such file")
-    tree = _parse(path)
-    kind = _literal(tree, "KIND", path)
+    tree = parse_file(path)
+    kind = literal(tree, "KIND", path)
     if not isinstance(kind, str):
         raise ConfigError(
             f'{path}: a plug-in file says its kind, as in: KIND = "objective"',
@@ -240,7 +178,7 @@ def _builtin(kind: str) -> Mapping[str, Plugin]:
         first = INJECTED[kind][0]
         functions = [
             node.name
-            for node in _parse(file).body
+            for node in parse_file(file).body
             if isinstance(node, ast.FunctionDef)
             and node.args.args
             and node.args.args[0].arg == first
@@ -268,7 +206,7 @@ def _entry_point(kind: str, name: str, module: str) -> Plugin:
 
 def _read(kind: str, name: str, file: Path, module: str, function: str = "build") -> Plugin:
     """Read one plug-in's schema from its source."""
-    tree = _parse(file)
+    tree = parse_file(file)
     node = next((n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == function), None)
     if node is None:
         raise ConfigError(f"{file}: a plug-in needs a function `{function}({', '.join(INJECTED[kind])}, *, ...)`")
@@ -286,13 +224,10 @@ def _read(kind: str, name: str, file: Path, module: str, function: str = "build"
         if arg.annotation is None:
             raise ConfigError(f"{where} has no type")
         try:
-            annotation = _annotation(arg.annotation)
-            fields[arg.arg] = (annotation, ... if default is None else ast.literal_eval(default))
+            fields[arg.arg] = (annotation(arg.annotation), ... if default is None else ast.literal_eval(default))
         except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"{where}: {error}", "types: " + ", ".join(_VOCABULARY), "defaults are literals"
-            ) from None
-    names = _literal(tree, "NAMES", file) or ()
+            raise ConfigError(f"{where}: {error}", "types: " + ", ".join(VOCABULARY), "defaults are literals") from None
+    names = literal(tree, "NAMES", file) or ()
     if (listed := file.with_suffix(".txt")).is_file() and function == "build":
         names = listed.read_text("utf-8").split()
     doc = ast.get_docstring(node if function != "build" else tree) or ""
@@ -306,80 +241,19 @@ def _read(kind: str, name: str, file: Path, module: str, function: str = "build"
         model=schema(f"{kind}/{name}", fields),
         help=doc.split("\n\n")[0].replace("\n", " "),
         names=tuple(names),
-        suffixes=tuple(_literal(tree, "SUFFIXES", file) or ()),
-        qualified=bool(_literal(tree, "QUALIFIED", file)),
-        open=bool(_literal(tree, "OPEN", file)),
-        tables=bool(_literal(tree, "TABLES", file)),
-        renamed=_literal(tree, "RENAMED", file) or {},
+        suffixes=tuple(literal(tree, "SUFFIXES", file) or ()),
+        qualified=bool(literal(tree, "QUALIFIED", file)),
+        open=bool(literal(tree, "OPEN", file)),
+        tables=bool(literal(tree, "TABLES", file)),
+        renamed=literal(tree, "RENAMED", file) or {},
         paths=tuple(
             arg.arg
             for arg in node.args.kwonlyargs
-            if _mentions(arg.annotation, "FilePath") or _mentions(arg.annotation, "Ref")
+            if mentions(arg.annotation, "FilePath") or mentions(arg.annotation, "Ref")
         ),
-        refs=tuple(arg.arg for arg in node.args.kwonlyargs if _mentions(arg.annotation, "Ref")),
-        nested={arg.arg: k for arg in node.args.kwonlyargs for n, k in NESTED.items() if _mentions(arg.annotation, n)},
+        refs=tuple(arg.arg for arg in node.args.kwonlyargs if mentions(arg.annotation, "Ref")),
+        nested={arg.arg: k for arg in node.args.kwonlyargs for n, k in NESTED.items() if mentions(arg.annotation, n)},
     )
-
-
-def schema(name: str, fields: Mapping[str, Any]) -> type[BaseModel]:
-    """A strict pydantic model: unknown keys, wrong types and non-finite numbers are errors."""
-    config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True, protected_namespaces=())
-    model: type[BaseModel] = create_model(name, __config__=config, **fields)
-    return model
-
-
-@functools.cache  # one file holds all optimizers
-def _tree(text: str, name: str) -> ast.Module:
-    return ast.parse(text, name)
-
-
-def _parse(file: Path) -> ast.Module:
-    try:
-        return _tree(file.read_text("utf-8"), str(file))
-    except SyntaxError as error:
-        raise ConfigError(f"{file}:{error.lineno}: {error.msg}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: {error}") from None
-
-
-def _literal(tree: ast.Module, name: str, file: Path) -> Any:
-    """The value of a top-level `NAME = literal`, or None."""
-    for node in tree.body:
-        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
-        if isinstance(target, ast.Name) and target.id == name and isinstance(node, ast.Assign | ast.AnnAssign):
-            try:
-                return ast.literal_eval(node.value) if node.value is not None else None
-            except ValueError:
-                raise ConfigError(
-                    f"{file}:{node.lineno}: {name} must be a literal: it is read without importing the file"
-                ) from None
-    return None
-
-
-def _annotation(node: ast.expr) -> Any:
-    """Evaluate a type annotation over `_VOCABULARY`, without running any code of the file."""
-    match node:
-        case ast.Constant(value=str() | int() | float() | None):
-            return node.value
-        case ast.Name(id=name) if name in _VOCABULARY:
-            return _VOCABULARY[name]
-        case ast.UnaryOp(op=ast.USub()):
-            return ast.literal_eval(node)
-        case ast.Tuple(elts=items):
-            return tuple(_annotation(item) for item in items)
-        case ast.List(elts=items):
-            return [_annotation(item) for item in items]
-        case ast.Subscript(value=base, slice=item):
-            return _annotation(base)[_annotation(item)]
-        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return _annotation(left) | _annotation(right)
-        case ast.Call(func=ast.Name(id=name), args=args) if name in ("Doc", "Gt", "Ge", "Lt", "Le"):
-            return _VOCABULARY[name](*(ast.literal_eval(arg) for arg in args))
-    raise ValueError(f"cannot read the type `{ast.unparse(node)}`")
-
-
-def _mentions(node: ast.expr | None, name: str) -> bool:
-    return node is not None and any(isinstance(part, ast.Name) and part.id == name for part in ast.walk(node))
 
 
 def _import_file(file: Path) -> ModuleType:

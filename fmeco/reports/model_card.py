@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import html
-import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,70 +66,3 @@ def model_card(meta: Mapping[str, Any]) -> str:
         lines += ["", f"Needs code that is not part of fmeco: {listing(meta['needs'])}."]
     versions = ", ".join(f"{name} {version}" for name, version in meta["versions"].items())
     return "\n".join([*lines, "", f"Made with {versions}.", ""])
-
-
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl."""
-    path = run / "metrics.jsonl"
-    lines = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
-
-
-def report(run: Path) -> None:
-    """Write report.html: curves of loss and metrics, the best numbers and the config, in one file without network."""
-    lines = read_metrics(run)
-    trained = [line for line in lines if line["kind"] == "train"]
-    validated = [line for line in lines if line["kind"] == "val"]
-    names = [
-        name
-        for name in (validated[-1] if validated else {})
-        if name not in ("kind", "step", "epoch") and "/" not in name
-    ]
-    tried = [{**line, "step": math.log10(line["lr"])} for line in lines if line["kind"] == "range"]
-    charts = [_chart("range test: loss by log10 of the rate", tried, "loss", across="rate")]
-    charts += [_chart("training loss", trained, "loss")] + [
-        _chart(f"validation {name}", validated, name) for name in names
-    ]
-    table = "".join(
-        f"<tr><td>{html.escape(clean(name))}</td><td>{value:.4f}</td></tr>"
-        for name, value in (validated[-1] if validated else {}).items()
-        if isinstance(value, float) and name != "epoch"
-    )
-    body = (
-        f"<!doctype html><meta charset=utf-8><title>{html.escape(run.name)}</title>"
-        "<style>body{font:15px system-ui;margin:2em auto;max-width:60em;color:#222}figure{display:inline-block;margin:.5em}"
-        "td{padding:.1em 1em .1em 0}pre{background:#f5f5f5;padding:1em;overflow:auto}</style>"
-        f"<h1>{html.escape(run.name)}</h1>{''.join(charts)}<h2>Last evaluation</h2><table>{table}</table>"
-        f"<h2>Config</h2><pre>{html.escape((run / 'config.yaml').read_text('utf-8'))}</pre>"
-    )
-    (run / "report.html").write_text(body, "utf-8")
-
-
-def _chart(
-    title: str, lines: Sequence[Mapping[str, Any]], name: str, width: int = 420, height: int = 220, across: str = "step"
-) -> str:
-    points = [(line["step"], line[name]) for line in lines if isinstance(line.get(name), int | float)]
-    if not points:
-        return ""
-    x0, x1 = min(x for x, _ in points), max(x for x, _ in points)
-    y0, y1 = min(y for _, y in points), max(y for _, y in points)
-    left, top, right, bottom = 60, 28, width - 12, height - 30
-
-    def place(x: float, y: float) -> str:
-        px = left + (right - left) * (x - x0) / ((x1 - x0) or 1)
-        return f"{px:.1f},{bottom - (bottom - top) * (y - y0) / ((y1 - y0) or 1):.1f}"
-
-    path = " ".join(place(x, y) for x, y in points)
-    dots = (
-        "".join(f'<circle cx="{p.split(",")[0]}" cy="{p.split(",")[1]}" r="2" fill="#1f77b4"/>' for p in path.split())
-        if len(points) < 60
-        else ""
-    )
-    return (
-        f'<figure><svg width="{width}" height="{height}" font-family="system-ui" font-size="12">'
-        f'<text x="{left}" y="16" font-weight="bold">{html.escape(title)}</text>'
-        f'<path d="M{left} {top}V{bottom}H{right}" fill="none" stroke="#999"/>'
-        f'<text x="{left - 6}" y="{top + 8}" text-anchor="end">{y1:.3g}</text><text x="{left - 6}" y="{bottom}" text-anchor="end">{y0:.3g}</text>'
-        f'<text x="{left}" y="{height - 10}">{across} {x0:g}</text><text x="{right}" y="{height - 10}" text-anchor="end">{x1:g}</text>'
-        f'<polyline points="{path}" fill="none" stroke="#1f77b4" stroke-width="1.5"/>{dots}</svg></figure>'
-    )

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from fmeco.errors import ConfigError, listing, nearest
-from fmeco.plugins.registry import Doc, Ge, Gt, Le, Lt
+from fmeco.plugins.keys import Doc
+from fmeco.plugins.registry import Ge, Gt, Le, Lt
 
 BLOCKS = 12  # steps of layer-wise rates from the last layer to the first: as many as a ViT-B has blocks
 

@@ -22,10 +22,15 @@ import torch
 
 import fmeco
 from fmeco.checkpoints import format as checkpoint
+from fmeco.checkpoints import writer
 from fmeco.config import check as config
-from fmeco.config.check import RunConfig
+from fmeco.config.load import read_config
+from fmeco.config.parser import parse_yaml
+from fmeco.config.run_config import RunConfig
+from fmeco.config.sections import seconds
 from fmeco.core import Backbone, Data
-from fmeco.data.loader import choose_reading, evaluation_batches
+from fmeco.data.loader import evaluation_batches
+from fmeco.data.reading import choose_reading
 from fmeco.distributed import ranks as dist
 from fmeco.distributed.ranks import Ranks
 from fmeco.errors import (
@@ -34,12 +39,17 @@ from fmeco.errors import (
     DiskError,
     FmecoError,
     clean,
+    known_errors,
 )
-from fmeco.features import frozen as features
-from fmeco.log import Log, say
+from fmeco.features import forward
+from fmeco.files import free_bytes
+from fmeco.log import say
 from fmeco.reports import model_card as card
+from fmeco.reports import run_report
+from fmeco.reports.metrics_files import Log
 from fmeco.training import assemble as build
 from fmeco.training import autotune as tune
+from fmeco.training import frozen_features as features
 from fmeco.training import loop
 from fmeco.training import monitor as watch
 from fmeco.training.assemble import Plan, prepare
@@ -96,7 +106,7 @@ def finetune(
     return _start(source, "finetune", data, backbone, ref=ref, dataset=dataset, **how)
 
 
-@loop.known_errors()
+@known_errors()
 def _start(
     source: Config,
     stage: Any,
@@ -112,7 +122,7 @@ def _start(
     name: str | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Result:
-    settings = config.read(
+    settings = read_config(
         source,
         stage=stage,
         ref=ref,
@@ -134,7 +144,7 @@ def _start(
                     settle(run, keep_new=False)  # does nothing once training has begun
 
 
-@loop.known_errors()
+@known_errors()
 def resume(
     run: str | Path,
     *,
@@ -176,7 +186,7 @@ def resume(
                 f"allowed: {', '.join(allowed)}",
                 "start another run with --from to change more",
             )
-    settings = config.read(
+    settings = read_config(
         folder / "config.yaml",
         stage=_stage_of(folder),
         overrides=overrides,
@@ -210,7 +220,7 @@ def resume(
 
 def _newest(folder: Path) -> str:
     """The checkpoint to resume from, after clearing away what a killed process left; "" for none."""
-    checkpoint.tidy(folder, 10**9)
+    writer.tidy(folder, 10**9)
     saved = checkpoint.newest(folder, say)
     if saved is None and checkpoint.steps(folder):
         say("no checkpoint to resume from is whole: starting again at step 0")
@@ -218,7 +228,7 @@ def _newest(folder: Path) -> str:
 
 
 def _stage_of(folder: Path) -> Any:
-    tree, _ = config.parse_yaml((folder / "config.yaml").read_text("utf-8"), str(folder / "config.yaml"))
+    tree, _ = parse_yaml((folder / "config.yaml").read_text("utf-8"), str(folder / "config.yaml"))
     return tree.get("stage", "pretrain") if isinstance(tree, dict) else "pretrain"
 
 
@@ -290,7 +300,7 @@ def _train(
                 f"left out {len(session.state.bad_samples)} samples that could not be read; they are listed in {run / 'bad_samples.txt'}"
             )
         if ranks.first:
-            card.report(run)
+            run_report.report(run)
         return Result(run, best.path, dict(best.meta["metrics"]), session.state.seconds)
     except FmecoError as error:
         for line in str(error).splitlines():
@@ -315,7 +325,7 @@ def _with_rate(run: Path, plan: Plan, log: Log, stop: Callable[[], bool]) -> Pla
             plan, settings=plan.settings.replace(optimizer=dataclasses.replace(chosen, options=options))
         )
 
-    budget = config.seconds(plan.settings.train.budget) if plan.settings.train.budget else math.inf
+    budget = seconds(plan.settings.train.budget) if plan.settings.train.budget else math.inf
     rate, curve = tune.range_test(_session(run, with_rate(1.0), log, stop), budget)
     if rate is None:
         default = plan.settings.optimizer.plugin.model.model_fields["lr"].default
@@ -434,7 +444,7 @@ def _validation(plan: Plan, data: Data) -> Callable[[], Measured]:
             rank=ranks.rank,
             world=ranks.world,
         )
-        metrics, rows = loop.evaluate(plan.objective, batches, plan.device, plan.precision, bad=bad, ranks=ranks)
+        metrics, rows = forward.evaluate(plan.objective, batches, plan.device, plan.precision, bad=bad, ranks=ranks)
         if probe is not None:
             metrics = {**probe(rows), **metrics}
         right = plan.objective.correct(rows) if plan.best == next(iter(plan.objective.directions), None) else None
@@ -450,7 +460,7 @@ def _check_disk(run: Path, session: Session) -> None:
     """Better to learn before the first epoch than after it that a checkpoint has no room."""
     weights = sum(t.numel() * t.element_size() for t in session.objective.state_dict().values())
     needed = weights * (4 if session.average is None else 5) * 2  # Adam's two moments; two full checkpoints
-    free = checkpoint.free_bytes(run)
+    free = free_bytes(run)
     if free < needed:
         raise DiskError(
             f"{run}: two checkpoints need {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free",

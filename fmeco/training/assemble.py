@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from fmeco.checkpoints import format as checkpoint
-from fmeco.checkpoints import refs
-from fmeco.config import check as config
-from fmeco.config.check import Choice, RunConfig
+from fmeco.checkpoints import refs, transplant
+from fmeco.config.load import choose
+from fmeco.config.run_config import Choice, RunConfig
+from fmeco.config.sections import seconds, size
 from fmeco.core import (
     Augment,
     Backbone,
@@ -29,7 +30,8 @@ from fmeco.core import (
     seed_torch,
 )
 from fmeco.data import disk_cache as cache
-from fmeco.data.loader import Loader, Reading, channels_last, choose_reading
+from fmeco.data.loader import Loader, channels_last
+from fmeco.data.reading import Reading, choose_reading
 from fmeco.data.subset import fraction
 from fmeco.distributed.ranks import ALONE, Ranks
 from fmeco.errors import CheckpointError, ConfigError, DataError, clean, listing, nearest
@@ -72,7 +74,7 @@ class Plan:
     probes: tuple[str, ...]  # of the backbone's vectors, at evaluations
     directions: Mapping[str, Literal["max", "min"]]  # of all that evaluations measure
     best: str  # the metric that picks the best checkpoint
-    report: checkpoint.Report | None  # of a transplant just done
+    report: transplant.Report | None  # of a transplant just done
     transplanted: dict[str, Any] | None  # the report that the run's checkpoints hold
     parents: list[str]  # ids of the checkpoints that the weights come from
     licence: str | None  # of the weights that the run started from
@@ -117,13 +119,13 @@ def prepare(
     if objective.about:
         say(clean(", ".join(f"{key}: {value}" for key, value in objective.about.items())))
     roles = _roles(objective)
-    strategy = settings.transfer or config.choice("transfer", "full")
+    strategy = settings.transfer or choose("transfer", "full")
     unfrozen: Transfer = strategy.plugin.build({"roles": roles}, strategy.options)
     transfer = frozen(unfrozen, settings.carry.freeze, roles)
     fresh = source is None or transfer.fresh
     report = _transplant(objective, source, settings, data.spec) if source is not None and not fresh else None
 
-    varied = settings.augment or config.choice("augment", _default_augment(data.spec, len(objective.views)))
+    varied = settings.augment or choose("augment", _default_augment(data.spec, len(objective.views)))
     given = {"spec": data.spec, "arch": varied.arch, "train": data.split("train")}
     augment: Augment = varied.plugin.build(given, varied.options)
     if len(objective.views) > 1 and not augment.varies:
@@ -240,7 +242,7 @@ def _described(data: Data) -> Data:
 def _cached(data: Data, settings: RunConfig) -> Data:
     """The data behind a cache of what its files decode to."""
     wanted = settings.train.cache
-    room: str | float = wanted if wanted in ("auto", "off") else config.size(wanted)
+    room: str | float = wanted if wanted in ("auto", "off") else size(wanted)
     train, val = (part and cache.decoded(part, room) for part in (data.train, data.val))
     return dataclasses.replace(data, train=train, val=val)
 
@@ -256,7 +258,7 @@ def _tune(settings: RunConfig, loader: Loader, objective: Objective, total: int,
         batch = few(loader, TRIED)
         if train.precision == "auto":
             samples = total * len(loader.samples) / loader.steps_per_epoch / ranks.world
-            limit = config.seconds(train.budget) if train.budget else math.inf
+            limit = seconds(train.budget) if train.budget else math.inf
 
             def measure() -> str:
                 chosen, gain = tune.faster_precision(objective, batch, device, samples, limit)
@@ -299,9 +301,9 @@ def few(loader: Loader, count: int) -> Batch:
     return batch
 
 
-def _transplant(objective: Objective, source: refs.Source, settings: RunConfig, spec: DataSpec) -> checkpoint.Report:
+def _transplant(objective: Objective, source: refs.Source, settings: RunConfig, spec: DataSpec) -> transplant.Report:
     """The source's backbone into the objective's, and head rows for the classes that both have."""
-    report = checkpoint.transplant(
+    report = transplant.transplant(
         objective.product,
         source.state,
         source=source.ref,
@@ -313,8 +315,8 @@ def _transplant(objective: Objective, source: refs.Source, settings: RunConfig, 
     rows: Mapping[str, Sequence[str]] = {}
     if source.checkpoint is not None and settings.carry.head == "auto":
         rows = source.checkpoint.meta.get("class_rows", {})
-        report.carried = checkpoint.carry_rows(objective, source.checkpoint.tensors("objective"), rows)
-    report.new = [name for name in checkpoint.split_state(objective)[1] if not report.carried or name not in rows]
+        report.carried = transplant.carry_rows(objective, source.checkpoint.tensors("objective"), rows)
+    report.new = [name for name in transplant.split_state(objective)[1] if not report.carried or name not in rows]
     return report
 
 
@@ -422,7 +424,7 @@ def _source(settings: RunConfig, own_backbone: Backbone | None) -> refs.Source |
             found = refs.find_checkpoint(settings.source)
             return refs.Source(
                 settings.source,
-                config.choice("backbone", "mlp"),
+                choose("backbone", "mlp"),
                 found.tensors("backbone"),
                 found.spec,
                 found,
@@ -451,12 +453,12 @@ def teacher(ref: str) -> Teacher:
     backbone = build_backbone(source.backbone, source.spec)
     saved, objective = source.checkpoint, None
     if saved is not None:
-        raw = config.choice("objective", saved.meta["config"]["objective"])
+        raw = choose("objective", saved.meta["config"]["objective"])
         made: Objective = raw.plugin.build({"backbone": backbone, "spec": source.spec}, raw.options)
-        checkpoint.load_objective(made, saved)
+        transplant.load_objective(made, saved)
         objective = made
     else:
-        checkpoint.transplant(backbone, source.state, source=ref)
+        transplant.transplant(backbone, source.state, source=ref)
     (objective or backbone).eval().requires_grad_(False)
     say(f"the teacher: {clean(ref)}, {source.backbone.spelled}")
     return Teacher(ref, backbone, objective, source.spec, saved.id if saved is not None else None)
@@ -468,14 +470,14 @@ def _weights(settings: RunConfig) -> str | None:
 
 def _default_objective(spec: DataSpec, backbone: Backbone) -> Choice:
     if not spec.targets and (backbone.vocabulary or backbone.numbers):
-        return config.choice("objective", "next" if backbone.causal and not backbone.numbers else "mask")
+        return choose("objective", "next" if backbone.causal and not backbone.numbers else "mask")
     if not spec.targets:
         raise ConfigError("this dataset has no labels to learn from", "name an `objective:`")
     if len(spec.targets) > 1:
         tasks = {name: DEFAULT_OBJECTIVE[target.kind] for name, target in spec.targets.items()}
-        return config.choice("objective", {"name": "multi_task", "tasks": tasks})
+        return choose("objective", {"name": "multi_task", "tasks": tasks})
     name, target = next(iter(spec.targets.items()))
-    return config.choice("objective", {"name": DEFAULT_OBJECTIVE[target.kind], "target": name})
+    return choose("objective", {"name": DEFAULT_OBJECTIVE[target.kind], "target": name})
 
 
 def _default_augment(spec: DataSpec, views: int) -> str:

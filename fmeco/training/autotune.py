@@ -10,9 +10,10 @@ import time
 import torch
 
 from fmeco.core import Batch, Objective
+from fmeco.nn.precision import autocast
 from fmeco.training.budget import Clock
-from fmeco.training.loop import autocast, take_step, train_mode
 from fmeco.training.session import Session
+from fmeco.training.step import take_step, train_mode
 
 SHORT_RUN = 120.0  # seconds below which nothing is tried out
 GAIN = 1.25  # bf16 must be this much faster than fp32 to be taken

@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 
-from fmeco.config.check import seconds
+from fmeco.config.sections import seconds
 from fmeco.training.session import Session, State
 
 EVALUATING = 0.1  # share of a budget's time, at most, for evaluations on the way

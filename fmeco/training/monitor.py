@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from fmeco.core import Samples, Target, View, known, mix
-from fmeco.data.loader import choose_reading, evaluation_batches
+from fmeco.data.loader import evaluation_batches
+from fmeco.data.reading import choose_reading
 from fmeco.data.subset import Part
-from fmeco.evaluation.probe import Split, linear, score
-from fmeco.nn.layers import alignment, neighbours_agree, retrieved, uniformity
-from fmeco.training import loop
+from fmeco.features import forward
+from fmeco.nn.metrics import alignment, neighbours_agree, retrieved, uniformity
+from fmeco.nn.probes import Split, linear, score
 from fmeco.training.assemble import Plan, classes_of
 
 WATCHED, VIEWED = 4096, 1024  # samples of the split, evenly spread; those that two views are made of
@@ -88,7 +89,7 @@ def _reader(plan: Plan, samples: Samples, number: int | None) -> Callable[[], tu
             world=plan.ranks.world,
             view=view,
         )
-        rows = loop.rows_of(plan.objective, batches, "vector", plan.device, plan.precision, bad=[], ranks=plan.ranks)
+        rows = forward.rows_of(plan.objective, batches, "vector", plan.device, plan.precision, bad=[], ranks=plan.ranks)
         return rows["vector"], rows["index"]
 
     return read

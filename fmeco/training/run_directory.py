@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fmeco.checkpoints import format as checkpoint
-from fmeco.config.check import RunConfig
+from fmeco.config.run_config import RunConfig
 from fmeco.errors import ConfigError
+from fmeco.files import disk_error
 
 REPLACED = ".replaced"  # where --force keeps the earlier run until the new one is ready to train
 OWN_FILES = (
@@ -61,7 +62,7 @@ def claim(out: Path | None, settings: RunConfig, force: bool) -> Path:
         out.mkdir(parents=True, exist_ok=True)
         return out
     except OSError as error:
-        raise checkpoint.disk_error(error, out or Path("runs"), 0) from None
+        raise disk_error(error, out or Path("runs"), 0) from None
 
 
 def settle(out: Path, *, keep_new: bool) -> None:
@@ -90,7 +91,7 @@ def locked(run: Path) -> Iterator[None]:
     try:
         handle = os.open(run / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise checkpoint.disk_error(error, run, 0) from None
+        raise disk_error(error, run, 0) from None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -108,4 +109,4 @@ def write_config(run: Path, settings: RunConfig) -> None:
         temporary.write_text(settings.to_yaml(), "utf-8")
         os.replace(temporary, run / "config.yaml")
     except OSError as error:
-        raise checkpoint.disk_error(error, run / "config.yaml", 0) from None
+        raise disk_error(error, run / "config.yaml", 0) from None

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from fmeco.checkpoints import format as checkpoint
-from fmeco.config.check import Train
+from fmeco.checkpoints import transplant, writer
+from fmeco.config.sections import Train
 from fmeco.core import Objective, mix_numbers
 from fmeco.data.loader import Loader
 from fmeco.distributed.ranks import Ranks
 from fmeco.errors import clean
-from fmeco.log import Log, say
+from fmeco.log import say
+from fmeco.reports.metrics_files import Log
 from fmeco.strategies.transfer import Constraint, Phase
 
 
@@ -103,7 +105,7 @@ class Session:
     measured_at: int = -1  # the step of it
     error: float = 0.0  # one standard error of its metric
     scaler: torch.amp.GradScaler | None = None  # for fp16
-    writer: checkpoint.Writer = field(default_factory=checkpoint.Writer)
+    writer: writer.Writer = field(default_factory=writer.Writer)
     pending: list[Outcome] = field(default_factory=list)  # steps whose numbers are still on the device
     skipped: int = 0  # steps in a row that were not finite
     saved_at: float = 0.0  # the second of the last checkpoint to resume from
@@ -197,21 +199,21 @@ def save(s: Session, *, full: bool, best: bool = False) -> None:
     if full:
         raw = {f"raw/{name}": x for name, x in s.objective.state_dict().items()} if s.average is not None else {}
         bound = {f"constraint/{name}": x for name, x in s.constraint.state().items()} if s.constraint else {}
-        tensors["trainer"] = checkpoint.snapshot({**raw, **optimizer, **bound})
+        tensors["trainer"] = writer.snapshot({**raw, **optimizer, **bound})
     with evaluated_weights(s):
-        product, rest = checkpoint.split_state(s.objective)
-        tensors |= {"backbone": checkpoint.snapshot(product), "objective": checkpoint.snapshot(rest)}
+        product, rest = transplant.split_state(s.objective)
+        tensors |= {"backbone": writer.snapshot(product), "objective": writer.snapshot(rest)}
     if s.constraint is not None and (adapter := s.constraint.adapter()):
-        tensors["adapter"] = checkpoint.snapshot(adapter)
+        tensors["adapter"] = writer.snapshot(adapter)
     folder, step = s.run / "checkpoints", s.state.step
 
     def write() -> None:
-        path = checkpoint.write(folder, step, tensors, meta, trainer, s.parents, s.card(meta | {"step": step}))
+        path = writer.write(folder, step, tensors, meta, trainer, s.parents, s.card(meta | {"step": step}))
         if full:
-            checkpoint.point(folder, "last", path)
+            writer.point(folder, "last", path)
         if best or not (folder / "best").exists():
-            checkpoint.point(folder, "best", path)
-        checkpoint.tidy(folder, s.train.keep)
+            writer.point(folder, "best", path)
+        writer.tidy(folder, s.train.keep)
 
     s.writer.start(write)
 
@@ -233,10 +235,10 @@ def restore(s: Session, saved: checkpoint.Checkpoint) -> None:
     """Continue from a checkpoint: weights, averages, optimizer and state, bit for bit."""
     trainer, tensors = saved.trainer(), saved.tensors("trainer")
     raw = {name.removeprefix("raw/"): tensor for name, tensor in tensors.items() if name.startswith("raw/")}
-    checkpoint.load_objective(s.objective, saved)
+    transplant.load_objective(s.objective, saved)
     if s.average is not None:
         s.average = {name: tensor.clone() for name, tensor in s.objective.state_dict().items()}
-        checkpoint.load_exactly(s.objective, raw, str(saved.path))
+        transplant.load_exactly(s.objective, raw, str(saved.path))
     state: dict[int, dict[str, Any]] = {}
     for name, value in [
         *((n.removeprefix("optimizer/"), t) for n, t in tensors.items() if n.startswith("optimizer/")),
@@ -246,7 +248,7 @@ def restore(s: Session, saved: checkpoint.Checkpoint) -> None:
         state.setdefault(int(index), {})[key] = value
     if s.constraint is not None:
         bound = {n.removeprefix("constraint/"): x for n, x in tensors.items() if n.startswith("constraint/")}
-        checkpoint.load_exactly(s.constraint.state(), bound, str(saved.path))
+        transplant.load_exactly(s.constraint.state(), bound, str(saved.path))
     total, state_then = s.state.total, State(**trainer["state"])
     s.enter(state_then.phase)  # now that the weights are those that what is frozen is computed with
     optimizer = s.training.optimizer
@@ -266,7 +268,7 @@ def restore(s: Session, saved: checkpoint.Checkpoint) -> None:
     if s.ranks.first and (
         s.state.best_step == s.state.step or s.training.validate is None
     ):  # killed between the save and the link to it
-        checkpoint.point(s.run / "checkpoints", "best", saved.path)
+        writer.point(s.run / "checkpoints", "best", saved.path)
     for what, then, now in (
         ("threads", trainer["threads"], torch.get_num_threads()),
         ("ranks", trainer["ranks"], s.ranks.world),

@@ -133,13 +133,13 @@ def probe(folder: Path) -> dict[str, float]:
 
 def time_probe() -> dict[str, float]:
     import fmeco
-    from fmeco.config.check import choice
+    from fmeco.config.load import choose
     from fmeco.data import disk_cache as cache
 
     config = {"dataset": PROBE_DATA, "backbone": "resnet18", "train": {"steps": 1, "precision": "fp32"}}
     source = fmeco.pretrain(config, out="source", force=True).run
     model = fmeco.load(source)
-    images = choice("dataset", PROBE_DATA)
+    images = choose("dataset", PROBE_DATA)
     data = images.plugin.build({"known": model.spec, "whole": False, "arch": None}, images.options)
     cache.clear()
     began = time.perf_counter()
@@ -212,7 +212,7 @@ def time_checkpoint(name: str) -> dict[str, float]:
     import torch
     import torchvision
 
-    from fmeco.checkpoints import format as checkpoint
+    from fmeco.checkpoints import writer
     from fmeco.training.session import pack_optimizer
 
     model = torchvision.models.get_model(name)
@@ -223,10 +223,10 @@ def time_checkpoint(name: str) -> dict[str, float]:
     pauses, wholes = [], []
     for number in range(6):
         began = time.perf_counter()
-        tensors = {"backbone": checkpoint.snapshot(model.state_dict())}
-        tensors["trainer"] = checkpoint.snapshot(pack_optimizer(optimizer)[0])
+        tensors = {"backbone": writer.snapshot(model.state_dict())}
+        tensors["trainer"] = writer.snapshot(pack_optimizer(optimizer)[0])
         pauses.append(time.perf_counter() - began)
-        checkpoint.write(Path("checkpoints"), number, tensors, {}, {}, [], "")
+        writer.write(Path("checkpoints"), number, tensors, {}, {}, [], "")
         wholes.append(time.perf_counter() - began)
     shutil.rmtree("checkpoints")
     # The first one finds no memory to use again.
@@ -288,7 +288,8 @@ def million() -> tuple[float, float]:
     import torch
 
     from fmeco.core import Augment, Data, DataSpec, Inputs, InputSpec, Samples, View
-    from fmeco.data.loader import Loader, Reading
+    from fmeco.data.loader import Loader
+    from fmeco.data.reading import Reading
     from fmeco.datasets._files import Files
 
     count = 1_000_000

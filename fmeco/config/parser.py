@@ -1,0 +1,98 @@
+"""Parse YAML strictly: plain data only, with the line of every key."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from fmeco.errors import ConfigError, clean
+
+_INT = re.compile(r"[-+]?(0|[1-9][0-9_]{0,30})")
+
+
+_FLOAT = re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+
+
+_NONFINITE = re.compile(r"[-+]?\.(inf|Inf|INF|nan|NaN|NAN)")
+
+
+Marks = dict[tuple[Any, ...], str]  # path in the tree -> "file:line"
+
+
+def parse_yaml(text: str, where: str) -> tuple[Any, Marks]:
+    """Parse one plain YAML document into dicts, lists and scalars, with the line of every key.
+
+    Refused: aliases and anchors (a 300-byte bomb unfolds to gigabytes), tags, duplicate keys, several documents, deep
+    nesting, huge files. `1e-3` is a number; yes, no, on and off are text, as in YAML 1.2.
+    """
+    if len(text) > 256 * 1024:
+        raise ConfigError(f"{where}: larger than 256 KB: this is not a config")
+    try:
+        depth = nodes = documents = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            start: Any = event.start_mark
+            line = start.line + 1
+            documents += isinstance(event, yaml.DocumentStartEvent)
+            nodes += isinstance(event, yaml.NodeEvent)
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+                raise ConfigError(
+                    f"{where}:{line}: YAML anchors and aliases (&, *) are not allowed; write the value out"
+                )
+            if (tag := getattr(event, "tag", None)) is not None:
+                raise ConfigError(f"{where}:{line}: YAML tags ({clean(tag)}) are not allowed")
+            if documents > 1:
+                raise ConfigError(f"{where}:{line}: more than one document in the file")
+            if depth > 32 or nodes > 5000:
+                raise ConfigError(f"{where}:{line}: nested too deeply or too long for a config")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark: Any = error.problem_mark or error.context_mark
+        line = f":{mark.line + 1}" if mark else ""
+        raise ConfigError(f"{where}{line}: not valid YAML: {clean(error.problem or error.context)}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not valid YAML: {clean(error)}") from None
+    marks: Marks = {}
+    problems: list[str] = []
+    tree = _plain(root, where, (), marks, problems) if root is not None else {}
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return tree, marks
+
+
+def _plain(node: yaml.Node, where: str, path: tuple[Any, ...], marks: Marks, problems: list[str]) -> Any:
+    marks[path] = f"{where}:{node.start_mark.line + 1}"
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(item, where, (*path, i), marks, problems) for i, item in enumerate(node.value)]
+    if isinstance(node, yaml.MappingNode):
+        out: dict[Any, Any] = {}
+        for key_node, value_node in node.value:
+            at = f"{where}:{key_node.start_mark.line + 1}"
+            if not isinstance(key_node, yaml.ScalarNode):
+                problems.append(f"{at}: a key must be a word")
+                continue
+            key = key_node.value
+            if key in out:
+                problems.append(f"{at}: the key '{clean(key)}' is given twice")
+            out[key] = _plain(value_node, where, (*path, key), marks, problems)
+            marks[(*path, key)] = at
+        return out
+    quoted = isinstance(node, yaml.ScalarNode) and node.style is not None
+    return node.value if quoted else scalar(node.value)
+
+
+def scalar(text: str) -> Any:
+    """A plain YAML scalar as YAML 1.2 reads it: null, booleans, numbers (also 1e-3), else text."""
+    if text in ("", "~", "null", "Null", "NULL"):
+        return None
+    if text in ("true", "True", "TRUE", "false", "False", "FALSE"):
+        return text.lower() == "true"
+    if _INT.fullmatch(text):
+        return int(text)
+    if _FLOAT.fullmatch(text) and not re.fullmatch(r"[-+]?0[0-9]+", text):
+        return float(text)
+    if _NONFINITE.fullmatch(text):
+        return float(text.replace(".", ""))
+    return text

@@ -1,0 +1,71 @@
+"""Forward passes in evaluation mode: outputs and metrics of a whole split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from fmeco.core import Batch, Objective
+from fmeco.data.reading import unreadable
+from fmeco.distributed.ranks import ALONE, Ranks
+from fmeco.errors import DataError
+from fmeco.nn.precision import autocast
+
+
+def evaluate(
+    objective: Objective,
+    batches: Iterable[Batch],
+    device: torch.device,
+    precision: str,
+    *,
+    bad: list[str] | None = None,
+    ranks: Ranks = ALONE,
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Metrics of a whole split, and its rows, ordered by index. Has no side effect on training."""
+    rows = rows_of(objective, batches, "rows", device, precision, bad=bad, ranks=ranks)
+    return objective.metrics(rows), rows
+
+
+def rows_of(
+    objective: Objective,
+    batches: Iterable[Batch],
+    mode: str,
+    device: torch.device,
+    precision: str,
+    *,
+    bad: list[str] | None = None,
+    ranks: Ranks = ALONE,
+) -> dict[str, Tensor]:
+    """What the objective gives of each sample (N, ...) of a split, ordered by "index".
+
+    batches: with ranks, this one's share of the split; rows are of all of it. bad: collects the samples that could not be
+    read, which are left out; None makes them an error.
+    """
+    gathered: list[dict[str, Tensor]] = []
+    skipped: list[str] = []
+    for batch in batches:
+        if batch.skipped and bad is None:
+            raise unreadable(batch)
+        skipped += batch.skipped
+        if len(batch):
+            rows = forward(objective, batch, mode, device, precision)
+            gathered.append({**rows, "index": batch.index})
+    mine = {name: torch.cat([part[name] for part in gathered]) for name in (gathered[0] if gathered else {})}
+    rows, skipped = ranks.gather_rows(mine, skipped)
+    if bad is not None:
+        bad += skipped
+    if not rows:
+        raise DataError("no sample of this split could be read")
+    order = rows["index"].argsort(stable=True)
+    return {name: values[order] for name, values in rows.items()}
+
+
+def forward(objective: Objective, batch: Batch, mode: str, device: torch.device, precision: str) -> dict[str, Tensor]:
+    """One pass in evaluation mode without gradients; per-sample outputs on the CPU, in float32."""
+    if objective.training:
+        objective.eval()
+    with torch.inference_mode(), autocast(device, precision):
+        outputs: dict[str, Tensor] = objective(batch, mode)
+    return {name: (value.float() if value.is_floating_point() else value).cpu() for name, value in outputs.items()}

@@ -1,0 +1,58 @@
+"""Writing files: whole or not at all, on the disk when said so, and what went wrong in words."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import shutil
+from pathlib import Path
+
+from fmeco.errors import DiskError
+
+
+def write_durably(path: Path, body: bytes) -> None:
+    """Write a file and wait until it is on the disk; its mode follows the umask."""
+    with open(path, "xb", buffering=0) as file:
+        view = memoryview(body)
+        while view:  # a raw write may be partial, when the disk is nearly full
+            view = view[file.write(view) :]
+        os.fsync(file.fileno())
+
+
+def disk_error(error: OSError, path: Path, needed: int) -> DiskError:
+    """An OSError of writing, in words."""
+    reason = {
+        errno.ENOSPC: "the disk is full",
+        errno.EDQUOT: "your disk quota is used up",
+        errno.EFBIG: "the file would be larger than allowed",
+        errno.EROFS: "the disk is read-only",
+        errno.EACCES: "no permission to write",
+        errno.EPERM: "no permission to write",
+    }.get(error.errno or 0, error.strerror or str(error))
+    room = ""
+    try:
+        place = next(parent for parent in (path, *path.parents) if parent.exists())
+        room = f" ({needed / 1e6:.1f} MB needed, {shutil.disk_usage(place).free / 1e6:.1f} MB free)" if needed else ""
+    except (OSError, StopIteration):
+        pass
+    return DiskError(
+        f"cannot write {path}: {reason}{room}",
+        "what was saved before is intact; `fmeco resume` goes on from it",
+    )
+
+
+def sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def free_bytes(folder: Path) -> float:
+    """Free space of the disk that holds `folder`, inf when it cannot be told."""
+    try:
+        return shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.exists())).free
+    except (OSError, StopIteration):
+        return math.inf

@@ -1,0 +1,147 @@
+"""Probes: how good vectors are for a task, by nearest neighbours, a linear head and LogME. Pure functions."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fmeco.core import Target
+from fmeco.nn.intervals import bootstrap
+from fmeco.nn.metrics import average_precision, votes
+
+PENALTIES = tuple(10.0**n for n in range(2, -7, -1))  # of the linear head, strongest first
+
+
+DRAWS, FEW_DRAWS = 1000, 200  # of the bootstrap; where a metric takes longer
+
+
+class Split(NamedTuple):
+    """Features (N, D) and targets: classes (N,), labels (N, C) or numbers (N,)."""
+
+    x: Tensor
+    y: Tensor
+
+
+def knn(train: Split, test: Split, classes: int) -> Tensor:
+    """Votes (N, C) of the nearest training samples."""
+    x = F.normalize(train.x, dim=1)
+    parts = F.normalize(test.x, dim=1).split(1024)
+    return torch.cat([votes(part @ x.T, train.y, classes) for part in parts])
+
+
+def linear(train: Split, target: Target, penalty: float, start: Tensor | None = None) -> Tensor:
+    """The weights (D + 1, C) of a linear head, bias last, that minimise the mean loss plus penalty / 2 times the squared
+    weights: cross-entropy for classes, its binary kind for several labels, the squared error for a number (C = 1).
+
+    Logistic losses by L-BFGS to convergence, from `start`; the squared one in closed form.
+    """
+    ones = torch.ones(len(train.x), 1)
+    x = torch.cat([train.x, ones], 1)
+    free = torch.ones(x.shape[1], 1)
+    free[-1] = 0  # the bias is not penalised
+    if target.kind == "number":
+        y = ((train.y - target.mean) / target.std).float()[:, None]
+        gram = x.T @ x / len(x) + penalty * torch.diag(free[:, 0])
+        solution: Tensor = torch.linalg.lstsq(gram.double(), (x.T @ y / len(x)).double(), driver="gelsd").solution
+        return solution.float()
+    from scipy.optimize import minimize
+    from threadpoolctl import threadpool_limits
+
+    shape = (x.shape[1], len(target.classes))
+    decayed = penalty * free.numpy()
+    wanted = (F.one_hot(train.y, shape[1]) if target.kind == "class" else train.y).float().numpy()
+    terms = len(x) if target.kind == "class" else wanted.size
+
+    def loss(flat: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
+        """The objective, and its gradient by the chain rule: x.T @ (probabilities - wanted) / N."""
+        weights = flat.reshape(shape).astype(np.float32)
+        scores = (x @ torch.from_numpy(weights)).numpy()
+        if target.kind == "class":
+            scores -= scores.max(1, keepdims=True)
+            answers = np.exp(scores)
+            sums = answers.sum(1, keepdims=True)
+            answers /= sums
+            fit = (np.log(sums).sum(dtype=float) - (scores * wanted).sum(dtype=float)) / terms
+        else:
+            answers = 1 / (1 + np.exp(-scores))
+            fit = (np.logaddexp(0, scores) - scores * wanted).sum(dtype=float) / terms
+        gradient = (x.T @ torch.from_numpy((answers - wanted) / terms)).numpy() + decayed * weights
+        return fit + float((decayed * np.square(weights)).sum()) / 2, gradient.ravel().astype(float)
+
+    begin = np.zeros(shape[0] * shape[1]) if start is None else start.double().flatten().numpy()
+    with threadpool_limits(
+        1, "blas"
+    ):  # scipy's threads and torch's, waiting for work side by side, take five times as long
+        found = minimize(loss, begin, jac=True, method="L-BFGS-B", options={"maxiter": 500, "ftol": 1e-7, "gtol": 1e-5})
+    return torch.from_numpy(found.x).float().view(shape)
+
+
+def score(outputs: Tensor, y: Tensor, target: Target) -> float:
+    """The metric of a head's outputs (N, C): accuracy, mean average precision, or R2. Higher is better."""
+    if target.kind == "class":
+        return float((outputs.argmax(1) == y).double().mean())
+    if target.kind == "multilabel":
+        each = [average_precision(outputs[:, c], y[:, c] > 0) for c in range(y.shape[1])]
+        return float(torch.tensor([one for one in each if one == one], dtype=torch.float64).mean())
+    error = (outputs[:, 0].double() * target.std + target.mean - y.double()).square().sum()
+    return float(1 - error / (y.double() - y.double().mean()).square().sum())
+
+
+def interval(outputs: Tensor, y: Tensor, target: Target) -> tuple[float, float]:
+    """The 95% interval of `score` by the bootstrap over samples (percentiles)."""
+    right = outputs.argmax(1) == y if target.kind == "class" else None
+
+    def measure(at: Tensor) -> float:
+        return float(right[at].double().mean()) if right is not None else score(outputs[at], y[at], target)
+
+    return bootstrap(len(y), FEW_DRAWS if target.kind == "multilabel" else DRAWS, 0x626F6F74, measure)
+
+
+def logme(x: Tensor, y: Tensor, target: Target) -> float:
+    """The logarithm of the evidence of features (N, D) for the targets, per sample; mean over classes, each as 0 or 1.
+
+    https://arxiv.org/abs/2102.11005 (You et al. 2021), equation (2) and algorithm 1, by the features' singular values.
+    """
+    u, sizes, _ = torch.linalg.svd(x.double(), full_matrices=False)
+    squares, (n, d) = sizes.square(), x.shape
+    if target.kind == "class":
+        columns = F.one_hot(y, len(target.classes)).double()
+    else:
+        columns = ((y.double() - target.mean) / target.std if target.kind == "number" else y.double()).view(n, -1)
+    evidence = []
+    for column in columns.T:
+        if target.kind != "number" and not 0 < float(column.sum()) < n:
+            continue  # a class without samples says nothing
+        z2 = (u.T @ column).square()  # (min(N, D),)
+        outside = float(column.square().sum() - z2.sum())
+        alpha = beta = 1.0
+        for _ in range(200):
+            shrunk = beta * squares / (alpha + beta * squares)
+            gamma = float(shrunk.sum())
+            m2 = float((beta**2 * squares * z2 / (alpha + beta * squares).square()).sum())
+            res2 = float(((1 - shrunk).square() * z2).sum()) + outside
+            before = alpha / beta
+            alpha, beta = gamma / max(m2, 1e-12), (n - gamma) / max(res2, 1e-12)
+            if abs(alpha / beta - before) <= 1e-6 * before:
+                break
+        m2 = float((beta**2 * squares * z2 / (alpha + beta * squares).square()).sum())
+        res2 = float(((1 - beta * squares / (alpha + beta * squares)).square() * z2).sum()) + outside
+        rest = d - len(squares)
+        evidence.append(
+            (
+                d * math.log(alpha)
+                + n * math.log(beta)
+                - float((alpha + beta * squares).log().sum())
+                - rest * math.log(alpha)
+                - beta * res2
+                - alpha * m2
+                - n * math.log(2 * math.pi)
+            )
+            / (2 * n)
+        )
+    return sum(evidence) / len(evidence) if evidence else math.nan
