@@ -41,6 +41,10 @@ class Choice:
     def plugin(self) -> Plugin:
         return plugins(self.kind)[self.name]
 
+    def build(self, **injected: Any) -> Any:
+        """Build what the section describes. injected: what its signature may ask for before `*`, by name."""
+        return self.plugin.build({"arch": self.arch, **injected}, self.options)
+
     def to_dict(self) -> dict[str, Any]:
         return {"strategy" if self.kind == "strategies" else "name": self.spelled, **self.options}
 
