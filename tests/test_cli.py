@@ -10,7 +10,8 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-import fmeco.cli
+import fmeco as api
+from fmeco import cli as folder
 from fmeco.cli import app as cli
 from fmeco.cli.tables import table
 from fmeco.config import load
@@ -37,7 +38,7 @@ def shout(word: str, set_: Sets = [], times: Annotated[int, typer.Option(help="H
 def test_a_file_dropped_into_the_folder_is_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("extra").mkdir()
     write("extra/shouting.py", FAMILY)
-    monkeypatch.setattr(fmeco.cli, "__path__", [*fmeco.cli.__path__, str(Path("extra").resolve())])
+    monkeypatch.setattr(folder, "__path__", [*folder.__path__, str(Path("extra").resolve())])
     app = cli.build()
 
     def run(*words: str) -> str:
@@ -79,3 +80,8 @@ def test_a_command_reads_and_checks_each_config_once(fmeco: Fmeco, monkeypatch: 
     assert (opened.count("c.yaml"), opened.count("d.yaml")) == (2, 1)
     assert fmeco("finetune", "c.yaml", "--from", "run", "--label-fractions", "0.5,1", "--out", "many").code == 0
     assert opened.count("c.yaml") == 3
+
+
+def test_version(fmeco: Fmeco) -> None:
+    assert fmeco("--version").out == f"fmeco {api.__version__}\n"
+    assert api.__version__[0].isdigit()

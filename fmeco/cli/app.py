@@ -8,10 +8,12 @@ import json
 import math
 import pkgutil
 import sys
+from typing import Annotated
 
 import typer
 
 import fmeco.cli
+from fmeco._version import __version__
 from fmeco.cli.options import signals
 
 
@@ -27,12 +29,27 @@ def build() -> typer.Typer:
         rich_markup_mode=None,
         epilog="Start with `fmeco demo`, or `fmeco init` in an empty folder.",
     )
+    app.callback()(_options)
     names = [found.name for found in pkgutil.iter_modules(fmeco.cli.__path__)]
     modules = [importlib.import_module(f"fmeco.cli.{name}") for name in names]
     families = [module for module in modules if hasattr(module, "register")]
     for family in sorted(families, key=lambda module: getattr(module, "ORDER", math.inf)):
         family.register(app)
     return app
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"fmeco {__version__}")
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Hold the options of `fmeco` itself, without a command."""
 
 
 app = build()
