@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,9 @@ from fmeco import cli as folder
 from fmeco.cli import app as cli
 from fmeco.cli.tables import table
 from fmeco.config import load
+from fmeco.config.run_config import PLUGIN_SECTIONS, TOP_KEYS
+from fmeco.config.sections import Carry
+from fmeco.plugins.registry import plugins
 
 from .conftest import Answer, tiny, write
 
@@ -85,3 +89,52 @@ def test_a_command_reads_and_checks_each_config_once(fmeco: Fmeco, monkeypatch: 
 def test_version(fmeco: Fmeco) -> None:
     assert fmeco("--version").out == f"fmeco {api.__version__}\n"
     assert api.__version__[0].isdigit()
+
+
+def test_list_and_describe_say_what_there_is(fmeco: Fmeco) -> None:
+    for command in ("list", "describe"):
+        answer = fmeco(command)
+        assert answer.code == 0, answer.err
+        assert re.search(r"optimizers +[0-9]+  sgd, adam", answer.out)
+    assert fmeco("list", "--json").json["schedules"][0] == "constant"
+    assert re.search(r"train +How long and how a run trains.\n", answer.out)
+    shown = fmeco("describe", "optimizer").out
+    assert re.search(r"adamw +Adam with decoupled weight decay", shown)
+    assert fmeco("describe", "section").out in answer.out
+
+
+@pytest.mark.parametrize("name", TOP_KEYS)
+def test_every_section_of_a_config_is_described(name: str, fmeco: Fmeco) -> None:
+    answer = fmeco("describe", "section", name)
+    assert answer.code == 0, answer.err
+    assert answer.out.startswith(f"{name}: ")
+    found = fmeco("describe", "section", name, "--json").json
+    assert len(found["help"]) > 20
+    assert found["keys"] or found["default"]
+    if name in PLUGIN_SECTIONS:
+        assert f"`{found['pick']}:` picks the plug-in" in answer.out
+        assert set(found["plugins"]) == set(plugins(PLUGIN_SECTIONS[name]))
+
+
+def test_the_section_of_transfer_has_the_keys_of_every_strategy(fmeco: Fmeco) -> None:
+    found = fmeco("describe", "section", "transfer", "--json").json
+    assert found["default"] == "full"
+    assert set(found["keys"]) == set(Carry.model_fields)
+    assert fmeco("describe", "section", "seed", "--json").json["default"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["section", "trian"], "did you mean 'train'"),
+        (["section", "datasets"], "did you mean 'dataset'"),
+        (["sectoin"], "did you mean 'section'"),
+        (["optimiser"], "did you mean 'optimizer'"),
+        (["train"], "fmeco describe section train"),
+        (["schedule", "cosin"], "did you mean 'cosine'"),
+    ],
+)
+def test_a_wrong_name_gets_the_nearest(words: list[str], said: str, fmeco: Fmeco) -> None:
+    answer = fmeco("describe", *words)
+    assert answer.code == 2
+    assert said in answer.err

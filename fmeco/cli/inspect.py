@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import textwrap
 import time
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ import typer
 
 from fmeco.cli.options import Ref, Shown, command
 from fmeco.cli.tables import table
-from fmeco.errors import clean
+from fmeco.errors import clean, listing
 
 ORDER = 5
 
@@ -52,12 +53,38 @@ def _show_list(kind: str, word: str, result: Mapping[str, Any]) -> None:
             )
 
 
+def _show_kinds(kinds: Mapping[str, Any]) -> None:
+    rows = [[kind, str(len(names)), listing(names, 5)] for kind, names in kinds.items()]
+    print(table([["kind", "plug-ins", "such as"], *rows], ["<", ">", "<"]))
+    print("\n`fmeco list KIND [WORD]` lists every name, `fmeco describe KIND NAME` shows the keys of one.")
+
+
+def _show_help(what: str, result: Mapping[str, str]) -> None:
+    first = ([name, re.split(r"(?<=[.]) (?=[A-Z`])", text)[0]] for name, text in result.items())
+    print(table([*first], ["<", "<"]))
+    print(f"\n`fmeco describe {what} NAME` shows one of them.")
+
+
+def _show_all(result: Mapping[str, Any]) -> None:
+    _show_kinds(result["kinds"])
+    print()
+    _show_help("section", result["sections"])
+
+
 def _show_description(result: Mapping[str, Any]) -> None:
     print(f"{result['name']}: {result['help']}\n")
+    if "default" in result:
+        print(f"  default: {result['default']}")
+    if "plugins" in result:
+        print(f"  plug-ins: {', '.join(result['plugins'])}")
+        kind = result["kind"]
+        print(f"  `fmeco list {kind}` lists every name, `fmeco describe {kind} NAME` shows the keys of one")
+        if result["keys"]:
+            print("\nkeys of the section, whichever plug-in it names:\n")
     for key, one in result["keys"].items():
         default = "required" if one["required"] else f"default {json.dumps(one['default'])}"
         print(f"  {key}: {one['type']}, {default}" + (f"\n      {one['help']}" if one["help"] else ""))
-    if not result["keys"]:
+    if not result["keys"] and "default" not in result:
         print("  no keys")
 
 
@@ -86,14 +113,18 @@ def info(ref: Ref) -> Any:
 @command()
 def list_(
     kind: Annotated[
-        str,
+        str | None,
         typer.Argument(help="datasets, backbones, objectives, augment, optimizers, schedules or strategies."),
-    ],
+    ] = None,
     word: Annotated[str, typer.Argument(metavar="[WORD]", help="Only names that hold it.", show_default=False)] = "",
 ) -> Any:
-    """List the plug-ins of a kind."""
+    """List the plug-ins of a kind; without a kind, the kinds."""
     from fmeco.plugins.registry import kind_of, plugins
 
+    if kind is None:
+        from fmeco.config.describe import kinds
+
+        return Shown(kinds(), _show_kinds)
     found = {
         one.name: {
             "help": one.help,
@@ -108,15 +139,23 @@ def list_(
 
 @command(_show_description)
 def describe(
-    kind: Annotated[str, typer.Argument(metavar="KIND")], name: Annotated[str, typer.Argument(metavar="NAME")]
+    kind: Annotated[
+        str | None, typer.Argument(metavar="KIND", help="A kind of plug-in as in `fmeco list`, or section.")
+    ] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A plug-in, or a section of a config.")] = None,
 ) -> Any:
-    """Show a plug-in's keys, with their types, defaults and help."""
-    from fmeco.config.describe import describe_plugin, describe_section
-    from fmeco.config.sections import SECTIONS
+    """Show the keys of a plug-in or section, with their types, defaults and help; without a name, the names."""
+    from fmeco.config import describe as of
 
-    if kind in ("section", "sections") and name in (*SECTIONS, "transfer"):
-        return describe_section(name)
-    return describe_plugin(kind, name)
+    if kind is None:
+        return Shown({"kinds": of.kinds(), "sections": of.sections()}, _show_all)
+    if kind in ("section", "sections"):
+        if name is None:
+            return Shown(of.sections(), functools.partial(_show_help, "section"))
+        return of.describe_section(name)
+    if name is None:
+        return Shown(of.describe_kind(kind), functools.partial(_show_help, kind))
+    return of.describe_plugin(kind, name)
 
 
 @command(lambda result: print(json.dumps(result, indent=1, ensure_ascii=False)), plugins=False)
