@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from fmeco._version import __version__ as __version__
+
 __all__ = ["FmecoError", "embed", "evaluate", "finetune", "load", "predict", "pretrain", "probe", "rank", "resume"]
 
 if TYPE_CHECKING:

@@ -1,1 +1,1 @@
-"""The command line: it parses, calls, prints."""
+"""The command line: one file per family of commands. It parses, calls and prints."""

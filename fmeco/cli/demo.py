@@ -1,4 +1,4 @@
-"""`fmeco demo`: is pretraining worth it? The main job on real handwritten digits, against training from scratch."""
+"""Show what pretraining is worth, on real handwritten digits, against training from scratch: `fmeco demo`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,29 @@ import re
 import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fmeco.config.load import peek
+import typer
+
+from fmeco.cli.options import command, signals
+from fmeco.cli.tables import table
 from fmeco.errors import ConfigError
-from fmeco.log import quietly, say
 
+ORDER = 7
 LABELS = 10  # per class
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(demo)
+
+
+@command(lambda result: print(_text(result)), plugins=False)
+def demo(
+    out: Annotated[Path, typer.Option(help="Where its runs go.")] = Path("runs/demo"),
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
+) -> Any:
+    """Pretrain on five digits, finetune on the other five with ten labels each, and compare with training from scratch."""
+    return run(out, seeds, signals.stop)
 
 
 def configs() -> Path:
@@ -24,7 +40,9 @@ def configs() -> Path:
 def run(out: Path, seeds: int, stop: Callable[[], bool]) -> dict[str, Any]:
     """Pretrain on digits 0-4, finetune on 5-9 with ten labels per class; the control has the same config, steps and
     labels, and starts from random weights. Accuracy is on the test split, which chose nothing."""
+    from fmeco.config.load import peek
     from fmeco.evaluation.evaluate import evaluate
+    from fmeco.log import quietly, say
     from fmeco.training.api import finetune, pretrain
 
     ours = re.compile(r"curves\.png|(pretrain|transfer|scratch)-\d+")
@@ -65,35 +83,38 @@ def run(out: Path, seeds: int, stop: Callable[[], bool]) -> dict[str, Any]:
 
 def _as_in(source: Path, tuned: Path) -> list[str]:
     """What the control takes over: the size of the source's images, and the finetuning run's learning rate."""
+    from fmeco.config.load import peek
+
     size = peek(source / "config.yaml")["dataset"]["image_size"]
     lr = peek(tuned / "config.yaml")["optimizer"]["lr"]
     return [f"optimizer.lr={lr}", f"dataset.image_size={size}"]
 
 
-def table(result: Mapping[str, Any]) -> str:
-    """Accuracy of both, seed by seed, with mean and standard deviation."""
+def _text(result: Mapping[str, Any]) -> str:
+    """Show the accuracy of both, seed by seed, with mean and standard deviation."""
     found: Mapping[str, list[float]] = result["accuracy"]
-    lines = [
-        f"Test accuracy on digits 5-9, {LABELS} labels per class, {len(found['transfer'])} seeds",
-        "",
-        f"{'':22}{'mean':>8}{'std':>8}   each seed",
-    ]
+    rows = [["", "mean", "std", " each seed"]]
     for name, label in (("scratch", "from scratch"), ("transfer", "pretrained on 0-4")):
         values = found[name]
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
-        lines.append(
-            f"{label:22}{statistics.mean(values):8.3f}{spread:8.3f}   " + "  ".join(f"{value:.3f}" for value in values)
-        )
+        each = "".join(f" {value:.3f} " for value in values).rstrip()
+        rows.append([label, f"{statistics.mean(values):.3f}", f"{spread:.3f}", each])
     gains = [after - before for before, after in zip(found["scratch"], found["transfer"], strict=True)]
-    lines += [
-        "",
-        f"Transfer gains {100 * statistics.mean(gains):.1f} points on average ({100 * min(gains):+.1f} to {100 * max(gains):+.1f}).",
-        f"Learning curves: {result['curves']}"
-        if result["curves"]
-        else "Learning curves need matplotlib: pip install 'fmeco[plots]'",
-        f"Runs: {result['run']}; try `fmeco info`, `fmeco evaluate` and `fmeco predict` on one of them.",
-    ]
-    return "\n".join(lines)
+    mean, least, most = 100 * statistics.mean(gains), 100 * min(gains), 100 * max(gains)
+    curves = "Learning curves need matplotlib: pip install 'fmeco[plots]'"
+    if result["curves"]:
+        curves = f"Learning curves: {result['curves']}"
+    return "\n".join(
+        [
+            f"Test accuracy on digits 5-9, {LABELS} labels per class, {len(found['transfer'])} seeds",
+            "",
+            table(rows, ["<22", ">6", ">6", "<"]),
+            "",
+            f"Transfer gains {mean:.1f} points on average ({least:+.1f} to {most:+.1f}).",
+            curves,
+            f"Runs: {result['run']}; try `fmeco info`, `fmeco evaluate` and `fmeco predict` on one of them.",
+        ]
+    )
 
 
 def _curves(out: Path, seeds: int) -> str | None:

@@ -1,13 +1,16 @@
-"""`fmeco init`: starter configs, with every choice that a newcomer makes explained."""
+"""Write starter configs, with every choice that a newcomer makes explained: `fmeco init`."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Any
 
-from fmeco.config.dataset_argument import dataset_section, table_header
-from fmeco.config.load import load_config
+import typer
+
+from fmeco.cli.options import Datasets, Force, command, one_dataset
 from fmeco.errors import ConfigError, DiskError
-from fmeco.plugins.registry import find
+
+ORDER = 6
 
 PRETRAIN = """\
 # fmeco pretrain {pretrain}
@@ -26,38 +29,32 @@ seed: 0
 """
 
 
+def register(app: typer.Typer) -> None:
+    app.command()(init)
+
+
+@command(lambda result: print("\n".join(result["written"])), plugins=False)
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where to write pretrain.yaml and finetune.yaml.")] = Path(),
+    dataset: Datasets = [],
+    backbone: Annotated[str | None, typer.Option(help="An architecture.")] = None,
+    force: Force = False,
+) -> Any:
+    """Write starter configs that run as they are."""
+    return {"written": [str(path) for path in write(folder, one_dataset(dataset), backbone, force)]}
+
+
 def write(folder: Path, dataset: str | None, backbone: str | None, force: bool) -> list[Path]:
     """Write pretrain.yaml and finetune.yaml. Without a dataset: the first five of scikit-learn's digits, then the others."""
-    section = dataset_section(dataset) if dataset is not None else "digits"
-    table = (isinstance(section, dict) and section["name"] == "csv_table") or (
-        isinstance(section, str) and find("datasets", section)[0].name == "sklearn"
-    )
-    if isinstance(section, dict) and section["name"] == "csv_table":
-        columns = table_header(Path(section["path"]))
-        section["target"] = "label" if "label" in columns else columns[-1]
-    if isinstance(section, dict):
-        first = second = (
-            "{"
-            + ", ".join(
-                f"{key}: {value!r}" if key in ("path", "target") else f"{key}: {value}"
-                for key, value in section.items()
-            )
-            + "}"
-        )
-    elif section == "digits":
-        first, second = (
-            "{name: digits, classes: [0, 1, 2, 3, 4]}",
-            "{name: digits, classes: [5, 6, 7, 8, 9], limit_per_class: 10}",
-        )
-    else:
-        first = second = f"{{name: {section}}}"
-    text = isinstance(section, dict) and section["name"] == "text"
-    chosen = backbone or ("mlp" if table else "transformer" if text else "resnet18")
+    from fmeco.config.load import load_config
+
+    first, second, usual = _sections(dataset)
     paths = [folder / "pretrain.yaml", folder / "finetune.yaml"]
     if taken := [str(path) for path in paths if path.exists() and not force]:
         raise ConfigError(f"{' and '.join(taken)} exist already", "--force replaces them")
+    epochs = 10 if first == second else 5
     texts = [
-        PRETRAIN.format(pretrain=paths[0], dataset=first, backbone=chosen, epochs=5 if section == "digits" else 10),
+        PRETRAIN.format(pretrain=paths[0], dataset=first, backbone=backbone or usual, epochs=epochs),
         FINETUNE.format(finetune=paths[1], dataset=second),
     ]
     try:
@@ -69,3 +66,27 @@ def write(folder: Path, dataset: str | None, backbone: str | None, force: bool) 
     load_config(paths[0], stage="pretrain")  # what init writes is valid
     load_config(paths[1], stage="finetune")
     return paths
+
+
+def _sections(dataset: str | None) -> tuple[str, str, str]:
+    """The dataset to pretrain on, the one to finetune on, and a backbone for them, as YAML."""
+    from fmeco.config.dataset_argument import dataset_section, table_header
+    from fmeco.plugins.registry import find
+
+    section = dataset_section(dataset) if dataset is not None else "digits"
+    if section == "digits":
+        return (
+            "{name: digits, classes: [0, 1, 2, 3, 4]}",
+            "{name: digits, classes: [5, 6, 7, 8, 9], limit_per_class: 10}",
+            "resnet18",
+        )
+    if isinstance(section, str):
+        table = find("datasets", section)[0].name == "sklearn"
+        written = f"{{name: {section}}}"
+        return written, written, "mlp" if table else "resnet18"
+    if section["name"] == "csv_table":
+        columns = table_header(Path(section["path"]))
+        section["target"] = "label" if "label" in columns else columns[-1]
+    pairs = (f"{key}: {value!r}" if key in ("path", "target") else f"{key}: {value}" for key, value in section.items())
+    written = "{" + ", ".join(pairs) + "}"
+    return written, written, {"csv_table": "mlp", "text": "transformer"}.get(section["name"], "resnet18")

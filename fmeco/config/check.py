@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError
 
 from fmeco.config.parser import Marks
-from fmeco.config.run_config import PLUGIN_SECTIONS, Choice, RunConfig
+from fmeco.config.run_config import PLUGIN_SECTIONS, TOP_KEYS, Choice, RunConfig
 from fmeco.config.sections import SECTIONS, Carry
 from fmeco.errors import FmecoError, clean, nearest
 from fmeco.plugins.registry import find, plugins
@@ -40,10 +40,9 @@ class Check:
         self.problems.append(f"{mark + ': ' if mark else ''}{clean(key) + ': ' if key else ''}{message}")
 
     def run(self, tree: dict[str, Any], stage: Literal["pretrain", "finetune"]) -> RunConfig | None:
-        known = [*PLUGIN_SECTIONS, *SECTIONS, "seed", "stage", "from"]
         for key in tree:
-            if key not in known:
-                self.say((key,), f"unknown section{nearest(key, known)}")
+            if key not in TOP_KEYS:
+                self.say((key,), f"unknown section{nearest(key, TOP_KEYS)}")
         if (written := tree.get("stage", stage)) != stage:
             self.say(("stage",), f"this config is for `fmeco {clean(written)}`, not for `fmeco {stage}`")
         source = tree.get("from")

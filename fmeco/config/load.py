@@ -26,6 +26,7 @@ def load_config(
 
     source: a YAML file, a mapping (the Python API), or None (all defaults). overrides: `a.b=c` strings of --set.
     given: sections that the command line itself sets (--dataset, --from), stronger than the file, weaker than --set.
+    stage: what the config is for; None reads it from the config.
     Raises ConfigError that lists every mistake.
     """
     tree, marks = _source(source)
@@ -37,7 +38,7 @@ def load_config(
     for item in overrides:
         _override(tree, marks, item, problems)
     if stage is None:
-        stage = "finetune" if tree.get("stage") == "finetune" else "pretrain"
+        stage = _stage(tree)
     check = Check(marks, problems)
     config = check.run(tree, stage)
     if problems or config is None:
@@ -63,7 +64,10 @@ def read_config(
     own_backbone: bool = False,
     allow_partial: bool = False,
 ) -> RunConfig:
-    """The frozen config of a run from what the command line gives. Raises ConfigError."""
+    """Read the config of a run from what the command line gives. Raises ConfigError.
+
+    stage: None is finetune for a config that starts from a checkpoint, else pretrain.
+    """
     given: dict[str, Any] = {}
     if ref is not None:
         given["from"] = str(ref)
@@ -74,8 +78,7 @@ def read_config(
         given["backbone"] = None
     if isinstance(source, str):
         source = Path(source)
-    stage = stage or "pretrain"
-    if own_backbone and stage == "pretrain":
+    if own_backbone and stage != "finetune":
         given["backbone"] = "mlp"  # a place holder: the object that was handed in takes its place
     settings = load_config(source, stage=stage, overrides=overrides, given=given, name=name)
     if own_backbone:
@@ -105,6 +108,14 @@ def choose(section: str, raw: Any) -> Choice:
     if chosen is None:
         raise ConfigError("\n".join(check.problems))
     return chosen
+
+
+def _stage(tree: Mapping[str, Any]) -> Literal["pretrain", "finetune"]:
+    """What a config is for: what it says, else finetuning if it starts from a checkpoint."""
+    written = tree.get("stage")
+    if written in ("pretrain", "finetune"):
+        return "finetune" if written == "finetune" else "pretrain"
+    return "finetune" if "from" in tree or "transfer" in tree else "pretrain"
 
 
 def _source(source: Path | Mapping[str, Any] | None) -> tuple[dict[str, Any], Marks]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import yaml
 
-from fmeco.config.sections import Carry, Evaluate, Train
+from fmeco.config.sections import SECTIONS, Carry, Evaluate, Train
 from fmeco.plugins.registry import Plugin, plugins
 
 PLUGIN_SECTIONS = {
@@ -22,6 +22,7 @@ PLUGIN_SECTIONS = {
     "augment": "augment",
     "transfer": "strategies",
 }
+TOP_KEYS = (*PLUGIN_SECTIONS, *SECTIONS, "seed", "stage", "from")  # all that a config may have
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from fmeco.config.load import read_config
+from fmeco.config.run_config import RunConfig
 from fmeco.core import Samples
-from fmeco.errors import DataError, FmecoError, clean, known_errors
+from fmeco.errors import DataError, FmecoError, known_errors
 from fmeco.files import disk_error, free_bytes
 from fmeco.nn import precision
 from fmeco.training import assemble as build
@@ -24,23 +24,11 @@ STEPS = 3  # timed, after one that warms up
 
 
 @known_errors()
-def check(
-    source: Path | None,
-    *,
-    stage: Any,
-    ref: str | None,
-    dataset: str | None,
-    overrides: list[str],
-    allow_partial: bool = False,
-    profile: bool = False,
-) -> dict[str, Any]:
+def check(settings: RunConfig, *, profile: bool = False) -> dict[str, Any]:
     """Build everything, read every sample, and time a few steps; with `profile` also say what they cost.
 
     Raises the error that the run would end in; all unreadable samples at once, as one DataError.
     """
-    settings = read_config(
-        source, stage=stage, ref=ref, dataset=dataset, overrides=overrides, allow_partial=allow_partial
-    )
     built = build.prepare(settings)
     bad: list[str] = []
     for name in ("train", "val", "test"):
@@ -104,52 +92,6 @@ def check(
         "free_disk_mb": round(free_bytes(Path.cwd()) / 1e6),
         **({"profile": costs} if costs is not None else {}),
     }
-
-
-def text(plan: Mapping[str, Any]) -> str:
-    """The plan for a terminal."""
-    minutes = plan["train_seconds"]
-
-    def several(group: Mapping[str, Any]) -> str:
-        return f"phase {group['phase']} ({group['share']:.0%}): " if plan["groups"][-1]["phase"] > 1 else ""
-
-    lines = [
-        "data       "
-        + ", ".join(f"{n:,} {part}" for part, n in plan["samples"].items())
-        + "; inputs "
-        + ", ".join(f"{name} {tuple(shape)}" for name, shape in plan["inputs"].items()),
-        *(
-            f"target     {clean(name)}: {one['kind']}"
-            + (
-                f", {len(one['classes'])} classes, {min(one['counts'])} to {max(one['counts'])} training samples each"
-                if one["counts"]
-                else ""
-            )
-            for name, one in plan["targets"].items()
-        ),
-        *([f"unreadable {len(plan['unreadable'])} samples will be left out"] if plan["unreadable"] else []),
-        *(f"weights    {line}" for line in plan["transplant"]),
-        f"model      {plan['config'].get('backbone', {}).get('name', 'given')}, {plan['parameters']['all']:,} parameters, {plan['parameters']['trained']:,} trained, {plan['frozen']} tensors frozen",
-        *(
-            f"group      {several(g)}{g['tensors']} tensors, {g['parameters']:,} parameters, lr {g['lr'] if isinstance(g['lr'], str) else format(g['lr'], 'g')}, decay {g['decay']:g}"
-            for g in plan["groups"]
-        ),
-        f"steps      {'as many as fit the budget' if plan['steps'] is None else plan['steps']}, {plan['steps_per_epoch']} per epoch, {plan['step_seconds'] * 1000:.0f} ms each on {plan['device']} in {plan['precision']}",
-        *(
-            [
-                f"time       about {minutes / 60:.1f} minutes of training"
-                if minutes > 90
-                else f"time       about {minutes:.0f} seconds of training"
-            ]
-            if minutes is not None
-            else []
-        ),
-        f"memory     {plan['peak_memory_mb']} MB at most so far",
-        f"disk       {plan['checkpoint_mb']} MB per checkpoint, {plan['free_disk_mb']:,} MB free",
-        *(_profile_lines(plan["profile"]) if "profile" in plan else []),
-        "ok         nothing stands in the way of this run",
-    ]
-    return "\n".join(lines)
 
 
 def _unreadable(samples: Samples, split: str) -> list[str]:
@@ -256,17 +198,6 @@ def _advice(
             "the model itself takes the time: train.precision=bf16 may be faster here, as a smaller image_size would be"
         )
     return "the model itself takes the time: a smaller dataset.image_size or backbone is what would be faster"
-
-
-def _profile_lines(found: Mapping[str, Any]) -> list[str]:
-    shares = ", ".join(f"{name} {share:.0%}" for name, share in found["shares"].items())
-    top = ", ".join(f"{one['name']} {one['share']:.0%} ({one['calls']} calls)" for one in found["operations"])
-    return [
-        f"profile    {found['trace']} (open it in https://ui.perfetto.dev)",
-        f"a step     {shares}",
-        f"costs      {top}",
-        f"advice     {found['advice']}",
-    ]
 
 
 def _peak_mb() -> int:

@@ -106,7 +106,6 @@ def finetune(
     return _start(source, "finetune", data, backbone, ref=ref, dataset=dataset, **how)
 
 
-@known_errors()
 def _start(
     source: Config,
     stage: Any,
@@ -132,13 +131,27 @@ def _start(
         own_backbone=backbone is not None,
         allow_partial=allow_partial,
     )
-    with dist.together(settings.train.device) as ranks:
-        run = Path(ranks.from_first(lambda: str(claim(Path(out) if out else None, settings, force))))
+    return train(settings, out=out, force=force, data=data, backbone=backbone, stop=stop)
+
+
+@known_errors()
+def train(
+    config: RunConfig,
+    *,
+    out: str | Path | None = None,
+    force: bool = False,
+    data: Data | None = None,
+    backbone: Backbone | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Result:
+    """Train from a config that was read and checked before. Keywords and errors as for `pretrain`."""
+    with dist.together(config.train.device) as ranks:
+        run = Path(ranks.from_first(lambda: str(claim(Path(out) if out else None, config, force))))
         with locked(run) if ranks.first else contextlib.nullcontext():
             try:
                 if ranks.first:  # from here on it can be resumed, also when it is killed while it gets ready
-                    write_config(run, settings)
-                return _train(run, settings, data, backbone, stop, ranks, resume_from=None)
+                    write_config(run, config)
+                return _train(run, config, data, backbone, stop, ranks, resume_from=None)
             finally:
                 if ranks.first:
                     settle(run, keep_new=False)  # does nothing once training has begun

@@ -1,0 +1,129 @@
+"""Measure and compare: `fmeco evaluate`, `fmeco compare`, `fmeco probe` and `fmeco rank`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from fmeco.cli.options import Datasets, Ref, Sets, command, one_dataset
+from fmeco.cli.tables import comparison_table, metrics_table, table
+from fmeco.errors import ConfigError, clean
+
+ORDER = 2
+
+
+def register(app: typer.Typer) -> None:
+    for one in (evaluate, compare, probe, rank):
+        app.command()(one)
+
+
+def _show_evaluation(result: Mapping[str, Any]) -> None:
+    about = "".join(f", {key} {value}" for key, value in result["about"].items())
+    title = f"{result['split']} split, {result['samples']} samples, {result['checkpoint']}{about}"
+    print(metrics_table(title, result["metrics"]))
+    if "groups" in result:
+        print("\n" + _groups(result))
+    if "baseline" in result:
+        print("\n" + _against(result))
+
+
+def _show_ranking(result: Mapping[str, Any]) -> None:
+    print(_ranking(result["ranking"]))
+    advice = result["advice"]
+    print(f"\nfinetune {advice['source']} with transfer.strategy={advice['strategy']}: {advice['reason']}")
+
+
+@command(_show_evaluation)
+def evaluate(
+    ref: Ref,
+    dataset: Datasets = [],
+    split: Annotated[str | None, typer.Option(help="val or test (default: test where there is one).")] = None,
+    by: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Also measure each group: a column of the table, or label.")
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Also measure a plain method on the same samples; for tables: gbdt."),
+    ] = None,
+    set_: Sets = [],
+) -> Any:
+    """Measure a checkpoint on a split, of its own dataset or another with the same classes."""
+    if split not in (None, "train", "val", "test"):
+        raise ConfigError(f"--split {clean(split)}: expected val or test")
+    from fmeco.evaluation import evaluate as evaluation
+
+    return evaluation.evaluate(ref, dataset=one_dataset(dataset), split=split, overrides=set_, by=by, baseline=baseline)
+
+
+@command(lambda result: print(comparison_table(result)))
+def compare(
+    refs: Annotated[list[str], typer.Argument(metavar="REF REF...")],
+    dataset: Datasets = [],
+    split: Annotated[str | None, typer.Option(help="val or test.")] = None,
+    set_: Sets = [],
+) -> Any:
+    """Compare finished runs on the same samples: the first with each of the others, with intervals."""
+    from fmeco.evaluation import compare as comparing
+
+    return comparing.compare(refs, dataset=one_dataset(dataset), split=split, overrides=set_)
+
+
+@command(lambda result: print(_ranking([result])))
+def probe(ref: Ref, dataset: Datasets = [], set_: Sets = []) -> Any:
+    """Judge a checkpoint's features on a dataset, without training the network: nearest neighbours, a linear head."""
+    from fmeco.evaluation import probe as probing
+
+    return probing.probe(ref, dataset=one_dataset(dataset), overrides=set_)
+
+
+@command(_show_ranking)
+def rank(refs: Annotated[list[str], typer.Argument(metavar="REF...")], dataset: Datasets = [], set_: Sets = []) -> Any:
+    """Which of several sources suits a dataset: their features are judged, and nothing is finetuned."""
+    from fmeco.evaluation import probe as probing
+
+    return probing.rank(refs, dataset=one_dataset(dataset), overrides=set_)
+
+
+def _groups(result: Mapping[str, Any]) -> str:
+    """Show the metrics of each group; those of single classes are left to --json."""
+    metric = result["metric"]
+    others = [name for name in result["metrics"] if "/" not in name and name != metric]
+    rows = [[result["by"], "samples", metric, "95% interval", *(name.partition("_")[2] for name in others)]]
+    for row in result["groups"]:
+        low_high = "few samples" if row["few"] else "-"
+        if row["interval"]:
+            low_high = "{:.4f} to {:.4f}".format(*row["interval"])
+        values = (f"{row['metrics'][name]:.4f}" if name in row["metrics"] else "-" for name in (metric, *others))
+        value, *rest = values
+        rows.append([clean(row["group"] or "(missing)", 40), f"{row['samples']:,}", value, low_high, *rest])
+    return table(rows)
+
+
+def _against(result: Mapping[str, Any]) -> str:
+    """Show model and baseline side by side, and whether a difference can be told."""
+    other, metric = result["baseline"], result["metric"]
+    rows = [["", "model", other["name"]]]
+    for name, value in result["metrics"].items():
+        if "/" not in name:
+            rows.append([name, f"{value:.4f}", f"{other['metrics'][name]:.4f}" if name in other["metrics"] else "-"])
+    value, low, high = other["difference"]
+    return (
+        f"{table(rows)}\n{other['name']} learned from {other['trained_on']:,} rows; on {metric} the model is better by "
+        f"{value:+.4f}, 95% interval {low:+.4f} to {high:+.4f}"
+    )
+
+
+def _ranking(probes: Sequence[Mapping[str, Any]]) -> str:
+    """Show probes of several sources, and why others could not be probed."""
+    good = [one for one in probes if "metrics" in one]
+    metric = good[0]["metric"]
+    rows = [["source", f"{good[0]['split']} {metric}", "95% interval", "knn", "logme", "seconds"]]
+    for one in good:
+        values, (low, high) = one["metrics"], one["interval"]
+        knn, logme = (f"{values[name]:.3f}" if name in values else "-" for name in ("knn", "logme"))
+        interval = f"{low:.3f} to {high:.3f}"
+        rows.append([clean(one["source"]), f"{values[metric]:.3f}", interval, knn, logme, f"{one['seconds']:.1f}"])
+    failed = [f"{clean(one['source'])}: {one['error']}" for one in probes if "error" in one]
+    return "\n".join([table(rows), *failed])

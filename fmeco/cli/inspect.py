@@ -1,0 +1,180 @@
+"""Look things up: `fmeco info`, `fmeco list`, `fmeco describe`, `fmeco schema` and `fmeco cache`."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import textwrap
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fmeco.cli.options import Ref, Shown, command
+from fmeco.cli.tables import table
+from fmeco.errors import clean, listing
+
+ORDER = 5
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(info)
+    app.command("list")(list_)
+    for one in (describe, schema, cache):
+        app.command()(one)
+
+
+def _show_info(result: Mapping[str, Any]) -> None:
+    for name, value in result.items():
+        if isinstance(value, dict):
+            print(f"{name}:")
+            for key, item in value.items():
+                print(f"  {clean(key)}: {clean(f'{item:.4f}' if isinstance(item, float) else item, 200)}")
+        else:
+            print(f"{name}: {clean(value, 200)}")
+
+
+def _show_list(kind: str, word: str, result: Mapping[str, Any]) -> None:
+    for name, one in result.items():
+        note = "" if one["from"] == "fmeco" else f"  ({one['from']})"
+        print(table([[name, one["help"] + note]], ["<16", "<"], gap=" ", widest=16))
+        names = one["names"]
+        if len(names) > 200 and not word:
+            names = [f"{len(names)} names such as {names[0]}: `fmeco list {kind} WORD` shows those that hold WORD"]
+        if names:
+            indent = " " * 4
+            print(
+                textwrap.fill(
+                    ", ".join(names), 100, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+                )
+            )
+
+
+def _show_kinds(kinds: Mapping[str, Any]) -> None:
+    rows = [[kind, str(len(names)), listing(names, 5)] for kind, names in kinds.items()]
+    print(table([["kind", "plug-ins", "such as"], *rows], ["<", ">", "<"]))
+    print("\n`fmeco list KIND [WORD]` lists every name, `fmeco describe KIND NAME` shows the keys of one.")
+
+
+def _show_help(what: str, result: Mapping[str, str]) -> None:
+    first = ([name, re.split(r"(?<=[.]) (?=[A-Z`])", text)[0]] for name, text in result.items())
+    print(table([*first], ["<", "<"]))
+    print(f"\n`fmeco describe {what} NAME` shows one of them.")
+
+
+def _show_all(result: Mapping[str, Any]) -> None:
+    _show_kinds(result["kinds"])
+    print()
+    _show_help("section", result["sections"])
+
+
+def _show_description(result: Mapping[str, Any]) -> None:
+    print(f"{result['name']}: {result['help']}\n")
+    if "default" in result:
+        print(f"  default: {result['default']}")
+    if "plugins" in result:
+        print(f"  plug-ins: {', '.join(result['plugins'])}")
+        kind = result["kind"]
+        print(f"  `fmeco list {kind}` lists every name, `fmeco describe {kind} NAME` shows the keys of one")
+        if result["keys"]:
+            print("\nkeys of the section, whichever plug-in it names:\n")
+    for key, one in result["keys"].items():
+        default = "required" if one["required"] else f"default {json.dumps(one['default'])}"
+        print(f"  {key}: {one['type']}, {default}" + (f"\n      {one['help']}" if one["help"] else ""))
+    if not result["keys"] and "default" not in result:
+        print("  no keys")
+
+
+def _show_cache(result: Mapping[str, Any]) -> None:
+    if "removed" in result:
+        print(f"removed {result['removed']} files, {result['bytes'] / 1e6:,.1f} MB, from {result['folder']}")
+        return
+    rows = [["kind", "MB", "last used", "file"]]
+    for one in result["entries"]:
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(one["used"]))
+        rows.append([one["kind"], f"{one['bytes'] / 1e6:,.1f}", used, Path(one["file"]).name])
+    total = sum(one["bytes"] for one in result["entries"])
+    print(f"{len(rows) - 1} files, {total / 1e6:,.1f} MB, in {result['folder']}")
+    if len(rows) > 1:
+        print(table(rows))
+
+
+@command(_show_info, plugins=False)
+def info(ref: Ref) -> Any:
+    """Show what a checkpoint is, after verifying every byte of it."""
+    from fmeco.inference import model as use
+
+    return use.info(ref)
+
+
+@command()
+def list_(
+    kind: Annotated[
+        str | None,
+        typer.Argument(help="datasets, backbones, objectives, augment, optimizers, schedules or strategies."),
+    ] = None,
+    word: Annotated[str, typer.Argument(metavar="[WORD]", help="Only names that hold it.", show_default=False)] = "",
+) -> Any:
+    """List the plug-ins of a kind; without a kind, the kinds."""
+    from fmeco.plugins.registry import kind_of, plugins
+
+    if kind is None:
+        from fmeco.config.describe import kinds
+
+        return Shown(kinds(), _show_kinds)
+    found = {
+        one.name: {
+            "help": one.help,
+            "names": [name for name in one.spellings[: len(one.names)] if word in f"{one.name}/{name}"],
+            "from": one.module.split(".")[0] if one.module else str(one.file),
+        }
+        for one in plugins(kind_of(kind)).values()
+        if any(word in name for name in (one.name, *one.spellings))
+    }
+    return Shown(found, functools.partial(_show_list, kind, word))
+
+
+@command(_show_description)
+def describe(
+    kind: Annotated[
+        str | None, typer.Argument(metavar="KIND", help="A kind of plug-in as in `fmeco list`, or section.")
+    ] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A plug-in, or a section of a config.")] = None,
+) -> Any:
+    """Show the keys of a plug-in or section, with their types, defaults and help; without a name, the names."""
+    from fmeco.config import describe as of
+
+    if kind is None:
+        return Shown({"kinds": of.kinds(), "sections": of.sections()}, _show_all)
+    if kind in ("section", "sections"):
+        if name is None:
+            return Shown(of.sections(), functools.partial(_show_help, "section"))
+        return of.describe_section(name)
+    if name is None:
+        return Shown(of.describe_kind(kind), functools.partial(_show_help, kind))
+    return of.describe_plugin(kind, name)
+
+
+@command(lambda result: print(json.dumps(result, indent=1, ensure_ascii=False)), plugins=False)
+def schema() -> Any:
+    """Print the JSON Schema of a config, for editors."""
+    from fmeco.config.json_schema import json_schema
+
+    return json_schema()
+
+
+@command(_show_cache, plugins=False)
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Remove what is kept.")] = False,
+    older_than: Annotated[float, typer.Option(help="Only what was not used for this many days.")] = 0.0,
+) -> Any:
+    """Show, or clear, what is kept on this machine: decoded samples, and features of frozen backbones."""
+    from fmeco.data import disk_cache
+
+    if clear:
+        files, size = disk_cache.clear(86400 * older_than)
+        return {"folder": str(disk_cache.folder()), "removed": files, "bytes": size}
+    return {"folder": str(disk_cache.folder()), "entries": disk_cache.entries()}

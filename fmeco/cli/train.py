@@ -1,0 +1,202 @@
+"""Train: `fmeco pretrain`, `fmeco finetune` and `fmeco resume`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fmeco.cli.options import Datasets, Force, From, Nproc, Out, Partial, Sets, command, one_dataset, signals
+from fmeco.cli.tables import comparison_table, metrics_table, table
+from fmeco.errors import ConfigError, clean
+
+if TYPE_CHECKING:
+    from fmeco.config.run_config import RunConfig
+
+ORDER = 1  # of the families in `fmeco --help`
+
+
+def register(app: typer.Typer) -> None:
+    for one in (pretrain, finetune, resume):
+        app.command()(one)
+
+
+def _show(result: Mapping[str, Any]) -> None:
+    if "tasks" in result:
+        print(_tasks(result["tasks"]))
+    elif "rows" in result:
+        print(_efficiency(result))
+        if result["plot"]:
+            print(result["plot"])
+    else:
+        print(metrics_table(f"{result['run']}  ({result['seconds']:.1f} s)", result["metrics"]))
+        if "comparison" in result:
+            print("\n" + comparison_table(result["comparison"]))
+
+
+@command(_show)
+def pretrain(
+    config: Annotated[Path, typer.Argument(help="A YAML file; `fmeco init` writes one.")],
+    ref: From = None,
+    set_: Sets = [],
+    out: Out = None,
+    force: Force = False,
+    allow_partial: Partial = False,
+    nproc: Nproc = None,
+) -> Any:
+    """Train a backbone and save checkpoints."""
+    from fmeco.config.load import read_config
+
+    settings = read_config(config, stage="pretrain", ref=ref, overrides=set_, allow_partial=allow_partial)
+    _in_parallel(nproc)
+    from fmeco.training import api
+
+    return api.train(settings, out=out, force=force, stop=signals.stop).to_json()
+
+
+@command(_show)
+def finetune(
+    configs: Annotated[
+        list[Path] | None, typer.Argument(metavar="[CONFIG]...", help="YAML files, one per task.")
+    ] = None,
+    ref: From = None,
+    dataset: Datasets = [],
+    set_: Sets = [],
+    out: Out = None,
+    force: Force = False,
+    allow_partial: Partial = False,
+    control: Annotated[
+        str | None, typer.Option(help="Strategies to train as well, all else equal, and compare: scratch,probe.")
+    ] = None,
+    label_fractions: Annotated[
+        str | None, typer.Option(help="Shares of the labels to train on, one run each, and a curve: 0.01,0.1,1.")
+    ] = None,
+    nproc: Nproc = None,
+) -> Any:
+    """Train a checkpoint on a new task, with a new head. Several configs are several tasks."""
+    from fmeco.config.load import choose, read_config
+
+    strategies = [name.strip() for name in control.split(",")] if control else []
+    fractions = _fractions(label_fractions) if label_fractions else []
+    if not configs and not dataset:
+        raise ConfigError("finetuning needs a config or --dataset X")
+    files: list[Path | None] = [*configs] if configs else [None]
+    if len(files) > 1 and dataset:
+        raise ConfigError("--dataset would give every task the same data", "each config names its own dataset")
+    if (strategies or fractions) and nproc is not None:
+        raise ConfigError("--control and --label-fractions compare runs of one process", "leave --nproc out")
+    if fractions and len(files) > 1:
+        raise ConfigError("--label-fractions is for one task", "give one config")
+    for name in strategies:
+        choose("transfer", name)  # a wrong name is said before an hour of training
+    own = one_dataset(dataset)
+    settings = [
+        read_config(file, stage="finetune", ref=ref, dataset=own, overrides=set_, allow_partial=allow_partial)
+        for file in files
+    ]
+    stems = [file.stem for file in files if file is not None]
+    if len(set(stems)) < len(stems):
+        raise ConfigError(
+            f"two configs have the same name: {', '.join(stems)}", "a task's run is named after its config"
+        )
+    _in_parallel(nproc)
+    from fmeco.checkpoints import refs
+
+    with refs.held():
+        if fractions:
+            return _with_fractions(settings[0], fractions, out or _new_folder("labels"), strategies, force)
+        if len(files) == 1:
+            return _with_controls(settings[0], out, strategies, force)
+        parent = out or _new_folder(f"{len(files)}-tasks")
+        return {
+            "tasks": [
+                {"task": stem, **_with_controls(task, parent / stem, strategies, force)}
+                for stem, task in zip(stems, settings, strict=True)
+            ]
+        }
+
+
+@command(_show)
+def resume(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's directory.")],
+    epochs: Annotated[str | None, typer.Option(help="N epochs in all, or +N more.")] = None,
+    set_: Sets = [],
+    nproc: Nproc = None,
+) -> Any:
+    """Continue a run that was stopped or killed, bit for bit."""
+    _in_parallel(nproc)
+    from fmeco.training import api
+
+    return api.resume(run, epochs=epochs, overrides=set_, stop=signals.stop).to_json()
+
+
+def _in_parallel(nproc: int | None) -> None:
+    """With --nproc, start the ranks with the same words and end as they do. In a rank, do nothing."""
+    from fmeco.distributed import launch
+
+    if nproc is not None and nproc > 1 and launch.place().world == 1:
+        sys.exit(launch.launch(nproc, sys.argv[1:]))
+
+
+def _new_folder(what: str) -> Path:
+    return Path("runs") / f"finetune-{what}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _fractions(text: str) -> list[float]:
+    try:
+        found = sorted({float(part) for part in text.split(",")})
+    except ValueError:
+        found = []
+    if not found or not 0 < found[0] <= found[-1] <= 1:
+        raise typer.BadParameter(f"{clean(text)}: expected shares above 0 and up to 1, as in 0.01,0.1,1")
+    return found
+
+
+def _with_controls(settings: RunConfig, out: Path | None, strategies: Sequence[str], force: bool) -> dict[str, Any]:
+    """Finetune, and train the controls of --control after it."""
+    from fmeco.evaluation import compare
+    from fmeco.training import api
+
+    trained = api.train(settings, out=out, force=force, stop=signals.stop)
+    answer = trained.to_json()
+    if strategies:
+        answer["comparison"] = compare.controls(trained.run, strategies, force=force, stop=signals.stop)
+    return answer
+
+
+def _with_fractions(
+    settings: RunConfig, fractions: Sequence[float], parent: Path, strategies: Sequence[str], force: bool
+) -> dict[str, Any]:
+    """Finetune with each fraction of the labels, and measure all of these runs."""
+    from fmeco.evaluation import compare
+    from fmeco.training import api
+
+    def train(fraction: float, out: Path) -> Path:
+        some = settings.train.model_copy(update={"label_fraction": fraction})
+        return api.train(settings.replace(train=some), out=out, force=force, stop=signals.stop).run
+
+    return compare.label_efficiency(fractions, train, parent, strategies, force=force, stop=signals.stop)
+
+
+def _tasks(tasks: Sequence[Mapping[str, Any]]) -> str:
+    """Show several tasks: a column for each metric that any of them has, those of single classes left out."""
+    names = list(dict.fromkeys(name for task in tasks for name in task["metrics"] if "/" not in name))
+    rows = [["task", *names, "seconds", "run"]]
+    for task in tasks:
+        values = (f"{task['metrics'][name]:.4f}" if name in task["metrics"] else "-" for name in names)
+        rows.append([clean(task["task"]), *values, f"{task['seconds']:.1f}", task["run"]])
+    return table(rows, ["<", *[">12"] * (len(names) + 1), "<"])
+
+
+def _efficiency(result: Mapping[str, Any]) -> str:
+    """Show the metric of each strategy with each fraction of the labels."""
+    rows = [["strategy", "labels", "samples", f"{result['split']} {result['metric']}", "95% interval"]]
+    for row in result["rows"]:
+        low, high = row["interval"]
+        numbers = [f"{row['fraction']:.4g}", f"{row['samples']:,}", f"{row['value']:.4f}", f"{low:.4f} to {high:.4f}"]
+        rows.append([clean(row["strategy"]), *numbers])
+    return table(rows)
