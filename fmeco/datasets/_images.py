@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from fmeco.core import Data, DataError, DataSpec, Inputs, InputSpec, Samples, Target, clean, same_modality
-from fmeco.datasets import _files, _splits
+from fmeco.datasets import _classes, _files, _splits
 
 MAX_PIXELS = 100_000_000  # a 20 kB file can declare a gigapixel; the header is checked before anything is decoded
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -186,7 +186,7 @@ def build_arrays(
 ) -> Data:
     """A Data from images in memory, all of one size, with one class name each."""
     old = known.targets.get("label") if known is not None else None
-    kept, codes, order, notes = _splits.encode(list(labels), classes, old, where)
+    kept, codes, order, notes = _classes.encode(list(labels), classes, old, where)
     chosen = [names[i] for i in kept]
     parts = _splits.split(chosen, codes, val_fraction, test_fraction, fold)
     parts["train"] = _splits.limit(chosen, codes, parts["train"], limit_per_class, limit_seed)

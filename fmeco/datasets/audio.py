@@ -29,7 +29,7 @@ from fmeco.core import (
     TestFraction,
     ValFraction,
 )
-from fmeco.datasets import _audio, _files
+from fmeco.datasets import _audio, _file_tables, _files, _folders
 
 SUFFIXES = (".wav", ".flac")
 
@@ -130,7 +130,7 @@ def build(
             raise ConfigError(
                 f"dataset.{extra[0]}: a folder, beside the table in `path`", "split_column splits a table"
             )
-        found = _files.in_table(
+        found = _file_tables.in_table(
             _audio.AudioFiles,
             known,
             whole,
@@ -163,7 +163,7 @@ def build(
         if key := next((key for key, said in given.items() if said), None):
             hint = "a recognised text is a column of a table, beside one of paths" if kind == "text" else ""
             raise ConfigError(f"dataset.{key}: only for a table in `path`", hint)
-        found = _files.in_folders(
+        found = _folders.in_folders(
             _audio.AudioFiles,
             SUFFIXES,
             known,

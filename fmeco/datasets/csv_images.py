@@ -18,7 +18,7 @@ from fmeco.core import (
     TestFraction,
     ValFraction,
 )
-from fmeco.datasets import _files, _images
+from fmeco.datasets import _file_tables, _files, _images
 
 
 def build(
@@ -49,7 +49,7 @@ def build(
     color: Color = None,
 ) -> Data:
     spec = _images.image_spec(known, size=image_size, color=color)
-    found = _files.in_table(
+    found = _file_tables.in_table(
         _images.ImageFiles,
         known,
         whole,

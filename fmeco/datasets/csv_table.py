@@ -25,7 +25,7 @@ from fmeco.core import (
     listing,
     nearest,
 )
-from fmeco.datasets import _tables
+from fmeco.datasets import _columns, _groups, _splits, _tables, _targets, _times
 
 
 def build(
@@ -65,8 +65,8 @@ def build(
     others = {"split_column": split_column, "group_split": group_split, "split": split}
     if time is not None and (rivals := [key for key, value in others.items() if value is not None]):
         raise ConfigError(f"dataset.time decides the splits, and so does {listing(rivals)}: name one of them")
-    table = _tables.read_table(path)
-    labels = _tables.target_columns(table, target, path)
+    table = _columns.read_table(path)
+    labels = _targets.target_columns(table, target, path)
     targets = [target] if isinstance(target, str) else target
     splitting = [name for name in (split_column, time, group_split) if name is not None]
     left_out = {*targets, *drop, *splitting, *group}
@@ -77,7 +77,7 @@ def build(
         *group,
         *(name for name in (time, group_split) if name is not None),
     ):
-        _tables.column(table, name, path)
+        _columns.column(table, name, path)
     used = features if features is not None else [name for name in table if name not in left_out]
     if set(targets) & set(used) or not used:
         raise ConfigError(
@@ -89,16 +89,16 @@ def build(
         raise ConfigError(f"{clean(path)}: no column '{clean(split_column)}'{nearest(split_column, table)}")
     parts, notes = None, list[str]()
     if split_column is not None:
-        parts = _tables.split_by_column(table[split_column], path, split_column)
+        parts = _splits.split_by_column(table[split_column], path, split_column)
         if group_split is not None:
-            _tables.check_apart(parts, table[group_split], path, group_split)
+            _groups.check_apart(parts, table[group_split], path, group_split)
     elif whole:
         pass  # all of it is measured
     elif time is not None:
-        parts, cuts = _tables.split_by_time(table[time], path, time, val_fraction, test_fraction)
+        parts, cuts = _times.split_by_time(table[time], path, time, val_fraction, test_fraction)
         notes.append(cuts)
     elif group_split is not None:
-        parts = _tables.split_by_group(table[group_split], path, group_split, val_fraction, test_fraction, split)
+        parts = _groups.split_by_group(table[group_split], path, group_split, val_fraction, test_fraction, split)
     shown = {name: table[name] for name in table if name in used or (known is not None and name not in left_out)}
     data = _tables.build_table(
         known,
@@ -117,17 +117,17 @@ def build(
         test_fraction=test_fraction,
         fold=split,
         parts=parts,
-        groups=_tables.grouping(table, group),
+        groups=_columns.grouping(table, group),
     )
     return dataclasses.replace(data, notes=(*notes, *data.notes))
 
 
 def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
     """The rows of tables; the target column may be absent."""
-    merged: _tables.Table = {}
+    merged: _columns.Table = {}
     names: list[str] = []
     for path in sources:
-        table = _tables.read_table(path)
+        table = _columns.read_table(path)
         _tables.match_columns(table, spec.preprocessing, path)
         rows = len(next(iter(table.values())))
         names += [f"{path}:{row}" for row in range(2, rows + 2)]

@@ -20,7 +20,7 @@ from fmeco.core import (
     Samples,
     ValFraction,
 )
-from fmeco.datasets import _files, _images
+from fmeco.datasets import _files, _folders, _images
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
@@ -42,7 +42,7 @@ def build(
     color: Color = None,
 ) -> Data:
     spec = _images.image_spec(known, size=image_size, color=color)
-    found = _files.in_folders(
+    found = _folders.in_folders(
         _images.ImageFiles,
         SUFFIXES,
         known,

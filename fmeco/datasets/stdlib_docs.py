@@ -19,7 +19,7 @@ from fmeco.core import (
     ValFraction,
     listing,
 )
-from fmeco.datasets import _texts
+from fmeco.datasets import _documents, _texts, _tokens
 
 MODULES = "modules"  # the class of what is no package but a file of its own
 
@@ -57,7 +57,7 @@ def build(
     length: int | None = None,
     lowercase: bool | None = None,
 ) -> Data:
-    found = _texts.Documents([], [], [])
+    found = _documents.Documents([], [], [])
     for package in PACKAGES if classes is None else sorted(set(map(str, classes)) & set(PACKAGES)):
         found = found + _documented(package)
     if not found.texts:
@@ -68,8 +68,8 @@ def build(
         known,
         found,
         None,
-        _texts.Wanted(vocabulary, None, lowercase, length),
-        _texts.Layout(),
+        _tokens.Wanted(vocabulary, None, lowercase, length),
+        _documents.Layout(),
         where="stdlib_docs",
         whole=whole,
         classes=classes,
@@ -81,7 +81,7 @@ def build(
     )
 
 
-def _documented(package: str) -> _texts.Documents:
+def _documented(package: str) -> _documents.Documents:
     """The docstrings of a package's modules, classes and functions, each text once."""
     root = Path(sysconfig.get_paths()["stdlib"])
     texts: dict[str, str] = {}
@@ -92,4 +92,4 @@ def _documented(package: str) -> _texts.Documents:
                 if len(text) >= SHORTEST:
                     line = 1 if isinstance(node, ast.Module) else node.lineno
                     texts.setdefault(text, f"{file.relative_to(root)}:{line}")
-    return _texts.Documents(list(texts), list(texts.values()), [package] * len(texts))
+    return _documents.Documents(list(texts), list(texts.values()), [package] * len(texts))

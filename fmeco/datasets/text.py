@@ -23,7 +23,7 @@ from fmeco.core import (
     clean,
     listing,
 )
-from fmeco.datasets import _texts
+from fmeco.datasets import _documents, _texts, _tokens
 from fmeco.datasets._texts import read as read
 
 SENTENCES = True  # `predict` may be given texts themselves
@@ -75,13 +75,13 @@ def build(
     split: Fold = None,
 ) -> Data:
     files = _files(path, {"train": train, "val": val, "test": test}, whole)
-    layout = _texts.Layout(text, None if pack else label, tuple(columns) if columns else None, documents)
-    found, parts = _texts.merged(files, layout)
+    layout = _documents.Layout(text, None if pack else label, tuple(columns) if columns else None, documents)
+    found, parts = _documents.merged(files, layout)
     return _texts.build_texts(
         known,
         found,
         None if "path" in parts else parts,
-        _texts.Wanted(vocabulary, tokenizer, lowercase, length),
+        _tokens.Wanted(vocabulary, tokenizer, lowercase, length),
         layout,
         where=clean(path or train or test),
         whole=whole,
@@ -108,9 +108,11 @@ def _files(path: str | None, parts: dict[str, str | None], whole: bool) -> dict[
     root = Path(path)
     if not root.is_dir():
         return {"path": [path]}
-    inside = sorted(file for file in root.iterdir() if file.suffix.lower() in _texts.SUFFIXES and file.is_file())
+    inside = sorted(file for file in root.iterdir() if file.suffix.lower() in _documents.SUFFIXES and file.is_file())
     if not inside:
-        raise DataError(f"{clean(path)}: no texts in this folder", f"texts are read from {', '.join(_texts.SUFFIXES)}")
+        raise DataError(
+            f"{clean(path)}: no texts in this folder", f"texts are read from {', '.join(_documents.SUFFIXES)}"
+        )
     found = {part: [str(f) for f in inside if f.stem.lower() in stems] for part, stems in _STEMS.items()}
     found = {part: files for part, files in found.items() if files}
     if twice := [part for part, files in found.items() if len(files) > 1]:

@@ -27,7 +27,7 @@ from fmeco.core import (
     ValFraction,
     clean,
 )
-from fmeco.datasets import _images, _splits
+from fmeco.datasets import _classes, _images, _splits
 from fmeco.nn.layers import import_torchvision
 
 NAMES = (
@@ -119,7 +119,7 @@ def build(
     target = old
     for part, dataset in sets.items():
         labels = _labels(dataset)
-        kept, codes, names, found = _splits.encode(labels, classes, target, where)
+        kept, codes, names, found = _classes.encode(labels, classes, target, where)
         target = target or Target("class", names)
         notes += found
         parts[part] = (part, kept, codes)
