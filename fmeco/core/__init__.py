@@ -47,9 +47,11 @@ from fmeco.plugins.keys import (
     ObjectiveSection,
     Ref,
     Scalar,
+    Splitting,
     TeacherMomentum,
     TestFraction,
     ValFraction,
+    Without,
 )
 from fmeco.plugins.registry import Ge, Gt, Le, Lt
 
@@ -89,6 +91,7 @@ __all__ = [
     "Ref",
     "Samples",
     "Scalar",
+    "Splitting",
     "Target",
     "Teacher",
     "TeacherMomentum",
@@ -96,6 +99,7 @@ __all__ = [
     "Tokens",
     "ValFraction",
     "View",
+    "Without",
     "Wrapped",
     "clean",
     "fit",

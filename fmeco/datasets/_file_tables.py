@@ -5,110 +5,127 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from fmeco.core import ConfigError, DataError, DataSpec, clean, listing
+from fmeco.core import ConfigError, DataError, DataSpec, Splitting, Target, clean, listing
 from fmeco.datasets import _columns, _groups, _splits, _targets, _transcripts
 from fmeco.datasets._files import Files, FileSamples, Labelled, check_once
+
+
+class Layout(NamedTuple):
+    """Where a table says what of its files, under the names of the keys that a config has for it."""
+
+    split_column: str | None = None
+    root: str | None = None  # the folder of the files, if it is not the table's
+    path_column: str = "path"
+    label_column: str | Sequence[str] = "label"
+    task: str = "auto"  # text: labels are transcripts
+    lowercase: bool = False  # of transcripts
+    separator: str = "|"
 
 
 def in_table(
     kind: type[FileSamples],
     known: DataSpec | None,
     whole: bool,
-    *,
     path: str,
-    path_column: str,
-    label_column: str | Sequence[str],
-    split_column: str | None,
-    root: str | None,
-    task: str,
-    separator: str,
-    classes: list[str | int] | None,
-    limit_per_class: int | None,
-    limit_seed: int,
-    val_fraction: float,
-    test_fraction: float,
-    fold: Mapping[str, int] | None,
+    layout: Layout,
+    splitting: Splitting,
     speaker: str | None = None,
-    lowercase: bool = False,
 ) -> Labelled:
-    """Files that a table names, and their labels. speaker: a column, or a regular expression that finds the speaker in a
-    file's name; what was said by one stays in one split. task text: labels are transcripts, `lowercase` or as they are."""
+    """Find the files that a table names, with their labels. speaker: a column, or a regular expression that finds the speaker
+    in a file's name; what was said by one stays in one split."""
     table = _columns.read_table(path)
-    files = _columns.column(table, path_column, path)
-    labels = _targets.target_columns(table, label_column, path)
-    folder = Path(root or os.path.dirname(path) or ".")
-    if blank := [i + 2 for i, file in enumerate(files) if not file]:
-        raise DataError(f"{clean(path)}: no {kind.one} in line {listing(blank)}")
-    check_once(files, path)
-    found = [_status(kind, folder / file, path, line + 2) for line, file in enumerate(files)]
-
+    files = _columns.column(table, layout.path_column, path)
+    labels = _targets.target_columns(table, layout.label_column, path)
+    folder = Path(layout.root or os.path.dirname(path) or ".")
+    found = _listed(kind, files, folder, path)
     old = known.targets if known is not None else {}
-    text = task == "text"
-    if text:
-        if classes is not None:
-            raise ConfigError("dataset.classes: choosing classes is not possible for transcripts")
-        transcripts, every = _transcripts.transcripts(labels, path, lowercase), np.arange(len(files))
-        targets = _targets.Targets({}, {}, np.zeros(len(files), np.int64), every, [])
-    else:
-        targets = _targets.read_targets(
-            labels,
-            old,
-            classes,
-            where=clean(path),
-            names=[f"{clean(path)}:{line}" for line in range(2, len(files) + 2)],
-            kind_of=lambda values: _kind(values, task),
-            separator=separator,
-        )
+    said = _said(labels, layout, splitting, path) if layout.task == "text" else None
+    targets = _read_targets(labels, old, layout, splitting, path) if said is None else _no_targets(len(files))
     kept, codes = targets.kept, targets.codes
-    speakers: list[str] | None = None
-    if speaker is not None:
-        said = speaker in table or "(" not in speaker  # what has no group can only be meant as a column
-        speakers = _columns.column(table, speaker, path) if said else _groups.speakers(files, speaker)
-        if said and (blank := [i + 2 for i, name in enumerate(speakers) if not name]):
-            raise DataError(f"{clean(path)}: no speaker in line {listing(blank)}")
-        speakers = [speakers[i] for i in kept]
-    files, found = [files[i] for i in kept], [found[i] for i in kept]
-    if split_column is not None:
-        parts = _splits.split_by_column(
-            [_columns.column(table, split_column, path)[i] for i in kept], path, split_column
-        )
+    names = [files[i] for i in kept]
+    every = _speakers(table, speaker, files, path) if speaker is not None else None
+    speakers = [every[i] for i in kept] if every is not None else None
+    if layout.split_column is not None:
+        column = _columns.column(table, layout.split_column, path)
+        parts = _splits.split_by_column([column[i] for i in kept], path, layout.split_column)
     elif whole:
-        parts = {"test": np.arange(len(files))}
+        parts = {"test": np.arange(len(names))}
     elif speakers is not None:
-        parts = _groups.by_speaker(speakers, val_fraction, test_fraction, fold)
+        parts = _groups.by_speaker(speakers, splitting)
     else:
-        parts = _splits.split(files, codes, val_fraction, test_fraction, fold)
+        parts = _splits.split(names, codes, splitting)
     if speakers is not None:
         _groups.apart({part: [speakers[i] for i in at] for part, at in parts.items()})
     if "train" in parts:
-        parts["train"] = _splits.limit(files, codes, parts["train"], limit_per_class, limit_seed)
-    columns = _columns.grouping({name: values for name, values in table.items() if name != path_column})
+        parts["train"] = _splits.limit(names, codes, parts["train"], splitting)
+    columns = _columns.grouping({name: values for name, values in table.items() if name != layout.path_column})
+    columns = _columns.take(columns, kept)
     if speakers is not None:
-        columns["speaker"] = [""] * len(table[path_column])
-        for i, name in zip(kept.tolist(), speakers, strict=True):
-            columns["speaker"][i] = name
+        columns["speaker"] = speakers
     described, values = targets.targets, {part: dict[str, Any](targets.at(at)) for part, at in parts.items()}
-    if text:
-        described["label"], said_in = _transcripts.encode(transcripts, parts, old.get("label"), path)
-        values = {part: {"label": texts} for part, texts in said_in.items()}
-    listed = Files.of(folder, files, [size for size, _ in found], [time for _, time in found])
+    if said is not None:
+        described["label"], texts = _transcripts.encode(said, parts, old.get("label"), path)
+        values = {part: {"label": each} for part, each in texts.items()}
+    listed = found.take(kept)
+    rows = list(
+        zip(names, listed.sizes.tolist(), *([column[i] for i in kept] for column in labels.values()), strict=True)
+    )
     return Labelled(
         {part: (listed.take(at), values[part]) for part, at in parts.items()},
         described,
-        _splits.fingerprint(
-            [
-                (files[i], found[i][0], *(column[kept[i]] for column in labels.values()))
-                for at in parts.values()
-                for i in at
-            ]
-        ),
+        _splits.fingerprint([rows[i] for at in parts.values() for i in at]),
         targets.notes,
-        {part: _columns.take(columns, kept[at]) for part, at in parts.items()},
+        {part: _columns.take(columns, at) for part, at in parts.items()},
     )
+
+
+def _listed(kind: type[FileSamples], files: Sequence[str], folder: Path, path: str) -> Files:
+    """The files of a table's rows. Raises DataError for rows without one, files named twice, and files that are not there."""
+    if blank := [line for line, file in enumerate(files, 2) if not file]:
+        raise DataError(f"{clean(path)}: no {kind.one} in line {listing(blank)}")
+    check_once(files, path)
+    found = [_status(kind, folder / file, path, line) for line, file in enumerate(files, 2)]
+    return Files.of(folder, files, [size for size, _ in found], [time for _, time in found])
+
+
+def _said(labels: Mapping[str, Sequence[str]], layout: Layout, splitting: Splitting, path: str) -> list[str]:
+    """The transcript of each row."""
+    if splitting.classes is not None:
+        raise ConfigError("dataset.classes: choosing classes is not possible for transcripts")
+    return _transcripts.transcripts(labels, path, layout.lowercase)
+
+
+def _no_targets(count: int) -> _targets.Targets:
+    """Every row, with nothing to balance a split by."""
+    return _targets.Targets({}, {}, np.zeros(count, np.int64), np.arange(count), [])
+
+
+def _read_targets(
+    labels: Mapping[str, Sequence[str]], old: Mapping[str, Target], layout: Layout, splitting: Splitting, path: str
+) -> _targets.Targets:
+    return _targets.read_targets(
+        labels,
+        old,
+        splitting.classes,
+        where=clean(path),
+        names=[f"{clean(path)}:{line}" for line in range(2, len(next(iter(labels.values()))) + 2)],
+        kind_of=lambda values: _kind(values, layout.task),
+        separator=layout.separator,
+    )
+
+
+def _speakers(table: _columns.Table, speaker: str, files: Sequence[str], path: str) -> list[str]:
+    """Who speaks in each row's file."""
+    if speaker not in table and "(" in speaker:  # what has no group can only be meant as a column
+        return _groups.speakers(files, speaker)
+    found = _columns.column(table, speaker, path)
+    if blank := [line for line, name in enumerate(found, 2) if not name]:
+        raise DataError(f"{clean(path)}: no speaker in line {listing(blank)}")
+    return found
 
 
 def _kind(labels: Sequence[str], task: str) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import dataclasses
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from fmeco.core import ConfigError, DataError, DataSpec, Target, clean, listing
+from fmeco.core import ConfigError, DataError, DataSpec, Splitting, Target, clean, listing
 from fmeco.datasets import _classes, _columns, _groups, _splits
 from fmeco.datasets._files import Files, FileSamples, Labelled, scan
 
@@ -28,12 +29,7 @@ def in_folders(
     *,
     path: str | None,
     given: Mapping[str, str | None],
-    classes: Sequence[str | int] | None,
-    limit_per_class: int | None,
-    limit_seed: int,
-    val_fraction: float,
-    test_fraction: float,
-    fold: Mapping[str, int] | None,
+    splitting: Splitting,
     speaker: str | None = None,
 ) -> Labelled:
     """Files in class folders, below `path` or below the `given` folder of each split. speaker: a regular expression
@@ -47,14 +43,14 @@ def in_folders(
     # Classes are those of the training folder; every other folder is held to them by name.
     first = next(iter(scanned))
     old = known.targets.get("label") if known is not None else None
-    _, _, names, found = _classes.encode(scanned[first].labels, classes, old, str(folders[first]))
+    _, _, names, found = _classes.encode(scanned[first].labels, splitting.classes, old, str(folders[first]))
     notes += found
     target = Target("class", names)
 
     parts: dict[str, tuple[Files, _splits.Indices]] = {}
     for part, one in scanned.items():
         present = set(one.labels)
-        chosen = None if classes is None else [c for c in classes if str(c) in present]
+        chosen = None if splitting.classes is None else [c for c in splitting.classes if str(c) in present]
         kept, codes, _, found = _classes.encode(one.labels, chosen, target, str(folders[part]), "the training folder")
         notes += found if part != first else []
         parts[part] = (one.files if len(kept) == len(one.files) else one.files.take(kept), codes)
@@ -62,17 +58,17 @@ def in_folders(
         parts = {"test": parts["path"]}
     elif "path" in parts or ("train" in parts and "val" not in parts):
         files, codes = parts.pop("path" if "path" in parts else "train")
-        held = 0.0 if "test" in parts else test_fraction
+        how = dataclasses.replace(splitting, test_fraction=0.0) if "test" in parts else splitting
         if speaker is None:
-            cut = _splits.split(files.names(), codes, val_fraction, held, fold)
+            cut = _splits.split(files.names(), codes, how)
         else:
-            cut = _groups.by_speaker(_groups.speakers(files.names(), speaker), val_fraction, held, fold)
+            cut = _groups.by_speaker(_groups.speakers(files.names(), speaker), how)
         parts = {**{part: (files.take(at), codes[at]) for part, at in cut.items()}, **parts}
-    elif fold is not None:
+    elif splitting.split is not None:
         raise ConfigError(f"dataset.split: {clean(path or given['train'])} has a validation folder of its own")
-    if "train" in parts and limit_per_class is not None:
+    if "train" in parts and splitting.limit_per_class is not None:
         files, codes = parts["train"]
-        at = _splits.limit(files.names(), codes, np.arange(len(files)), limit_per_class, limit_seed)
+        at = _splits.limit(files.names(), codes, np.arange(len(files)), splitting)
         parts["train"] = (files.take(at), codes[at])
     groups: dict[str, _columns.Table] = {part: {} for part in parts}
     if speaker is not None:

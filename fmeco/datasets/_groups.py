@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fmeco.core import ConfigError, DataError, clean, listing
+from fmeco.core import ConfigError, DataError, Splitting, clean, listing
 from fmeco.datasets import _splits
 from fmeco.datasets._columns import is_missing
 from fmeco.datasets._splits import Indices, split
@@ -26,16 +26,14 @@ def check_apart(parts: Mapping[str, Indices], values: Sequence[str], path: str, 
                 )
 
 
-def split_by_group(
-    values: Sequence[str], path: str, name: str, val: float, test: float, fold: Mapping[str, int] | None
-) -> dict[str, Indices]:
+def split_by_group(values: Sequence[str], path: str, name: str, how: Splitting) -> dict[str, Indices]:
     """All rows of one value in one split, chosen by a hash of the value: shares are of values, not of rows."""
     if blank := [row + 2 for row, value in enumerate(values) if is_missing(value)]:
         raise DataError(f"{clean(path)}: no value of column '{clean(name)}' in row {listing(blank)}")
     distinct = sorted(set(values))
-    if len(distinct) < (3 if test else 2):
+    if len(distinct) < (3 if how.test_fraction else 2):
         raise DataError(f"{clean(path)}: column '{clean(name)}' has {len(distinct)} values: too few to split by")
-    chosen = _splits.split(distinct, np.zeros(len(distinct), np.int64), val, test, fold)
+    chosen = _splits.split(distinct, np.zeros(len(distinct), np.int64), how)
     codes = {value: code for code, value in enumerate(distinct)}
     code = np.fromiter(map(codes.__getitem__, values), np.int64, len(values))
     return {part: np.flatnonzero(np.isin(code, at)) for part, at in chosen.items()}
@@ -59,14 +57,12 @@ def speakers(names: Sequence[str], pattern: str) -> list[str]:
     return [one for one in found if one]
 
 
-def by_speaker(
-    who: Sequence[str], val: float, test: float = 0.0, fold: Mapping[str, int] | None = None
-) -> dict[str, Indices]:
+def by_speaker(who: Sequence[str], how: Splitting) -> dict[str, Indices]:
     """Positions of train, val and test by a hash of the speaker's name: all that one says is in one of them. The shares
     are of speakers, so that more files of the same ones move nobody. Raises DataError for too few speakers."""
     names = sorted(set(who))
-    parts = split(names, np.zeros(len(names), np.int64), val, test, fold)
-    wanted = ("train", "val", "test") if test else ("train", "val")
+    parts = split(names, np.zeros(len(names), np.int64), how)
+    wanted = ("train", "val", "test") if how.test_fraction else ("train", "val")
     if absent := [part for part in wanted if part not in parts]:
         raise DataError(
             f"dataset.speaker: {len(names)} speakers ({listing(names)}) are too few: none is left for {listing(absent)}"

@@ -7,12 +7,12 @@ move at most one other of that class to another split.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fmeco.core import ConfigError, DataError, clean, listing
+from fmeco.core import ConfigError, DataError, Splitting, clean, listing
 
 Indices = NDArray[np.int64]
 
@@ -31,11 +31,10 @@ def ranks(names: Sequence[str], salt: str) -> Indices:
     )
 
 
-def split(
-    names: Sequence[str], codes: Indices, val: float, test: float = 0.0, fold: Mapping[str, int] | None = None
-) -> dict[str, Indices]:
+def split(names: Sequence[str], codes: Indices, how: Splitting) -> dict[str, Indices]:
     """Positions of train, val and test, stratified by code. Every class with two samples or more has one in train
     and one in val. Raises ConfigError for a fold that does not exist or fractions that leave nothing to train on."""
+    val, test, fold = how.val_fraction, how.test_fraction, how.split
     if val + test >= 1:
         raise ConfigError(f"dataset: val_fraction {val} and test_fraction {test} leave nothing to train on")
     if fold is not None:
@@ -60,15 +59,15 @@ def split(
     return {part: np.sort(np.concatenate(chosen)) for part, chosen in parts.items() if sum(map(len, chosen))}
 
 
-def limit(names: Sequence[str], codes: Indices, positions: Indices, per_class: int | None, seed: int) -> Indices:
-    """At most `per_class` of `positions` per class. A larger limit keeps all that a smaller one keeps."""
-    if per_class is None:
+def limit(names: Sequence[str], codes: Indices, positions: Indices, how: Splitting) -> Indices:
+    """At most `limit_per_class` of `positions` per class. A larger limit keeps all that a smaller one keeps."""
+    if how.limit_per_class is None:
         return positions
-    draw = ranks([names[i] for i in positions], f"limit-{seed}")
+    draw = ranks([names[i] for i in positions], f"limit-{how.limit_seed}")
     kept: list[Indices] = []
     for code in np.unique(codes[positions]):
         members = np.flatnonzero(codes[positions] == code)
-        kept.append(positions[members[np.argsort(draw[members], kind="stable")][:per_class]])
+        kept.append(positions[members[np.argsort(draw[members], kind="stable")][: how.limit_per_class]])
     return np.sort(np.concatenate(kept))
 
 

@@ -19,6 +19,7 @@ from fmeco.core import (
     Inputs,
     InputSpec,
     Samples,
+    Splitting,
     clean,
     listing,
     nearest,
@@ -149,12 +150,7 @@ def build_table(
     features: Sequence[str],
     categorical: Sequence[str] = (),
     task: str,
-    classes: list[str | int] | None,
-    limit_per_class: int | None,
-    limit_seed: int,
-    val_fraction: float,
-    test_fraction: float,
-    fold: Mapping[str, int] | None,
+    splitting: Splitting,
     parts: dict[str, Indices] | None = None,
     groups: Mapping[str, Sequence[str]] = {},
 ) -> Data:
@@ -164,7 +160,9 @@ def build_table(
     """
     same_modality(known, "table")
     old = known.targets if known is not None else {}
-    found = read_targets(labels, old, classes, where=where, names=names, kind_of=lambda values: _kind(values, task))
+    found = read_targets(
+        labels, old, splitting.classes, where=where, names=names, kind_of=lambda values: _kind(values, task)
+    )
     kept, codes, notes = found.kept, found.codes, found.notes
     # A row is known by its content: moving the file, or adding rows, moves no row to another split.
     rows = list(zip(*labels.values(), *(table[name] for name in features), strict=True))
@@ -174,9 +172,9 @@ def build_table(
     elif whole:
         parts = {"test": np.arange(len(kept))}
     else:
-        parts = _splits.split(chosen, codes, val_fraction, test_fraction, fold)
+        parts = _splits.split(chosen, codes, splitting)
     if "train" in parts:
-        parts["train"] = _splits.limit(chosen, codes, parts["train"], limit_per_class, limit_seed)
+        parts["train"] = _splits.limit(chosen, codes, parts["train"], splitting)
     if known is not None:
         how: Mapping[str, Any] = known.preprocessing
         numeric = {one["name"] for one in how["numeric"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fmeco.core import ConfigError, Data, DataError, DataSpec, Inputs, InputSpec, Samples, clean, same_modality
+from fmeco.core import (
+    ConfigError,
+    Data,
+    DataError,
+    DataSpec,
+    Inputs,
+    InputSpec,
+    Samples,
+    Splitting,
+    clean,
+    same_modality,
+)
 from fmeco.datasets import _columns, _splits, _targets
 from fmeco.datasets._documents import SUFFIXES, Documents, Layout, first_line, read_documents
 from fmeco.datasets._splits import Indices
@@ -59,12 +71,7 @@ def build_texts(
     reader: str = "text",
     task: str = "class",
     pack: bool = False,
-    classes: list[str | int] | None = None,
-    limit_per_class: int | None = None,
-    limit_seed: int = 0,
-    val_fraction: float = 0.2,
-    test_fraction: float = 0.0,
-    fold: Mapping[str, int] | None = None,
+    splitting: Splitting,
 ) -> Data:
     """A Data from documents. parts: which of them (positions) are for what, where the files say so."""
     same_modality(known, "text")
@@ -75,9 +82,11 @@ def build_texts(
     targets: _targets.Targets | None = None
     if labels:
         old = known.targets if known is not None else {}
-        targets = _targets.read_targets(labels, old, classes, where=where, names=found.names, kind_of=lambda _: task)
+        targets = _targets.read_targets(
+            labels, old, splitting.classes, where=where, names=found.names, kind_of=lambda _: task
+        )
         kept, codes, notes = targets.kept, targets.codes, targets.notes
-    elif classes is not None:
+    elif splitting.classes is not None:
         raise ConfigError("dataset.classes: these texts have no labels")
     # A text is known by its content: moving the file, or adding lines, moves no text to another split.
     chosen = [found.texts[i] for i in kept.tolist()]
@@ -85,16 +94,18 @@ def build_texts(
         parts = {part: np.flatnonzero(np.isin(kept, at)) for part, at in parts.items()}
         if "train" in parts and "val" not in parts:
             at = parts["train"]
-            cut = _splits.split([chosen[i] for i in at.tolist()], codes[at], val_fraction, fold=fold)
+            cut = _splits.split(
+                [chosen[i] for i in at.tolist()], codes[at], dataclasses.replace(splitting, test_fraction=0.0)
+            )
             parts = {**{part: at[inside] for part, inside in cut.items()}, **parts, "train": at[cut["train"]]}
-        elif fold is not None:
+        elif splitting.split is not None:
             raise ConfigError(f"dataset.split: {where} has validation texts of its own")
     elif whole:
         parts = {"test": np.arange(len(kept))}
     else:
-        parts = _splits.split(chosen, codes, val_fraction, test_fraction, fold)
+        parts = _splits.split(chosen, codes, splitting)
     if "train" in parts:
-        parts["train"] = _splits.limit(chosen, codes, parts["train"], limit_per_class, limit_seed)
+        parts["train"] = _splits.limit(chosen, codes, parts["train"], splitting)
     how = preprocessing(known, wanted, layout, (chosen[i] for i in parts.get("train", np.arange(0)).tolist()))
     tokenizer, length = load(how["tokenizer"], "the checkpoint's tokenizer" if known else where), how["length"]
     _, offset = numbering(tokenizer)

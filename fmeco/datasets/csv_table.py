@@ -8,23 +8,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 
-from fmeco.core import (
-    Classes,
-    ConfigError,
-    Data,
-    DataSpec,
-    Doc,
-    FilePath,
-    Fold,
-    LimitPerClass,
-    LimitSeed,
-    Samples,
-    TestFraction,
-    ValFraction,
-    clean,
-    listing,
-    nearest,
-)
+from fmeco.core import ConfigError, Data, DataSpec, Doc, FilePath, Samples, Splitting, clean, listing, nearest
 from fmeco.datasets import _columns, _groups, _splits, _tables, _targets, _times
 
 
@@ -55,21 +39,16 @@ def build(
         Literal["auto", "class", "number"],
         Doc("auto = number if the target has decimals or many values, else class"),
     ] = "auto",
-    classes: Classes = None,
-    limit_per_class: LimitPerClass = None,
-    limit_seed: LimitSeed = 0,
-    val_fraction: ValFraction = 0.2,
-    test_fraction: TestFraction = 0.0,
-    split: Fold = None,
+    splitting: Splitting = Splitting(),
 ) -> Data:
-    others = {"split_column": split_column, "group_split": group_split, "split": split}
+    others = {"split_column": split_column, "group_split": group_split, "split": splitting.split}
     if time is not None and (rivals := [key for key, value in others.items() if value is not None]):
         raise ConfigError(f"dataset.time decides the splits, and so does {listing(rivals)}: name one of them")
     table = _columns.read_table(path)
     labels = _targets.target_columns(table, target, path)
     targets = [target] if isinstance(target, str) else target
-    splitting = [name for name in (split_column, time, group_split) if name is not None]
-    left_out = {*targets, *drop, *splitting, *group}
+    deciding = [name for name in (split_column, time, group_split) if name is not None]
+    left_out = {*targets, *drop, *deciding, *group}
     for name in (
         *drop,
         *categorical,
@@ -95,10 +74,10 @@ def build(
     elif whole:
         pass  # all of it is measured
     elif time is not None:
-        parts, cuts = _times.split_by_time(table[time], path, time, val_fraction, test_fraction)
+        parts, cuts = _times.split_by_time(table[time], path, time, splitting.val_fraction, splitting.test_fraction)
         notes.append(cuts)
     elif group_split is not None:
-        parts = _groups.split_by_group(table[group_split], path, group_split, val_fraction, test_fraction, split)
+        parts = _groups.split_by_group(table[group_split], path, group_split, splitting)
     shown = {name: table[name] for name in table if name in used or (known is not None and name not in left_out)}
     data = _tables.build_table(
         known,
@@ -110,12 +89,7 @@ def build(
         features=used,
         categorical=categorical,
         task=task,
-        classes=classes,
-        limit_per_class=limit_per_class,
-        limit_seed=limit_seed,
-        val_fraction=val_fraction,
-        test_fraction=test_fraction,
-        fold=split,
+        splitting=splitting,
         parts=parts,
         groups=_columns.grouping(table, group),
     )

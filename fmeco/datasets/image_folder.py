@@ -6,20 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from fmeco.core import (
-    Classes,
-    Color,
-    Data,
-    DataSpec,
-    Doc,
-    FilePath,
-    Fold,
-    ImageSize,
-    LimitPerClass,
-    LimitSeed,
-    Samples,
-    ValFraction,
-)
+from fmeco.core import Color, Data, DataSpec, Doc, FilePath, ImageSize, Samples, Splitting, Without
 from fmeco.datasets import _files, _folders, _images
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
@@ -33,11 +20,7 @@ def build(
     train: Annotated[FilePath | None, Doc("folder of class folders, instead of `path`")] = None,
     val: Annotated[FilePath | None, Doc("folder of class folders, instead of `path`")] = None,
     test: Annotated[FilePath | None, Doc("folder of class folders, instead of `path`")] = None,
-    classes: Classes = None,
-    limit_per_class: LimitPerClass = None,
-    limit_seed: LimitSeed = 0,
-    val_fraction: ValFraction = 0.2,
-    split: Fold = None,
+    splitting: Annotated[Splitting, Without("test_fraction")] = Splitting(),
     image_size: ImageSize = None,
     color: Color = None,
 ) -> Data:
@@ -49,12 +32,7 @@ def build(
         whole,
         path=path,
         given={"train": train, "val": val, "test": test},
-        classes=classes,
-        limit_per_class=limit_per_class,
-        limit_seed=limit_seed,
-        val_fraction=val_fraction,
-        test_fraction=0.0,
-        fold=split,
+        splitting=splitting,
     )
     if known is None and image_size is None:
         files, _ = next(iter(found.parts.values()))

@@ -7,18 +7,7 @@ import inspect
 import sysconfig
 from pathlib import Path
 
-from fmeco.core import (
-    Classes,
-    Data,
-    DataError,
-    DataSpec,
-    Fold,
-    LimitPerClass,
-    LimitSeed,
-    TestFraction,
-    ValFraction,
-    listing,
-)
+from fmeco.core import Data, DataError, DataSpec, Splitting, listing
 from fmeco.datasets import _documents, _texts, _tokens
 
 MODULES = "modules"  # the class of what is no package but a file of its own
@@ -47,18 +36,14 @@ def build(
     known: DataSpec | None,
     whole: bool,
     *,
-    classes: Classes = None,
-    limit_per_class: LimitPerClass = None,
-    limit_seed: LimitSeed = 0,
-    val_fraction: ValFraction = 0.2,
-    test_fraction: TestFraction = 0.0,
-    split: Fold = None,
+    splitting: Splitting = Splitting(),
     vocabulary: int | None = None,
     length: int | None = None,
     lowercase: bool | None = None,
 ) -> Data:
     found = _documents.Documents([], [], [])
-    for package in PACKAGES if classes is None else sorted(set(map(str, classes)) & set(PACKAGES)):
+    chosen = splitting.classes
+    for package in PACKAGES if chosen is None else sorted(set(map(str, chosen)) & set(PACKAGES)):
         found = found + _documented(package)
     if not found.texts:
         raise DataError(
@@ -72,12 +57,7 @@ def build(
         _documents.Layout(),
         where="stdlib_docs",
         whole=whole,
-        classes=classes,
-        limit_per_class=limit_per_class,
-        limit_seed=limit_seed,
-        val_fraction=val_fraction,
-        test_fraction=test_fraction,
-        fold=split,
+        splitting=splitting,
     )
 
 

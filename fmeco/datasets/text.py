@@ -5,24 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from fmeco.core import (
-    Classes,
-    ConfigError,
-    Data,
-    DataError,
-    DataSpec,
-    Doc,
-    FilePath,
-    Fold,
-    Ge,
-    Gt,
-    LimitPerClass,
-    LimitSeed,
-    TestFraction,
-    ValFraction,
-    clean,
-    listing,
-)
+from fmeco.core import ConfigError, Data, DataError, DataSpec, Doc, FilePath, Ge, Gt, Splitting, clean, listing
 from fmeco.datasets import _documents, _texts, _tokens
 from fmeco.datasets._texts import read as read
 
@@ -67,12 +50,7 @@ def build(
     lowercase: Annotated[bool | None, Doc("null = the checkpoint's, else false")] = None,
     length: Annotated[int | None, Doc("most tokens of a text; null = the checkpoint's, else 128"), Gt(1)] = None,
     pack: Annotated[bool, Doc("join documents and cut them into pieces of `length` tokens, without labels")] = False,
-    classes: Classes = None,
-    limit_per_class: LimitPerClass = None,
-    limit_seed: LimitSeed = 0,
-    val_fraction: ValFraction = 0.2,
-    test_fraction: TestFraction = 0.0,
-    split: Fold = None,
+    splitting: Splitting = Splitting(),
 ) -> Data:
     files = _files(path, {"train": train, "val": val, "test": test}, whole)
     layout = _documents.Layout(text, None if pack else label, tuple(columns) if columns else None, documents)
@@ -87,12 +65,7 @@ def build(
         whole=whole,
         task=task,
         pack=pack,
-        classes=classes,
-        limit_per_class=limit_per_class,
-        limit_seed=limit_seed,
-        val_fraction=val_fraction,
-        test_fraction=test_fraction,
-        fold=split,
+        splitting=splitting,
     )
 
 
