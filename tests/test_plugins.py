@@ -214,7 +214,9 @@ def test_what_is_wrong_with_a_plugin_is_said(text: str, message: str) -> None:
 
 def test_keys_of_a_group_are_flat_in_a_config_and_one_value_for_a_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plugins, "_EXTRA", {})
-    text = SPLIT.format('Annotated[Splitting, Without("limit_seed", "split")] = Splitting(val_fraction=0.5)')
+    text = SPLIT.format(
+        'Annotated[Splitting, Without("limit_seed", "split", "group_split")] = Splitting(val_fraction=0.5)'
+    )
     plugins.add_file(write("apart.py", text))
     choice = choose("dataset", {"name": "apart", "classes": ["a", "b"], "test_fraction": 0.1})
     options = {"classes": ["a", "b"], "limit_per_class": None, "val_fraction": 0.5, "test_fraction": 0.1}

@@ -87,7 +87,7 @@ def test_a_customer_is_in_one_split() -> None:
     moved = [({row[2] for row in rows} - {"new"}) ^ homes[part] for part, rows in lines_of(more, "more.csv").items()]
     assert sum(map(len, moved)) <= 5, "a new customer moves at most one other at each border"
     write("given.csv", "x,who,part,label\n1,ann,train,a\n2,bob,train,b\n3,eve,val,a\n4,bob,test,b\n")
-    with pytest.raises(DataError, match="'bob' of column 'who' is in both train and test"):
+    with pytest.raises(DataError, match="group_split: 'bob' in both the train and the test split"):
         build(name="csv_table", path="given.csv", group_split="who", split_column="part")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from fmeco.core import ConfigError, DataError, clean, listing, nearest
 from fmeco.data import parquet
-from fmeco.datasets import _columns
+from fmeco.datasets import _columns, _groups
 from fmeco.datasets._splits import Indices
 
 SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet")
@@ -23,28 +23,33 @@ Documented = Literal["auto", "line", "block"]
 
 
 class Layout(NamedTuple):
-    """Where the text of a file is. columns: the names of a table's columns, where it has no header."""
+    """Where the text of a file is. columns: the names of a table's columns, where it has no header. group: the column of
+    groups, or a pattern that finds one in the file's name."""
 
     text: str = "text"
     label: str | None = None
     columns: tuple[str, ...] | None = None
     documents: Documented = "auto"
+    group: str | None = None
 
 
 class Documents(NamedTuple):
-    """Texts, a name for each, their labels ("" = none), where the files have any, and the files' other columns."""
+    """Texts, a name for each, their labels ("" = none), where the files have any, the files' other columns, and the group
+    of each text, where they are asked for."""
 
     texts: list[str]
     names: list[str]
     labels: list[str] | None
     others: Mapping[str, list[str]] = {}
+    groups: list[str] | None = None
 
     def __add__(self, other: Documents) -> Documents:  # type: ignore[override]  # not as tuples are
         if (self.labels is None) != (other.labels is None):
             raise DataError(f"{other.names[0]}: some of the files have labels, and others have none")
         labels = None if self.labels is None or other.labels is None else self.labels + other.labels
         others = {name: values + other.others[name] for name, values in self.others.items() if name in other.others}
-        return Documents(self.texts + other.texts, self.names + other.names, labels, others)
+        groups = None if self.groups is None or other.groups is None else self.groups + other.groups
+        return Documents(self.texts + other.texts, self.names + other.names, labels, others, groups)
 
 
 def read_documents(path: str, layout: Layout) -> Documents:
@@ -70,7 +75,11 @@ def read_documents(path: str, layout: Layout) -> Documents:
         found = _fields(lines, path, layout)
     if not found.texts:
         raise DataError(f"{clean(path)}: no texts in this file")
-    return found
+    if layout.group is None:
+        return found
+    rows = [name.rpartition(":")[2] for name in found.names]
+    groups = _groups.in_table(found.others, layout.group, [file.name] * len(rows), path, rows)
+    return found._replace(groups=groups.names, others={**found.others, groups.called: groups.names})
 
 
 def _plain(content: str, path: str, documents: Documented) -> tuple[list[str], list[str]]:
@@ -165,7 +174,8 @@ def _fields(rows: Iterable[Row], path: str, layout: Layout) -> Documents:
                 others.setdefault(name, [""] * (len(texts) - 1)).append(str(value).strip())
         for values in others.values():
             values += [""] * (len(texts) - len(values))
-    return Documents(texts, names, labels if layout.label is not None else None, _columns.grouping(others))
+    others = _columns.grouping(others, [layout.group] if layout.group is not None else [])
+    return Documents(texts, names, labels if layout.label is not None else None, others)
 
 
 def first_line(path: str) -> str:

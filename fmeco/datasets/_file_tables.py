@@ -33,44 +33,34 @@ def in_table(
     path: str,
     layout: Layout,
     splitting: Splitting,
-    speaker: str | None = None,
 ) -> Labelled:
-    """Find the files that a table names, with their labels. speaker: a column, or a regular expression that finds the speaker
-    in a file's name; what was said by one stays in one split."""
+    """Find the files that a table names, with their labels and splits."""
     table = _columns.read_table(path)
     files = _columns.column(table, layout.path_column, path)
     labels = _targets.target_columns(table, layout.label_column, path)
     folder = Path(layout.root or os.path.dirname(path) or ".")
-    found = _listed(kind, files, folder, path)
+    every = _listed(kind, files, folder, path)
     old = known.targets if known is not None else {}
     said = _said(labels, layout, splitting, path) if layout.task == "text" else None
     targets = _read_targets(labels, old, layout, splitting, path) if said is None else _no_targets(len(files))
-    kept, codes = targets.kept, targets.codes
+    kept = targets.kept
     names = [files[i] for i in kept]
-    every = _speakers(table, speaker, files, path) if speaker is not None else None
-    speakers = [every[i] for i in kept] if every is not None else None
+    columns, groups = {name: table[name] for name in table if name != layout.path_column}, None
+    if splitting.group_split is not None:
+        groups = _groups.in_table(table, splitting.group_split, files, path)
+        columns[groups.called] = groups.names
+        groups = groups._replace(names=[groups.names[i] for i in kept])
+    given = None
     if layout.split_column is not None:
         column = _columns.column(table, layout.split_column, path)
-        parts = _splits.split_by_column([column[i] for i in kept], path, layout.split_column)
-    elif whole:
-        parts = {"test": np.arange(len(names))}
-    elif speakers is not None:
-        parts = _groups.by_speaker(speakers, splitting)
-    else:
-        parts = _splits.split(names, codes, splitting)
-    if speakers is not None:
-        _groups.apart({part: [speakers[i] for i in at] for part, at in parts.items()})
-    if "train" in parts:
-        parts["train"] = _splits.limit(names, codes, parts["train"], splitting)
-    columns = _columns.grouping({name: values for name, values in table.items() if name != layout.path_column})
-    columns = _columns.take(columns, kept)
-    if speakers is not None:
-        columns["speaker"] = speakers
+        given = _splits.split_by_column([column[i] for i in kept], path, layout.split_column)
+    parts = _splits.assign(names, targets.codes, splitting, whole=whole, given=given, groups=groups and groups.names)
+    columns = _columns.take(_columns.grouping(columns, [groups.called] if groups is not None else []), kept)
     described, values = targets.targets, {part: dict[str, Any](targets.at(at)) for part, at in parts.items()}
     if said is not None:
         described["label"], texts = _transcripts.encode(said, parts, old.get("label"), path)
         values = {part: {"label": each} for part, each in texts.items()}
-    listed = found.take(kept)
+    listed = every.take(kept)
     rows = list(
         zip(names, listed.sizes.tolist(), *([column[i] for i in kept] for column in labels.values()), strict=True)
     )
@@ -80,6 +70,7 @@ def in_table(
         _splits.fingerprint([rows[i] for at in parts.values() for i in at]),
         targets.notes,
         {part: _columns.take(columns, at) for part, at in parts.items()},
+        groups.called if groups is not None else None,
     )
 
 
@@ -116,16 +107,6 @@ def _read_targets(
         kind_of=lambda values: _kind(values, layout.task),
         separator=layout.separator,
     )
-
-
-def _speakers(table: _columns.Table, speaker: str, files: Sequence[str], path: str) -> list[str]:
-    """Who speaks in each row's file."""
-    if speaker not in table and "(" in speaker:  # what has no group can only be meant as a column
-        return _groups.speakers(files, speaker)
-    found = _columns.column(table, speaker, path)
-    if blank := [line for line, name in enumerate(found, 2) if not name]:
-        raise DataError(f"{clean(path)}: no speaker in line {listing(blank)}")
-    return found
 
 
 def _kind(labels: Sequence[str], task: str) -> str:

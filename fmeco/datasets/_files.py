@@ -95,6 +95,7 @@ class Labelled(NamedTuple):
     fingerprint: str
     notes: list[str]
     groups: dict[str, _columns.Table]  # by split: columns to measure by
+    grouped_by: str | None = None  # the one of these columns whose groups are in one split each
 
 
 def data(kind: type[FileSamples], spec: DataSpec, found: Labelled) -> Data:

@@ -30,10 +30,8 @@ def in_folders(
     path: str | None,
     given: Mapping[str, str | None],
     splitting: Splitting,
-    speaker: str | None = None,
 ) -> Labelled:
-    """Files in class folders, below `path` or below the `given` folder of each split. speaker: a regular expression
-    that finds the speaker in a file's name; what was said by one stays in one split."""
+    """Find files in class folders, below `path` or below the `given` folder of each split."""
     notes: list[str] = []
     folders = _folders(path, given, whole)
     scanned = {part: _scan(kind, suffixes, folder, notes) for part, folder in folders.items()}
@@ -54,27 +52,26 @@ def in_folders(
         kept, codes, _, found = _classes.encode(one.labels, chosen, target, str(folders[part]), "the training folder")
         notes += found if part != first else []
         parts[part] = (one.files if len(kept) == len(one.files) else one.files.take(kept), codes)
+    pattern = splitting.group_split
     if whole and "path" in parts:
         parts = {"test": parts["path"]}
     elif "path" in parts or ("train" in parts and "val" not in parts):
         files, codes = parts.pop("path" if "path" in parts else "train")
         how = dataclasses.replace(splitting, test_fraction=0.0) if "test" in parts else splitting
-        if speaker is None:
-            cut = _splits.split(files.names(), codes, how)
-        else:
-            cut = _groups.by_speaker(_groups.speakers(files.names(), speaker), how)
+        groups = _groups.in_paths(files.names(), pattern) if pattern is not None else None
+        cut = _splits.assign(files.names(), codes, how, groups=groups)
         parts = {**{part: (files.take(at), codes[at]) for part, at in cut.items()}, **parts}
     elif splitting.split is not None:
         raise ConfigError(f"dataset.split: {clean(path or given['train'])} has a validation folder of its own")
-    if "train" in parts and splitting.limit_per_class is not None:
+    elif "train" in parts and splitting.limit_per_class is not None:
         files, codes = parts["train"]
         at = _splits.limit(files.names(), codes, np.arange(len(files)), splitting)
         parts["train"] = (files.take(at), codes[at])
-    groups: dict[str, _columns.Table] = {part: {} for part in parts}
-    if speaker is not None:
-        said = {part: _groups.speakers(files.names(), speaker) for part, (files, _) in parts.items()}
-        _groups.apart(said)
-        groups = {part: {"speaker": names} for part, names in said.items()}
+    columns: dict[str, _columns.Table] = {part: {} for part in parts}
+    if pattern is not None:
+        found_in = {part: _groups.in_paths(files.names(), pattern) for part, (files, _) in parts.items()}
+        _splits.check_apart(found_in)
+        columns = {part: {_groups.CALLED: names} for part, names in found_in.items()}
     return Labelled(
         {part: (files, {"label": torch.from_numpy(codes)}) for part, (files, codes) in parts.items()},
         {"label": target},
@@ -82,7 +79,8 @@ def in_folders(
             [row for files, _ in parts.values() for row in zip(files.names(), files.sizes.tolist(), strict=True)]
         ),
         notes,
-        groups,
+        columns,
+        _groups.CALLED if pattern is not None else None,
     )
 
 

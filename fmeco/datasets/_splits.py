@@ -7,7 +7,8 @@ move at most one other of that class to another split.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +58,55 @@ def split(names: Sequence[str], codes: Indices, how: Splitting) -> dict[str, Ind
         for part, chosen in (("test", held), ("val", rest[in_val]), ("train", rest[~in_val])):
             parts[part].append(chosen)
     return {part: np.sort(np.concatenate(chosen)) for part, chosen in parts.items() if sum(map(len, chosen))}
+
+
+def by_group(groups: Sequence[str], how: Splitting) -> dict[str, Indices]:
+    """Positions of train, val and test by a hash of each sample's group, all of which is in one of them. The shares are of
+    groups, so that more samples of the same ones move nobody. Raises DataError for too few groups."""
+    names = sorted(set(groups))
+    parts = split(names, np.zeros(len(names), np.int64), how)
+    wanted = ("train", "val", "test") if how.test_fraction else ("train", "val")
+    if absent := [part for part in wanted if part not in parts]:
+        raise DataError(
+            f"dataset.group_split: {len(names)} groups ({listing(names)}) are too few: none is left for {listing(absent)}"
+        )
+    numbers = {name: number for number, name in enumerate(names)}
+    each = np.fromiter(map(numbers.__getitem__, groups), np.int64, len(groups))
+    return {part: np.flatnonzero(np.isin(each, at)) for part, at in parts.items()}
+
+
+def check_apart(parts: Mapping[str, Sequence[str]]) -> None:
+    """Raises DataError that names the groups of which two splits hold samples: whom training knows, no test asks about."""
+    for (one, first), (other, second) in itertools.combinations(parts.items(), 2):
+        if both := sorted(set(first) & set(second)):
+            raise DataError(
+                f"dataset.group_split: {listing(list(map(repr, both)))} in both the {one} and the {other} split",
+                "move all samples of a group to one split, or have fmeco split them",
+            )
+
+
+def assign(
+    names: Sequence[str],
+    codes: Indices,
+    how: Splitting,
+    *,
+    whole: bool = False,
+    given: Mapping[str, Indices] | None = None,
+    groups: Sequence[str] | None = None,
+) -> dict[str, Indices]:
+    """Positions of train, val and test: of splits that are `given`; of a `whole` all, for testing; else by hash. Training
+    keeps at most `limit_per_class` of a class."""
+    if given is not None:
+        parts = dict(given)
+    elif whole:
+        parts = {"test": np.arange(len(names))}
+    else:
+        parts = split(names, codes, how) if groups is None else by_group(groups, how)
+    if groups is not None:
+        check_apart({part: [groups[i] for i in at.tolist()] for part, at in parts.items()})
+    if "train" in parts:
+        parts["train"] = limit(names, codes, parts["train"], how)
+    return parts
 
 
 def limit(names: Sequence[str], codes: Indices, positions: Indices, how: Splitting) -> Indices:

@@ -169,12 +169,7 @@ def build_table(
     chosen = ["\t".join(rows[i]) for i in kept.tolist()]
     if parts is not None:
         parts = {part: np.flatnonzero(np.isin(kept, at)) for part, at in parts.items()}
-    elif whole:
-        parts = {"test": np.arange(len(kept))}
-    else:
-        parts = _splits.split(chosen, codes, splitting)
-    if "train" in parts:
-        parts["train"] = _splits.limit(chosen, codes, parts["train"], splitting)
+    parts = _splits.assign(chosen, codes, splitting, whole=whole, given=parts)
     if known is not None:
         how: Mapping[str, Any] = known.preprocessing
         numeric = {one["name"] for one in how["numeric"]}

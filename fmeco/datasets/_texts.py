@@ -90,22 +90,18 @@ def build_texts(
         raise ConfigError("dataset.classes: these texts have no labels")
     # A text is known by its content: moving the file, or adding lines, moves no text to another split.
     chosen = [found.texts[i] for i in kept.tolist()]
+    groups = [found.groups[i] for i in kept.tolist()] if found.groups is not None else None
     if parts is not None:
         parts = {part: np.flatnonzero(np.isin(kept, at)) for part, at in parts.items()}
         if "train" in parts and "val" not in parts:
             at = parts["train"]
-            cut = _splits.split(
-                [chosen[i] for i in at.tolist()], codes[at], dataclasses.replace(splitting, test_fraction=0.0)
-            )
+            own = [groups[i] for i in at.tolist()] if groups is not None else None
+            alone = dataclasses.replace(splitting, test_fraction=0.0, limit_per_class=None)
+            cut = _splits.assign([chosen[i] for i in at.tolist()], codes[at], alone, groups=own)
             parts = {**{part: at[inside] for part, inside in cut.items()}, **parts, "train": at[cut["train"]]}
         elif splitting.split is not None:
             raise ConfigError(f"dataset.split: {where} has validation texts of its own")
-    elif whole:
-        parts = {"test": np.arange(len(kept))}
-    else:
-        parts = _splits.split(chosen, codes, splitting)
-    if "train" in parts:
-        parts["train"] = _splits.limit(chosen, codes, parts["train"], splitting)
+    parts = _splits.assign(chosen, codes, splitting, whole=whole, given=parts, groups=groups)
     how = preprocessing(known, wanted, layout, (chosen[i] for i in parts.get("train", np.arange(0)).tolist()))
     tokenizer, length = load(how["tokenizer"], "the checkpoint's tokenizer" if known else where), how["length"]
     _, offset = numbering(tokenizer)

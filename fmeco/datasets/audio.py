@@ -15,6 +15,7 @@ from fmeco.core import CheckpointError, ConfigError, Data, DataSpec, Doc, FilePa
 from fmeco.datasets import _audio, _file_tables, _files, _folders
 
 SUFFIXES = (".wav", ".flac")
+RENAMED = {"speaker": "group_split"}
 
 
 def build(
@@ -44,13 +45,6 @@ def build(
     ] = "auto",
     separator: Annotated[str, Doc("of a table: between the labels of one recording, for multilabel")] = "|",
     lowercase: Annotated[bool, Doc("of transcripts: write all in small letters")] = False,
-    speaker: Annotated[
-        str | None,
-        Doc(
-            "keeps every speaker in one split: a regular expression whose one group is the speaker in a file's path, such "
-            "as '_([a-z]+)_', or a table's column"
-        ),
-    ] = None,
     splitting: Splitting = Splitting(),
     input: Annotated[
         Literal["spectrogram", "waveform"] | None,
@@ -109,12 +103,15 @@ def build(
             raise ConfigError(
                 f"dataset.{extra[0]}: a folder, beside the table in `path`", "split_column splits a table"
             )
-        found = _file_tables.in_table(_audio.AudioFiles, known, whole, path, layout, splitting, speaker)
+        found = _file_tables.in_table(_audio.AudioFiles, known, whole, path, layout, splitting)
     else:
         _check_no_layout(layout)
         found = _folders.in_folders(
-            _audio.AudioFiles, SUFFIXES, known, whole, path=path, given=folders, splitting=splitting, speaker=speaker
+            _audio.AudioFiles, SUFFIXES, known, whole, path=path, given=folders, splitting=splitting
         )
+    if found.grouped_by is not None:
+        for columns in found.groups.values():  # `evaluate --by speaker`, wherever their names are from
+            columns["speaker"] = columns[found.grouped_by]
     files, targets = next(iter(found.parts.values()))  # those of training, which come first
     first = _audio.AudioFiles(files, targets, spec.preprocessing)
     if kind != "text" and (known is None or not known.targets):

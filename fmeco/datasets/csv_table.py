@@ -32,15 +32,13 @@ def build(
         str | None, Doc("column of numbers or ISO dates: the newest rows are for testing, those before for validation")
     ] = None,
     group: Annotated[list[str], Doc("columns to measure by (`evaluate --by`), which are no features")] = [],
-    group_split: Annotated[
-        str | None, Doc("column such as a customer: all rows of one value go to one split, by a hash of the value")
-    ] = None,
     task: Annotated[
         Literal["auto", "class", "number"],
         Doc("auto = number if the target has decimals or many values, else class"),
     ] = "auto",
     splitting: Splitting = Splitting(),
 ) -> Data:
+    group_split = splitting.group_split
     others = {"split_column": split_column, "group_split": group_split, "split": splitting.split}
     if time is not None and (rivals := [key for key, value in others.items() if value is not None]):
         raise ConfigError(f"dataset.time decides the splits, and so does {listing(rivals)}: name one of them")
@@ -49,14 +47,9 @@ def build(
     targets = [target] if isinstance(target, str) else target
     deciding = [name for name in (split_column, time, group_split) if name is not None]
     left_out = {*targets, *drop, *deciding, *group}
-    for name in (
-        *drop,
-        *categorical,
-        *(features or []),
-        *group,
-        *(name for name in (time, group_split) if name is not None),
-    ):
+    for name in (*drop, *categorical, *(features or []), *group, *([time] if time is not None else [])):
         _columns.column(table, name, path)
+    groups = _groups.in_column(table, group_split, path) if group_split is not None else None
     used = features if features is not None else [name for name in table if name not in left_out]
     if set(targets) & set(used) or not used:
         raise ConfigError(
@@ -69,15 +62,16 @@ def build(
     parts, notes = None, list[str]()
     if split_column is not None:
         parts = _splits.split_by_column(table[split_column], path, split_column)
-        if group_split is not None:
-            _groups.check_apart(parts, table[group_split], path, group_split)
+        if groups is not None:
+            _splits.check_apart({part: [groups[i] for i in at] for part, at in parts.items()})
     elif whole:
         pass  # all of it is measured
     elif time is not None:
         parts, cuts = _times.split_by_time(table[time], path, time, splitting.val_fraction, splitting.test_fraction)
         notes.append(cuts)
-    elif group_split is not None:
-        parts = _groups.split_by_group(table[group_split], path, group_split, splitting)
+    elif group_split is not None and groups is not None:
+        _groups.check_named(groups, path, group_split, _columns.is_missing)
+        parts = _splits.by_group(groups, splitting)  # of all rows, also those of classes that are not chosen
     shown = {name: table[name] for name in table if name in used or (known is not None and name not in left_out)}
     data = _tables.build_table(
         known,
@@ -91,7 +85,7 @@ def build(
         task=task,
         splitting=splitting,
         parts=parts,
-        groups=_columns.grouping(table, group),
+        groups=_columns.grouping(table, [*group, *([] if group_split is None else [group_split])]),
     )
     return dataclasses.replace(data, notes=(*notes, *data.notes))
 

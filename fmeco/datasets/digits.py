@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from fmeco.core import Color, Data, DataSpec, ImageSize, Splitting
+from typing import Annotated
+
+from fmeco.core import Color, Data, DataSpec, ImageSize, Splitting, Without
 from fmeco.datasets import _images
 
 
 def build(
     known: DataSpec | None,
     *,
-    splitting: Splitting = Splitting(test_fraction=0.2),
+    splitting: Annotated[Splitting, Without("group_split")] = Splitting(test_fraction=0.2),
     image_size: ImageSize = None,
     color: Color = None,
 ) -> Data:

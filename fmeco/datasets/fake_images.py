@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fmeco.core import Color, Data, DataSpec, Doc, Ge, Gt, ImageSize, Splitting
+from fmeco.core import Color, Data, DataSpec, Doc, Ge, Gt, ImageSize, Splitting, Without
 from fmeco.datasets import _images
 
 
@@ -15,7 +15,7 @@ def build(
     num_classes: Annotated[int, Doc("classes, named class-0, class-1, ..."), Gt(1)] = 4,
     noise: Annotated[float, Doc("standard deviation of the noise, in units of the pattern's"), Ge(0)] = 1.0,
     pattern_seed: Annotated[int, Doc("another number draws other images"), Ge(0)] = 0,
-    splitting: Splitting = Splitting(),
+    splitting: Annotated[Splitting, Without("group_split")] = Splitting(),
     image_size: ImageSize = None,
     color: Color = None,
 ) -> Data:

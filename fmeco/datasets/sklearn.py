@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fmeco.core import Data, DataSpec, Splitting
+from typing import Annotated
+
+from fmeco.core import Data, DataSpec, Splitting, Without
 from fmeco.datasets import _tables
 
 NAMES = ("breast_cancer", "diabetes", "iris", "wine")
@@ -13,7 +15,7 @@ def build(
     whole: bool,
     arch: str,
     *,
-    splitting: Splitting = Splitting(test_fraction=0.2),
+    splitting: Annotated[Splitting, Without("group_split")] = Splitting(test_fraction=0.2),
 ) -> Data:
     from sklearn import datasets
 

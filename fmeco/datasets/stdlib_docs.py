@@ -6,8 +6,9 @@ import ast
 import inspect
 import sysconfig
 from pathlib import Path
+from typing import Annotated
 
-from fmeco.core import Data, DataError, DataSpec, Splitting, listing
+from fmeco.core import Data, DataError, DataSpec, Splitting, Without, listing
 from fmeco.datasets import _documents, _texts, _tokens
 
 MODULES = "modules"  # the class of what is no package but a file of its own
@@ -36,7 +37,7 @@ def build(
     known: DataSpec | None,
     whole: bool,
     *,
-    splitting: Splitting = Splitting(),
+    splitting: Annotated[Splitting, Without("group_split")] = Splitting(),
     vocabulary: int | None = None,
     length: int | None = None,
     lowercase: bool | None = None,

@@ -53,7 +53,9 @@ def build(
     splitting: Splitting = Splitting(),
 ) -> Data:
     files = _files(path, {"train": train, "val": val, "test": test}, whole)
-    layout = _documents.Layout(text, None if pack else label, tuple(columns) if columns else None, documents)
+    layout = _documents.Layout(
+        text, None if pack else label, tuple(columns) if columns else None, documents, splitting.group_split
+    )
     found, parts = _documents.merged(files, layout)
     return _texts.build_texts(
         known,

@@ -89,7 +89,7 @@ def build(
     *,
     root: Annotated[FilePath, Doc("folder that keeps the download")] = "data",
     download: Annotated[bool, Doc("fetch the data if it is not there")] = True,
-    splitting: Annotated[Splitting, Without("test_fraction")] = Splitting(val_fraction=0.1),
+    splitting: Annotated[Splitting, Without("test_fraction", "group_split")] = Splitting(val_fraction=0.1),
     image_size: ImageSize = None,
     color: Color = None,
 ) -> Data:

@@ -57,6 +57,15 @@ Fold = Annotated[
 ]
 
 
+GroupSplit = Annotated[
+    str | None,
+    Doc(
+        "keeps each group, such as a speaker, a patient or a customer, in one split, by a hash of its name: a table's column, "
+        "or a regular expression whose one group is that name in a file's path, such as '_([a-z]+)_'"
+    ),
+]
+
+
 @dataclass(frozen=True)
 class Splitting:
     """Choose a dataset's samples and split them: keys of `dataset:` that `build` is handed as one value.
@@ -71,6 +80,7 @@ class Splitting:
     val_fraction: ValFraction = 0.2
     test_fraction: TestFraction = 0.0
     split: Fold = None
+    group_split: GroupSplit = None
 
 
 class Without:
