@@ -7,7 +7,7 @@ from pathlib import Path
 from fmeco.config.dataset_argument import dataset_section, table_header
 from fmeco.config.load import load_config
 from fmeco.errors import ConfigError, DiskError
-from fmeco.plugins.registry import find
+from fmeco.plugins.registry import find, plugins
 
 PRETRAIN = """\
 # fmeco pretrain {pretrain}
@@ -29,19 +29,15 @@ seed: 0
 def write(folder: Path, dataset: str | None, backbone: str | None, force: bool) -> list[Path]:
     """Write pretrain.yaml and finetune.yaml. Without a dataset: the first five of scikit-learn's digits, then the others."""
     section = dataset_section(dataset) if dataset is not None else "digits"
-    table = (isinstance(section, dict) and section["name"] == "csv_table") or (
-        isinstance(section, str) and find("datasets", section)[0].name == "sklearn"
-    )
-    if isinstance(section, dict) and section["name"] == "csv_table":
+    found = plugins("datasets")[section["name"]] if isinstance(section, dict) else find("datasets", section)[0]
+    starter = found.starter
+    if isinstance(section, dict) and "column" in starter:
         columns = table_header(Path(section["path"]))
-        section["target"] = "label" if "label" in columns else columns[-1]
+        section[starter["column"]] = "label" if "label" in columns else columns[-1]
     if isinstance(section, dict):
         first = second = (
             "{"
-            + ", ".join(
-                f"{key}: {value!r}" if key in ("path", "target") else f"{key}: {value}"
-                for key, value in section.items()
-            )
+            + ", ".join(f"{key}: {value}" if key == "name" else f"{key}: {value!r}" for key, value in section.items())
             + "}"
         )
     elif section == "digits":
@@ -51,8 +47,7 @@ def write(folder: Path, dataset: str | None, backbone: str | None, force: bool) 
         )
     else:
         first = second = f"{{name: {section}}}"
-    text = isinstance(section, dict) and section["name"] == "text"
-    chosen = backbone or ("mlp" if table else "transformer" if text else "resnet18")
+    chosen = backbone or starter.get("backbone", "resnet18")
     paths = [folder / "pretrain.yaml", folder / "finetune.yaml"]
     if taken := [str(path) for path in paths if path.exists() and not force]:
         raise ConfigError(f"{' and '.join(taken)} exist already", "--force replaces them")

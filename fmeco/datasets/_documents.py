@@ -78,7 +78,7 @@ def read_documents(path: str, layout: Layout) -> Documents:
     if layout.group is None:
         return found
     rows = [name.rpartition(":")[2] for name in found.names]
-    groups = _groups.in_table(found.others, layout.group, [file.name] * len(rows), path, rows)
+    groups = _groups.find(found.others, layout.group, [file.name] * len(rows), path, rows)
     return found._replace(groups=groups.names, others={**found.others, groups.called: groups.names})
 
 

@@ -15,7 +15,7 @@ from fmeco.datasets._files import Files, FileSamples, Labelled, check_once
 
 
 class Layout(NamedTuple):
-    """Where a table says what of its files, under the names of the keys that a config has for it."""
+    """Hold the keys of a config that say where a table has what."""
 
     split_column: str | None = None
     root: str | None = None  # the folder of the files, if it is not the table's
@@ -47,7 +47,7 @@ def in_table(
     names = [files[i] for i in kept]
     columns, groups = {name: table[name] for name in table if name != layout.path_column}, None
     if splitting.group_split is not None:
-        groups = _groups.in_table(table, splitting.group_split, files, path)
+        groups = _groups.find(table, splitting.group_split, files, path)
         columns[groups.called] = groups.names
         groups = groups._replace(names=[groups.names[i] for i in kept])
     given = None
@@ -75,7 +75,7 @@ def in_table(
 
 
 def _listed(kind: type[FileSamples], files: Sequence[str], folder: Path, path: str) -> Files:
-    """The files of a table's rows. Raises DataError for rows without one, files named twice, and files that are not there."""
+    """Look up the file of each row. Raises DataError for rows without one, files named twice, and files that are not there."""
     if blank := [line for line, file in enumerate(files, 2) if not file]:
         raise DataError(f"{clean(path)}: no {kind.one} in line {listing(blank)}")
     check_once(files, path)
@@ -84,14 +84,14 @@ def _listed(kind: type[FileSamples], files: Sequence[str], folder: Path, path: s
 
 
 def _said(labels: Mapping[str, Sequence[str]], layout: Layout, splitting: Splitting, path: str) -> list[str]:
-    """The transcript of each row."""
+    """Read the transcript of each row."""
     if splitting.classes is not None:
         raise ConfigError("dataset.classes: choosing classes is not possible for transcripts")
     return _transcripts.transcripts(labels, path, layout.lowercase)
 
 
 def _no_targets(count: int) -> _targets.Targets:
-    """Every row, with nothing to balance a split by."""
+    """Keep every row, with nothing to balance a split by."""
     return _targets.Targets({}, {}, np.zeros(count, np.int64), np.arange(count), [])
 
 

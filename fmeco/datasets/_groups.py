@@ -1,4 +1,4 @@
-"""Find the group of each sample: its speaker, its patient, its customer."""
+"""Find the group of each sample, such as its speaker, its patient or its customer."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ class Groups(NamedTuple):
     called: str
 
 
-def in_table(
+def find(
     table: Mapping[str, list[str]], wanted: str, files: Sequence[str], path: str, rows: Sequence[object] | None = None
 ) -> Groups:
-    """Read groups from a table's column `wanted`, or, where that is a pattern, from the paths of files (N,). rows (N,): their
-    numbers, for messages."""
+    """Find groups in a table's column `wanted`, or, where that is a pattern, in the paths of files (N,).
+
+    rows: (N,), their numbers, for messages.
+    """
     if wanted not in table and "(" in wanted:  # what has no group can only be meant as a column
         return Groups(in_paths(files, wanted), CALLED if CALLED not in table else "group_split")
     groups = in_column(table, wanted, path)
@@ -48,15 +50,17 @@ def check_named(
     missing: Callable[[str], bool] = operator.not_,
     rows: Sequence[object] | None = None,
 ) -> None:
-    """Raises DataError that names the rows of a column whose cell is `missing`."""
+    """Check that every row has a group. Raises DataError that names those whose cell is `missing`."""
     rows = range(2, len(groups) + 2) if rows is None else rows
     if blank := [row for row, value in zip(rows, groups, strict=True) if missing(value)]:
         raise DataError(f"{clean(path)}: no value of column '{clean(name)}' in row {listing(blank)}")
 
 
 def in_paths(paths: Sequence[str], pattern: str) -> list[str]:
-    """Find groups in paths: what the one group of a regular expression finds first. Raises ConfigError for a pattern that is
-    no such expression, DataError for paths in which it finds nothing."""
+    """Find groups in paths by a regular expression, whose one group is the name.
+
+    Raises ConfigError for a pattern that is no such expression, DataError for paths in which it finds nothing.
+    """
     try:
         expression = re.compile(pattern)
     except re.error as error:

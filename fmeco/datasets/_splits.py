@@ -61,8 +61,10 @@ def split(names: Sequence[str], codes: Indices, how: Splitting) -> dict[str, Ind
 
 
 def by_group(groups: Sequence[str], how: Splitting) -> dict[str, Indices]:
-    """Positions of train, val and test by a hash of each sample's group, all of which is in one of them. The shares are of
-    groups, so that more samples of the same ones move nobody. Raises DataError for too few groups."""
+    """Split samples by a hash of their group's name, so that a group is in one split.
+
+    The shares are of groups: more samples of the same ones move nobody. Raises DataError for too few groups.
+    """
     names = sorted(set(groups))
     parts = split(names, np.zeros(len(names), np.int64), how)
     wanted = ("train", "val", "test") if how.test_fraction else ("train", "val")
@@ -76,7 +78,7 @@ def by_group(groups: Sequence[str], how: Splitting) -> dict[str, Indices]:
 
 
 def check_apart(parts: Mapping[str, Sequence[str]]) -> None:
-    """Raises DataError that names the groups of which two splits hold samples: whom training knows, no test asks about."""
+    """Check that no group has samples in two splits. Raises DataError that names those that have."""
     for (one, first), (other, second) in itertools.combinations(parts.items(), 2):
         if both := sorted(set(first) & set(second)):
             raise DataError(
@@ -94,8 +96,10 @@ def assign(
     given: Mapping[str, Indices] | None = None,
     groups: Sequence[str] | None = None,
 ) -> dict[str, Indices]:
-    """Positions of train, val and test: of splits that are `given`; of a `whole` all, for testing; else by hash. Training
-    keeps at most `limit_per_class` of a class."""
+    """Assign positions to train, val and test: as `given`; of a `whole` all to test; else by a hash of names or groups.
+
+    Training keeps at most `limit_per_class` of a class.
+    """
     if given is not None:
         parts = dict(given)
     elif whole:

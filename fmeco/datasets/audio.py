@@ -15,6 +15,8 @@ from fmeco.core import CheckpointError, ConfigError, Data, DataSpec, Doc, FilePa
 from fmeco.datasets import _audio, _file_tables, _files, _folders
 
 SUFFIXES = (".wav", ".flac")
+FILES = (".csv", ".tsv", ".parquet")
+LAYOUT = ("path_column", "label_column", "task", "separator", "lowercase", "split_column?")
 RENAMED = {"speaker": "group_split"}
 
 
@@ -122,7 +124,7 @@ def build(
 
 
 def _check_no_layout(layout: _file_tables.Layout) -> None:
-    """Raises ConfigError for keys of a table, where the recordings are in folders."""
+    """Check that no key of a table is given for recordings in folders. Raises ConfigError."""
     usual = _file_tables.Layout()._asdict()
     if key := next((key for key, value in layout._asdict().items() if value != usual[key]), None):
         hint = "a recognised text is a column of a table, beside one of paths" if layout.task == "text" else ""

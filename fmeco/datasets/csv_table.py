@@ -11,6 +11,11 @@ import numpy as np
 from fmeco.core import ConfigError, Data, DataSpec, Doc, FilePath, Samples, Splitting, clean, listing, nearest
 from fmeco.datasets import _columns, _groups, _splits, _tables, _targets, _times
 
+FILES = (".csv", ".tsv", ".parquet")
+FALLBACK = True
+LAYOUT = ("target", "features", "task", "drop?", "group?", "time?", "split_column?")
+STARTER = {"backbone": "mlp", "column": "target"}
+
 
 def build(
     known: DataSpec | None,

@@ -10,6 +10,8 @@ from fmeco.datasets._histories import read as read
 
 SENTENCES = True  # `predict` may be given a history itself, or FILE:USER
 TABLES = True  # --dataset TABLE with a checkpoint of events is a table of events
+FILES = (".csv", ".tsv", ".parquet")
+LAYOUT = ("user", "item", "time", "columns")
 
 
 def build(

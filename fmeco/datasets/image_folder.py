@@ -10,6 +10,7 @@ from fmeco.core import Color, Data, DataSpec, Doc, FilePath, ImageSize, Samples,
 from fmeco.datasets import _files, _folders, _images
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+FALLBACK = True
 
 
 def build(

@@ -8,6 +8,7 @@ from fmeco.core import Data, DataSpec, Splitting, Without
 from fmeco.datasets import _tables
 
 NAMES = ("breast_cancer", "diabetes", "iris", "wine")
+STARTER = {"backbone": "mlp"}
 
 
 def build(

@@ -11,6 +11,7 @@ from typing import Annotated
 from fmeco.core import Data, DataError, DataSpec, Splitting, Without, listing
 from fmeco.datasets import _documents, _texts, _tokens
 
+STARTER = {"backbone": "transformer"}
 MODULES = "modules"  # the class of what is no package but a file of its own
 
 # Packages that every Python has, with documentation enough; those of a version differ a little from those of another.

@@ -10,6 +10,9 @@ from fmeco.datasets import _documents, _texts, _tokens
 from fmeco.datasets._texts import read as read
 
 SENTENCES = True  # `predict` may be given texts themselves
+FILES = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet")
+LAYOUT = ("text", "label", "columns", "documents", "task")
+STARTER = {"backbone": "transformer"}
 
 _STEMS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test", "testing")}
 

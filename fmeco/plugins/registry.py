@@ -58,6 +58,13 @@ class Plugin:
     help: str  # first line of the docstring
     names: tuple[str, ...]  # architectures or datasets of a library this file stands for
     suffixes: tuple[str, ...]  # of the files that a dataset of class folders reads
+    files: tuple[str, ...]  # suffixes of the files that a dataset reads as a whole, such as tables
+    lists: str  # the dataset whose files a table names, where another one reads such tables
+    fallback: bool  # it is the dataset of a folder or file, where nothing tells of which one it is
+    layout: tuple[
+        str, ...
+    ]  # the keys that --dataset FILE inherits from a checkpoint; NAME? where the file has the column
+    starter: Mapping[str, str]  # what `fmeco init` writes: "backbone", and "column", the key of the column to learn
     qualified: bool  # its names are known as PLUGIN/NAME alone
     open: bool  # it takes PLUGIN/ANYTHING: what its names are is not fmeco's to list
     tables: bool  # --dataset TABLE with a checkpoint that it made data for is read by it
@@ -237,6 +244,11 @@ def _read(kind: str, name: str, file: Path, module: str, function: str = "build"
         help=doc.split("\n\n")[0].replace("\n", " "),
         names=tuple(names),
         suffixes=tuple(literal(tree, "SUFFIXES", file) or ()),
+        files=tuple(literal(tree, "FILES", file) or ()),
+        lists=literal(tree, "LISTS", file) or "",
+        fallback=bool(literal(tree, "FALLBACK", file)),
+        layout=_layout(tree, fields, file),
+        starter=literal(tree, "STARTER", file) or {},
         qualified=bool(literal(tree, "QUALIFIED", file)),
         open=bool(literal(tree, "OPEN", file)),
         tables=bool(literal(tree, "TABLES", file)),
@@ -253,7 +265,7 @@ def _read(kind: str, name: str, file: Path, module: str, function: str = "build"
 
 
 def _fields(node: ast.FunctionDef, file: Path) -> tuple[dict[str, tuple[Any, Any]], dict[str, KeyGroup]]:
-    """The user's keys, each with its type and default; and the parameters that are handed several of them as one value."""
+    """Read the user's keys, each with its type and default, and the parameters that are handed several of them at once."""
     fields: dict[str, tuple[Any, Any]] = {}
     groups: dict[str, KeyGroup] = {}
     for arg, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True):
@@ -272,6 +284,15 @@ def _fields(node: ast.FunctionDef, file: Path) -> tuple[dict[str, tuple[Any, Any
             raise ConfigError(f"{where}: the key {listing(twice)} is there twice")
         fields |= added
     return fields, groups
+
+
+def _layout(tree: ast.Module, fields: Mapping[str, Any], file: Path) -> tuple[str, ...]:
+    layout = tuple(literal(tree, "LAYOUT", file) or ())
+    if strange := [key for key in layout if key.removesuffix("?") not in fields]:
+        raise ConfigError(
+            f"{file}: LAYOUT names {listing(strange)}, and build() has no such key{nearest(strange[0], fields)}"
+        )
+    return layout
 
 
 def _import_file(file: Path) -> ModuleType:
