@@ -198,7 +198,7 @@ def speech(given: argparse.Namespace, tell: Tell) -> Mapping[str, str]:
                 part = "test" if who == tests else "val" if who == validates else "train"
                 rows.writerow([name, Path(name).parts[0], who, part])
         sounds = {"name": "audio", "path": str(out / "digits.csv"), "root": str(given.data)}
-        sounds |= {"split_column": "split", "speaker": "speaker"}
+        sounds |= {"split_column": "split", "group_split": "speaker"}
         masked = source(
             out / "source",
             dataset={**sounds, "sample_rate": 8000},

@@ -39,7 +39,7 @@ MORE = 4  # times as many epochs, at most, where there are fewer strings
 SECONDS = 3.0  # strings that are longer are left out
 # A step of 40 ms; positions that are rotations fit recordings of any length.
 BACKBONE = {"name": "transformer", "width": 96, "depth": 4, "patch": [32, 4], "positions": "rotary"}
-SOUNDS = {"name": "audio", "sample_rate": 8000, "mels": 32, "split_column": "split", "speaker": "speaker"}
+SOUNDS = {"name": "audio", "sample_rate": 8000, "mels": 32, "split_column": "split", "group_split": "speaker"}
 MASKS = {"name": "specaugment", "time": 0.03}  # a share of 3 s: a mask must not hide a word
 
 

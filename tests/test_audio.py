@@ -180,13 +180,13 @@ def test_a_speaker_is_in_one_split_and_stays_there() -> None:
 def test_what_would_leak_a_speaker_is_refused_by_name() -> None:
     tones(Path("p/train"))
     tones(Path("p/val"), each=2)
-    with pytest.raises(DataError, match="ann, bob can be heard in the train and in the val split"):
+    with pytest.raises(DataError, match="'ann', 'bob' in both the train and the val split"):
         build(**{**SMALL, "path": "p"}, speaker=SPEAKER)
     for speaker, error, message in (
         ("(", ConfigError, "not a regular expression"),
         ("[a-z]+_", ConfigError, "0 groups"),
-        ("(x)", DataError, "finds no speaker in the name of high/ann_00.wav"),
-        (r"(\.)wav", DataError, "1 speakers"),
+        ("(x)", DataError, "finds no group in the path of high/ann_00.wav"),
+        (r"(\.)wav", DataError, "1 groups \\(\\.\\) are too few"),
     ):
         with pytest.raises(error, match=message):
             build(**{**SMALL, "path": "p/train"}, speaker=speaker)

@@ -18,7 +18,7 @@ from PIL import Image
 from fmeco.config.load import choose
 from fmeco.core import Data, mix, uniform
 from fmeco.data.order import chunks, epoch_order
-from fmeco.datasets import _images, _splits
+from fmeco.datasets import _classes, _images
 from fmeco.errors import DataError
 
 from .conftest import COLOURS, Answer, photos, picture, write
@@ -156,8 +156,8 @@ def test_given_split_folders_and_their_spellings() -> None:
 
 
 def test_numeric_class_names_sort_as_numbers() -> None:
-    assert _splits.natural(["10", "9", "1"]) == ["1", "9", "10"]
-    assert _splits.natural(["b", "a10", "a9"]) == ["a10", "a9", "b"]
+    assert _classes.natural(["10", "9", "1"]) == ["1", "9", "10"]
+    assert _classes.natural(["b", "a10", "a9"]) == ["a10", "a9", "b"]
 
 
 def test_table_kinds_statistics_and_missing_values() -> None:

@@ -195,10 +195,10 @@ def test_a_finetuned_checkpoint_needs_no_folder(kind: str, fmeco: Fmeco) -> None
 
 
 def test_a_text_keeps_its_special_tokens_when_it_is_cut() -> None:
-    from fmeco.datasets import _texts
+    from fmeco.datasets import _tokens
 
-    words = _texts.load(tokenizer(BODIES["roberta"][1]).to_str(), "x")
-    whole, cut, joined = (_texts.encode(words, ["the cat and the saw", ""], n) for n in (40, 4, None))
+    words = _tokens.load(tokenizer(BODIES["roberta"][1]).to_str(), "x")
+    whole, cut, joined = (_tokens.encode(words, ["the cat and the saw", ""], n) for n in (40, 4, None))
     first, last = 0 + 1, 2 + 1  # <s> and </s>, with the offset
     plain = [i + 1 for i in words.encode("the cat and the saw", add_special_tokens=False).ids]
     assert whole.ids.tolist() == [first, *plain, last]
@@ -207,7 +207,7 @@ def test_a_text_keeps_its_special_tokens_when_it_is_cut() -> None:
     assert lengths(cut.ends) == [4, 0], "an empty text stays empty, and is told"
     assert joined.ids.tolist() == plain
     with pytest.raises(ConfigError, match="leaves no room"):
-        _texts.encode(words, ["a"], 2)
+        _tokens.encode(words, ["a"], 2)
 
 
 def lengths(ends: Any) -> list[int]:

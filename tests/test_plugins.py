@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 import fmeco as api
+from fmeco.config.load import choose
+from fmeco.core import Splitting
 from fmeco.errors import ConfigError
 from fmeco.plugins import registry as plugins
 
@@ -124,6 +126,16 @@ class Jitter(Augment):
 def build(*, scale: Annotated[float, Doc("standard deviation"), Ge(0)] = 0.05) -> Augment:
     return Jitter(scale)
 '''
+SPLIT = '''
+"""Say how it is to be split."""
+from typing import Annotated
+from fmeco.core import DataSpec, Splitting, Without
+
+KIND = "dataset"
+
+def build(known: DataSpec | None, *, path: str = "", splitting: {}):
+    return path, splitting
+'''
 FILES = {"moons": DATASET, "fourier": BACKBONE, "hinge": OBJECTIVE, "jitter": AUGMENT}
 
 
@@ -186,6 +198,11 @@ def test_one_strangers_plugin_of_each_kind(strangers: list[str], fmeco: Fmeco, m
         ('KIND = "augment"\ndef build(*, x: Foo = 1): ...', "cannot read the type"),
         ('KIND = "augment"\ndef build(*, x: int = f()): ...', "x"),
         ("def build(:", "invalid syntax"),
+        (SPLIT.format("Splitting | None = None"), "stands alone"),
+        (SPLIT.format("Splitting = {'val_fraction': 0.1}"), "its default is written Splitting(key=value)"),
+        (SPLIT.format("Splitting = Splitting(val_fractoin=0.1)"), "no key val_fractoin (did you mean 'val_fraction'?)"),
+        (SPLIT.format('Annotated[Splitting, Without("fold")] = Splitting()'), "no key fold"),
+        (SPLIT.format("Splitting = Splitting(), split: str = ''"), "the key split is there twice"),
     ],
 )
 def test_what_is_wrong_with_a_plugin_is_said(text: str, message: str) -> None:
@@ -193,6 +210,27 @@ def test_what_is_wrong_with_a_plugin_is_said(text: str, message: str) -> None:
         plugins.add_file(write("p.py", text))
     assert message in caught.value.message
     assert "p.py" in caught.value.message or message == "poet"
+
+
+def test_keys_of_a_group_are_flat_in_a_config_and_one_value_for_a_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugins, "_EXTRA", {})
+    text = SPLIT.format(
+        'Annotated[Splitting, Without("limit_seed", "split", "group_split")] = Splitting(val_fraction=0.5)'
+    )
+    plugins.add_file(write("apart.py", text))
+    choice = choose("dataset", {"name": "apart", "classes": ["a", "b"], "test_fraction": 0.1})
+    options = {"classes": ["a", "b"], "limit_per_class": None, "val_fraction": 0.5, "test_fraction": 0.1}
+    assert choice.to_dict() == {"name": "apart", "path": "", **options}
+    assert choice.plugin.build({"known": None}, choice.options) == ("", Splitting(**options))
+    for raw, message in (
+        ({"val_fraction": 1.5}, "dataset.val_fraction: expected a number < 1.0, got 1.5"),
+        ({"val_fractoin": 0.5}, "dataset.val_fractoin: unknown key (did you mean 'val_fraction'?)"),
+        ({"limit_seed": 1}, "dataset.limit_seed: unknown key"),
+        ({"splitting": {}}, "dataset.splitting: unknown key"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            choose("dataset", {"name": "apart", **raw})
+        assert message in caught.value.message
 
 
 def test_reading_a_plugin_does_not_run_it() -> None:

@@ -14,7 +14,7 @@ from sklearn import metrics as sk
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from fmeco.core import Data, Target
-from fmeco.datasets import _tables
+from fmeco.datasets import _columns, _times
 from fmeco.errors import ConfigError, DataError
 from fmeco.nn.metrics import calibration_error, recall_at_precision
 
@@ -65,13 +65,13 @@ def test_the_newest_rows_are_tested_and_a_day_stays_together() -> None:
     write("three.csv", "x,t,label\n" + "\n".join(f"{i},{i % 3},{'ab'[i // 3 % 2]}" for i in range(60)))
     three = build(name="csv_table", path="three.csv", time="t", val_fraction=0.1)
     assert three.spec.sizes == {"train": 40, "val": 20}
-    assert set(_tables._moments(["2024-01-01T01:00:00+01:00", "2024-01-01T00:00:00Z"], "p", "t")) == {1704067200.0}
+    assert set(_times.moments(["2024-01-01T01:00:00+01:00", "2024-01-01T00:00:00Z"], "p", "t")) == {1704067200.0}
     for values, reason in (
         (["1", "soon"], "row 3: 'soon' is no time"),
         (["2024-01-01", "2024-01-01T00:00Z"], "have a zone"),
     ):
         with pytest.raises(DataError, match=reason):
-            _tables._moments(values, "p", "t")
+            _times.moments(values, "p", "t")
     with pytest.raises(ConfigError, match="group_split"):
         build(name="csv_table", path="loans.csv", time="day", group_split="customer")
 
@@ -87,27 +87,27 @@ def test_a_customer_is_in_one_split() -> None:
     moved = [({row[2] for row in rows} - {"new"}) ^ homes[part] for part, rows in lines_of(more, "more.csv").items()]
     assert sum(map(len, moved)) <= 5, "a new customer moves at most one other at each border"
     write("given.csv", "x,who,part,label\n1,ann,train,a\n2,bob,train,b\n3,eve,val,a\n4,bob,test,b\n")
-    with pytest.raises(DataError, match="'bob' of column 'who' is in both train and test"):
+    with pytest.raises(DataError, match="group_split: 'bob' in both the train and the test split"):
         build(name="csv_table", path="given.csv", group_split="who", split_column="part")
 
 
 def test_whole_columns_read_as_cell_by_cell() -> None:
     column = ["1", " 2.5 ", "", "NA", "nan", "inf", "x", "1e400", "-3", "1_0"]
-    found = _tables.cells(column)
+    found = _columns.cells(column)
     for i, cell in enumerate(column):
-        assert found.missing[i] == _tables.is_missing(cell)
-        assert (i in found.strange) == (not _tables.is_missing(cell) and not _tables.is_number(cell))
-        assert found.values[i] == (float(cell) if _tables.is_number(cell) else 0.0)
+        assert found.missing[i] == _columns.is_missing(cell)
+        assert (i in found.strange) == (not _columns.is_missing(cell) and not _columns.is_number(cell))
+        assert found.values[i] == (float(cell) if _columns.is_number(cell) else 0.0)
 
 
 def test_parquet_is_the_csv_of_the_same_table(fmeco: Fmeco, monkeypatch: pytest.MonkeyPatch) -> None:
     polars = pytest.importorskip("polars")
     loans()
     polars.read_csv("loans.csv", try_parse_dates=True).write_parquet("loans.parquet")
-    table = _tables.read_table("loans.parquet")
-    assert table == _tables.read_table("loans.csv")
+    table = _columns.read_table("loans.parquet")
+    assert table == _columns.read_table("loans.csv")
     polars.DataFrame({"x": [1.5, None, 2.0]}).write_parquet("one.parquet")
-    assert _tables.read_table("one.parquet") == {"x": ["1.5", "", "2.0"]}, "a row without any value is a row"
+    assert _columns.read_table("one.parquet") == {"x": ["1.5", "", "2.0"]}, "a row without any value is a row"
     config_ = tiny(dataset={}, backbone={"name": "mlp", "hidden": [8]}, train={"epochs": 1})
     config_["dataset"] = {"name": "csv_table", "path": "loans.parquet", "drop": ["customer", "day"]}
     assert fmeco("pretrain", write("c.yaml", config_), "--out", "run").code == 0

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fmeco.core import Batch, Data, DataSpec, InputSpec, Target
-from fmeco.datasets import _series, _tables
+from fmeco.datasets import _series, _times
 from fmeco.errors import ConfigError, DataError
 from fmeco.inference import model as use
 from fmeco.nn.intervals import bootstrap
@@ -285,7 +285,7 @@ def test_baselines_equal_their_definitions(fmeco: Fmeco) -> None:
     ],
 )
 def test_the_times_that_follow_are_written_like_those_before(times: list[str], wanted: list[str]) -> None:
-    assert _series.following(times, _tables._moments(times, "t.csv", "time"), 2) == wanted
+    assert _series.following(times, _times.moments(times, "t.csv", "time"), 2) == wanted
 
 
 def test_positions_are_counted_from_the_newest_patch() -> None:

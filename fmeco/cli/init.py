@@ -11,6 +11,7 @@ from fmeco.cli.options import Datasets, Force, command, one_dataset
 from fmeco.errors import ConfigError, DiskError
 
 ORDER = 6
+DEFAULT_BACKBONE = "resnet18"  # of datasets that name none in their STARTER
 
 PRETRAIN = """\
 # fmeco pretrain {pretrain}
@@ -69,24 +70,25 @@ def write(folder: Path, dataset: str | None, backbone: str | None, force: bool) 
 
 
 def _sections(dataset: str | None) -> tuple[str, str, str]:
-    """The dataset to pretrain on, the one to finetune on, and a backbone for them, as YAML."""
+    """Write, as YAML, the dataset to pretrain on and the one to finetune on; and choose a backbone for them."""
     from fmeco.config.dataset_argument import dataset_section, table_header
-    from fmeco.plugins.registry import find
+    from fmeco.plugins.registry import find, plugins
 
     section = dataset_section(dataset) if dataset is not None else "digits"
     if section == "digits":
         return (
             "{name: digits, classes: [0, 1, 2, 3, 4]}",
             "{name: digits, classes: [5, 6, 7, 8, 9], limit_per_class: 10}",
-            "resnet18",
+            DEFAULT_BACKBONE,
         )
+    plugin = plugins("datasets")[section["name"]] if isinstance(section, dict) else find("datasets", section)[0]
+    starter = plugin.starter
     if isinstance(section, str):
-        table = find("datasets", section)[0].name == "sklearn"
         written = f"{{name: {section}}}"
-        return written, written, "mlp" if table else "resnet18"
-    if section["name"] == "csv_table":
-        columns = table_header(Path(section["path"]))
-        section["target"] = "label" if "label" in columns else columns[-1]
-    pairs = (f"{key}: {value!r}" if key in ("path", "target") else f"{key}: {value}" for key, value in section.items())
-    written = "{" + ", ".join(pairs) + "}"
-    return written, written, {"csv_table": "mlp", "text": "transformer"}.get(section["name"], "resnet18")
+    else:
+        if "column" in starter:
+            columns = table_header(Path(section["path"]))
+            section[starter["column"]] = "label" if "label" in columns else columns[-1]
+        pairs = (f"{key}: {value}" if key == "name" else f"{key}: {value!r}" for key, value in section.items())
+        written = "{" + ", ".join(pairs) + "}"
+    return written, written, starter.get("backbone", DEFAULT_BACKBONE)

@@ -13,6 +13,7 @@ from fmeco.core.data import (
     InputSpec,
     Samples,
     View,
+    Wrapped,
     fit,
     pad,
     same_modality,
@@ -46,9 +47,11 @@ from fmeco.plugins.keys import (
     ObjectiveSection,
     Ref,
     Scalar,
+    Splitting,
     TeacherMomentum,
     TestFraction,
     ValFraction,
+    Without,
 )
 from fmeco.plugins.registry import Ge, Gt, Le, Lt
 
@@ -88,6 +91,7 @@ __all__ = [
     "Ref",
     "Samples",
     "Scalar",
+    "Splitting",
     "Target",
     "Teacher",
     "TeacherMomentum",
@@ -95,6 +99,8 @@ __all__ = [
     "Tokens",
     "ValFraction",
     "View",
+    "Without",
+    "Wrapped",
     "clean",
     "fit",
     "known",

@@ -127,6 +127,33 @@ class Samples(ABC):
         return [dict(answer)]
 
 
+class Wrapped(Samples):
+    """Hand on all that other samples say of themselves. A wrapper overrides what it changes: after `super().__init__` for
+    an attribute, and by a method of its own for a method."""
+
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
+        for name in _SAID:
+            setattr(self, name, getattr(samples, name))
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Inputs:
+        return self.samples[index]
+
+    def name(self, index: int) -> str:
+        return self.samples.name(index)
+
+    def answers(self, index: int, answer: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return self.samples.answers(index, answer)
+
+
+_SAID = [
+    name for name, value in vars(Samples).items() if not (name.startswith("_") or callable(value))
+]  # its attributes
+
+
 @dataclass(frozen=True)
 class Data:
     """What a dataset plug-in builds. `notes` are findings that the user should read (skipped folders, ...)."""

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fmeco.core import Inputs, Samples
+from fmeco.core import Inputs, Samples, Wrapped
 
 _RECORD = struct.Struct("<QII")  # of a sample: where it begins (0: nowhere), how long it is, its CRC-32
 _MAGIC = b"fmeco-1\n"
@@ -39,7 +39,7 @@ def folder() -> Path:
 # ---------------------------------------------------------------- decoded on the disk
 
 
-class Decoded(Samples):
+class Decoded(Wrapped):
     """Samples whose decoded tensors are kept in a file, shared by threads, loader workers, ranks and later runs.
 
     `KEY.data` holds the samples in the order they were read, `KEY.index` one record for each position. A sample is
@@ -50,21 +50,14 @@ class Decoded(Samples):
 
     def __init__(self, samples: Samples, home: Path, limit: float) -> None:
         """limit: bytes of `KEY.data`; what does not fit is read from the source each time. Raises OSError."""
-        self.samples, self.limit = samples, limit
-        self.targets, self.notes, self.content = samples.targets, samples.notes, samples.content
-        self.lengths = samples.lengths
+        super().__init__(samples)
+        self.limit = limit
         home.mkdir(parents=True, exist_ok=True)
         self.paths = (home / f"{samples.content}.index", home / f"{samples.content}.data")
         self.checked = np.zeros(len(samples), dtype=np.bool_)
         self.handles: tuple[int, int, int] = (0, 0, 0)  # of this process: its id, the index, the data
         self._open()
         os.utime(self.paths[1])  # used now, for `prune`
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def name(self, index: int) -> str:
-        return self.samples.name(index)
 
     def __getitem__(self, index: int) -> Inputs:
         found = self._get(index)

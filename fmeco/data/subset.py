@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fmeco.core import Data, Inputs, Samples
+from fmeco.core import Data, Inputs, Samples, Wrapped
 
 
-class Part(Samples):
+class Part(Wrapped):
     """Some samples of a split."""
 
     def __init__(self, samples: Samples, at: Tensor) -> None:
-        self.samples, self.at = samples, at.tolist()
+        super().__init__(samples)
+        self.at = at.tolist()
         self.targets = {
             name: values[at] if isinstance(values, Tensor) else [values[i] for i in self.at]
             for name, values in samples.targets.items()
         }
-        self.in_memory = samples.in_memory
+        self.groups = {name: [values[i] for i in self.at] for name, values in samples.groups.items()}
         self.tensors = None if samples.tensors is None else {name: x[at] for name, x in samples.tensors.items()}
         self.lengths = None if samples.lengths is None else samples.lengths[at]
         digest = hashlib.sha256(f"{samples.content} {self.at}".encode()).hexdigest()
         self.content = digest if samples.content else ""
+        self.block = max(1, round(samples.block * len(self.at) / max(1, len(samples))))  # fewer in a row are alike
 
     def __len__(self) -> int:
         return len(self.at)
@@ -34,6 +38,9 @@ class Part(Samples):
 
     def name(self, index: int) -> str:
         return self.samples.name(self.at[index])
+
+    def answers(self, index: int, answer: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return self.samples.answers(self.at[index], answer)
 
 
 def fraction(data: Data, share: float, seed: int) -> Data:

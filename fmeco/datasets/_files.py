@@ -1,4 +1,4 @@
-"""Samples that are files: folders of class folders, tables of paths, and what every such dataset shares."""
+"""Read samples that are files: what folders of class folders and tables of paths share."""
 
 from __future__ import annotations
 
@@ -14,17 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from fmeco.core import ConfigError, Data, DataError, DataSpec, Inputs, Samples, Target, clean, listing
-from fmeco.datasets import _splits, _tables, _transcripts
-
-_FOLDERS = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
+from fmeco.core import Data, DataError, DataSpec, Inputs, Samples, Target, clean, listing
+from fmeco.datasets import _columns, _splits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +94,8 @@ class Labelled(NamedTuple):
     targets: dict[str, Target]
     fingerprint: str
     notes: list[str]
-    groups: dict[str, _tables.Table]  # by split: columns to measure by
+    groups: dict[str, _columns.Table]  # by split: columns to measure by
+    grouped_by: str | None = None  # the one of these columns whose groups are in one split each
 
 
 def data(kind: type[FileSamples], spec: DataSpec, found: Labelled) -> Data:
@@ -154,9 +148,6 @@ def reason(path: str, error: object) -> str:
     return clean(error) or type(error).__name__
 
 
-# ---------------------------------------------------------------- folders
-
-
 def scan(kind: type[FileSamples], suffixes: Collection[str], root: Path, notes: list[str]) -> Files:
     """Files below `root` whose names end in one of `suffixes`, sorted by relative path.
 
@@ -201,254 +192,7 @@ def scan(kind: type[FileSamples], suffixes: Collection[str], root: Path, notes: 
     return Files.of(root, paths, sizes, times)
 
 
-def in_folders(
-    kind: type[FileSamples],
-    suffixes: Collection[str],
-    known: DataSpec | None,
-    whole: bool,
-    *,
-    path: str | None,
-    given: Mapping[str, str | None],
-    classes: Sequence[str | int] | None,
-    limit_per_class: int | None,
-    limit_seed: int,
-    val_fraction: float,
-    test_fraction: float,
-    fold: Mapping[str, int] | None,
-    speaker: str | None = None,
-) -> Labelled:
-    """Files in class folders, below `path` or below the `given` folder of each split. speaker: a regular expression
-    that finds the speaker in a file's name; what was said by one stays in one split."""
-    notes: list[str] = []
-    folders = _folders(path, given, whole)
-    scanned = {part: _scan(kind, suffixes, folder, notes) for part, folder in folders.items()}
-    for part, folder in folders.items():
-        _inspect(kind, suffixes, folder, scanned[part].labels, notes)
-
-    # Classes are those of the training folder; every other folder is held to them by name.
-    first = next(iter(scanned))
-    old = known.targets.get("label") if known is not None else None
-    _, _, names, found = _splits.encode(scanned[first].labels, classes, old, str(folders[first]))
-    notes += found
-    target = Target("class", names)
-
-    parts: dict[str, tuple[Files, _splits.Indices]] = {}
-    for part, one in scanned.items():
-        present = set(one.labels)
-        chosen = None if classes is None else [c for c in classes if str(c) in present]
-        kept, codes, _, found = _splits.encode(one.labels, chosen, target, str(folders[part]), "the training folder")
-        notes += found if part != first else []
-        parts[part] = (one.files if len(kept) == len(one.files) else one.files.take(kept), codes)
-    if whole and "path" in parts:
-        parts = {"test": parts["path"]}
-    elif "path" in parts or ("train" in parts and "val" not in parts):
-        files, codes = parts.pop("path" if "path" in parts else "train")
-        held = 0.0 if "test" in parts else test_fraction
-        if speaker is None:
-            cut = _splits.split(files.names(), codes, val_fraction, held, fold)
-        else:
-            cut = _splits.by_speaker(_splits.speakers(files.names(), speaker), val_fraction, held, fold)
-        parts = {**{part: (files.take(at), codes[at]) for part, at in cut.items()}, **parts}
-    elif fold is not None:
-        raise ConfigError(f"dataset.split: {clean(path or given['train'])} has a validation folder of its own")
-    if "train" in parts and limit_per_class is not None:
-        files, codes = parts["train"]
-        at = _splits.limit(files.names(), codes, np.arange(len(files)), limit_per_class, limit_seed)
-        parts["train"] = (files.take(at), codes[at])
-    groups: dict[str, _tables.Table] = {part: {} for part in parts}
-    if speaker is not None:
-        said = {part: _splits.speakers(files.names(), speaker) for part, (files, _) in parts.items()}
-        _splits.apart(said)
-        groups = {part: {"speaker": names} for part, names in said.items()}
-    return Labelled(
-        {part: (files, {"label": torch.from_numpy(codes)}) for part, (files, codes) in parts.items()},
-        {"label": target},
-        _splits.fingerprint(
-            [row for files, _ in parts.values() for row in zip(files.names(), files.sizes.tolist(), strict=True)]
-        ),
-        notes,
-        groups,
-    )
-
-
-class _Scanned(NamedTuple):
-    files: Files
-    labels: list[str]  # the first folder of each path
-
-
-def _scan(kind: type[FileSamples], suffixes: Collection[str], folder: Path, notes: list[str]) -> _Scanned:
-    files = scan(kind, suffixes, folder, notes)
-    names = files.names()
-    inside = np.array([i for i, name in enumerate(names) if "/" in name], dtype=np.int64)  # loose files have no class
-    if len(inside) < len(files):
-        files, names = files.take(inside), [names[i] for i in inside]
-    return _Scanned(files, [name.partition("/")[0] for name in names])
-
-
-def _folders(path: str | None, parts: Mapping[str, str | None], whole: bool) -> dict[str, Path]:
-    """Where each split is. {"path": P} when P holds class folders directly. Training comes first."""
-    given = {part: Path(folder) for part, folder in parts.items() if folder is not None}
-    if (path is None) == (not given):
-        raise ConfigError("dataset: class folders need either `path` or `train` (with `val` and `test`)")
-    if path is not None:
-        root = Path(path)
-        if not root.is_dir():
-            raise DataError(f"{clean(path)}: {'not a folder' if root.exists() else 'no such folder'}")
-        present = {part: root / name for part, names in _FOLDERS.items() for name in names if (root / name).is_dir()}
-        given = present if "train" in present or (whole and present) else {"path": root}
-    elif "train" not in given and not whole:
-        raise ConfigError("dataset: class folders need `train` beside `val` and `test`")
-    for folder in given.values():
-        if not folder.is_dir():
-            raise DataError(f"{clean(folder)}: no such folder")
-    return given
-
-
-def _inspect(
-    kind: type[FileSamples], suffixes: Collection[str], folder: Path, labels: list[str], notes: list[str]
-) -> None:
-    empty = sorted(
-        {
-            entry.name
-            for entry in folder.iterdir()
-            if entry.is_dir() and not entry.is_symlink() and not entry.name.startswith((".", "__MACOSX"))
-        }
-        - set(labels)
-    )
-    if not labels:
-        loose = any(entry.suffix.lower() in suffixes for entry in folder.iterdir() if entry.is_file())
-        raise DataError(
-            f"{clean(folder)}: {f'{kind.many}, but no class folders' if loose else f'no {kind.many}'}",
-            f"put the {kind.many} of each class in a folder of its own, named after the class",
-        )
-    if empty:
-        raise DataError(
-            f"{clean(folder)}: no {kind.many} in the class folder {listing(empty)}",
-            "fill or remove it, or choose classes with dataset.classes",
-        )
-    lower: dict[str, str] = {}
-    for name in dict.fromkeys(labels):
-        if (twin := lower.setdefault(name.lower(), name)) != name:
-            notes.append(f"{folder}: the classes '{clean(twin)}' and '{clean(name)}' differ only in case")
-
-
-# ---------------------------------------------------------------- tables
-
-
-def in_table(
-    kind: type[FileSamples],
-    known: DataSpec | None,
-    whole: bool,
-    *,
-    path: str,
-    path_column: str,
-    label_column: str | Sequence[str],
-    split_column: str | None,
-    root: str | None,
-    task: str,
-    separator: str,
-    classes: list[str | int] | None,
-    limit_per_class: int | None,
-    limit_seed: int,
-    val_fraction: float,
-    test_fraction: float,
-    fold: Mapping[str, int] | None,
-    speaker: str | None = None,
-    lowercase: bool = False,
-) -> Labelled:
-    """Files that a table names, and their labels. speaker: a column, or a regular expression that finds the speaker in a
-    file's name; what was said by one stays in one split. task text: labels are transcripts, `lowercase` or as they are."""
-    table = _tables.read_table(path)
-    files = _tables.column(table, path_column, path)
-    labels = _tables.target_columns(table, label_column, path)
-    folder = Path(root or os.path.dirname(path) or ".")
-    if blank := [i + 2 for i, file in enumerate(files) if not file]:
-        raise DataError(f"{clean(path)}: no {kind.one} in line {listing(blank)}")
-    check_once(files, path)
-    found = [_status(kind, folder / file, path, line + 2) for line, file in enumerate(files)]
-
-    old = known.targets if known is not None else {}
-    text = task == "text"
-    if text:
-        if classes is not None:
-            raise ConfigError("dataset.classes: choosing classes is not possible for transcripts")
-        transcripts, every = _transcripts.transcripts(labels, path, lowercase), np.arange(len(files))
-        targets = _tables.Targets({}, {}, np.zeros(len(files), np.int64), every, [])
-    else:
-        targets = _tables.read_targets(
-            labels,
-            old,
-            classes,
-            where=clean(path),
-            names=[f"{clean(path)}:{line}" for line in range(2, len(files) + 2)],
-            kind_of=lambda values: _kind(values, task),
-            separator=separator,
-        )
-    kept, codes = targets.kept, targets.codes
-    speakers: list[str] | None = None
-    if speaker is not None:
-        said = speaker in table or "(" not in speaker  # what has no group can only be meant as a column
-        speakers = _tables.column(table, speaker, path) if said else _splits.speakers(files, speaker)
-        if said and (blank := [i + 2 for i, name in enumerate(speakers) if not name]):
-            raise DataError(f"{clean(path)}: no speaker in line {listing(blank)}")
-        speakers = [speakers[i] for i in kept]
-    files, found = [files[i] for i in kept], [found[i] for i in kept]
-    if split_column is not None:
-        parts = _tables.split_by_column(
-            [_tables.column(table, split_column, path)[i] for i in kept], path, split_column
-        )
-    elif whole:
-        parts = {"test": np.arange(len(files))}
-    elif speakers is not None:
-        parts = _splits.by_speaker(speakers, val_fraction, test_fraction, fold)
-    else:
-        parts = _splits.split(files, codes, val_fraction, test_fraction, fold)
-    if speakers is not None:
-        _splits.apart({part: [speakers[i] for i in at] for part, at in parts.items()})
-    if "train" in parts:
-        parts["train"] = _splits.limit(files, codes, parts["train"], limit_per_class, limit_seed)
-    columns = _tables.grouping({name: values for name, values in table.items() if name != path_column})
-    if speakers is not None:
-        columns["speaker"] = [""] * len(table[path_column])
-        for i, name in zip(kept.tolist(), speakers, strict=True):
-            columns["speaker"][i] = name
-    described, values = targets.targets, {part: dict[str, Any](targets.at(at)) for part, at in parts.items()}
-    if text:
-        described["label"], said_in = _transcripts.encode(transcripts, parts, old.get("label"), path)
-        values = {part: {"label": texts} for part, texts in said_in.items()}
-    listed = Files.of(folder, files, [size for size, _ in found], [time for _, time in found])
-    return Labelled(
-        {part: (listed.take(at), values[part]) for part, at in parts.items()},
-        described,
-        _splits.fingerprint(
-            [
-                (files[i], found[i][0], *(column[kept[i]] for column in labels.values()))
-                for at in parts.values()
-                for i in at
-            ]
-        ),
-        targets.notes,
-        {part: _tables.take(columns, kept[at]) for part, at in parts.items()},
-    )
-
-
 def check_once(files: Sequence[str], where: str) -> None:
     """Raises DataError for files that a list names twice."""
     if twice := sorted(file for file, count in Counter(files).items() if count > 1):
         raise DataError(f"{clean(where)}: listed more than once: {listing(twice)}")
-
-
-def _kind(labels: Sequence[str], task: str) -> str:
-    return task if task != "auto" else "number" if all(map(_tables.is_decimal, labels)) else "class"
-
-
-def _status(kind: type[FileSamples], file: Path, table: str, line: int) -> tuple[int, int]:
-    """Size in bytes and time of change in ns."""
-    try:
-        status = file.stat()
-        return status.st_size, status.st_mtime_ns
-    except OSError:
-        raise DataError(
-            f"{clean(table)}:{line}: the {kind.one} {clean(file)} does not exist",
-            "paths are relative to the CSV's folder, or to dataset.root",
-        ) from None

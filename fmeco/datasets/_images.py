@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from fmeco.core import Data, DataError, DataSpec, Inputs, InputSpec, Samples, Target, clean, same_modality
-from fmeco.datasets import _files, _splits
+from fmeco.core import Data, DataError, DataSpec, Inputs, InputSpec, Samples, Splitting, Target, clean, same_modality
+from fmeco.datasets import _classes, _files, _splits
 
 MAX_PIXELS = 100_000_000  # a 20 kB file can declare a gigapixel; the header is checked before anything is decoded
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -177,19 +177,14 @@ def build_arrays(
     *,
     names: Sequence[str],
     where: str,
-    classes: list[str | int] | None,
-    limit_per_class: int | None,
-    limit_seed: int,
-    val_fraction: float,
-    test_fraction: float,
-    fold: Mapping[str, int] | None,
+    splitting: Splitting,
 ) -> Data:
     """A Data from images in memory, all of one size, with one class name each."""
     old = known.targets.get("label") if known is not None else None
-    kept, codes, order, notes = _splits.encode(list(labels), classes, old, where)
+    kept, codes, order, notes = _classes.encode(list(labels), splitting.classes, old, where)
     chosen = [names[i] for i in kept]
-    parts = _splits.split(chosen, codes, val_fraction, test_fraction, fold)
-    parts["train"] = _splits.limit(chosen, codes, parts["train"], limit_per_class, limit_seed)
+    parts = _splits.split(chosen, codes, splitting)
+    parts["train"] = _splits.limit(chosen, codes, parts["train"], splitting)
     made: dict[str, Samples] = {}
     for part, at in parts.items():
         pixels = torch.stack([canonical(images[kept[i]], spec.preprocessing) for i in at])

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fmeco.core import ConfigError, DataError, Inputs, Samples, clean, listing, nearest
-from fmeco.datasets import _tables
+from fmeco.datasets import _columns, _times
 from fmeco.datasets._splits import Indices, fingerprint
 
 IRREGULAR = 1.5  # times the usual step between two rows, from which on a gap is told
@@ -50,15 +50,15 @@ class Series(NamedTuple):
 
 def read_series(path: str, layout: Layout) -> tuple[list[Series], list[str]]:
     """The series of a table, and what the user should know of it. Raises DataError that names the row."""
-    table = _tables.read_table(path)
-    times = _tables.column(table, layout.time, path)
-    moments = _tables._moments(times, path, layout.time)
+    table = _columns.read_table(path)
+    times = _columns.column(table, layout.time, path)
+    moments = _times.moments(times, path, layout.time)
     notes: list[str] = []
     if (np.diff(moments) < 0).any() and layout.id is None:
         notes.append(f"{clean(path)}: its rows are not in order of '{clean(layout.time)}': they are sorted")
     found: list[Series] = []
     if layout.id is None:
-        names, left_out = _columns(table, layout, path)
+        names, left_out = _wide(table, layout, path)
         if left_out:
             notes.append(f"{clean(path)}: columns that are no numbers are left out: {listing(left_out)}")
         order = np.argsort(moments, kind="stable")
@@ -68,7 +68,7 @@ def read_series(path: str, layout: Layout) -> tuple[list[Series], list[str]]:
             found.append(Series(name, values[order], moments[order], ordered, order))
     else:
         assert layout.value is not None
-        ids, text = (_tables.column(table, name, path) for name in (layout.id, layout.value))
+        ids, text = (_columns.column(table, name, path) for name in (layout.id, layout.value))
         members: dict[str, list[int]] = {}
         for row, name in enumerate(ids):
             members.setdefault(name, []).append(row)
@@ -83,11 +83,11 @@ def read_series(path: str, layout: Layout) -> tuple[list[Series], list[str]]:
     return found, notes
 
 
-def _columns(table: _tables.Table, layout: Layout, path: str) -> tuple[list[str], list[str]]:
+def _wide(table: _columns.Table, layout: Layout, path: str) -> tuple[list[str], list[str]]:
     """The columns that are series; and those that hold something else, unless they were asked for."""
     if layout.columns is not None:
         return _chosen(layout.columns, [name for name in table if name != layout.time], path), []
-    cells = {name: _tables.cells(table[name]) for name in table if name != layout.time}
+    cells = {name: _columns.cells(table[name]) for name in table if name != layout.time}
     names = [name for name, one in cells.items() if not one.strange.size and not one.missing.all()]
     if not names:
         raise DataError(f"{clean(path)}: no column of numbers beside '{clean(layout.time)}'")
@@ -106,7 +106,7 @@ def _chosen(wanted: Sequence[str] | None, there: Sequence[str] | Mapping[str, An
 
 def _numbers(column: Sequence[str], path: str, name: str, rows: Indices) -> Floats:
     """Numbers (N,), nan where they are missing. rows: (N,), where they stand in the table."""
-    cells = _tables.cells(column)
+    cells = _columns.cells(column)
     for place in cells.strange.tolist():
         raise DataError(
             f"{clean(path)}: column '{clean(name)}', row {rows[place] + 2}: '{clean(column[place], 40)}' is not a number",
@@ -306,7 +306,7 @@ class Latest(Samples):
 def following(times: Sequence[str], moments: Floats, count: int) -> list[str]:
     """The times after the last of `times`, by their usual step, written like it: numbers, dates, or months."""
     step = float(np.median(np.diff(moments))) if len(moments) > 1 else 1.0
-    if _tables.is_number(times[-1]):
+    if _columns.is_number(times[-1]):
         ahead = (float(moments[-1]) + step * i for i in range(1, count + 1))
         return [str(int(x)) if x.is_integer() else f"{x:.12g}" for x in ahead]
     short = len(times[-1]) == 7

@@ -1,4 +1,4 @@
-"""Which samples go where: classes by name, splits by a hash of the sample's name.
+"""Split samples by a hash of their names.
 
 Nothing here depends on the order in which files are listed. Shares are exact, so a file that is added to a class can
 move at most one other of that class to another split.
@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fmeco.core import ConfigError, DataError, Target, clean, listing, nearest
+from fmeco.core import ConfigError, DataError, Splitting, clean, listing
 
 Indices = NDArray[np.int64]
 
@@ -33,65 +32,10 @@ def ranks(names: Sequence[str], salt: str) -> Indices:
     )
 
 
-def natural(labels: Sequence[str]) -> list[str]:
-    """Distinct labels in order: by value when all are whole numbers, else by name."""
-    distinct = set(labels)
-    if all(label.lstrip("-").isdigit() for label in distinct):
-        return sorted(distinct, key=lambda label: (int(label), label))
-    return sorted(distinct)
-
-
-def encode(
-    labels: Sequence[str],
-    classes: Sequence[str | int] | None,
-    known: Target | None,
-    where: str,
-    whose: str = "the checkpoint",
-) -> tuple[Indices, Indices, tuple[str, ...], list[str]]:
-    """Class names -> codes. The order comes from the checkpoint (`known`), else from `classes`, else from the names.
-
-    Returns (positions kept, their codes, class names, notes). Raises DataError for labels that a checkpoint does not
-    know, ConfigError for `classes` that the data does not have, DataError for fewer than two classes.
-    """
-    notes: list[str] = []
-    present = natural(labels)
-    chosen = [str(name) for name in classes] if classes is not None else None
-    if chosen is not None:
-        if absent := [name for name in chosen if name not in present]:
-            raise ConfigError(
-                f"{where}: dataset.classes names {listing(absent)}, which the data does not have{nearest(absent[0], present)}",
-                f"classes in the data: {listing(present, 20)}",
-            )
-        if len(set(chosen)) < len(chosen):
-            raise ConfigError(f"{where}: dataset.classes names a class twice")
-    if known is not None:
-        order = known.classes
-        if strange := [name for name in (chosen or present) if name not in order]:
-            raise DataError(
-                f"{where}: {whose} has no class {listing(strange)}; it knows: {listing(order, 20)}",
-                "choose among the data's classes with --set dataset.classes=[...], or finetune for the new ones",
-            )
-        if absent := [name for name in order if name not in (chosen or present)]:
-            notes.append(f"{where}: no samples of {listing(absent)}")
-    else:
-        order = tuple(chosen or present)
-        if len(order) < 2:
-            raise DataError(
-                f"{where}: {'only one class (' + order[0] + ')' if order else 'no classes'}: a classifier needs two",
-                "class folders (one folder of images per class) or a label column give the classes",
-            )
-    table = {name: code for code, name in enumerate(order)}
-    wanted = set(chosen or order)
-    kept = np.array([i for i, label in enumerate(labels) if label in wanted], dtype=np.int64)
-    codes = np.array([table[labels[i]] for i in kept], dtype=np.int64)
-    return kept, codes, order, notes
-
-
-def split(
-    names: Sequence[str], codes: Indices, val: float, test: float = 0.0, fold: Mapping[str, int] | None = None
-) -> dict[str, Indices]:
+def split(names: Sequence[str], codes: Indices, how: Splitting) -> dict[str, Indices]:
     """Positions of train, val and test, stratified by code. Every class with two samples or more has one in train
     and one in val. Raises ConfigError for a fold that does not exist or fractions that leave nothing to train on."""
+    val, test, fold = how.val_fraction, how.test_fraction, how.split
     if val + test >= 1:
         raise ConfigError(f"dataset: val_fraction {val} and test_fraction {test} leave nothing to train on")
     if fold is not None:
@@ -116,59 +60,68 @@ def split(
     return {part: np.sort(np.concatenate(chosen)) for part, chosen in parts.items() if sum(map(len, chosen))}
 
 
-def speakers(names: Sequence[str], pattern: str) -> list[str]:
-    """Who speaks in each file: what the group of a regular expression finds in its name. Raises ConfigError for what is
-    none with one group, DataError for names in which it finds nobody."""
-    try:
-        expression = re.compile(pattern)
-    except re.error as error:
-        raise ConfigError(f"dataset.speaker: '{clean(pattern)}' is not a regular expression: {error}") from None
-    if expression.groups != 1:
-        raise ConfigError(
-            f"dataset.speaker: '{clean(pattern)}' has {expression.groups} groups and needs one, around the speaker's name",
-            "for files such as 3_theo_7.wav: '_([a-z]+)_'",
-        )
-    found = [match[1] if (match := expression.search(name)) else None for name in names]
-    if strange := [name for name, one in zip(names, found, strict=True) if not one]:
-        raise DataError(f"dataset.speaker: '{clean(pattern)}' finds no speaker in the name of {listing(strange)}")
-    return [one for one in found if one]
+def by_group(groups: Sequence[str], how: Splitting) -> dict[str, Indices]:
+    """Split samples by a hash of their group's name, so that a group is in one split.
 
-
-def by_speaker(
-    who: Sequence[str], val: float, test: float = 0.0, fold: Mapping[str, int] | None = None
-) -> dict[str, Indices]:
-    """Positions of train, val and test by a hash of the speaker's name: all that one says is in one of them. The shares
-    are of speakers, so that more files of the same ones move nobody. Raises DataError for too few speakers."""
-    names = sorted(set(who))
-    parts = split(names, np.zeros(len(names), np.int64), val, test, fold)
-    wanted = ("train", "val", "test") if test else ("train", "val")
+    The shares are of groups: more samples of the same ones move nobody. Raises DataError for too few groups.
+    """
+    names = sorted(set(groups))
+    parts = split(names, np.zeros(len(names), np.int64), how)
+    wanted = ("train", "val", "test") if how.test_fraction else ("train", "val")
     if absent := [part for part in wanted if part not in parts]:
         raise DataError(
-            f"dataset.speaker: {len(names)} speakers ({listing(names)}) are too few: none is left for {listing(absent)}"
+            f"dataset.group_split: {len(names)} groups ({listing(names)}) are too few: none is left for {listing(absent)}"
         )
-    each = np.array(who)
-    return {part: np.flatnonzero(np.isin(each, [names[i] for i in at])) for part, at in parts.items()}
+    numbers = {name: number for number, name in enumerate(names)}
+    each = np.fromiter(map(numbers.__getitem__, groups), np.int64, len(groups))
+    return {part: np.flatnonzero(np.isin(each, at)) for part, at in parts.items()}
 
 
-def apart(parts: Mapping[str, Sequence[str]]) -> None:
-    """Raises DataError where a speaker is in more than one split: what is heard in training is no test."""
+def check_apart(parts: Mapping[str, Sequence[str]]) -> None:
+    """Check that no group has samples in two splits. Raises DataError that names those that have."""
     for (one, first), (other, second) in itertools.combinations(parts.items(), 2):
         if both := sorted(set(first) & set(second)):
             raise DataError(
-                f"dataset.speaker: {listing(both)} can be heard in the {one} and in the {other} split",
-                "move all recordings of a speaker to one split, or have fmeco split them",
+                f"dataset.group_split: {listing(list(map(repr, both)))} in both the {one} and the {other} split",
+                "move all samples of a group to one split, or have fmeco split them",
             )
 
 
-def limit(names: Sequence[str], codes: Indices, positions: Indices, per_class: int | None, seed: int) -> Indices:
-    """At most `per_class` of `positions` per class. A larger limit keeps all that a smaller one keeps."""
-    if per_class is None:
+def assign(
+    names: Sequence[str],
+    codes: Indices,
+    how: Splitting,
+    *,
+    whole: bool = False,
+    given: Mapping[str, Indices] | None = None,
+    groups: Sequence[str] | None = None,
+) -> dict[str, Indices]:
+    """Assign positions to train, val and test: as `given`; of a `whole` all to test; else by a hash of names or groups.
+
+    Training keeps at most `limit_per_class` of a class.
+    """
+    if given is not None:
+        parts = dict(given)
+    elif whole:
+        parts = {"test": np.arange(len(names))}
+    else:
+        parts = split(names, codes, how) if groups is None else by_group(groups, how)
+    if groups is not None:
+        check_apart({part: [groups[i] for i in at.tolist()] for part, at in parts.items()})
+    if "train" in parts:
+        parts["train"] = limit(names, codes, parts["train"], how)
+    return parts
+
+
+def limit(names: Sequence[str], codes: Indices, positions: Indices, how: Splitting) -> Indices:
+    """At most `limit_per_class` of `positions` per class. A larger limit keeps all that a smaller one keeps."""
+    if how.limit_per_class is None:
         return positions
-    draw = ranks([names[i] for i in positions], f"limit-{seed}")
+    draw = ranks([names[i] for i in positions], f"limit-{how.limit_seed}")
     kept: list[Indices] = []
     for code in np.unique(codes[positions]):
         members = np.flatnonzero(codes[positions] == code)
-        kept.append(positions[members[np.argsort(draw[members], kind="stable")][:per_class]])
+        kept.append(positions[members[np.argsort(draw[members], kind="stable")][: how.limit_per_class]])
     return np.sort(np.concatenate(kept))
 
 
@@ -178,3 +131,11 @@ def fingerprint(rows: Sequence[tuple[object, ...]]) -> str:
     for row in sorted(map(str, rows)):
         digest.update(row.encode("utf-8", "surrogateescape") + b"\n")
     return digest.hexdigest()
+
+
+def split_by_column(values: Sequence[str], path: str, name: str) -> dict[str, Indices]:
+    spoken = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+    if strange := sorted({value for value in values if value.lower() not in spoken}):
+        raise DataError(f"{clean(path)}: column '{clean(name)}' says {listing(strange)}; it may say train, val or test")
+    parts = np.array([spoken[value.lower()] for value in values])
+    return {part: np.flatnonzero(parts == part) for part in ("train", "val", "test") if (parts == part).any()}

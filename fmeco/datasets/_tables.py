@@ -1,16 +1,10 @@
-"""Tables: reading CSV and Parquet, and rows of numeric and categorical columns as inputs."""
+"""Turn rows of numeric and categorical columns into inputs."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-import math
-import re
-from collections.abc import Callable, Collection, Mapping, Sequence
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fmeco.core import (
-    MISSING_CLASS,
     ConfigError,
     Data,
     DataError,
@@ -26,228 +19,16 @@ from fmeco.core import (
     Inputs,
     InputSpec,
     Samples,
-    Target,
+    Splitting,
     clean,
     listing,
     nearest,
     same_modality,
 )
-from fmeco.data import parquet
 from fmeco.datasets import _splits
+from fmeco.datasets._columns import Table, cells, is_decimal, is_missing, is_number, take
 from fmeco.datasets._splits import Indices
-
-Table = dict[str, list[str]]
-RESERVED = ("input", "prediction", "probability", "error")  # columns that `predict` writes
-MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})
-FEW_GROUPS = 100  # a column with at most so many values groups rows without being asked
-
-
-def is_missing(text: str) -> bool:
-    return text.strip().lower() in MISSING
-
-
-def is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
-
-
-def is_decimal(text: str) -> bool:
-    """A number that is not a plain whole number, such as 3.5 or 1e-3: never the code of a class."""
-    return is_number(text) and not text.strip().lstrip("+-").isdigit()
-
-
-class Cells(NamedTuple):
-    """A column as numbers. values: (N,) float64, 0 where `missing` (N,) or where a cell is neither: those are `strange`."""
-
-    values: NDArray[np.float64]
-    missing: NDArray[np.bool_]
-    strange: Indices
-
-
-def cells(column: Sequence[str]) -> Cells:
-    """Text -> numbers, a whole column at a time: `is_number` and `is_missing` cell by cell would take minutes of a long
-    table."""
-    try:
-        values = np.fromiter(map(float, column), np.float64, len(column))
-        if np.isfinite(values).all():
-            return Cells(values, np.zeros(len(column), bool), np.zeros(0, np.int64))
-    except ValueError:
-        pass
-    missing = np.fromiter(map(MISSING.__contains__, map(str.lower, map(str.strip, column))), bool, len(column))
-    number = np.fromiter(map(is_number, column), bool, len(column)) & ~missing
-    values = np.zeros(len(column))
-    values[number] = [float(column[i]) for i in np.flatnonzero(number).tolist()]
-    return Cells(values, missing, np.flatnonzero(~number & ~missing))
-
-
-def read_table(path: str, columns: Sequence[str] | None = None) -> Table:
-    """A CSV, TSV or Parquet file -> column name -> values as text. columns: their names, of a file without a header. Raises
-    DataError with file and line."""
-    file = Path(path)
-    if not file.is_file():
-        raise DataError(f"{clean(path)}: no such file")
-    if file.suffix.lower() == ".parquet":
-        return _parse(parquet.as_csv(path), path, ",", blank_rows=True)
-    try:
-        text = file.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{clean(path)}: not UTF-8 text (byte {error.start})", "save it as UTF-8") from None
-    except OSError as error:
-        raise DataError(f"{clean(path)}: {error.strerror}") from None
-    return _parse(text, path, max(",;\t", key=text.partition("\n")[0].count), blank_rows=False, columns=columns)
-
-
-def _parse(text: str, path: str, delimiter: str, blank_rows: bool, columns: Sequence[str] | None = None) -> Table:
-    """blank_rows: an empty line is a row whose only value is missing. columns: the header, where the text has none."""
-    try:
-        read = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        rows = [row or [""] for row in read] if blank_rows else list(filter(None, read))
-    except csv.Error as error:
-        raise DataError(f"{clean(path)}: not a valid CSV table: {error}") from None
-    first = 1 if columns is None else 0  # the number of the header's row
-    if columns is not None and rows:
-        rows.insert(0, list(columns))
-    if len(rows) < 2:
-        raise DataError(f"{clean(path)}: {'no rows below the header' if rows else 'the file is empty'}")
-    header = [name.strip() for name in rows[0]]
-    if twice := {name for name in header if header.count(name) > 1}:
-        raise DataError(f"{clean(path)}:1: the column {listing(twice)} appears more than once")
-    if set(map(len, rows)) != {len(header)}:
-        line, row = next((line, row) for line, row in enumerate(rows, first) if len(row) != len(header))
-        raise DataError(f"{clean(path)}: row {line} has {len(row)} values, and there are {len(header)} columns")
-    return {
-        name: list(map(str.strip, values)) for name, (_, *values) in zip(header, zip(*rows, strict=True), strict=True)
-    }
-
-
-def column(table: Table, name: str, path: str) -> list[str]:
-    if name not in table:
-        raise ConfigError(
-            f"{clean(path)}: no column '{clean(name)}'{nearest(name, table)}; it has: {listing(table, 50)}",
-            "name the column of the target: --set dataset.target=COLUMN, or of a table of files dataset.label_column",
-        )
-    return table[name]
-
-
-def numbers(values: Sequence[str], path: str, name: str, rows: Indices) -> Tensor:
-    """Text -> float32 (N,). Raises DataError that names the row of what is no finite number."""
-    for row, value in zip(rows, values, strict=True):
-        if not is_number(value):
-            raise DataError(
-                f"{clean(path)}: column '{clean(name)}', row {row + 2}: '{clean(value, 40)}' is not a number",
-                "a target must be a finite number, or, as one of several, missing",
-            )
-    return torch.tensor([float(value) for value in values], dtype=torch.float32)
-
-
-def split_by_column(values: Sequence[str], path: str, name: str) -> dict[str, Indices]:
-    spoken = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-    if strange := sorted({value for value in values if value.lower() not in spoken}):
-        raise DataError(f"{clean(path)}: column '{clean(name)}' says {listing(strange)}; it may say train, val or test")
-    parts = np.array([spoken[value.lower()] for value in values])
-    return {part: np.flatnonzero(parts == part) for part in ("train", "val", "test") if (parts == part).any()}
-
-
-def check_apart(parts: Mapping[str, Indices], values: Sequence[str], path: str, name: str) -> None:
-    """Raises DataError that names a group (a customer) of which two given splits hold rows."""
-    homes: dict[str, str] = {}
-    for part, at in parts.items():
-        for value in {values[i] for i in at.tolist()}:
-            if (other := homes.setdefault(value, part)) != part:
-                raise DataError(
-                    f"{clean(path)}: '{clean(value, 40)}' of column '{clean(name)}' is in both {other} and {part}",
-                    "dataset.group_split keeps the rows of one value in one split; correct the split column",
-                )
-
-
-def split_by_group(
-    values: Sequence[str], path: str, name: str, val: float, test: float, fold: Mapping[str, int] | None
-) -> dict[str, Indices]:
-    """All rows of one value in one split, chosen by a hash of the value: shares are of values, not of rows."""
-    if blank := [row + 2 for row, value in enumerate(values) if is_missing(value)]:
-        raise DataError(f"{clean(path)}: no value of column '{clean(name)}' in row {listing(blank)}")
-    distinct = sorted(set(values))
-    if len(distinct) < (3 if test else 2):
-        raise DataError(f"{clean(path)}: column '{clean(name)}' has {len(distinct)} values: too few to split by")
-    chosen = _splits.split(distinct, np.zeros(len(distinct), np.int64), val, test, fold)
-    codes = {value: code for code, value in enumerate(distinct)}
-    code = np.fromiter(map(codes.__getitem__, values), np.int64, len(values))
-    return {part: np.flatnonzero(np.isin(code, at)) for part, at in chosen.items()}
-
-
-def split_by_time(
-    values: Sequence[str], path: str, name: str, val: float, test: float, first_row: int = 2
-) -> tuple[dict[str, Indices], str]:
-    """The newest rows for testing, those before them for validation, and a note that says where the cuts are. first_row:
-    the number of the first value's row.
-
-    Rows of one moment stay together: a cut is where the share is nearest to what was asked for. A model is used on what
-    comes after its training data, so a random split would promise too much.
-    """
-    if val + test >= 1:
-        raise ConfigError(f"dataset: val_fraction {val} and test_fraction {test} leave nothing to train on")
-    moments, first, code, counts = np.unique(
-        _moments(values, path, name, first_row), return_index=True, return_inverse=True, return_counts=True
-    )
-    older = np.concatenate([[0], counts.cumsum()])  # rows before each moment
-    asked = {"test": test, "val": val} if test else {"val": val}
-    if len(moments) <= len(asked):
-        raise DataError(f"{clean(path)}: column '{clean(name)}' has {len(moments)} values: too few to split by")
-    parts: dict[str, Indices] = {}
-    said: list[str] = []
-    end = len(moments)
-    for left, (part, share) in enumerate(asked.items()):
-        wanted = older[end] - round(len(values) * share)
-        lowest = len(asked) - left  # a moment for each split that is still to come
-        cut = lowest + int(np.abs(older[lowest:end] - wanted).argmin())
-        parts[part] = np.flatnonzero((code >= cut) & (code < end))
-        said.append(f"{part} from {clean(values[first[cut]], 40)} ({len(parts[part]):,} rows)")
-        end = cut
-    parts["train"] = np.flatnonzero(code < end)
-    said.append(f"train before {clean(values[first[end]], 40)} ({len(parts['train']):,} rows)")
-    return dict(reversed(parts.items())), f"{clean(path)}: split by '{clean(name)}': {', '.join(reversed(said))}"
-
-
-def _moments(values: Sequence[str], path: str, name: str, first_row: int = 2) -> NDArray[np.float64]:
-    """Numbers, or ISO dates and times (in seconds; UTC where none says its zone). Raises DataError that names the row."""
-    column = cells(values)
-    other = np.sort(np.concatenate([column.strange, np.flatnonzero(column.missing)])).tolist()
-    if not other:
-        return column.values
-    dates: list[datetime] = []
-    wrong = other[0] if len(other) < len(values) else None  # the first that is no number, among numbers
-    for row, value in enumerate(values if wrong is None else ()):
-        try:
-            dates.append(datetime.fromisoformat(value if len(value) != 7 else f"{value}-01"))  # 2024-01 is a month
-        except ValueError:
-            wrong = row
-            break
-    if wrong is not None:
-        raise DataError(
-            f"{clean(path)}: column '{clean(name)}', row {wrong + first_row}: '{clean(values[wrong], 40)}' is no time",
-            "all of the column must be numbers, or ISO dates such as 2024-01-31 or 2024-01-31T12:00:00",
-        )
-    if len({date.tzinfo is None for date in dates}) > 1:
-        raise DataError(f"{clean(path)}: column '{clean(name)}': some times have a zone and others have none")
-    return np.array([(date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() for date in dates])
-
-
-def grouping(table: Table, named: Sequence[str] = ()) -> Table:
-    """The columns to measure by: those with few values, and those that are named."""
-    found: Table = {}
-    for name, values in table.items():
-        if name not in named and (len(set(values[:1000])) > FEW_GROUPS or len(set(values)) > FEW_GROUPS):
-            continue
-        one = {value: value for value in values}  # one string per value: the table's text need not stay in memory
-        found[name] = [one[value] for value in values]
-    return found
-
-
-def take(table: Mapping[str, Sequence[str]], rows: Indices) -> Table:
-    """Some rows of columns."""
-    return {name: [values[i] for i in rows.tolist()] for name, values in table.items()}
+from fmeco.datasets._targets import read_targets
 
 
 def fit_columns(
@@ -369,12 +150,7 @@ def build_table(
     features: Sequence[str],
     categorical: Sequence[str] = (),
     task: str,
-    classes: list[str | int] | None,
-    limit_per_class: int | None,
-    limit_seed: int,
-    val_fraction: float,
-    test_fraction: float,
-    fold: Mapping[str, int] | None,
+    splitting: Splitting,
     parts: dict[str, Indices] | None = None,
     groups: Mapping[str, Sequence[str]] = {},
 ) -> Data:
@@ -384,19 +160,16 @@ def build_table(
     """
     same_modality(known, "table")
     old = known.targets if known is not None else {}
-    found = read_targets(labels, old, classes, where=where, names=names, kind_of=lambda values: _kind(values, task))
+    found = read_targets(
+        labels, old, splitting.classes, where=where, names=names, kind_of=lambda values: _kind(values, task)
+    )
     kept, codes, notes = found.kept, found.codes, found.notes
     # A row is known by its content: moving the file, or adding rows, moves no row to another split.
     rows = list(zip(*labels.values(), *(table[name] for name in features), strict=True))
     chosen = ["\t".join(rows[i]) for i in kept.tolist()]
     if parts is not None:
         parts = {part: np.flatnonzero(np.isin(kept, at)) for part, at in parts.items()}
-    elif whole:
-        parts = {"test": np.arange(len(kept))}
-    else:
-        parts = _splits.split(chosen, codes, val_fraction, test_fraction, fold)
-    if "train" in parts:
-        parts["train"] = _splits.limit(chosen, codes, parts["train"], limit_per_class, limit_seed)
+    parts = _splits.assign(chosen, codes, splitting, whole=whole, given=parts)
     if known is not None:
         how: Mapping[str, Any] = known.preprocessing
         numeric = {one["name"] for one in how["numeric"]}
@@ -432,106 +205,3 @@ def _kind(labels: Sequence[str], task: str) -> str:
         return task
     many = len(set(labels)) > max(20, len(labels) // 20)
     return "number" if all(map(is_number, labels)) and (many or any(map(is_decimal, labels))) else "class"
-
-
-# ---------------------------------------------------------------- targets, of tables and of tables of files
-
-
-class Targets(NamedTuple):
-    """values: name -> (M,) or (M, C) of the rows kept. codes (M,): what a split is balanced by. kept (M,): positions."""
-
-    targets: dict[str, Target]
-    values: dict[str, Tensor]
-    codes: Indices
-    kept: Indices
-    notes: list[str]
-
-    def at(self, positions: Indices) -> dict[str, Tensor]:
-        return {name: values[positions] for name, values in self.values.items()}
-
-
-def target_columns(table: Table, wanted: str | Sequence[str], path: str) -> dict[str, list[str]]:
-    """The columns of one target, which is called label, or of several, under their own names."""
-    names = [wanted] if isinstance(wanted, str) else list(wanted)
-    if not names or len(set(names)) < len(names):
-        raise ConfigError(f"{clean(path)}: the target columns {listing(names)}: name each once")
-    if strange := [name for name in names if len(names) > 1 and re.search(r"[./,=|]", name)]:
-        raise ConfigError(
-            f"{clean(path)}: the target column {listing(strange)}: a name with . / , = | cannot be a task's"
-        )
-    if taken := [name for name in names if len(names) > 1 and (name in RESERVED or name.endswith("_probability"))]:
-        raise ConfigError(f"{clean(path)}: the target column {listing(taken)}: predictions have a column of that name")
-    columns = {name: column(table, name, path) for name in names}
-    return columns if len(names) > 1 else {"label": columns[names[0]]}
-
-
-def read_targets(
-    labels: Mapping[str, Sequence[str]],
-    old: Mapping[str, Target],
-    classes: list[str | int] | None,
-    *,
-    where: str,
-    names: Sequence[str],
-    kind_of: Callable[[Sequence[str]], str],
-    separator: str = "|",
-) -> Targets:
-    """Labels as text -> targets. Of several targets a row may lack some, but not all.
-
-    old: targets of a checkpoint, whose kinds and classes hold. kind_of: the kind of a target, by the labels it has.
-    """
-    if len(labels) > 1 and classes is not None:
-        raise ConfigError("dataset.classes: choosing classes is possible for one target only")
-    kinds = {
-        name: old[name].kind if name in old else kind_of([label for label in column if not is_missing(label)])
-        for name, column in labels.items()
-    }
-    # A class may be called none, or NA: of several targets, which may lack a value, only an empty cell says so.
-    strict = len(labels) == 1
-    blank = np.array(
-        [
-            [is_missing(label) if strict or kinds[name] == "number" else not label for label in column]
-            for name, column in labels.items()
-        ]
-    )  # (targets, N)
-    if (empty := np.flatnonzero(blank.all(0))).size:
-        raise DataError(
-            f"no target value in {listing([names[i] for i in empty.tolist()])}", "fill or remove these rows"
-        )
-    kept, notes = np.arange(blank.shape[1]), list[str]()
-    targets: dict[str, Target] = {}
-    values: dict[str, Tensor] = {}
-    codes: Indices | None = None
-    for (name, column), gone in zip(labels.items(), blank, strict=True):
-        here = np.flatnonzero(~gone)
-        if not here.size:
-            raise DataError(f"{where}: the target '{clean(name)}' has no value in any row")
-        present = [column[i] for i in here.tolist()]
-        known = old.get(name)
-        kind = kinds[name]
-        if kind == "number":
-            full: Tensor = torch.full((len(column),), math.nan)
-            full[here] = numbers(present, where, "target" if name == "label" else name, here)
-            targets[name] = known or Target("number")
-        elif kind == "class":
-            chosen, own, class_names, more = _splits.encode(present, classes, known, where)
-            spread = np.full(len(column), MISSING_CLASS)
-            spread[here[chosen]] = own
-            full, targets[name] = torch.from_numpy(spread), Target("class", class_names)
-            notes += more
-            codes = spread if codes is None else codes
-            if len(labels) == 1:
-                kept = here[chosen]
-        else:
-            if classes is not None:
-                raise ConfigError("dataset.classes: choosing classes is not possible for multilabel data")
-            sets = [[part.strip() for part in label.split(separator) if part.strip()] for label in present]
-            _, _, class_names, more = _splits.encode([one for each in sets for one in each], None, known, where)
-            full = torch.full((len(column), len(class_names)), math.nan)
-            for row, each in zip(here, sets, strict=True):
-                full[row] = 0.0
-                full[row, [class_names.index(one) for one in each]] = 1.0
-            targets[name] = Target("multilabel", class_names)
-            notes += more
-        values[name] = full
-    codes = np.zeros(len(kept), np.int64) if codes is None else codes[kept]
-    return Targets(targets, {name: full[kept] for name, full in values.items()}, codes, kept, notes)

@@ -11,27 +11,13 @@ import os
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from fmeco.core import (
-    CheckpointError,
-    Classes,
-    ConfigError,
-    Data,
-    DataSpec,
-    Doc,
-    FilePath,
-    Fold,
-    Ge,
-    Gt,
-    Le,
-    LimitPerClass,
-    LimitSeed,
-    Samples,
-    TestFraction,
-    ValFraction,
-)
-from fmeco.datasets import _audio, _files
+from fmeco.core import CheckpointError, ConfigError, Data, DataSpec, Doc, FilePath, Ge, Gt, Le, Samples, Splitting
+from fmeco.datasets import _audio, _file_tables, _files, _folders
 
 SUFFIXES = (".wav", ".flac")
+FILES = (".csv", ".tsv", ".parquet")
+LAYOUT = ("path_column", "label_column", "task", "separator", "lowercase", "split_column?")
+RENAMED = {"speaker": "group_split"}
 
 
 def build(
@@ -61,19 +47,7 @@ def build(
     ] = "auto",
     separator: Annotated[str, Doc("of a table: between the labels of one recording, for multilabel")] = "|",
     lowercase: Annotated[bool, Doc("of transcripts: write all in small letters")] = False,
-    speaker: Annotated[
-        str | None,
-        Doc(
-            "keeps every speaker in one split: a regular expression whose one group is the speaker in a file's path, such "
-            "as '_([a-z]+)_', or a table's column"
-        ),
-    ] = None,
-    classes: Classes = None,
-    limit_per_class: LimitPerClass = None,
-    limit_seed: LimitSeed = 0,
-    val_fraction: ValFraction = 0.2,
-    test_fraction: TestFraction = 0.0,
-    split: Fold = None,
+    splitting: Splitting = Splitting(),
     input: Annotated[
         Literal["spectrogram", "waveform"] | None,
         Doc(
@@ -125,59 +99,21 @@ def build(
         loudness=loudness,
     )
     folders = {"train": train, "val": val, "test": test}
+    layout = _file_tables.Layout(split_column, root, path_column, label_column, kind, lowercase, separator)
     if path is not None and not os.path.isdir(path) and path.lower().endswith((".csv", ".tsv", ".txt", ".parquet")):
         if extra := [part for part, folder in folders.items() if folder is not None]:
             raise ConfigError(
                 f"dataset.{extra[0]}: a folder, beside the table in `path`", "split_column splits a table"
             )
-        found = _files.in_table(
-            _audio.AudioFiles,
-            known,
-            whole,
-            path=path,
-            path_column=path_column,
-            label_column=label_column,
-            split_column=split_column,
-            root=root,
-            task=kind,
-            separator=separator,
-            lowercase=lowercase,
-            classes=classes,
-            limit_per_class=limit_per_class,
-            limit_seed=limit_seed,
-            val_fraction=val_fraction,
-            test_fraction=test_fraction,
-            fold=split,
-            speaker=speaker,
-        )
+        found = _file_tables.in_table(_audio.AudioFiles, known, whole, path, layout, splitting)
     else:
-        given = {
-            "split_column": split_column is not None,
-            "root": root is not None,
-            "path_column": path_column != "path",
-            "label_column": label_column != "label",
-            "task": kind != "auto",
-            "lowercase": lowercase,
-            "separator": separator != "|",
-        }
-        if key := next((key for key, said in given.items() if said), None):
-            hint = "a recognised text is a column of a table, beside one of paths" if kind == "text" else ""
-            raise ConfigError(f"dataset.{key}: only for a table in `path`", hint)
-        found = _files.in_folders(
-            _audio.AudioFiles,
-            SUFFIXES,
-            known,
-            whole,
-            path=path,
-            given=folders,
-            classes=classes,
-            limit_per_class=limit_per_class,
-            limit_seed=limit_seed,
-            val_fraction=val_fraction,
-            test_fraction=test_fraction,
-            fold=split,
-            speaker=speaker,
+        _check_no_layout(layout)
+        found = _folders.in_folders(
+            _audio.AudioFiles, SUFFIXES, known, whole, path=path, given=folders, splitting=splitting
         )
+    if found.grouped_by is not None:
+        for columns in found.groups.values():  # `evaluate --by speaker`, wherever their names are from
+            columns["speaker"] = columns[found.grouped_by]
     files, targets = next(iter(found.parts.values()))  # those of training, which come first
     first = _audio.AudioFiles(files, targets, spec.preprocessing)
     if kind != "text" and (known is None or not known.targets):
@@ -185,6 +121,14 @@ def build(
     if "spectrogram" in spec.inputs and not spec.inputs["spectrogram"].mean:
         spec = dataclasses.replace(spec, inputs={"spectrogram": _audio.measure(first, spec)})
     return _files.data(_audio.AudioFiles, spec, found)
+
+
+def _check_no_layout(layout: _file_tables.Layout) -> None:
+    """Check that no key of a table is given for recordings in folders. Raises ConfigError."""
+    usual = _file_tables.Layout()._asdict()
+    if key := next((key for key, value in layout._asdict().items() if value != usual[key]), None):
+        hint = "a recognised text is a column of a table, beside one of paths" if layout.task == "text" else ""
+        raise ConfigError(f"dataset.{key}: only for a table in `path`", hint)
 
 
 def _task(task: str, known: DataSpec | None) -> str:

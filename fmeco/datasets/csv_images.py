@@ -4,21 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fmeco.core import (
-    Classes,
-    Color,
-    Data,
-    DataSpec,
-    Doc,
-    FilePath,
-    Fold,
-    ImageSize,
-    LimitPerClass,
-    LimitSeed,
-    TestFraction,
-    ValFraction,
-)
-from fmeco.datasets import _files, _images
+from fmeco.core import Color, Data, DataSpec, Doc, FilePath, ImageSize, Splitting
+from fmeco.datasets import _file_tables, _files, _images
+
+FILES = (".csv", ".tsv", ".parquet")
+LISTS = "image_folder"  # a table whose column `path` names files of its suffixes
+LAYOUT = ("image_column", "label_column", "task", "separator", "split_column?")
 
 
 def build(
@@ -39,32 +30,11 @@ def build(
         Doc("what the label is; auto = number if all labels are decimals, else class"),
     ] = "auto",
     separator: Annotated[str, Doc("between the labels of one image, for multilabel")] = "|",
-    classes: Classes = None,
-    limit_per_class: LimitPerClass = None,
-    limit_seed: LimitSeed = 0,
-    val_fraction: ValFraction = 0.2,
-    test_fraction: TestFraction = 0.0,
-    split: Fold = None,
+    splitting: Splitting = Splitting(),
     image_size: ImageSize = None,
     color: Color = None,
 ) -> Data:
     spec = _images.image_spec(known, size=image_size, color=color)
-    found = _files.in_table(
-        _images.ImageFiles,
-        known,
-        whole,
-        path=path,
-        path_column=image_column,
-        label_column=label_column,
-        split_column=split_column,
-        root=root,
-        task=task,
-        separator=separator,
-        classes=classes,
-        limit_per_class=limit_per_class,
-        limit_seed=limit_seed,
-        val_fraction=val_fraction,
-        test_fraction=test_fraction,
-        fold=split,
-    )
+    layout = _file_tables.Layout(split_column, root, image_column, label_column, task, separator=separator)
+    found = _file_tables.in_table(_images.ImageFiles, known, whole, path, layout, splitting)
     return _files.data(_images.ImageFiles, spec, found)

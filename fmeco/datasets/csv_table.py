@@ -8,24 +8,13 @@ from typing import Annotated, Literal
 
 import numpy as np
 
-from fmeco.core import (
-    Classes,
-    ConfigError,
-    Data,
-    DataSpec,
-    Doc,
-    FilePath,
-    Fold,
-    LimitPerClass,
-    LimitSeed,
-    Samples,
-    TestFraction,
-    ValFraction,
-    clean,
-    listing,
-    nearest,
-)
-from fmeco.datasets import _tables
+from fmeco.core import ConfigError, Data, DataSpec, Doc, FilePath, Samples, Splitting, clean, listing, nearest
+from fmeco.datasets import _columns, _groups, _splits, _tables, _targets, _times
+
+FILES = (".csv", ".tsv", ".parquet")
+FALLBACK = True
+LAYOUT = ("target", "features", "task", "drop?", "group?", "time?", "split_column?")
+STARTER = {"backbone": "mlp", "column": "target"}
 
 
 def build(
@@ -48,36 +37,24 @@ def build(
         str | None, Doc("column of numbers or ISO dates: the newest rows are for testing, those before for validation")
     ] = None,
     group: Annotated[list[str], Doc("columns to measure by (`evaluate --by`), which are no features")] = [],
-    group_split: Annotated[
-        str | None, Doc("column such as a customer: all rows of one value go to one split, by a hash of the value")
-    ] = None,
     task: Annotated[
         Literal["auto", "class", "number"],
         Doc("auto = number if the target has decimals or many values, else class"),
     ] = "auto",
-    classes: Classes = None,
-    limit_per_class: LimitPerClass = None,
-    limit_seed: LimitSeed = 0,
-    val_fraction: ValFraction = 0.2,
-    test_fraction: TestFraction = 0.0,
-    split: Fold = None,
+    splitting: Splitting = Splitting(),
 ) -> Data:
-    others = {"split_column": split_column, "group_split": group_split, "split": split}
+    group_split = splitting.group_split
+    others = {"split_column": split_column, "group_split": group_split, "split": splitting.split}
     if time is not None and (rivals := [key for key, value in others.items() if value is not None]):
         raise ConfigError(f"dataset.time decides the splits, and so does {listing(rivals)}: name one of them")
-    table = _tables.read_table(path)
-    labels = _tables.target_columns(table, target, path)
+    table = _columns.read_table(path)
+    labels = _targets.target_columns(table, target, path)
     targets = [target] if isinstance(target, str) else target
-    splitting = [name for name in (split_column, time, group_split) if name is not None]
-    left_out = {*targets, *drop, *splitting, *group}
-    for name in (
-        *drop,
-        *categorical,
-        *(features or []),
-        *group,
-        *(name for name in (time, group_split) if name is not None),
-    ):
-        _tables.column(table, name, path)
+    deciding = [name for name in (split_column, time, group_split) if name is not None]
+    left_out = {*targets, *drop, *deciding, *group}
+    for name in (*drop, *categorical, *(features or []), *group, *([time] if time is not None else [])):
+        _columns.column(table, name, path)
+    groups = _groups.in_column(table, group_split, path) if group_split is not None else None
     used = features if features is not None else [name for name in table if name not in left_out]
     if set(targets) & set(used) or not used:
         raise ConfigError(
@@ -89,16 +66,17 @@ def build(
         raise ConfigError(f"{clean(path)}: no column '{clean(split_column)}'{nearest(split_column, table)}")
     parts, notes = None, list[str]()
     if split_column is not None:
-        parts = _tables.split_by_column(table[split_column], path, split_column)
-        if group_split is not None:
-            _tables.check_apart(parts, table[group_split], path, group_split)
+        parts = _splits.split_by_column(table[split_column], path, split_column)
+        if groups is not None:
+            _splits.check_apart({part: [groups[i] for i in at] for part, at in parts.items()})
     elif whole:
         pass  # all of it is measured
     elif time is not None:
-        parts, cuts = _tables.split_by_time(table[time], path, time, val_fraction, test_fraction)
+        parts, cuts = _times.split_by_time(table[time], path, time, splitting.val_fraction, splitting.test_fraction)
         notes.append(cuts)
-    elif group_split is not None:
-        parts = _tables.split_by_group(table[group_split], path, group_split, val_fraction, test_fraction, split)
+    elif group_split is not None and groups is not None:
+        _groups.check_named(groups, path, group_split, _columns.is_missing)
+        parts = _splits.by_group(groups, splitting)  # of all rows, also those of classes that are not chosen
     shown = {name: table[name] for name in table if name in used or (known is not None and name not in left_out)}
     data = _tables.build_table(
         known,
@@ -110,24 +88,19 @@ def build(
         features=used,
         categorical=categorical,
         task=task,
-        classes=classes,
-        limit_per_class=limit_per_class,
-        limit_seed=limit_seed,
-        val_fraction=val_fraction,
-        test_fraction=test_fraction,
-        fold=split,
+        splitting=splitting,
         parts=parts,
-        groups=_tables.grouping(table, group),
+        groups=_columns.grouping(table, [*group, *([] if group_split is None else [group_split])]),
     )
     return dataclasses.replace(data, notes=(*notes, *data.notes))
 
 
 def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
     """The rows of tables; the target column may be absent."""
-    merged: _tables.Table = {}
+    merged: _columns.Table = {}
     names: list[str] = []
     for path in sources:
-        table = _tables.read_table(path)
+        table = _columns.read_table(path)
         _tables.match_columns(table, spec.preprocessing, path)
         rows = len(next(iter(table.values())))
         names += [f"{path}:{row}" for row in range(2, rows + 2)]

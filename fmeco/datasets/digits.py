@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-from fmeco.core import (
-    Classes,
-    Color,
-    Data,
-    DataSpec,
-    Fold,
-    ImageSize,
-    LimitPerClass,
-    LimitSeed,
-    TestFraction,
-    ValFraction,
-)
+from typing import Annotated
+
+from fmeco.core import Color, Data, DataSpec, ImageSize, Splitting, Without
 from fmeco.datasets import _images
 
 
 def build(
     known: DataSpec | None,
     *,
-    classes: Classes = None,
-    limit_per_class: LimitPerClass = None,
-    limit_seed: LimitSeed = 0,
-    val_fraction: ValFraction = 0.2,
-    test_fraction: TestFraction = 0.2,
-    split: Fold = None,
+    splitting: Annotated[Splitting, Without("group_split")] = Splitting(test_fraction=0.2),
     image_size: ImageSize = None,
     color: Color = None,
 ) -> Data:
@@ -42,10 +28,5 @@ def build(
         [str(label) for label in raw.target],
         names=[f"digit-{i:04}" for i in range(len(pixels))],
         where="digits",
-        classes=classes,
-        limit_per_class=limit_per_class,
-        limit_seed=limit_seed,
-        val_fraction=val_fraction,
-        test_fraction=test_fraction,
-        fold=split,
+        splitting=splitting,
     )

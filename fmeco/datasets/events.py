@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from fmeco.core import Data, DataSpec, Doc, FilePath, Ge, Gt, Lt
-from fmeco.datasets import _events
-from fmeco.datasets._events import read as read
+from fmeco.datasets import _event_tables, _histories
+from fmeco.datasets._histories import read as read
 
 SENTENCES = True  # `predict` may be given a history itself, or FILE:USER
 TABLES = True  # --dataset TABLE with a checkpoint of events is a table of events
+FILES = (".csv", ".tsv", ".parquet")
+LAYOUT = ("user", "item", "time", "columns")
 
 
 def build(
@@ -49,12 +51,12 @@ def build(
         float, Doc("of split: time, share of the events to test on; 0 = none"), Ge(0), Lt(1)
     ] = 0.1,
 ) -> Data:
-    layout = _events.layout(known, user, item, time, columns)
-    events = _events.read_events(path, layout)
+    layout = _event_tables.layout(known, user, item, time, columns)
+    events = _event_tables.read_events(path, layout)
     if whole:
-        parts, notes = _events.all_of_it(events), list[str]()
+        parts, notes = _event_tables.all_of_it(events), list[str]()
     elif split == "time":
-        parts, notes = _events.by_time(events, path, layout, val_fraction, test_fraction)
+        parts, notes = _event_tables.by_time(events, path, layout, val_fraction, test_fraction)
     else:
-        parts, notes = _events.last_ones(events, path)
-    return _events.build_events(known, events, parts, notes, layout, where=path, length=length, repeats=repeats)
+        parts, notes = _event_tables.last_ones(events, path)
+    return _histories.build_events(known, events, parts, notes, layout, where=path, length=length, repeats=repeats)

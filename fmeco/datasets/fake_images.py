@@ -4,21 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fmeco.core import (
-    Classes,
-    Color,
-    Data,
-    DataSpec,
-    Doc,
-    Fold,
-    Ge,
-    Gt,
-    ImageSize,
-    LimitPerClass,
-    LimitSeed,
-    TestFraction,
-    ValFraction,
-)
+from fmeco.core import Color, Data, DataSpec, Doc, Ge, Gt, ImageSize, Splitting, Without
 from fmeco.datasets import _images
 
 
@@ -29,12 +15,7 @@ def build(
     num_classes: Annotated[int, Doc("classes, named class-0, class-1, ..."), Gt(1)] = 4,
     noise: Annotated[float, Doc("standard deviation of the noise, in units of the pattern's"), Ge(0)] = 1.0,
     pattern_seed: Annotated[int, Doc("another number draws other images"), Ge(0)] = 0,
-    classes: Classes = None,
-    limit_per_class: LimitPerClass = None,
-    limit_seed: LimitSeed = 0,
-    val_fraction: ValFraction = 0.2,
-    test_fraction: TestFraction = 0.0,
-    split: Fold = None,
+    splitting: Annotated[Splitting, Without("group_split")] = Splitting(),
     image_size: ImageSize = None,
     color: Color = None,
 ) -> Data:
@@ -58,10 +39,5 @@ def build(
         [f"class-{code}" for code in codes],
         names=[f"fake-{i:05}" for i in range(samples)],
         where="fake_images",
-        classes=classes,
-        limit_per_class=limit_per_class,
-        limit_seed=limit_seed,
-        val_fraction=val_fraction,
-        test_fraction=test_fraction,
-        fold=split,
+        splitting=splitting,
     )

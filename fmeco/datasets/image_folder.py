@@ -6,23 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from fmeco.core import (
-    Classes,
-    Color,
-    Data,
-    DataSpec,
-    Doc,
-    FilePath,
-    Fold,
-    ImageSize,
-    LimitPerClass,
-    LimitSeed,
-    Samples,
-    ValFraction,
-)
-from fmeco.datasets import _files, _images
+from fmeco.core import Color, Data, DataSpec, Doc, FilePath, ImageSize, Samples, Splitting, Without
+from fmeco.datasets import _files, _folders, _images
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+FALLBACK = True
 
 
 def build(
@@ -33,28 +21,19 @@ def build(
     train: Annotated[FilePath | None, Doc("folder of class folders, instead of `path`")] = None,
     val: Annotated[FilePath | None, Doc("folder of class folders, instead of `path`")] = None,
     test: Annotated[FilePath | None, Doc("folder of class folders, instead of `path`")] = None,
-    classes: Classes = None,
-    limit_per_class: LimitPerClass = None,
-    limit_seed: LimitSeed = 0,
-    val_fraction: ValFraction = 0.2,
-    split: Fold = None,
+    splitting: Annotated[Splitting, Without("test_fraction")] = Splitting(),
     image_size: ImageSize = None,
     color: Color = None,
 ) -> Data:
     spec = _images.image_spec(known, size=image_size, color=color)
-    found = _files.in_folders(
+    found = _folders.in_folders(
         _images.ImageFiles,
         SUFFIXES,
         known,
         whole,
         path=path,
         given={"train": train, "val": val, "test": test},
-        classes=classes,
-        limit_per_class=limit_per_class,
-        limit_seed=limit_seed,
-        val_fraction=val_fraction,
-        test_fraction=0.0,
-        fold=split,
+        splitting=splitting,
     )
     if known is None and image_size is None:
         files, _ = next(iter(found.parts.values()))

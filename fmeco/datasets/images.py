@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import os
 from pathlib import Path
@@ -17,14 +18,13 @@ from fmeco.core import (
     DataSpec,
     Doc,
     FilePath,
-    Fold,
     Ge,
     ImageSize,
-    TestFraction,
-    ValFraction,
+    Splitting,
+    Without,
     clean,
 )
-from fmeco.datasets import _files, _images, _splits
+from fmeco.datasets import _files, _groups, _images, _splits
 from fmeco.datasets.image_folder import SUFFIXES as IMAGES
 from fmeco.datasets.image_folder import read as read
 
@@ -37,9 +37,7 @@ def build(
         FilePath, Doc("a folder; a pattern with *, ** and ?; or a .txt file, whose paths are relative to it")
     ],
     limit: Annotated[int | None, Doc("train on so many images; null = on all"), Ge(1)] = None,
-    val_fraction: ValFraction = 0.1,
-    test_fraction: TestFraction = 0.0,
-    split: Fold = None,
+    splitting: Annotated[Splitting, Without("classes", "limit_per_class", "limit_seed")] = Splitting(val_fraction=0.1),
     image_size: ImageSize = None,
     color: Color = None,
 ) -> Data:
@@ -49,11 +47,9 @@ def build(
     if not len(files):
         raise DataError(f"{clean(path)}: no images", f"images are {', '.join(IMAGES)}")
     names, codes = files.names(), np.zeros(len(files), dtype=np.int64)
-    parts = (
-        {"test": np.arange(len(files))} if whole else _splits.split(names, codes, val_fraction, test_fraction, split)
-    )
-    if "train" in parts:
-        parts["train"] = _splits.limit(names, codes, parts["train"], limit, 0)
+    groups = _groups.in_paths(names, splitting.group_split) if splitting.group_split is not None else None
+    how = dataclasses.replace(splitting, limit_per_class=limit)
+    parts = _splits.assign(names, codes, how, whole=whole, groups=groups)
     taken = {part: files.take(at) for part, at in parts.items()}
     rows = [row for one in taken.values() for row in zip(one.names(), one.sizes.tolist(), strict=True)]
     if known is None and image_size is None:
@@ -66,7 +62,7 @@ def build(
             {},
             _splits.fingerprint(rows),
             notes,
-            {p: {} for p in parts},
+            {part: {} if groups is None else {_groups.CALLED: [groups[i] for i in at]} for part, at in parts.items()},
         ),
     )
 

@@ -27,6 +27,8 @@ from fmeco.core import (
 from fmeco.datasets import _series
 
 TABLES = True  # --dataset TABLE with a checkpoint of series is a table of series
+FILES = (".csv", ".tsv", ".parquet")
+LAYOUT = ("time", "columns", "id", "value", "context", "horizon", "season", "missing")
 
 CONTEXT, HORIZON = 336, 96
 SHOWN = 12  # most series in a picture

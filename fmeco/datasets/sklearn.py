@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from fmeco.core import Classes, Data, DataSpec, Fold, LimitPerClass, LimitSeed, TestFraction, ValFraction
+from typing import Annotated
+
+from fmeco.core import Data, DataSpec, Splitting, Without
 from fmeco.datasets import _tables
 
 NAMES = ("breast_cancer", "diabetes", "iris", "wine")
+STARTER = {"backbone": "mlp"}
 
 
 def build(
@@ -13,12 +16,7 @@ def build(
     whole: bool,
     arch: str,
     *,
-    classes: Classes = None,
-    limit_per_class: LimitPerClass = None,
-    limit_seed: LimitSeed = 0,
-    val_fraction: ValFraction = 0.2,
-    test_fraction: TestFraction = 0.2,
-    split: Fold = None,
+    splitting: Annotated[Splitting, Without("group_split")] = Splitting(test_fraction=0.2),
 ) -> Data:
     from sklearn import datasets
 
@@ -36,10 +34,5 @@ def build(
         names=[f"{arch}:{row}" for row in range(len(labels))],
         features=features,
         task="number" if kinds is None else "class",
-        classes=classes,
-        limit_per_class=limit_per_class,
-        limit_seed=limit_seed,
-        val_fraction=val_fraction,
-        test_fraction=test_fraction,
-        fold=split,
+        splitting=splitting,
     )

@@ -6,21 +6,12 @@ import ast
 import inspect
 import sysconfig
 from pathlib import Path
+from typing import Annotated
 
-from fmeco.core import (
-    Classes,
-    Data,
-    DataError,
-    DataSpec,
-    Fold,
-    LimitPerClass,
-    LimitSeed,
-    TestFraction,
-    ValFraction,
-    listing,
-)
-from fmeco.datasets import _texts
+from fmeco.core import Data, DataError, DataSpec, Splitting, Without, listing
+from fmeco.datasets import _documents, _texts, _tokens
 
+STARTER = {"backbone": "transformer"}
 MODULES = "modules"  # the class of what is no package but a file of its own
 
 # Packages that every Python has, with documentation enough; those of a version differ a little from those of another.
@@ -47,18 +38,14 @@ def build(
     known: DataSpec | None,
     whole: bool,
     *,
-    classes: Classes = None,
-    limit_per_class: LimitPerClass = None,
-    limit_seed: LimitSeed = 0,
-    val_fraction: ValFraction = 0.2,
-    test_fraction: TestFraction = 0.0,
-    split: Fold = None,
+    splitting: Annotated[Splitting, Without("group_split")] = Splitting(),
     vocabulary: int | None = None,
     length: int | None = None,
     lowercase: bool | None = None,
 ) -> Data:
-    found = _texts.Documents([], [], [])
-    for package in PACKAGES if classes is None else sorted(set(map(str, classes)) & set(PACKAGES)):
+    found = _documents.Documents([], [], [])
+    chosen = splitting.classes
+    for package in PACKAGES if chosen is None else sorted(set(map(str, chosen)) & set(PACKAGES)):
         found = found + _documented(package)
     if not found.texts:
         raise DataError(
@@ -68,20 +55,15 @@ def build(
         known,
         found,
         None,
-        _texts.Wanted(vocabulary, None, lowercase, length),
-        _texts.Layout(),
+        _tokens.Wanted(vocabulary, None, lowercase, length),
+        _documents.Layout(),
         where="stdlib_docs",
         whole=whole,
-        classes=classes,
-        limit_per_class=limit_per_class,
-        limit_seed=limit_seed,
-        val_fraction=val_fraction,
-        test_fraction=test_fraction,
-        fold=split,
+        splitting=splitting,
     )
 
 
-def _documented(package: str) -> _texts.Documents:
+def _documented(package: str) -> _documents.Documents:
     """The docstrings of a package's modules, classes and functions, each text once."""
     root = Path(sysconfig.get_paths()["stdlib"])
     texts: dict[str, str] = {}
@@ -92,4 +74,4 @@ def _documented(package: str) -> _texts.Documents:
                 if len(text) >= SHORTEST:
                     line = 1 if isinstance(node, ast.Module) else node.lineno
                     texts.setdefault(text, f"{file.relative_to(root)}:{line}")
-    return _texts.Documents(list(texts), list(texts.values()), [package] * len(texts))
+    return _documents.Documents(list(texts), list(texts.values()), [package] * len(texts))

@@ -5,28 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from fmeco.core import (
-    Classes,
-    ConfigError,
-    Data,
-    DataError,
-    DataSpec,
-    Doc,
-    FilePath,
-    Fold,
-    Ge,
-    Gt,
-    LimitPerClass,
-    LimitSeed,
-    TestFraction,
-    ValFraction,
-    clean,
-    listing,
-)
-from fmeco.datasets import _texts
+from fmeco.core import ConfigError, Data, DataError, DataSpec, Doc, FilePath, Ge, Gt, Splitting, clean, listing
+from fmeco.datasets import _documents, _texts, _tokens
 from fmeco.datasets._texts import read as read
 
 SENTENCES = True  # `predict` may be given texts themselves
+FILES = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet")
+LAYOUT = ("text", "label", "columns", "documents", "task")
+STARTER = {"backbone": "transformer"}
 
 _STEMS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test", "testing")}
 
@@ -67,32 +53,24 @@ def build(
     lowercase: Annotated[bool | None, Doc("null = the checkpoint's, else false")] = None,
     length: Annotated[int | None, Doc("most tokens of a text; null = the checkpoint's, else 128"), Gt(1)] = None,
     pack: Annotated[bool, Doc("join documents and cut them into pieces of `length` tokens, without labels")] = False,
-    classes: Classes = None,
-    limit_per_class: LimitPerClass = None,
-    limit_seed: LimitSeed = 0,
-    val_fraction: ValFraction = 0.2,
-    test_fraction: TestFraction = 0.0,
-    split: Fold = None,
+    splitting: Splitting = Splitting(),
 ) -> Data:
     files = _files(path, {"train": train, "val": val, "test": test}, whole)
-    layout = _texts.Layout(text, None if pack else label, tuple(columns) if columns else None, documents)
-    found, parts = _texts.merged(files, layout)
+    layout = _documents.Layout(
+        text, None if pack else label, tuple(columns) if columns else None, documents, splitting.group_split
+    )
+    found, parts = _documents.merged(files, layout)
     return _texts.build_texts(
         known,
         found,
         None if "path" in parts else parts,
-        _texts.Wanted(vocabulary, tokenizer, lowercase, length),
+        _tokens.Wanted(vocabulary, tokenizer, lowercase, length),
         layout,
         where=clean(path or train or test),
         whole=whole,
         task=task,
         pack=pack,
-        classes=classes,
-        limit_per_class=limit_per_class,
-        limit_seed=limit_seed,
-        val_fraction=val_fraction,
-        test_fraction=test_fraction,
-        fold=split,
+        splitting=splitting,
     )
 
 
@@ -108,9 +86,11 @@ def _files(path: str | None, parts: dict[str, str | None], whole: bool) -> dict[
     root = Path(path)
     if not root.is_dir():
         return {"path": [path]}
-    inside = sorted(file for file in root.iterdir() if file.suffix.lower() in _texts.SUFFIXES and file.is_file())
+    inside = sorted(file for file in root.iterdir() if file.suffix.lower() in _documents.SUFFIXES and file.is_file())
     if not inside:
-        raise DataError(f"{clean(path)}: no texts in this folder", f"texts are read from {', '.join(_texts.SUFFIXES)}")
+        raise DataError(
+            f"{clean(path)}: no texts in this folder", f"texts are read from {', '.join(_documents.SUFFIXES)}"
+        )
     found = {part: [str(f) for f in inside if f.stem.lower() in stems] for part, stems in _STEMS.items()}
     found = {part: files for part, files in found.items() if files}
     if twice := [part for part, files in found.items() if len(files) > 1]:

@@ -10,24 +10,21 @@ import numpy as np
 import torch
 
 from fmeco.core import (
-    Classes,
     Color,
     Data,
     DataError,
     DataSpec,
     Doc,
     FilePath,
-    Fold,
     ImageSize,
     Inputs,
-    LimitPerClass,
-    LimitSeed,
     Samples,
+    Splitting,
     Target,
-    ValFraction,
+    Without,
     clean,
 )
-from fmeco.datasets import _images, _splits
+from fmeco.datasets import _classes, _images, _splits
 from fmeco.nn.layers import import_torchvision
 
 NAMES = (
@@ -92,11 +89,7 @@ def build(
     *,
     root: Annotated[FilePath, Doc("folder that keeps the download")] = "data",
     download: Annotated[bool, Doc("fetch the data if it is not there")] = True,
-    classes: Classes = None,
-    limit_per_class: LimitPerClass = None,
-    limit_seed: LimitSeed = 0,
-    val_fraction: ValFraction = 0.1,
-    split: Fold = None,
+    splitting: Annotated[Splitting, Without("test_fraction", "group_split")] = Splitting(val_fraction=0.1),
     image_size: ImageSize = None,
     color: Color = None,
 ) -> Data:
@@ -119,7 +112,7 @@ def build(
     target = old
     for part, dataset in sets.items():
         labels = _labels(dataset)
-        kept, codes, names, found = _splits.encode(labels, classes, target, where)
+        kept, codes, names, found = _classes.encode(labels, splitting.classes, target, where)
         target = target or Target("class", names)
         notes += found
         parts[part] = (part, kept, codes)
@@ -127,10 +120,10 @@ def build(
     if "val" not in parts:
         _, kept, codes = parts["train"]
         rows = [f"{i:06}" for i in kept]
-        for part, at in _splits.split(rows, codes, val_fraction, fold=split).items():
+        for part, at in _splits.split(rows, codes, splitting).items():
             parts[part] = ("train", kept[at], codes[at])
     source, kept, codes = parts["train"]
-    at = _splits.limit([f"{i:06}" for i in kept], codes, np.arange(len(kept)), limit_per_class, limit_seed)
+    at = _splits.limit([f"{i:06}" for i in kept], codes, np.arange(len(kept)), splitting)
     parts["train"] = (source, kept[at], codes[at])
     spec = dataclasses.replace(
         spec,

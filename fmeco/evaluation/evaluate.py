@@ -106,5 +106,5 @@ def _values(found: use.Measured, by: str) -> list[str]:
     valid = list(dict.fromkeys([*found.samples.groups, *targets]))
     raise ConfigError(
         f"--by {clean(by)}: no such column{nearest(by, valid)}; there are: {listing(valid, 50)}",
-        "a column with more than 100 values must be named in dataset.group, or of recordings in dataset.speaker",
+        "a column with more than 100 values must be named in dataset.group or dataset.group_split",
     )

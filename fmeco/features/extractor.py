@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fmeco.config.run_config import Choice
-from fmeco.core import STORED, Augment, Backbone, Data, Inputs, Samples, View, uniform
+from fmeco.core import STORED, Augment, Backbone, Data, Inputs, Samples, View, Wrapped, uniform
 from fmeco.data import disk_cache as cache
 from fmeco.data.loader import evaluation_batches
 from fmeco.data.reading import choose_reading
@@ -34,23 +34,17 @@ from fmeco.nn.precision import autocast
 BATCH = 64
 
 
-class Stored(Samples):
-    """A split as what a frozen part gives (N, V, ...), for each of V views."""
-
-    in_memory = True
+class Stored(Wrapped):
+    """Replace a split's inputs by what a frozen part makes of them (N, V, ...), for each of V views."""
 
     def __init__(self, samples: Samples, values: Tensor) -> None:
-        self.samples, self.values = samples, values
-        self.targets, self.tensors = samples.targets, {STORED: values}
-
-    def __len__(self) -> int:
-        return len(self.values)
+        super().__init__(samples)
+        self.values = values
+        self.tensors, self.in_memory = {STORED: values}, True
+        self.content, self.lengths = "", None  # those of the samples as they are read
 
     def __getitem__(self, index: int) -> Inputs:
         return {STORED: self.values[index]}
-
-    def name(self, index: int) -> str:
-        return self.samples.name(index)
 
 
 class OneOf(Augment):

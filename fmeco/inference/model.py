@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fmeco.checkpoints import format as checkpoint
 from fmeco.checkpoints import refs, transplant
-from fmeco.config.dataset_argument import dataset_section, table_header
+from fmeco.config.dataset_argument import section_for_use
 from fmeco.config.load import choose, load_config
 from fmeco.config.parser import parse_yaml
 from fmeco.core import Backbone, Batch, Data, DataSpec, Objective, Samples
@@ -30,20 +30,6 @@ from fmeco.files import disk_error
 from fmeco.log import say
 from fmeco.plugins.registry import find
 from fmeco.training.assemble import build_backbone
-
-TABLE_LAYOUT = (
-    "target",
-    "features",
-    "drop",
-    "task",
-    "image_column",
-    "path_column",
-    "label_column",
-    "separator",
-    "lowercase",
-)
-TEXT_LAYOUT = ("text", "label", "columns", "documents")
-SERIES_LAYOUT = ("time", "columns", "id", "value", "context", "horizon", "season", "missing")
 
 
 @dataclass
@@ -296,14 +282,7 @@ def data_for(
     trained = model.checkpoint.meta["config"]
     whole = dataset is not None and Path(dataset).exists()
     if dataset is not None:
-        raw: Any = dataset_section(dataset, model.spec.reader)
-        options = trained.get("dataset", {})
-        table = table_header(Path(dataset))
-        if isinstance(raw, dict) and table and raw["name"] == options.get("name"):  # columns are named as in training
-            layout = (*TABLE_LAYOUT, *TEXT_LAYOUT, *SERIES_LAYOUT)
-            raw = {**{key: options[key] for key in layout if key in options}, **raw}
-            if options.get("split_column") in table:
-                raw["split_column"] = options["split_column"]
+        raw: Any = section_for_use(dataset, trained.get("dataset", {}), model.spec.reader)
     else:
         run = Path(ref) / "config.yaml"
         raw = trained.get("dataset")

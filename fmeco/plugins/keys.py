@@ -1,8 +1,9 @@
-"""Keys that several plug-ins share, each written once: a signature says `classes: Classes = None`."""
+"""Keys that several plug-ins share, each written once: a signature says `image_size: ImageSize = None`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge as Ge
@@ -33,7 +34,6 @@ ObjectiveSection = Callable[..., Any]
 NESTED = {"ObjectiveSection": "objectives"}
 
 
-# Keys that several plug-ins share are written once, here; a signature says `classes: Classes = None`.
 Classes = Annotated[list[str | int] | None, Doc("use only these classes, in this order; null = all, sorted by name")]
 
 
@@ -55,6 +55,42 @@ Fold = Annotated[
     dict[str, int] | None,
     Doc("{fold: 1, of: 5}: validate on that fold of a cross-validation instead of on val_fraction"),
 ]
+
+
+GroupSplit = Annotated[
+    str | None,
+    Doc(
+        "keeps each group, such as a speaker, a patient or a customer, in one split, by a hash of its name: a table's column, "
+        "or a regular expression whose one group is that name in a file's path, such as '_([a-z]+)_'"
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Splitting:
+    """Choose a dataset's samples and split them: keys of `dataset:` that `build` is handed as one value.
+
+    A signature says `splitting: Splitting`, or with defaults of its own `splitting: Splitting = Splitting(val_fraction=0.1)`;
+    `Annotated[Splitting, Without("test_fraction")]` leaves keys out, which then have the values below.
+    """
+
+    classes: Classes = None
+    limit_per_class: LimitPerClass = None
+    limit_seed: LimitSeed = 0
+    val_fraction: ValFraction = 0.2
+    test_fraction: TestFraction = 0.0
+    split: Fold = None
+    group_split: GroupSplit = None
+
+
+class Without:
+    """Leave keys of a group out of a signature."""
+
+    def __init__(self, *keys: str) -> None:
+        self.keys = keys
+
+
+KEY_GROUPS: dict[str, type] = {"Splitting": Splitting}  # several keys that `build` is handed as one value
 
 
 TeacherMomentum = Annotated[

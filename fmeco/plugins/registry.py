@@ -27,7 +27,7 @@ from pydantic import BaseModel
 
 from fmeco.errors import ConfigError, FmecoError, clean, listing, nearest
 from fmeco.plugins.keys import NESTED
-from fmeco.plugins.signature import VOCABULARY, annotation, literal, mentions, parse_file, schema
+from fmeco.plugins.signature import VOCABULARY, KeyGroup, annotation, key_group, literal, mentions, parse_file, schema
 
 # kind -> (what `build` may be handed by name, where its plug-ins live)
 INJECTED: dict[str, tuple[str, ...]] = {
@@ -58,6 +58,13 @@ class Plugin:
     help: str  # first line of the docstring
     names: tuple[str, ...]  # architectures or datasets of a library this file stands for
     suffixes: tuple[str, ...]  # of the files that a dataset of class folders reads
+    files: tuple[str, ...]  # suffixes of the files that a dataset reads as a whole, such as tables
+    lists: str  # the dataset whose files a table names, where another one reads such tables
+    fallback: bool  # it is the dataset of a folder or file, where nothing tells of which one it is
+    layout: tuple[
+        str, ...
+    ]  # the keys that --dataset FILE inherits from a checkpoint; NAME? where the file has the column
+    starter: Mapping[str, str]  # what `fmeco init` writes: "backbone", and "column", the key of the column to learn
     qualified: bool  # its names are known as PLUGIN/NAME alone
     open: bool  # it takes PLUGIN/ANYTHING: what its names are is not fmeco's to list
     tables: bool  # --dataset TABLE with a checkpoint that it made data for is read by it
@@ -65,6 +72,7 @@ class Plugin:
     paths: tuple[str, ...]  # the keys that are files or folders
     refs: tuple[str, ...]  # the keys that name a checkpoint
     nested: Mapping[str, str]  # key that holds sections -> their kind
+    key_groups: Mapping[str, KeyGroup]  # parameter that is handed several keys as one value -> these keys
 
     @property
     def spellings(self) -> list[str]:
@@ -86,12 +94,14 @@ class Plugin:
         check: Callable[..., list[str]] | None = getattr(module, "check", None)
         if check is not None and self.function == "build" and (problems := check(**options)):
             raise ConfigError("\n".join(f"{self.kind}/{self.name}: {problem}" for problem in problems))
-        inner = {
-            key: {name: functools.partial(build_section, kind, raw) for name, raw in options[key].items()}
-            for key, kind in self.nested.items()
-        }
-        inner |= {key: teach(options[key]) for key in self.refs}
-        return getattr(module, self.function)(*(given[name] for name in self.injected), **{**options, **inner})
+        handed = dict(options)
+        for key, kind in self.nested.items():
+            handed[key] = {name: functools.partial(build_section, kind, raw) for name, raw in options[key].items()}
+        for key in self.refs:
+            handed[key] = teach(options[key])
+        for name, group in self.key_groups.items():
+            handed[name] = group.kind(**{key: handed.pop(key) for key in group.fields})
+        return getattr(module, self.function)(*(given[name] for name in self.injected), **handed)
 
 
 def build_section(kind: str, section: Mapping[str, Any], **given: Any) -> Any:
@@ -218,15 +228,7 @@ def _read(kind: str, name: str, file: Path, module: str, function: str = "build"
         )
     if node.args.vararg or node.args.kwarg:
         raise ConfigError(f"{file}:{node.lineno}: {function}() must name every key; *args and **kwargs hide typos")
-    fields: dict[str, Any] = {}
-    for arg, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True):
-        where = f"{file}:{arg.lineno}: {arg.arg}"
-        if arg.annotation is None:
-            raise ConfigError(f"{where} has no type")
-        try:
-            fields[arg.arg] = (annotation(arg.annotation), ... if default is None else ast.literal_eval(default))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{where}: {error}", "types: " + ", ".join(VOCABULARY), "defaults are literals") from None
+    fields, groups = _fields(node, file)
     names = literal(tree, "NAMES", file) or ()
     if (listed := file.with_suffix(".txt")).is_file() and function == "build":
         names = listed.read_text("utf-8").split()
@@ -242,6 +244,11 @@ def _read(kind: str, name: str, file: Path, module: str, function: str = "build"
         help=doc.split("\n\n")[0].replace("\n", " "),
         names=tuple(names),
         suffixes=tuple(literal(tree, "SUFFIXES", file) or ()),
+        files=tuple(literal(tree, "FILES", file) or ()),
+        lists=literal(tree, "LISTS", file) or "",
+        fallback=bool(literal(tree, "FALLBACK", file)),
+        layout=_layout(tree, fields, file),
+        starter=literal(tree, "STARTER", file) or {},
         qualified=bool(literal(tree, "QUALIFIED", file)),
         open=bool(literal(tree, "OPEN", file)),
         tables=bool(literal(tree, "TABLES", file)),
@@ -253,7 +260,39 @@ def _read(kind: str, name: str, file: Path, module: str, function: str = "build"
         ),
         refs=tuple(arg.arg for arg in node.args.kwonlyargs if mentions(arg.annotation, "Ref")),
         nested={arg.arg: k for arg in node.args.kwonlyargs for n, k in NESTED.items() if mentions(arg.annotation, n)},
+        key_groups=groups,
     )
+
+
+def _fields(node: ast.FunctionDef, file: Path) -> tuple[dict[str, tuple[Any, Any]], dict[str, KeyGroup]]:
+    """Read the user's keys, each with its type and default, and the parameters that are handed several of them at once."""
+    fields: dict[str, tuple[Any, Any]] = {}
+    groups: dict[str, KeyGroup] = {}
+    for arg, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True):
+        where = f"{file}:{arg.lineno}: {arg.arg}"
+        if arg.annotation is None:
+            raise ConfigError(f"{where} has no type")
+        try:
+            group = key_group(arg.annotation, default)
+            if group is not None:
+                groups[arg.arg], added = group, group.fields
+            else:
+                added = {arg.arg: (annotation(arg.annotation), ... if default is None else ast.literal_eval(default))}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{where}: {error}", "types: " + ", ".join(VOCABULARY), "defaults are literals") from None
+        if twice := [key for key in added if key in fields]:
+            raise ConfigError(f"{where}: the key {listing(twice)} is there twice")
+        fields |= added
+    return fields, groups
+
+
+def _layout(tree: ast.Module, fields: Mapping[str, Any], file: Path) -> tuple[str, ...]:
+    layout = tuple(literal(tree, "LAYOUT", file) or ())
+    if strange := [key for key in layout if key.removesuffix("?") not in fields]:
+        raise ConfigError(
+            f"{file}: LAYOUT names {listing(strange)}, and build() has no such key{nearest(strange[0], fields)}"
+        )
+    return layout
 
 
 def _import_file(file: Path) -> ModuleType:

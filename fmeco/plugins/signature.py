@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
+import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from annotated_types import Ge as Ge
 from annotated_types import Gt as Gt
@@ -14,8 +16,9 @@ from annotated_types import Le as Le
 from annotated_types import Lt as Lt
 from pydantic import BaseModel, ConfigDict, create_model
 
-from fmeco.errors import ConfigError
+from fmeco.errors import ConfigError, listing, nearest
 from fmeco.plugins.keys import (
+    KEY_GROUPS,
     NESTED,
     RATE,
     Classes,
@@ -31,6 +34,7 @@ from fmeco.plugins.keys import (
     TeacherMomentum,
     TestFraction,
     ValFraction,
+    Without,
 )
 
 VOCABULARY: dict[str, Any] = {
@@ -46,6 +50,8 @@ VOCABULARY: dict[str, Any] = {
     **{"TestFraction": TestFraction, "Fold": Fold, "ImageSize": ImageSize, "Color": Color},
     **{"TeacherMomentum": TeacherMomentum, "FilePath": FilePath, "Ref": Ref, "Rate": RATE},
     **dict.fromkeys(NESTED, Any),
+    **KEY_GROUPS,
+    "Without": Without,
 }
 
 
@@ -101,10 +107,46 @@ def annotation(node: ast.expr) -> Any:
             return annotation(base)[annotation(item)]
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
             return annotation(left) | annotation(right)
-        case ast.Call(func=ast.Name(id=name), args=args) if name in ("Doc", "Gt", "Ge", "Lt", "Le"):
+        case ast.Call(func=ast.Name(id=name), args=args) if name in ("Doc", "Gt", "Ge", "Lt", "Le", "Without"):
             return VOCABULARY[name](*(ast.literal_eval(arg) for arg in args))
     raise ValueError(f"cannot read the type `{ast.unparse(node)}`")
 
 
 def mentions(node: ast.expr | None, name: str) -> bool:
     return node is not None and any(isinstance(part, ast.Name) and part.id == name for part in ast.walk(node))
+
+
+class KeyGroup(NamedTuple):
+    """Hold keys of the user that `build` is handed as one value. fields: key -> its type and default."""
+
+    kind: type
+    fields: Mapping[str, tuple[Any, Any]]
+
+
+def key_group(node: ast.expr, default: ast.expr | None) -> KeyGroup | None:
+    """Read a parameter such as `splitting: Splitting = Splitting(val_fraction=0.1)`; None where it is a single key.
+
+    Raises ValueError for a default that is no such call of literals, and for keys that the value does not have.
+    """
+    name = next((name for name in KEY_GROUPS if mentions(node, name)), None)
+    if name is None:
+        return None
+    kind, made = KEY_GROUPS[name], annotation(node)
+    own, *about = typing.get_args(made) if typing.get_origin(made) is Annotated else (made,)
+    if own is not kind:
+        raise ValueError(f"{name} is one value of several keys: it stands alone, or as Annotated[{name}, Without(...)]")
+    without = [key for one in about if isinstance(one, Without) for key in one.keys]
+    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+    match default:
+        case None:
+            given: dict[str, Any] = {}
+        case ast.Call(func=ast.Name(id=called), args=[], keywords=keywords) if called == name:
+            given = {str(one.arg): ast.literal_eval(one.value) for one in keywords}
+        case _:
+            raise ValueError(f"its default is written {name}(key=value)")
+    for keys, has in ((without, defaults), (given, [key for key in defaults if key not in without])):
+        if strange := [key for key in keys if key not in has]:
+            raise ValueError(f"{name} has no key {listing(strange)}{nearest(strange[0], has)}")
+    types = typing.get_type_hints(kind, include_extras=True)
+    fields = {key: (types[key], given.get(key, value)) for key, value in defaults.items() if key not in without}
+    return KeyGroup(kind, fields)

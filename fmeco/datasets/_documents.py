@@ -1,0 +1,202 @@
+"""Read documents from JSONL, CSV, TSV, Parquet and plain text files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from fmeco.core import ConfigError, DataError, clean, listing, nearest
+from fmeco.data import parquet
+from fmeco.datasets import _columns, _groups
+from fmeco.datasets._splits import Indices
+
+SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet")
+
+
+Documented = Literal["auto", "line", "block"]
+
+
+class Layout(NamedTuple):
+    """Where the text of a file is. columns: the names of a table's columns, where it has no header. group: the column of
+    groups, or a pattern that finds one in the file's name."""
+
+    text: str = "text"
+    label: str | None = None
+    columns: tuple[str, ...] | None = None
+    documents: Documented = "auto"
+    group: str | None = None
+
+
+class Documents(NamedTuple):
+    """Texts, a name for each, their labels ("" = none), where the files have any, the files' other columns, and the group
+    of each text, where they are asked for."""
+
+    texts: list[str]
+    names: list[str]
+    labels: list[str] | None
+    others: Mapping[str, list[str]] = {}
+    groups: list[str] | None = None
+
+    def __add__(self, other: Documents) -> Documents:  # type: ignore[override]  # not as tuples are
+        if (self.labels is None) != (other.labels is None):
+            raise DataError(f"{other.names[0]}: some of the files have labels, and others have none")
+        labels = None if self.labels is None or other.labels is None else self.labels + other.labels
+        others = {name: values + other.others[name] for name, values in self.others.items() if name in other.others}
+        groups = None if self.groups is None or other.groups is None else self.groups + other.groups
+        return Documents(self.texts + other.texts, self.names + other.names, labels, others, groups)
+
+
+def read_documents(path: str, layout: Layout) -> Documents:
+    """The documents of a file, by its suffix. Raises DataError that names file and line, ConfigError for a column."""
+    file = Path(path)
+    suffix = file.suffix.lower()
+    if not file.is_file():
+        raise DataError(f"{clean(path)}: no such file")
+    if suffix not in SUFFIXES:
+        raise DataError(f"{clean(path)}: texts are read from {', '.join(SUFFIXES)}")
+    try:
+        content = parquet.as_csv(path) if suffix == ".parquet" else file.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{clean(path)}: not UTF-8 text (byte {error.start})", "save it as UTF-8") from None
+    except OSError as error:
+        raise DataError(f"{clean(path)}: {error.strerror}") from None
+    if suffix == ".txt":
+        found = Documents(*_plain(content, path, layout.documents), None)
+    else:
+        if suffix == ".parquet":
+            layout = layout._replace(columns=None)  # it has a header always
+        lines = _json_lines(content, path) if suffix in (".jsonl", ".ndjson") else _rows(content, path, layout, suffix)
+        found = _fields(lines, path, layout)
+    if not found.texts:
+        raise DataError(f"{clean(path)}: no texts in this file")
+    if layout.group is None:
+        return found
+    rows = [name.rpartition(":")[2] for name in found.names]
+    groups = _groups.find(found.others, layout.group, [file.name] * len(rows), path, rows)
+    return found._replace(groups=groups.names, others={**found.others, groups.called: groups.names})
+
+
+def _plain(content: str, path: str, documents: Documented) -> tuple[list[str], list[str]]:
+    """A document per line; or, where documents span lines, per block of lines between empty ones."""
+    lines = content.splitlines()
+    blocks = documents == "block" or (documents == "auto" and any(not line.strip() for line in lines))
+    texts: list[list[str]] = []
+    starts: list[int] = []
+    fresh = True
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            fresh = True
+        elif fresh or not blocks:
+            texts.append([line])
+            starts.append(number)
+            fresh = False
+        else:
+            texts[-1].append(line)
+    return ["\n".join(text) for text in texts], [f"{path}:{number}" for number in starts]
+
+
+Row = tuple[int, Mapping[str, Any]]  # line, values by name
+
+
+def _json_lines(content: str, path: str) -> Iterator[Row]:
+    for number, line in enumerate(content.split("\n"), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{clean(path)}:{number}: not valid JSON: {clean(error)}") from None
+            if not isinstance(row, dict):
+                raise DataError(f'{clean(path)}:{number}: expected an object, as in {{"text": ...}}')
+            yield number, row
+
+
+def _rows(content: str, path: str, layout: Layout, suffix: str) -> Iterator[Row]:
+    """Rows of CSV; or of a TSV file, which has no quotes."""
+    csv.field_size_limit(1 << 30)  # documents are longer than what tables usually hold
+    if suffix == ".tsv":
+        reader = csv.reader(io.StringIO(content, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE)
+    else:
+        first = content.partition("\n")[0]
+        delimiter = "," if suffix == ".parquet" else max(",;\t", key=first.count)
+        reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
+    header = layout.columns
+    try:
+        for row in reader:
+            if not row:
+                continue
+            if header is None or (tuple(row) == header):
+                header = tuple(name.strip() for name in row)
+                continue
+            if len(row) != len(header):
+                hint = "name the columns of a table without a header: dataset.columns=[text, label]"
+                raise DataError(
+                    f"{clean(path)}:{reader.line_num}: {len(row)} values, and there are {len(header)} columns", hint
+                )
+            yield reader.line_num, dict(zip(header, row, strict=True))
+    except csv.Error as error:
+        raise DataError(f"{clean(path)}:{reader.line_num}: not a valid table: {error}") from None
+
+
+def _fields(rows: Iterable[Row], path: str, layout: Layout) -> Documents:
+    texts: list[str] = []
+    names: list[str] = []
+    labels: list[str] = []
+    others: dict[str, list[str]] = {}
+    for number, row in rows:
+        for name in (layout.text, *([layout.label] if layout.label is not None else [])):
+            if name not in row:
+                key = "text" if name == layout.text else "label"
+                hints = ["dataset.label: null reads it without labels"] if key == "label" else []
+                if not Path(path).suffix.lower().endswith("l"):
+                    hints.append("name the columns of a table without a header: dataset.columns=[text, label]")
+                raise ConfigError(
+                    f"{clean(path)}:{number}: dataset.{key}: no '{clean(name)}'{nearest(name, row)}; it has: {listing(list(row), 20)}",
+                    *hints,
+                )
+        text = row[layout.text]
+        if not isinstance(text, str):
+            raise DataError(f"{clean(path)}:{number}: '{clean(layout.text)}' is no text")
+        texts.append(text)
+        names.append(f"{path}:{number}")
+        if layout.label is not None:
+            value = row[layout.label]
+            labels.append(
+                "" if value is None else "|".join(map(str, value)) if isinstance(value, list) else str(value).strip()
+            )
+        for name, value in row.items():
+            if name != layout.text and isinstance(value, str | int):
+                others.setdefault(name, [""] * (len(texts) - 1)).append(str(value).strip())
+        for values in others.values():
+            values += [""] * (len(texts) - len(values))
+    others = _columns.grouping(others, [layout.group] if layout.group is not None else [])
+    return Documents(texts, names, labels if layout.label is not None else None, others)
+
+
+def first_line(path: str) -> str:
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        return file.readline()
+
+
+def merged(files: Mapping[str, Sequence[str]], layout: Layout) -> tuple[Documents, dict[str, Indices]]:
+    """The documents of files, and which of them (positions) belong to what."""
+    every: list[Documents] = []
+    parts: dict[str, Indices] = {}
+    count = 0
+    for part, paths in files.items():
+        start = count
+        for path in paths:
+            every.append(
+                read_documents(path, layout if not path.lower().endswith(".txt") else layout._replace(label=None))
+            )
+            count += len(every[-1].texts)
+        parts[part] = np.arange(start, count)
+    total = every[0]
+    for one in every[1:]:
+        total = total + one
+    return total, parts

@@ -1,0 +1,125 @@
+"""Read tables that name files, with their labels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fmeco.core import ConfigError, DataError, DataSpec, Splitting, Target, clean, listing
+from fmeco.datasets import _columns, _groups, _splits, _targets, _transcripts
+from fmeco.datasets._files import Files, FileSamples, Labelled, check_once
+
+
+class Layout(NamedTuple):
+    """Hold the keys of a config that say where a table has what."""
+
+    split_column: str | None = None
+    root: str | None = None  # the folder of the files, if it is not the table's
+    path_column: str = "path"
+    label_column: str | Sequence[str] = "label"
+    task: str = "auto"  # text: labels are transcripts
+    lowercase: bool = False  # of transcripts
+    separator: str = "|"
+
+
+def in_table(
+    kind: type[FileSamples],
+    known: DataSpec | None,
+    whole: bool,
+    path: str,
+    layout: Layout,
+    splitting: Splitting,
+) -> Labelled:
+    """Find the files that a table names, with their labels and splits."""
+    table = _columns.read_table(path)
+    files = _columns.column(table, layout.path_column, path)
+    labels = _targets.target_columns(table, layout.label_column, path)
+    folder = Path(layout.root or os.path.dirname(path) or ".")
+    every = _listed(kind, files, folder, path)
+    old = known.targets if known is not None else {}
+    said = _said(labels, layout, splitting, path) if layout.task == "text" else None
+    targets = _read_targets(labels, old, layout, splitting, path) if said is None else _no_targets(len(files))
+    kept = targets.kept
+    names = [files[i] for i in kept]
+    columns, groups = {name: table[name] for name in table if name != layout.path_column}, None
+    if splitting.group_split is not None:
+        groups = _groups.find(table, splitting.group_split, files, path)
+        columns[groups.called] = groups.names
+        groups = groups._replace(names=[groups.names[i] for i in kept])
+    given = None
+    if layout.split_column is not None:
+        column = _columns.column(table, layout.split_column, path)
+        given = _splits.split_by_column([column[i] for i in kept], path, layout.split_column)
+    parts = _splits.assign(names, targets.codes, splitting, whole=whole, given=given, groups=groups and groups.names)
+    columns = _columns.take(_columns.grouping(columns, [groups.called] if groups is not None else []), kept)
+    described, values = targets.targets, {part: dict[str, Any](targets.at(at)) for part, at in parts.items()}
+    if said is not None:
+        described["label"], texts = _transcripts.encode(said, parts, old.get("label"), path)
+        values = {part: {"label": each} for part, each in texts.items()}
+    listed = every.take(kept)
+    rows = list(
+        zip(names, listed.sizes.tolist(), *([column[i] for i in kept] for column in labels.values()), strict=True)
+    )
+    return Labelled(
+        {part: (listed.take(at), values[part]) for part, at in parts.items()},
+        described,
+        _splits.fingerprint([rows[i] for at in parts.values() for i in at]),
+        targets.notes,
+        {part: _columns.take(columns, at) for part, at in parts.items()},
+        groups.called if groups is not None else None,
+    )
+
+
+def _listed(kind: type[FileSamples], files: Sequence[str], folder: Path, path: str) -> Files:
+    """Look up the file of each row. Raises DataError for rows without one, files named twice, and files that are not there."""
+    if blank := [line for line, file in enumerate(files, 2) if not file]:
+        raise DataError(f"{clean(path)}: no {kind.one} in line {listing(blank)}")
+    check_once(files, path)
+    found = [_status(kind, folder / file, path, line) for line, file in enumerate(files, 2)]
+    return Files.of(folder, files, [size for size, _ in found], [time for _, time in found])
+
+
+def _said(labels: Mapping[str, Sequence[str]], layout: Layout, splitting: Splitting, path: str) -> list[str]:
+    """Read the transcript of each row."""
+    if splitting.classes is not None:
+        raise ConfigError("dataset.classes: choosing classes is not possible for transcripts")
+    return _transcripts.transcripts(labels, path, layout.lowercase)
+
+
+def _no_targets(count: int) -> _targets.Targets:
+    """Keep every row, with nothing to balance a split by."""
+    return _targets.Targets({}, {}, np.zeros(count, np.int64), np.arange(count), [])
+
+
+def _read_targets(
+    labels: Mapping[str, Sequence[str]], old: Mapping[str, Target], layout: Layout, splitting: Splitting, path: str
+) -> _targets.Targets:
+    return _targets.read_targets(
+        labels,
+        old,
+        splitting.classes,
+        where=clean(path),
+        names=[f"{clean(path)}:{line}" for line in range(2, len(next(iter(labels.values()))) + 2)],
+        kind_of=lambda values: _kind(values, layout.task),
+        separator=layout.separator,
+    )
+
+
+def _kind(labels: Sequence[str], task: str) -> str:
+    return task if task != "auto" else "number" if all(map(_columns.is_decimal, labels)) else "class"
+
+
+def _status(kind: type[FileSamples], file: Path, table: str, line: int) -> tuple[int, int]:
+    """Size in bytes and time of change in ns."""
+    try:
+        status = file.stat()
+        return status.st_size, status.st_mtime_ns
+    except OSError:
+        raise DataError(
+            f"{clean(table)}:{line}: the {kind.one} {clean(file)} does not exist",
+            "paths are relative to the CSV's folder, or to dataset.root",
+        ) from None

@@ -1,0 +1,145 @@
+"""Find files in class folders, which may lie in a folder for each split."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from fmeco.core import ConfigError, DataError, DataSpec, Splitting, Target, clean, listing
+from fmeco.datasets import _classes, _columns, _groups, _splits
+from fmeco.datasets._files import Files, FileSamples, Labelled, scan
+
+_FOLDERS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+
+
+def in_folders(
+    kind: type[FileSamples],
+    suffixes: Collection[str],
+    known: DataSpec | None,
+    whole: bool,
+    *,
+    path: str | None,
+    given: Mapping[str, str | None],
+    splitting: Splitting,
+) -> Labelled:
+    """Find files in class folders, below `path` or below the `given` folder of each split."""
+    notes: list[str] = []
+    folders = _folders(path, given, whole)
+    scanned = {part: _scan(kind, suffixes, folder, notes) for part, folder in folders.items()}
+    for part, folder in folders.items():
+        _inspect(kind, suffixes, folder, scanned[part].labels, notes)
+
+    # Classes are those of the training folder; every other folder is held to them by name.
+    first = next(iter(scanned))
+    old = known.targets.get("label") if known is not None else None
+    _, _, names, found = _classes.encode(scanned[first].labels, splitting.classes, old, str(folders[first]))
+    notes += found
+    target = Target("class", names)
+
+    parts: dict[str, tuple[Files, _splits.Indices]] = {}
+    for part, one in scanned.items():
+        present = set(one.labels)
+        chosen = None if splitting.classes is None else [c for c in splitting.classes if str(c) in present]
+        kept, codes, _, found = _classes.encode(one.labels, chosen, target, str(folders[part]), "the training folder")
+        notes += found if part != first else []
+        parts[part] = (one.files if len(kept) == len(one.files) else one.files.take(kept), codes)
+    pattern = splitting.group_split
+    if whole and "path" in parts:
+        parts = {"test": parts["path"]}
+    elif "path" in parts or ("train" in parts and "val" not in parts):
+        files, codes = parts.pop("path" if "path" in parts else "train")
+        how = dataclasses.replace(splitting, test_fraction=0.0) if "test" in parts else splitting
+        groups = _groups.in_paths(files.names(), pattern) if pattern is not None else None
+        cut = _splits.assign(files.names(), codes, how, groups=groups)
+        parts = {**{part: (files.take(at), codes[at]) for part, at in cut.items()}, **parts}
+    elif splitting.split is not None:
+        raise ConfigError(f"dataset.split: {clean(path or given['train'])} has a validation folder of its own")
+    elif "train" in parts and splitting.limit_per_class is not None:
+        files, codes = parts["train"]
+        at = _splits.limit(files.names(), codes, np.arange(len(files)), splitting)
+        parts["train"] = (files.take(at), codes[at])
+    columns: dict[str, _columns.Table] = {part: {} for part in parts}
+    if pattern is not None:
+        found_in = {part: _groups.in_paths(files.names(), pattern) for part, (files, _) in parts.items()}
+        _splits.check_apart(found_in)
+        columns = {part: {_groups.CALLED: names} for part, names in found_in.items()}
+    return Labelled(
+        {part: (files, {"label": torch.from_numpy(codes)}) for part, (files, codes) in parts.items()},
+        {"label": target},
+        _splits.fingerprint(
+            [row for files, _ in parts.values() for row in zip(files.names(), files.sizes.tolist(), strict=True)]
+        ),
+        notes,
+        columns,
+        _groups.CALLED if pattern is not None else None,
+    )
+
+
+class _Scanned(NamedTuple):
+    files: Files
+    labels: list[str]  # the first folder of each path
+
+
+def _scan(kind: type[FileSamples], suffixes: Collection[str], folder: Path, notes: list[str]) -> _Scanned:
+    files = scan(kind, suffixes, folder, notes)
+    names = files.names()
+    inside = np.array([i for i, name in enumerate(names) if "/" in name], dtype=np.int64)  # loose files have no class
+    if len(inside) < len(files):
+        files, names = files.take(inside), [names[i] for i in inside]
+    return _Scanned(files, [name.partition("/")[0] for name in names])
+
+
+def _folders(path: str | None, parts: Mapping[str, str | None], whole: bool) -> dict[str, Path]:
+    """Where each split is. {"path": P} when P holds class folders directly. Training comes first."""
+    given = {part: Path(folder) for part, folder in parts.items() if folder is not None}
+    if (path is None) == (not given):
+        raise ConfigError("dataset: class folders need either `path` or `train` (with `val` and `test`)")
+    if path is not None:
+        root = Path(path)
+        if not root.is_dir():
+            raise DataError(f"{clean(path)}: {'not a folder' if root.exists() else 'no such folder'}")
+        present = {part: root / name for part, names in _FOLDERS.items() for name in names if (root / name).is_dir()}
+        given = present if "train" in present or (whole and present) else {"path": root}
+    elif "train" not in given and not whole:
+        raise ConfigError("dataset: class folders need `train` beside `val` and `test`")
+    for folder in given.values():
+        if not folder.is_dir():
+            raise DataError(f"{clean(folder)}: no such folder")
+    return given
+
+
+def _inspect(
+    kind: type[FileSamples], suffixes: Collection[str], folder: Path, labels: list[str], notes: list[str]
+) -> None:
+    empty = sorted(
+        {
+            entry.name
+            for entry in folder.iterdir()
+            if entry.is_dir() and not entry.is_symlink() and not entry.name.startswith((".", "__MACOSX"))
+        }
+        - set(labels)
+    )
+    if not labels:
+        loose = any(entry.suffix.lower() in suffixes for entry in folder.iterdir() if entry.is_file())
+        raise DataError(
+            f"{clean(folder)}: {f'{kind.many}, but no class folders' if loose else f'no {kind.many}'}",
+            f"put the {kind.many} of each class in a folder of its own, named after the class",
+        )
+    if empty:
+        raise DataError(
+            f"{clean(folder)}: no {kind.many} in the class folder {listing(empty)}",
+            "fill or remove it, or choose classes with dataset.classes",
+        )
+    lower: dict[str, str] = {}
+    for name in dict.fromkeys(labels):
+        if (twin := lower.setdefault(name.lower(), name)) != name:
+            notes.append(f"{folder}: the classes '{clean(twin)}' and '{clean(name)}' differ only in case")
