@@ -165,9 +165,10 @@ def _hash(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _code(thing: Backbone | Augment) -> str:
-    """A hash of the file that says how it computes; "" where there is none that one could look at."""
+    """Hash the files that say how it computes, those of the classes it inherits from too; "" where one cannot be read."""
+    classes = [one for one in type(thing).__mro__ if issubclass(one, Backbone | Augment)]
     try:
-        return hashlib.sha256(Path(inspect.getfile(type(thing))).read_bytes()).hexdigest()
+        return hashlib.sha256(b"".join(Path(inspect.getfile(one)).read_bytes() for one in classes)).hexdigest()
     except (OSError, TypeError):
         return ""
 
