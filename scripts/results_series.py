@@ -23,7 +23,7 @@ from torch import Tensor
 import fmeco
 from fmeco.core import Objective
 from fmeco.evaluation.baselines import BASELINES
-from fmeco.inference import model as use
+from fmeco.evaluation.measure import measure
 from fmeco.nn.intervals import bootstrap
 
 DRAWS = 300
@@ -70,7 +70,7 @@ def main() -> None:
     found: dict[tuple[str, str], list[Tried]] = {}
     for seed in given.seeds:
         for case, name, run in runs(given, table, seed):
-            measured = use.measure(run, None, "test", ())
+            measured = measure(run, None, "test", ())
             tried = Tried(measured.model.objective, measured.rows, measured.samples.block)
             found.setdefault((case, name), []).append(tried)
             print(f"{case}, seed {seed}, {name}: {tried.metrics()}", flush=True)

@@ -15,6 +15,7 @@ import torch
 from fmeco.core import Batch, Data, DataSpec, InputSpec, Target
 from fmeco.datasets import _series, _tables
 from fmeco.errors import ConfigError, DataError
+from fmeco.evaluation.measure import measure
 from fmeco.inference import model as use
 from fmeco.nn.intervals import bootstrap
 from fmeco.nn.layers import by_instance
@@ -247,7 +248,7 @@ def test_baselines_equal_their_definitions(fmeco: Fmeco) -> None:
     hours(noise=0.5)
     raw = settings(train={"steps": 2, "batch_size": 64, "tensorboard": False}, evaluate={})
     assert fmeco("pretrain", write("c.yaml", raw), "--out", "run").code == 0
-    found = use.measure("run", None, "test", ())
+    found = measure("run", None, "test", ())
     x, y = found.samples.tensors["series"].double(), found.samples.targets["future"].double()
     told = fmeco("evaluate", "run", "--baseline", "seasonal_naive", "--json").json["baseline"]
     assert told["metrics"]["test_mse"] == pytest.approx(float((x[:, 24:36] - y).square().mean()), rel=1e-5)

@@ -411,10 +411,10 @@ def predict(
     """Predict new files: input, prediction, probability, error."""
 
     def work() -> Any:
-        from fmeco.inference import model as use
+        from fmeco.inference.predict import predict
         from fmeco.log import say
 
-        rows = use.predict(ref, inputs, output=output, plot=plot, force=force)
+        rows = predict(ref, inputs, output=output, plot=plot, force=force)
         if failed := sum(row["error"] is not None for row in rows):
             say(f"{failed} of {len(rows)} inputs could not be read; see the column `error`")
         if output is not None:
@@ -422,10 +422,10 @@ def predict(
         return {"predictions": rows, "output": str(output.resolve()) if output else None}
 
     def show(result: Any) -> None:
-        from fmeco.inference import model as use
+        from fmeco.inference.outputs import write_csv
 
         if output is None:
-            use.write_csv(result["predictions"], sys.stdout)
+            write_csv(result["predictions"], sys.stdout)
 
     _run(work, json_mode=json_, debug=debug, plugin=plugin, show=show)
 
@@ -445,9 +445,9 @@ def embed(
     """Write the backbone's features of a dataset to a file."""
 
     def work() -> Any:
-        from fmeco.inference import model as use
+        from fmeco.inference.embed import embed
 
-        return use.embed(ref, dataset=_one(dataset), output=output, split=split, overrides=set_, force=force)
+        return embed(ref, dataset=_one(dataset), output=output, split=split, overrides=set_, force=force)
 
     _run(
         work,
@@ -657,9 +657,9 @@ def info(ref: Annotated[str, typer.Argument(metavar="REF")], json_: Json = False
     """Show what a checkpoint is, after verifying every byte of it."""
 
     def work() -> Any:
-        from fmeco.inference import model as use
+        from fmeco.inference.info import info
 
-        return use.info(ref)
+        return info(ref)
 
     def show(result: Any) -> None:
         for name, value in result.items():

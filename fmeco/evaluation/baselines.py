@@ -20,7 +20,8 @@ from torch import Tensor
 from fmeco.core import Data, Inputs, Samples, pad
 from fmeco.data.subset import fraction
 from fmeco.errors import ConfigError
-from fmeco.inference import model as use
+from fmeco.evaluation.measure import Measured
+from fmeco.inference.data_for import data_for
 from fmeco.log import say
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the ridge, in the variance of a standardised value
@@ -28,7 +29,7 @@ TOGETHER = 4096  # windows that a linear map is fitted to at once
 LARGEST = 254  # categories that scikit-learn's trees take in a column, beside the unknown
 
 
-def gbdt(found: use.Measured, ref: str | Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Tensor], int]:
+def gbdt(found: Measured, ref: str | Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Tensor], int]:
     """scikit-learn's histogram boosting with its defaults, chosen by nothing: no competitor with tricks, but the least that
     a network on tables has to reach (https://arxiv.org/abs/2207.08815).
 
@@ -66,10 +67,10 @@ def gbdt(found: use.Measured, ref: str | Path, overrides: Sequence[str] = ()) ->
     return {**theirs, "index": found.rows["index"]}, len(train)
 
 
-def _learned_from(found: use.Measured, ref: str | Path, overrides: Sequence[str]) -> Data:
+def _learned_from(found: Measured, ref: str | Path, overrides: Sequence[str]) -> Data:
     """The run's own data, with as much of the training split as the run had."""
     trained = found.model.checkpoint.meta["config"]
-    data, _ = use.data_for(found.model, ref, None, overrides)
+    data, _ = data_for(found.model, ref, None, overrides)
     return fraction(data, trained["train"]["label_fraction"], trained["seed"])
 
 
@@ -91,14 +92,14 @@ def _matrix(samples: Samples, at: Tensor) -> NDArray[np.float64]:
 Scoring = Callable[[Tensor], Tensor]  # the last items of histories (B,) -> scores of all ids (B, ids)
 
 
-def popularity(found: use.Measured, ref: str | Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Tensor], int]:
+def popularity(found: Measured, ref: str | Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Tensor], int]:
     """To everyone what came next most often, whatever was before."""
     pairs, ids = _followed(found, "popularity", ref, overrides)
     score = _popularity(pairs, ids)
     return _ranked(found, lambda last: score.expand(len(last), -1)), len(pairs)
 
 
-def transition(found: use.Measured, ref: str | Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Tensor], int]:
+def transition(found: Measured, ref: str | Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Tensor], int]:
     """What came most often right after the last item (a Markov chain), then the most popular."""
     pairs, ids = _followed(found, "transition", ref, overrides)
     popular = _popularity(pairs, ids)
@@ -118,7 +119,7 @@ def transition(found: use.Measured, ref: str | Path, overrides: Sequence[str] = 
     return _ranked(found, score), len(pairs)
 
 
-def _followed(found: use.Measured, name: str, ref: str | Path, overrides: Sequence[str]) -> tuple[Tensor, int]:
+def _followed(found: Measured, name: str, ref: str | Path, overrides: Sequence[str]) -> tuple[Tensor, int]:
     """Each training step as (item, the next one) (N, 2), and how many ids there are."""
     model = found.model
     if model.spec.modality != "events" or "rank" not in found.rows:
@@ -135,7 +136,7 @@ def _popularity(pairs: Tensor, ids: int) -> Tensor:
     return torch.empty(ids, dtype=torch.float64).index_put_((order,), torch.arange(ids - 1, -1, -1).double())
 
 
-def _ranked(found: use.Measured, score: Scoring) -> dict[str, Tensor]:
+def _ranked(found: Measured, score: Scoring) -> dict[str, Tensor]:
     """The rows that the objective would have by these scores."""
     objective: Any = found.model.objective
     rows: list[dict[str, Tensor]] = []
@@ -153,9 +154,7 @@ def _ranked(found: use.Measured, score: Scoring) -> dict[str, Tensor]:
 # ---------------------------------------------------------------- of series
 
 
-def seasonal_naive(
-    found: use.Measured, ref: str | Path, overrides: Sequence[str] = ()
-) -> tuple[dict[str, Tensor], int]:
+def seasonal_naive(found: Measured, ref: str | Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Tensor], int]:
     """Every step will be what it was a season before. Learns from nothing."""
     future, context = _series(found, "seasonal_naive"), found.model.spec.inputs["series"].shape[0]
     season, steps = found.model.spec.preprocessing["season"], future.shape[1]
@@ -165,7 +164,7 @@ def seasonal_naive(
     return _errors(found, lambda x: x[:, at]), 0
 
 
-def dlinear(found: use.Measured, ref: str | Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Tensor], int]:
+def dlinear(found: Measured, ref: str | Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Tensor], int]:
     """One linear map from what is known to what comes, for all series: DLinear, fitted exactly rather than by gradients.
 
     DLinear (https://arxiv.org/abs/2205.13504 section 4) adds a linear map of the moving average and one of the rest. Both are
@@ -197,7 +196,7 @@ def dlinear(found: use.Measured, ref: str | Path, overrides: Sequence[str] = ())
     return _errors(found, fitted(min(STRENGTHS, key=missed))), len(train)
 
 
-def _series(found: use.Measured, name: str) -> Tensor:
+def _series(found: Measured, name: str) -> Tensor:
     """The future (N, H) of the samples. Raises ConfigError where there is none to forecast."""
     future = found.samples.targets.get("future")
     if not isinstance(future, Tensor) or not {"mse", "mae"} <= set(found.rows):
@@ -213,7 +212,7 @@ def _windows(samples: Samples, at: Tensor | None = None) -> Iterator[tuple[Tenso
         yield inputs["series"][part].double(), future[part].double()
 
 
-def _errors(found: use.Measured, forecast: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+def _errors(found: Measured, forecast: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
     """The rows that the objective would have, had it forecast so; a baseline gives the same for all quantiles."""
     objective: Any = found.model.objective
     parts: list[dict[str, Tensor]] = []
@@ -224,7 +223,7 @@ def _errors(found: use.Measured, forecast: Callable[[Tensor], Tensor]) -> dict[s
     return {**{name: torch.cat([one[name] for one in parts]) for name in parts[0]}, "index": found.rows["index"]}
 
 
-BASELINES: dict[str, Callable[[use.Measured, str | Path, Sequence[str]], tuple[dict[str, Tensor], int]]] = {
+BASELINES: dict[str, Callable[[Measured, str | Path, Sequence[str]], tuple[dict[str, Tensor], int]]] = {
     "gbdt": gbdt,
     "popularity": popularity,
     "transition": transition,

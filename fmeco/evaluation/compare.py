@@ -14,7 +14,7 @@ from fmeco.config.load import peek
 from fmeco.config.parser import parse_yaml
 from fmeco.config.sections import Carry
 from fmeco.errors import ConfigError, DataError, clean, known_errors
-from fmeco.inference import model as use
+from fmeco.evaluation.measure import measure
 from fmeco.log import say
 from fmeco.nn.intervals import FEW_DRAWS, bootstrap, interval, mcnemar, measure_at
 from fmeco.training.api import finetune
@@ -36,12 +36,12 @@ def compare(
     """
     if len(refs) < 2:
         raise ConfigError("a comparison takes two runs or more")
-    first = use.measure(refs[0], dataset, split, overrides)
+    first = measure(refs[0], dataset, split, overrides)
     metric = first.metric
     sign = 1 if first.model.objective.directions[metric] == "max" else -1
     rows: list[dict[str, Any]] = [{"run": str(refs[0]), "metrics": dict(first.metrics)}]
     for ref in refs[1:]:
-        other = use.measure(ref, dataset, first.split, overrides)
+        other = measure(ref, dataset, first.split, overrides)
         if type(other.model.objective) is not type(first.model.objective):
             raise ConfigError(f"{clean(ref)} has another objective than {clean(refs[0])}")
         if set(other.names) != set(first.names):
@@ -115,10 +115,10 @@ def label_efficiency(
             controls(run, strategies, force=force, stop=stop)
             names += strategies
         for name in names:
-            found = use.measure(run if name == names[0] else run / "controls" / name, None, None, ())
+            found = measure(run if name == names[0] else run / "controls" / name, None, None, ())
             split, metric = found.split, next(iter(found.model.objective.directions))
-            measure = functools.partial(measure_at, found.model.objective, found.rows, metric)
-            low, high = bootstrap(len(found.names), FEW_DRAWS, 0x6C616265, measure, found.samples.block)
+            figure = functools.partial(measure_at, found.model.objective, found.rows, metric)
+            low, high = bootstrap(len(found.names), FEW_DRAWS, 0x6C616265, figure, found.samples.block)
             samples = found.model.spec.sizes["train"]
             own = {"strategy": name, "fraction": fraction, "samples": samples, "run": str(run.resolve())}
             rows.append({**own, "value": found.metrics[metric], "interval": [low, high]})

@@ -13,7 +13,7 @@ import torch
 
 from fmeco.errors import ConfigError, clean, known_errors, listing, nearest
 from fmeco.evaluation.baselines import BASELINES
-from fmeco.inference import model as use
+from fmeco.evaluation.measure import Measured, measure
 from fmeco.nn.intervals import FEW_DRAWS, bootstrap, interval, measure_at
 
 FEW = 10  # samples; a group with fewer is marked, and gets no interval
@@ -39,7 +39,7 @@ def evaluate(
     """
     if baseline is not None and baseline not in BASELINES:
         raise ConfigError(f"--baseline {clean(baseline)}: there is {', '.join(BASELINES)}")
-    found = use.measure(ref, dataset, split, overrides)
+    found = measure(ref, dataset, split, overrides)
     metric = found.metric
 
     def named(metrics: dict[str, float]) -> dict[str, float]:
@@ -75,7 +75,7 @@ def evaluate(
     return answer
 
 
-def groups(found: use.Measured, by: str, metric: str) -> list[dict[str, Any]]:
+def groups(found: Measured, by: str, metric: str) -> list[dict[str, Any]]:
     """The metrics of each group of samples, the largest first, with the 95% interval of one of them by a bootstrap over
     the group's samples: [low, high], or None where it is not defined, or the group is `few`."""
     values = _values(found, by)
@@ -85,16 +85,16 @@ def groups(found: use.Measured, by: str, metric: str) -> list[dict[str, Any]]:
         own = {name: x[at] for name, x in found.rows.items()}
         span = None
         if len(at) >= FEW:
-            measure = functools.partial(measure_at, found.model.objective, own, metric)
+            figure = functools.partial(measure_at, found.model.objective, own, metric)
             block = max(1, round(found.samples.block * len(at) / len(values)))
-            low, high = bootstrap(len(at), FEW_DRAWS, 0x67726F75, measure, block)
+            low, high = bootstrap(len(at), FEW_DRAWS, 0x67726F75, figure, block)
             span = None if math.isnan(low) else [low, high]
         metrics = found.model.objective.metrics(own)
         rows.append({"group": value, "samples": len(at), "few": len(at) < FEW, "metrics": metrics, "interval": span})
     return rows
 
 
-def _values(found: use.Measured, by: str) -> list[str]:
+def _values(found: Measured, by: str) -> list[str]:
     """What each sample of `found` has in a column, or as its class."""
     index: list[int] = found.rows["index"].tolist()
     targets = {name: one.classes for name, one in found.model.spec.targets.items() if one.kind == "class"}
