@@ -26,7 +26,7 @@ from torch import Tensor
 
 import fmeco
 from fmeco.core import Objective
-from fmeco.evaluation import baselines as baseline
+from fmeco.evaluation.baselines import fit_baseline
 from fmeco.evaluation.measure import measure
 from fmeco.nn.intervals import bootstrap
 
@@ -106,7 +106,7 @@ def plain(run: Path) -> dict[str, Tried]:
     """The baselines, fitted to the training events of a run."""
     found = measure(run, None, "test", ())
     names = ("popularity", "transition")
-    return {name: Tried(found.model.objective, baseline.BASELINES[name](found, run, ())[0]) for name in names}
+    return {name: Tried(found.model.objective, fit_baseline(found, name, run)[0]) for name in names}
 
 
 def objectives(given: argparse.Namespace, tell: Tell) -> Mapping[str, str]:

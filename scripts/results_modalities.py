@@ -29,7 +29,7 @@ from torch import Tensor
 import fmeco
 from fmeco.config.load import peek
 from fmeco.core import Objective, Samples
-from fmeco.evaluation import baselines as baseline
+from fmeco.evaluation.baselines import fit_baseline
 from fmeco.evaluation.measure import measure
 from fmeco.inference import model as use
 from fmeco.inference.data_for import data_for
@@ -275,7 +275,7 @@ def credit(given: argparse.Namespace, tell: Tell) -> Mapping[str, str]:
             source(out / "mlp", **raw, **mlp)
             found = measure(out / "mlp", None, "test", ())
             tell(labels, "mlp", Tried(found.model.objective, found.rows))
-            tell(labels, "boosted trees", Tried(found.model.objective, baseline.gbdt(found, out / "mlp")[0]))
+            tell(labels, "boosted trees", Tried(found.model.objective, fit_baseline(found, "gbdt", out / "mlp")[0]))
     return {
         "transformer, masked pretraining": "transformer, scratch",
         "transformer, scratch": "boosted trees",

@@ -91,8 +91,14 @@ def build(backbone: Backbone, spec: DataSpec, *, margin: float = 1.0) -> Objecti
         raise ConfigError("hinge is for two classes")
     return Hinge(backbone, spec.targets["label"].classes, margin)
 
+def majority(data, samples, rows):
+    labels = data.split("train").targets["label"]
+    score = torch.full_like(rows["score"], float(labels.double().mean() - 0.5))
+    return {"score": score, "label": samples.targets["label"][rows["index"]]}, len(labels)
+
 class Hinge(Objective):
     directions = {"accuracy": "max"}
+    baselines = {"majority": majority}
     def __init__(self, backbone, classes, margin):
         super().__init__()
         self.backbone, self.classes, self.margin = backbone, classes, margin
@@ -162,6 +168,9 @@ def test_one_strangers_plugin_of_each_kind(strangers: list[str], fmeco: Fmeco, m
     assert "Two moons" in fmeco("list", "datasets", *strangers).out
     assert fmeco("finetune", "--from", "run", "--dataset", "moons", "--set", "train.epochs=1", *strangers).code == 0
     assert fmeco("resume", "run", "--epochs", "+1", *strangers).code == 0
+    found = fmeco("evaluate", "run", "--baseline", "majority", "--json", *strangers).json["baseline"]
+    assert found["trained_on"] == 320 and found["metrics"] == {"val_accuracy": 0.5}
+    assert found["difference"][1] > 0.2
     bad = fmeco("pretrain", "c.yaml", "--set", "dataset.sample=3", "--set", "objective.margin=-1", *strangers)
     assert bad.code == 2
     assert "did you mean 'samples'" in bad.err

@@ -271,7 +271,13 @@ def test_baselines_equal_their_definitions(fmeco: Fmeco) -> None:
     assert linear["metrics"]["test_mse"] < told["metrics"]["test_mse"]
     answer = fmeco("evaluate", "run", "--baseline", "gbdt")
     assert answer.code == 2
-    assert "for tables" in answer.err
+    assert "objective forecast has seasonal_naive, dlinear" in answer.err
+    Path("hours.csv").rename("moved.csv")
+    elsewhere = ("evaluate", "run", "--dataset", "moved.csv", "--json", "--baseline")
+    assert "baseline" in fmeco(*elsewhere, "seasonal_naive").json, (
+        "what learns from nothing does not need the run's data"
+    )
+    assert "hours.csv" in fmeco(*elsewhere, "dlinear").json["error"]["message"]
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def read_config(arch: str) -> dict[str, Any]:
 
 
 def weight_files(arch: str) -> list[str]:
-    """List the names of the files that hold the weights: one, several shards, or the pickle of older models."""
+    """List the names of the files that hold the weights: one, or several shards, or pytorch_model.bin."""
     if local_file(arch, "model.safetensors") is not None:
         return ["model.safetensors"]
     index = local_file(arch, "model.safetensors.index.json")

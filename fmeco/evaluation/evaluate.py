@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from fmeco.errors import ConfigError, clean, known_errors, listing, nearest
-from fmeco.evaluation.baselines import BASELINES
+from fmeco.evaluation.baselines import check_offered, fit_baseline
 from fmeco.evaluation.measure import Measured, measure
+from fmeco.inference.model import load
 from fmeco.nn.intervals import FEW_DRAWS, bootstrap, interval, measure_at
 
 FEW = 10  # samples; a group with fewer is marked, and gets no interval
@@ -33,13 +34,15 @@ def evaluate(
 
     split: val or test; default test where there is one. A `dataset` path without split folders is used whole.
     by: a column of the dataset, or a target whose values are classes: also the metrics of each of its groups.
-    baseline: one of BASELINES: also the metrics of that plain method, fitted to the run's training samples.
+    baseline: one that the checkpoint's objective offers: also the metrics of that plain method, fitted to the run's training
+    samples.
     Returns {"checkpoint", "split", "samples", "about", "metrics"}, metrics named SPLIT_NAME; and "metric", the one that
     picked the run's best checkpoint, with "groups" or "baseline" where they were asked for.
     """
-    if baseline is not None and baseline not in BASELINES:
-        raise ConfigError(f"--baseline {clean(baseline)}: there is {', '.join(BASELINES)}")
-    found = measure(ref, dataset, split, overrides)
+    model = load(ref)
+    if baseline is not None:
+        check_offered(model, baseline)
+    found = measure(ref, dataset, split, overrides, model)
     metric = found.metric
 
     def named(metrics: dict[str, float]) -> dict[str, float]:
@@ -56,7 +59,7 @@ def evaluate(
         rows = [{**row, "metrics": named(row["metrics"])} for row in groups(found, by, metric)]
         answer |= {"metric": f"{found.split}_{metric}", "by": by, "groups": rows}
     if baseline is not None:
-        theirs, samples = BASELINES[baseline](found, ref, overrides if dataset is None else ())
+        theirs, samples = fit_baseline(found, baseline, ref, overrides if dataset is None else ())
         objective = found.model.objective
         metrics = objective.metrics(theirs)
         if metric not in metrics:

@@ -37,9 +37,14 @@ class Measured(NamedTuple):
         return best if best in directions else next(iter(directions))
 
 
-def measure(ref: str | Path, dataset: str | None, split: str | None, overrides: Sequence[str]) -> Measured:
-    """Measure a checkpoint on a split, of the dataset it was trained on or of another with the same classes."""
-    model = load(ref)
+def measure(
+    ref: str | Path, dataset: str | None, split: str | None, overrides: Sequence[str], model: Model | None = None
+) -> Measured:
+    """Measure a checkpoint on a split, of the dataset it was trained on or of another with the same classes.
+
+    model: what `load(ref)` gives, where it is loaded already.
+    """
+    model = model or load(ref)
     data, on_bad_sample = data_for(model, ref, dataset, overrides)
     part = split or ("test" if data.test is not None else "val" if data.val is not None else "train")
     samples = data.split(part)

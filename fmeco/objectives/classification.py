@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Annotated, Literal, NamedTuple
 
@@ -29,6 +30,7 @@ from fmeco.core import (
 from fmeco.nn.layers import Head, mirrored
 from fmeco.nn.metrics import average_precision, calibration_error, recall_at_precision, roc_auc
 from fmeco.nn.mixing import mix_batch
+from fmeco.objectives import _boosted_trees
 
 
 def build(
@@ -165,6 +167,7 @@ class Classification(Objective):
             if two.threshold is not None:
                 self.directions = {**self.directions, "cost": "min"}
                 self.about |= {"threshold": f"{two.threshold:.4g}"}
+        self.baselines = {"gbdt": functools.partial(_boosted_trees.classify, target)}
         self.test_flip = test_flip
         self.vectors_only = not (mixup or cutmix or test_flip)
         self.backbone, self.classes, self.target = backbone, classes, target
