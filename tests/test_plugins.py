@@ -249,7 +249,7 @@ def test_a_torchvision_that_does_not_match_torch_is_one_sentence(fmeco: Fmeco, m
             raise RuntimeError("operator torchvision::nms does not exist\nand much more")
         return real(name)
 
-    monkeypatch.setattr("fmeco.nn.layers.importlib.import_module", broken)
+    monkeypatch.setattr("fmeco.nn.libraries.importlib.import_module", broken)
     answer = fmeco("pretrain", write("c.yaml", tiny(backbone="resnet18")))
     assert answer.code == 2
     assert "torchvision cannot be used with this torch" in answer.err

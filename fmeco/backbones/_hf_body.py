@@ -7,8 +7,8 @@ import re
 
 from torch import Tensor, nn
 
+from fmeco.backbones._images import fit_channels
 from fmeco.core import Backbone
-from fmeco.nn.layers import fit_channels
 
 
 class Body(Backbone):

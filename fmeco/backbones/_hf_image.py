@@ -11,8 +11,8 @@ from torch import nn
 from fmeco.backbones._hf_body import Body
 from fmeco.backbones._hf_config import network
 from fmeco.backbones._hf_published import local_file, read_json
+from fmeco.backbones._images import image_input
 from fmeco.core import Backbone, ConfigError, DataSpec, Features, Inputs, InputSpec, clean
-from fmeco.nn.layers import image_input
 
 # Pillow's number -> fmeco's name; Lanczos is nearest to bicubic.
 INTERPOLATIONS = {0: "nearest", 1: "bicubic", 2: "bilinear", 3: "bicubic"}

@@ -16,7 +16,7 @@ from fmeco.config.sections import Carry
 from fmeco.errors import ConfigError, DataError, clean, known_errors
 from fmeco.evaluation.measure import measure
 from fmeco.log import say
-from fmeco.nn.intervals import FEW_DRAWS, bootstrap, interval, mcnemar, measure_at
+from fmeco.nn.intervals import METRIC_DRAWS, bootstrap, interval, mcnemar, measure_at
 from fmeco.training.api import finetune
 
 
@@ -118,7 +118,7 @@ def label_efficiency(
             found = measure(run if name == names[0] else run / "controls" / name, None, None, ())
             split, metric = found.split, next(iter(found.model.objective.directions))
             figure = functools.partial(measure_at, found.model.objective, found.rows, metric)
-            low, high = bootstrap(len(found.names), FEW_DRAWS, 0x6C616265, figure, found.samples.block)
+            low, high = bootstrap(len(found.names), METRIC_DRAWS, 0x6C616265, figure, found.samples.block)
             samples = found.model.spec.sizes["train"]
             own = {"strategy": name, "fraction": fraction, "samples": samples, "run": str(run.resolve())}
             rows.append({**own, "value": found.metrics[metric], "interval": [low, high]})

@@ -15,7 +15,7 @@ from fmeco.errors import ConfigError, clean, known_errors, listing, nearest
 from fmeco.evaluation.baselines import check_offered, fit_baseline
 from fmeco.evaluation.measure import Measured, measure
 from fmeco.inference.model import load
-from fmeco.nn.intervals import FEW_DRAWS, bootstrap, interval, measure_at
+from fmeco.nn.intervals import METRIC_DRAWS, bootstrap, interval, measure_at
 
 FEW = 10  # samples; a group with fewer is marked, and gets no interval
 
@@ -90,7 +90,7 @@ def groups(found: Measured, by: str, metric: str) -> list[dict[str, Any]]:
         if len(at) >= FEW:
             figure = functools.partial(measure_at, found.model.objective, own, metric)
             block = max(1, round(found.samples.block * len(at) / len(values)))
-            low, high = bootstrap(len(at), FEW_DRAWS, 0x67726F75, figure, block)
+            low, high = bootstrap(len(at), METRIC_DRAWS, 0x67726F75, figure, block)
             span = None if math.isnan(low) else [low, high]
         metrics = found.model.objective.metrics(own)
         rows.append({"group": value, "samples": len(at), "few": len(at) < FEW, "metrics": metrics, "interval": span})

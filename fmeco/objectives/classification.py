@@ -27,7 +27,7 @@ from fmeco.core import (
     listing,
     nearest,
 )
-from fmeco.nn.layers import Head, mirrored
+from fmeco.nn.layers import Head
 from fmeco.nn.metrics import average_precision, calibration_error, recall_at_precision, roc_auc
 from fmeco.nn.mixing import mix_batch
 from fmeco.objectives import _boosted_trees
@@ -130,6 +130,11 @@ def cross_entropy(
     """
     total = F.cross_entropy(logits, label, weights, reduction="sum", label_smoothing=smoothing)
     return total, float(len(label)) if weights is None else weights[label].sum()
+
+
+def mirrored(inputs: Inputs) -> Inputs:
+    """Mirror the images (B, C, H, W) of a batch."""
+    return {name: x.flip(-1) if x.ndim == 4 else x for name, x in inputs.items()}
 
 
 class Classification(Objective):
