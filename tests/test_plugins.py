@@ -183,6 +183,53 @@ def test_one_strangers_plugin_of_each_kind(strangers: list[str], fmeco: Fmeco, m
     assert "fourier" in without.err
 
 
+def test_a_strangers_published_weights_of_another_modality(strangers: list[str], fmeco: Fmeco) -> None:
+    """Nothing about their inputs is known to fmeco: not the modality, not the keys, and perhaps not the reader."""
+    import torch
+    from safetensors.torch import save_file
+
+    publishing = """
+NAMES = ("small",)
+
+def pretrained(arch, weights):
+    from pathlib import Path
+    from fmeco.core import InputSpec, Published
+    how = {"unit": "metres", "radius": 2, "corners": [[0, 0], [1, 1]]}
+    spec = DataSpec("points", {"point": InputSpec((2,))}, {}, how, READERS[weights])
+    return Published(str(Path("w.safetensors").resolve()), "", None if weights == "SILENT" else spec)
+
+READERS = {"DEFAULT": "moons", "OTHER": "stars", "SILENT": ""}
+"""
+    write("plug/fourier.py", BACKBONE + publishing)
+    width = {"first.weight": (32, 2), "first.bias": (32,), "second.weight": (32, 32), "second.bias": (32,)}
+    save_file({name: torch.ones(shape) for name, shape in width.items()}, "w.safetensors")
+    command = (
+        "finetune",
+        "--dataset",
+        "moons",
+        "--set",
+        "train.epochs=1",
+        "--set",
+        "train.tensorboard=false",
+        *strangers,
+    )
+    for weights in ("DEFAULT", "OTHER"):
+        answer = fmeco(*command, "--from", f"fourier/small@{weights}", "--out", weights)
+        assert answer.code == 0, answer.err
+        assert f"fourier/small@{weights}: preprocessing of these weights: unit metres, radius 2\n" in answer.err
+    write("plug/moons.py", DATASET + "\ndef shown(spec): return f\"a circle of {spec.preprocessing['radius']}\"\n")
+    sys.modules.pop("fmeco_plugin_moons", None)
+    answer = fmeco(*command, "--from", "fourier/small@DEFAULT", "--out", "shown")
+    assert "preprocessing of these weights: a circle of 2\n" in answer.err
+    for source in (("fourier/small@SILENT",), ("w.safetensors", "--set", "backbone=fourier/small")):
+        answer = fmeco(*command, "--from", *source)
+        assert answer.code == 2
+        assert (
+            f"{source[0]} does not say how its inputs were prepared, nor does the backbone fourier/small" in answer.err
+        )
+        assert "a function preprocessing(arch)" in answer.err
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -1,4 +1,4 @@
-"""Find the image among a dataset's inputs, and fit first convolutions to its channels."""
+"""Find the image among a dataset's inputs, fit first convolutions to its channels, and know how ImageNet is prepared."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from fmeco.core import DataSpec
+from fmeco.core import DataSpec, InputSpec
 from fmeco.errors import ConfigError
 
 
@@ -41,3 +41,13 @@ def fit_channels(state: Mapping[str, Tensor], own: Mapping[str, Tensor], first: 
         if 1 in (theirs.shape[1], mine.shape[1]):
             changed[name] = channels_as(theirs, mine.shape[1])
     return changed
+
+
+def assumed() -> tuple[str, DataSpec]:
+    """Give what is assumed of weights that do not say how their inputs were prepared, and whose way that is."""
+    return "ImageNet's", DataSpec(
+        "image",
+        {"image": InputSpec((3, 224, 224), "uint8", 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))},
+        preprocessing={"size": 224, "resize": 256, "interpolation": "bilinear", "color": "rgb"},
+        reader="image_folder",
+    )

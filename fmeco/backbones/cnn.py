@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fmeco.backbones._images import assumed as assumed
 from fmeco.backbones._images import image_input
 from fmeco.core import Backbone, ConfigError, DataSpec, Doc, Features, Inputs
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from fmeco.backbones import _hf_image, _hf_speech, _hf_text
 from fmeco.backbones._hf_config import library_config, parse_config
 from fmeco.backbones._hf_published import licence, place, read_config, weight_files
+from fmeco.backbones._images import assumed as assumed
 from fmeco.core import Backbone, ConfigError, DataSpec, Doc, FilePath, Published, Scalar, clean
 from fmeco.errors import FmecoError
 

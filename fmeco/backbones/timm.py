@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
+from fmeco.backbones._images import assumed as assumed
 from fmeco.backbones._images import fit_channels, image_input
 from fmeco.core import (
     Backbone,

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from fmeco.backbones._images import assumed as assumed
 from fmeco.backbones._images import channels_as, fit_channels, image_input
 from fmeco.core import (
     Backbone,

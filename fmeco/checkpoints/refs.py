@@ -16,7 +16,8 @@ from fmeco.checkpoints import foreign
 from fmeco.checkpoints import format as checkpoint
 from fmeco.config.load import choose
 from fmeco.config.run_config import Choice
-from fmeco.core import DataSpec, InputSpec, Published
+from fmeco.core import DataSpec, Published
+from fmeco.data.spec_reader import show_preprocessing
 from fmeco.download import fetch
 from fmeco.errors import CheckpointError, ConfigError, clean, listing, nearest
 from fmeco.log import say
@@ -100,10 +101,10 @@ def _resolve(ref: str, backbone: Choice | None) -> Source:
         describe = getattr(backbone.plugin.load(), "preprocessing", None)
         spec = describe(backbone.arch) if describe is not None else None
         if spec is None:
-            spec = _imagenet()
-            say(f"{path.name} holds no preprocessing: ImageNet's is assumed ({_shown(spec)})")
+            whose, spec = _assumed(backbone, ref)
+            say(f"{path.name} holds no preprocessing: {whose} is assumed ({show_preprocessing(spec)})")
         else:
-            say(f"{path.name} holds no preprocessing: that of {backbone.spelled} is taken ({_shown(spec)})")
+            say(f"{path.name} holds no preprocessing: that of {backbone.spelled} is taken ({show_preprocessing(spec)})")
         return Source(str(path), backbone, foreign.read_foreign(path), spec)
     if path.exists() or "@" not in ref:
         found = find_checkpoint(ref)
@@ -139,7 +140,11 @@ def published(backbone: Choice, weights: str) -> Source:
     if find is None or backbone.arch is None:
         raise ConfigError(f"the backbone {backbone.spelled} has no published weights")
     found = Published(*find(backbone.arch, weights))
-    ref, spec = f"{backbone.spelled}@{weights}", found.spec or _imagenet()
+    ref = f"{backbone.spelled}@{weights}"
+    said, spec = "preprocessing of these weights", found.spec
+    if spec is None:
+        whose, spec = _assumed(backbone, ref)
+        said = f"they hold no preprocessing; {whose} is assumed"
     state: dict[str, Tensor] = {}
     for url in (found.url, *found.shards):
         remote = "://" in url
@@ -151,12 +156,7 @@ def published(backbone: Choice, weights: str) -> Source:
         if twice := sorted(set(part) & set(state)):
             raise CheckpointError(f"{path} holds tensors that another file of these weights has: {listing(twice, 5)}")
         state |= part
-    said = (
-        "preprocessing of these weights"
-        if found.spec is not None
-        else "they hold no preprocessing; ImageNet's is assumed"
-    )
-    say(f"{ref}: {said}: {_shown(spec)}" + (f"; licence: {found.licence}" if found.licence else ""))
+    say(f"{ref}: {said}: {show_preprocessing(spec)}" + (f"; licence: {found.licence}" if found.licence else ""))
     return Source(ref, backbone, state, spec, licence=found.licence)
 
 
@@ -169,22 +169,17 @@ def completed(backbone: Choice) -> Choice:
     return dataclasses.replace(backbone, options=complete(backbone.arch, dict(backbone.options)))
 
 
-def _imagenet() -> DataSpec:
-    return DataSpec(
-        "image",
-        {"image": InputSpec((3, 224, 224), "uint8", 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))},
-        preprocessing={"size": 224, "resize": 256, "interpolation": "bilinear", "color": "rgb"},
-        reader="image_folder",
-    )
-
-
-def _shown(spec: DataSpec) -> str:
-    how = spec.preprocessing
-    if spec.modality == "text":
-        return f"a tokenizer of {how['ids']} ids" if how else "no tokenizer"
-    if spec.modality == "audio":
-        return f"waveforms of {how['sample_rate']} Hz" + (", each of mean 0 and deviation 1" if how["loudness"] else "")
-    return f"{how['size']} pixels from {how['resize']}, {how['interpolation']}, {how['color']}"
+def _assumed(backbone: Choice, ref: str) -> tuple[str, DataSpec]:
+    """Ask the backbone's plug-in what to assume of weights that do not say how their inputs were prepared, and whose way
+    that is. Raises ConfigError where it assumes nothing."""
+    assume = getattr(backbone.plugin.load(), "assumed", None)
+    if assume is None:
+        raise ConfigError(
+            f"{clean(ref)} does not say how its inputs were prepared, nor does the backbone {backbone.spelled}",
+            "a function preprocessing(arch) -> DataSpec in the file of its plug-in can say it",
+        )
+    whose, spec = assume()
+    return whose, spec
 
 
 def _structure(backbone: Choice) -> dict[str, Any]:

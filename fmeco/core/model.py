@@ -122,9 +122,14 @@ class Backbone(nn.Module, ABC):
 
 
 class Published(NamedTuple):
-    """Where a library publishes weights, and how their inputs were made. digits: the first ones of the file's SHA-256,
-    "" where the publisher does not say them. spec: None where the publisher does not say it. shards: the files that
-    hold the rest of the weights. A file of this machine is its path."""
+    """Where a library publishes weights, and how their inputs were prepared.
+
+    url: of the file; a file of this machine is its path.
+    digits: the first ones of its SHA-256, "" where the publisher does not say them.
+    spec: None where the publisher does not say it; the plug-in's `assumed()` then does.
+    licence: None where the publisher does not state one.
+    shards: the files that hold the rest of the weights.
+    """
 
     url: str
     digits: str

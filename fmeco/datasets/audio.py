@@ -34,6 +34,12 @@ from fmeco.datasets import _audio, _files
 SUFFIXES = (".wav", ".flac")
 
 
+def shown(spec: DataSpec) -> str:
+    """Say how recordings are prepared, in a few words."""
+    how = spec.preprocessing
+    return f"waveforms of {how['sample_rate']} Hz" + (", each of mean 0 and deviation 1" if how["loudness"] else "")
+
+
 def build(
     known: DataSpec | None,
     whole: bool,

@@ -25,6 +25,12 @@ from fmeco.datasets import _files, _images
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
 
+def shown(spec: DataSpec) -> str:
+    """Say how images are prepared, in a few words."""
+    how = spec.preprocessing
+    return f"{how['size']} pixels from {how['resize']}, {how['interpolation']}, {how['color']}"
+
+
 def build(
     known: DataSpec | None,
     whole: bool,
