@@ -1,4 +1,4 @@
-"""REF -> where weights come from: a run, a checkpoint, a foreign file, or a library's published weights."""
+"""Find the weights that a REF names: of a run, a checkpoint, a foreign file, or published by a library."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _held: dict[tuple[str, str], Source] | None = None
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
-    """Within, a source that several runs start from is read and verified once."""
+    """Read and verify a source that several runs start from once; it is kept until the end of the `with` block."""
     global _held
     outer, _held = _held, _held if _held is not None else {}
     try:
@@ -52,8 +52,8 @@ def held() -> Iterator[None]:
 
 
 def find_checkpoint(ref: str | Path) -> checkpoint.Checkpoint:
-    """The checkpoint that a run directory (its best) or a checkpoint directory names. Raises ConfigError when there is
-    none, CheckpointError when it is not whole."""
+    """Open the checkpoint that a run directory (its best) or a checkpoint directory names. Raises ConfigError when there
+    is none, CheckpointError when it is not whole."""
     path = Path(ref)
     if not path.exists():
         runs = [str(run) for run in Path("runs").glob("*")]
@@ -134,7 +134,7 @@ def _resolve(ref: str, backbone: Choice | None) -> Source:
 
 
 def published(backbone: Choice, weights: str) -> Source:
-    """The library's own weights for an architecture, downloaded once, hashed in full on every load. A hash that the
+    """Download the library's own weights for an architecture once; they are hashed in full on every load. A hash that the
     publisher does not state cannot be compared: it is shown, and the file runs no code either way."""
     find = getattr(backbone.plugin.load(), "pretrained", None)
     if find is None or backbone.arch is None:
@@ -161,8 +161,8 @@ def published(backbone: Choice, weights: str) -> Source:
 
 
 def completed(backbone: Choice) -> Choice:
-    """The backbone with what its architecture's name stands for written into its options, where that lies outside of
-    fmeco and its libraries: a checkpoint must describe its model by itself."""
+    """Write into the backbone's options what the name of its architecture stands for, where that lies outside of fmeco and
+    its libraries: a checkpoint must describe its model by itself."""
     complete = getattr(backbone.plugin.load(), "complete", None)
     if complete is None:
         return backbone
@@ -183,5 +183,5 @@ def _assumed(backbone: Choice, ref: str) -> tuple[str, DataSpec]:
 
 
 def _structure(backbone: Choice) -> dict[str, Any]:
-    """The options without `weights`, which say where values come from, not what the model is."""
+    """Give the options without `weights`, which say where values come from, not what the model is."""
     return {key: value for key, value in backbone.options.items() if key != "weights"}

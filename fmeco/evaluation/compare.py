@@ -1,4 +1,4 @@
-"""Finished runs side by side, on the same samples: was it worth it, or was it luck?"""
+"""Compare finished runs on the same samples: was it worth it, or was it luck?"""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def compare(
     split: str | None = None,
     overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The first run against each other one, on the same samples of its own dataset, or of `dataset`.
+    """Compare the first run with each other one, on the same samples of its own dataset, or of `dataset`.
 
     Returns {"split", "samples", "metric", "runs"}. Each run but the first has `difference`: how much better the first is
     (negative: worse), with its 95% interval by a bootstrap over samples, the same ones for both; and, where answers are
@@ -101,7 +101,7 @@ def label_efficiency(
     force: bool = False,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """A run with each fraction of the labels, and its controls: what labels are worth, and what the source's weights are.
+    """Train a run with each fraction of the labels, and its controls: what are labels worth, and the source's weights?
 
     train: (fraction, the run's directory) -> the run. Writes out/label_efficiency.json and, where matplotlib is installed,
     .png. Returns {"metric", "split", "rows", "plot"}; a row has strategy, fraction, samples, value and its 95% interval.
@@ -156,7 +156,7 @@ def _plot(rows: Sequence[Mapping[str, Any]], what: str, file: Path) -> Path | No
 
 
 def verdict(row: dict[str, Any], what: str, metric: str) -> str:
-    """One sentence about a difference."""
+    """Say in one sentence whether a difference can be told."""
     value, low, high = row["difference"]
     numbers = f"{value:+.3f} {metric}, 95% interval {low:+.3f} to {high:+.3f}" + (
         f", p {row['p']:.3g}" if "p" in row else ""

@@ -1,4 +1,4 @@
-"""A checkpoint on a split: metrics, of groups too, and beside a baseline."""
+"""Evaluate a checkpoint: metrics of a split, of groups of its samples, and of a baseline beside them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def evaluate(
     by: str | None = None,
     baseline: str | None = None,
 ) -> dict[str, Any]:
-    """Metrics of a checkpoint on a split: of the dataset it was trained on, or of another with the same classes.
+    """Compute metrics of a checkpoint on a split, of the dataset it was trained on or of another with the same classes.
 
     split: val or test; default test where there is one. A `dataset` path without split folders is used whole.
     by: a column of the dataset, or a target whose values are classes: also the metrics of each of its groups.
@@ -79,8 +79,11 @@ def evaluate(
 
 
 def groups(found: Measured, by: str, metric: str) -> list[dict[str, Any]]:
-    """The metrics of each group of samples, the largest first, with the 95% interval of one of them by a bootstrap over
-    the group's samples: [low, high], or None where it is not defined, or the group is `few`."""
+    """Compute the metrics of each group of samples, the largest first.
+
+    interval: the 95% interval of `metric` by a bootstrap over the group's samples, [low, high]; None where it is not
+    defined, or the group is `few`.
+    """
     values = _values(found, by)
     rows: list[dict[str, Any]] = []
     for value, _ in sorted(Counter(values).items(), key=lambda one: (-one[1], one[0])):
@@ -98,7 +101,7 @@ def groups(found: Measured, by: str, metric: str) -> list[dict[str, Any]]:
 
 
 def _values(found: Measured, by: str) -> list[str]:
-    """What each sample of `found` has in a column, or as its class."""
+    """Look up the value of each sample of `found` in a column, or its class."""
     index: list[int] = found.rows["index"].tolist()
     targets = {name: one.classes for name, one in found.model.spec.targets.items() if one.kind == "class"}
     if by in found.samples.groups:

@@ -1,4 +1,4 @@
-"""Measure a checkpoint on a split."""
+"""Measure a checkpoint on a split, and keep the row of each sample."""
 
 from __future__ import annotations
 
@@ -20,18 +20,22 @@ from fmeco.log import say
 
 
 class Measured(NamedTuple):
-    """A checkpoint on a split: metrics, and for each of the samples that could be read its name and row."""
+    """Hold the metrics of a checkpoint on a split.
+
+    names, rows: of each sample that could be read.
+    samples: all samples of the split; rows["index"] are positions in it.
+    """
 
     model: Model
     split: str
     names: list[str]
     metrics: dict[str, float]
     rows: dict[str, Tensor]
-    samples: Samples  # of the split, all of them: rows["index"] are positions in it
+    samples: Samples
 
     @property
     def metric(self) -> str:
-        """The one that picked the run's best checkpoint, or the objective's first, where that was a probe."""
+        """Name the metric that picked the run's best checkpoint, or the objective's first where that was a probe."""
         evaluating = self.model.checkpoint.meta["config"]["evaluate"]
         directions, best = self.model.objective.directions, str(evaluating["best"]).removeprefix("val_")
         return best if best in directions else next(iter(directions))
