@@ -6,6 +6,7 @@ Python face of the command line. Importing fmeco does nothing and imports nothin
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from fmeco._version import __version__ as __version__
@@ -16,22 +17,28 @@ if TYPE_CHECKING:
     from fmeco.errors import FmecoError
     from fmeco.evaluation.evaluate import evaluate
     from fmeco.evaluation.probe import probe, rank
-    from fmeco.inference.model import embed, load, predict
+    from fmeco.inference.embed import embed
+    from fmeco.inference.model import load
+    from fmeco.inference.predict import predict
     from fmeco.training.api import finetune, pretrain, resume
+
+_HOMES = {  # name -> the module that it is imported from when it is first asked for
+    "FmecoError": "errors",
+    "embed": "inference.embed",
+    "evaluate": "evaluation.evaluate",
+    "finetune": "training.api",
+    "load": "inference.model",
+    "predict": "inference.predict",
+    "pretrain": "training.api",
+    "probe": "evaluation.probe",
+    "rank": "evaluation.probe",
+    "resume": "training.api",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "FmecoError":
-        from fmeco.errors import FmecoError
-
-        return FmecoError
     if name in __all__:
-        from fmeco.evaluation import evaluate as evaluation
-        from fmeco.evaluation import probe as probing
-        from fmeco.inference import model as use
-        from fmeco.training import api as run
-
-        return getattr(next(module for module in (run, use, evaluation, probing) if hasattr(module, name)), name)
+        return getattr(importlib.import_module(f"fmeco.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'fmeco' has no attribute '{name}'")
 
 

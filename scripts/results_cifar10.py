@@ -25,7 +25,7 @@ from torch import Tensor
 
 import fmeco
 from fmeco.config.load import peek
-from fmeco.inference import model as use
+from fmeco.evaluation.measure import measure
 from fmeco.nn.intervals import bootstrap
 
 STEPS = 200  # a finetuning takes the config's epochs, or as many as make about these steps
@@ -79,7 +79,7 @@ def trained(run: Path, train: Callable[[], object]) -> Tried:
     file = run / "tested.json"
     if not file.exists():
         train()
-        found = use.measure(run, None, "test", ())
+        found = measure(run, None, "test", ())
         right = found.model.objective.correct(found.rows)
         assert right is not None
         file.write_text(json.dumps({"accuracy": found.metrics["accuracy"], "right": right.int().tolist()}))

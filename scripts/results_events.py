@@ -26,8 +26,8 @@ from torch import Tensor
 
 import fmeco
 from fmeco.core import Objective
-from fmeco.evaluation import baselines as baseline
-from fmeco.inference import model as use
+from fmeco.evaluation.baselines import fit_baseline
+from fmeco.evaluation.measure import measure
 from fmeco.nn.intervals import bootstrap
 
 DRAWS = 300
@@ -98,15 +98,15 @@ def gained(mine: list[Tried], theirs: list[Tried]) -> str:
 
 
 def tested(run: Path) -> Tried:
-    found = use.measure(run, None, "test", ())
+    found = measure(run, None, "test", ())
     return Tried(found.model.objective, found.rows)
 
 
 def plain(run: Path) -> dict[str, Tried]:
     """The baselines, fitted to the training events of a run."""
-    found = use.measure(run, None, "test", ())
+    found = measure(run, None, "test", ())
     names = ("popularity", "transition")
-    return {name: Tried(found.model.objective, baseline.BASELINES[name](found, run, ())[0]) for name in names}
+    return {name: Tried(found.model.objective, fit_baseline(found, name, run)[0]) for name in names}
 
 
 def objectives(given: argparse.Namespace, tell: Tell) -> Mapping[str, str]:

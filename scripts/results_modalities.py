@@ -29,8 +29,10 @@ from torch import Tensor
 import fmeco
 from fmeco.config.load import peek
 from fmeco.core import Objective, Samples
-from fmeco.evaluation import baselines as baseline
+from fmeco.evaluation.baselines import fit_baseline
+from fmeco.evaluation.measure import measure
 from fmeco.inference import model as use
+from fmeco.inference.data_for import data_for
 from fmeco.nn.intervals import bootstrap
 
 DRAWS = 300
@@ -101,13 +103,13 @@ def tuned(run: Path, start: Path, raw: Config) -> Tried:
 
 
 def tested(run: Path) -> Tried:
-    found = use.measure(run, None, "test", ())
+    found = measure(run, None, "test", ())
     return Tried(found.model.objective, found.rows)
 
 
 def samples(run: Path, part: str) -> Samples:
     """What a run was trained or tested on."""
-    return use.data_for(use.load(run), run, None, ())[0].split(part)
+    return data_for(use.load(run), run, None, ())[0].split(part)
 
 
 def plain(run: Path, features: Callable[[Samples], Any]) -> Tried:
@@ -271,9 +273,9 @@ def credit(given: argparse.Namespace, tell: Tell) -> Mapping[str, str]:
             tell(labels, "transformer, scratch", tuned(out / "scratch", masked, {**raw, "transfer": "scratch"}))
             mlp = {"backbone": {"name": "mlp", "hidden": [128, 128], "dropout": 0.2}, "objective": "classification"}
             source(out / "mlp", **raw, **mlp)
-            found = use.measure(out / "mlp", None, "test", ())
+            found = measure(out / "mlp", None, "test", ())
             tell(labels, "mlp", Tried(found.model.objective, found.rows))
-            tell(labels, "boosted trees", Tried(found.model.objective, baseline.gbdt(found, out / "mlp")[0]))
+            tell(labels, "boosted trees", Tried(found.model.objective, fit_baseline(found, "gbdt", out / "mlp")[0]))
     return {
         "transformer, masked pretraining": "transformer, scratch",
         "transformer, scratch": "boosted trees",

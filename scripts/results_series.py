@@ -22,8 +22,8 @@ from torch import Tensor
 
 import fmeco
 from fmeco.core import Objective
-from fmeco.evaluation.baselines import BASELINES
-from fmeco.inference import model as use
+from fmeco.evaluation.baselines import fit_baseline
+from fmeco.evaluation.measure import measure
 from fmeco.nn.intervals import bootstrap
 
 DRAWS = 300
@@ -70,12 +70,12 @@ def main() -> None:
     found: dict[tuple[str, str], list[Tried]] = {}
     for seed in given.seeds:
         for case, name, run in runs(given, table, seed):
-            measured = use.measure(run, None, "test", ())
+            measured = measure(run, None, "test", ())
             tried = Tried(measured.model.objective, measured.rows, measured.samples.block)
             found.setdefault((case, name), []).append(tried)
             print(f"{case}, seed {seed}, {name}: {tried.metrics()}", flush=True)
             for plain in ("seasonal_naive", "dlinear") if (case, "dlinear") not in found else ():
-                rows = BASELINES[plain](measured, run, ())[0]
+                rows = fit_baseline(measured, plain, run)[0]
                 found[case, plain] = [Tried(measured.model.objective, rows, measured.samples.block)]
     machine = platform.processor() or platform.machine()
     print(f"\n{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}\n")

@@ -29,7 +29,7 @@ from torch import Tensor
 
 import fmeco
 from fmeco.core import Objective
-from fmeco.inference import model as use
+from fmeco.evaluation.measure import measure
 from fmeco.nn.intervals import bootstrap
 
 DRAWS = 1000
@@ -170,7 +170,7 @@ def recognisers(
         trained = own / (strategy if share == 1 else f"{strategy}-{share:g}")
         if not (trained / "report.html").exists():
             fmeco.finetune({**run, "transfer": strategy}, ref=source, out=trained, force=True)
-        measured = use.measure(trained, None, "test", ())
+        measured = measure(trained, None, "test", ())
         found[name] = Tried(measured.model.objective, measured.rows)
     return found
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import fmeco as api
+from fmeco.backbones._hf_config import network
 from fmeco.checkpoints import transplant
 from fmeco.config.load import choose
 from fmeco.core import CheckpointError, ConfigError, DataSpec, InputSpec, fit
@@ -501,7 +502,7 @@ def test_a_config_chooses_no_kernel_and_no_code(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ConfigError, match="auto_map: it names code"):
         build("./gone", spec, config=json.dumps({**json.loads(kept), "auto_map": {"AutoModel": "x--y.Z"}}))
     described = hf.AutoConfig.for_model("bert", **SMALL, vocab_size=50, attn_implementation="someone/kernel")
-    assert choice.plugin.load()._network(described, "text").config._attn_implementation == "sdpa", "nor does an object"
+    assert network(described, "text").config._attn_implementation == "sdpa", "nor does an object"
     with pytest.raises(ConfigError, match="no '_attn_implementation' to change"):
         build("./m", spec, options={"_attn_implementation": "someone/kernel"})
 
@@ -597,7 +598,7 @@ def test_older_names_and_buffers_are_the_librarys_to_translate() -> None:
 
 def test_a_hub_serves_shards_and_a_licence(server: str, fmeco: Fmeco, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server on this machine stands in for the hub."""
-    from fmeco.backbones import hf as plugin
+    from fmeco.backbones import _hf_published as plugin
 
     monkeypatch.setattr(plugin, "HUB", server + "hub/{}/resolve/main/{}")
     folder = Path("hub/someone/tiny.bert/resolve/main")

@@ -93,8 +93,14 @@ def build(backbone: Backbone, spec: DataSpec, *, margin: float = 1.0) -> Objecti
         raise ConfigError("hinge is for two classes")
     return Hinge(backbone, spec.targets["label"].classes, margin)
 
+def majority(data, samples, rows):
+    labels = data.split("train").targets["label"]
+    score = torch.full_like(rows["score"], float(labels.double().mean() - 0.5))
+    return {"score": score, "label": samples.targets["label"][rows["index"]]}, len(labels)
+
 class Hinge(Objective):
     directions = {"accuracy": "max"}
+    baselines = {"majority": majority}
     def __init__(self, backbone, classes, margin):
         super().__init__()
         self.backbone, self.classes, self.margin = backbone, classes, margin
@@ -174,6 +180,9 @@ def test_one_strangers_plugin_of_each_kind(strangers: list[str], fmeco: Fmeco, m
     assert "Two moons" in fmeco("list", "datasets", *strangers).out
     assert fmeco("finetune", "--from", "run", "--dataset", "moons", "--set", "train.epochs=1", *strangers).code == 0
     assert fmeco("resume", "run", "--epochs", "+1", *strangers).code == 0
+    found = fmeco("evaluate", "run", "--baseline", "majority", "--json", *strangers).json["baseline"]
+    assert found["trained_on"] == 320 and found["metrics"] == {"val_accuracy": 0.5}
+    assert found["difference"][1] > 0.2
     bad = fmeco("pretrain", "c.yaml", "--set", "dataset.sample=3", "--set", "objective.margin=-1", *strangers)
     assert bad.code == 2
     assert "did you mean 'samples'" in bad.err
@@ -184,6 +193,53 @@ def test_one_strangers_plugin_of_each_kind(strangers: list[str], fmeco: Fmeco, m
     without = fmeco("predict", "run", "p.csv")
     assert without.code == 2
     assert "fourier" in without.err
+
+
+def test_a_strangers_published_weights_of_another_modality(strangers: list[str], fmeco: Fmeco) -> None:
+    """Nothing about their inputs is known to fmeco: not the modality, not the keys, and perhaps not the reader."""
+    import torch
+    from safetensors.torch import save_file
+
+    publishing = """
+NAMES = ("small",)
+
+def pretrained(arch, weights):
+    from pathlib import Path
+    from fmeco.core import InputSpec, Published
+    how = {"unit": "metres", "radius": 2, "corners": [[0, 0], [1, 1]]}
+    spec = DataSpec("points", {"point": InputSpec((2,))}, {}, how, READERS[weights])
+    return Published(str(Path("w.safetensors").resolve()), "", None if weights == "SILENT" else spec)
+
+READERS = {"DEFAULT": "moons", "OTHER": "stars", "SILENT": ""}
+"""
+    write("plug/fourier.py", BACKBONE + publishing)
+    width = {"first.weight": (32, 2), "first.bias": (32,), "second.weight": (32, 32), "second.bias": (32,)}
+    save_file({name: torch.ones(shape) for name, shape in width.items()}, "w.safetensors")
+    command = (
+        "finetune",
+        "--dataset",
+        "moons",
+        "--set",
+        "train.epochs=1",
+        "--set",
+        "train.tensorboard=false",
+        *strangers,
+    )
+    for weights in ("DEFAULT", "OTHER"):
+        answer = fmeco(*command, "--from", f"fourier/small@{weights}", "--out", weights)
+        assert answer.code == 0, answer.err
+        assert f"fourier/small@{weights}: preprocessing of these weights: unit metres, radius 2\n" in answer.err
+    write("plug/moons.py", DATASET + "\ndef shown(spec): return f\"a circle of {spec.preprocessing['radius']}\"\n")
+    sys.modules.pop("fmeco_plugin_moons", None)
+    answer = fmeco(*command, "--from", "fourier/small@DEFAULT", "--out", "shown")
+    assert "preprocessing of these weights: a circle of 2\n" in answer.err
+    for source in (("fourier/small@SILENT",), ("w.safetensors", "--set", "backbone=fourier/small")):
+        answer = fmeco(*command, "--from", *source)
+        assert answer.code == 2
+        assert (
+            f"{source[0]} does not say how its inputs were prepared, nor does the backbone fourier/small" in answer.err
+        )
+        assert "a function preprocessing(arch)" in answer.err
 
 
 @pytest.mark.parametrize(
@@ -278,7 +334,7 @@ def test_a_torchvision_that_does_not_match_torch_is_one_sentence(fmeco: Fmeco, m
             raise RuntimeError("operator torchvision::nms does not exist\nand much more")
         return real(name)
 
-    monkeypatch.setattr("fmeco.nn.layers.importlib.import_module", broken)
+    monkeypatch.setattr("fmeco.nn.libraries.importlib.import_module", broken)
     answer = fmeco("pretrain", write("c.yaml", tiny(backbone="resnet18")))
     assert answer.code == 2
     assert "torchvision cannot be used with this torch" in answer.err

@@ -222,6 +222,8 @@ def test_boosted_trees_learn_from_the_same_rows(run: dict[str, Any], fmeco: Fmec
     value, low, high = other["difference"]
     assert value == pytest.approx(found["metrics"]["test_average_precision"] - want, abs=1e-6)
     assert low <= value <= high
+    answer = fmeco("evaluate", "run", "--baseline", "gdbt")
+    assert answer.code == 2 and "objective classification has gbdt (did you mean 'gbdt'?)" in answer.err
     number = {**run, "dataset": {**run["dataset"], "target": "amount", "features": ["region"], "drop": ["label"]}}
     number["dataset"]["path"] = str(
         write("n.csv", "amount,region,label\n" + "\n".join(f"{i}.5,{'ab'[i % 2]},x" for i in range(60)))

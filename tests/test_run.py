@@ -104,7 +104,7 @@ def test_training_and_prediction_see_the_same_pixels(fmeco: Fmeco) -> None:
     from fmeco.data.loader import evaluation_batches
     from fmeco.data.reading import Reading
     from fmeco.features.forward import forward
-    from fmeco.inference.model import data_for
+    from fmeco.inference.data_for import data_for
 
     val = data_for(model, "run", None, ())[0].split("val")
     files = [f"p/{val.name(i)}" for i in range(len(val))]
@@ -313,7 +313,7 @@ def test_gradient_descent_is_sgd_on_the_full_batch() -> None:
     first = checkpoint.open_checkpoint(Path("run/checkpoints/step-00000001"))
     model = api.load("run/checkpoints/step-00000001")
     from fmeco.core import standardize
-    from fmeco.inference.model import data_for
+    from fmeco.inference.data_for import data_for
 
     train = data_for(model, "run", None, ())[0].split("train")
     x = standardize({"columns": torch.stack([train[i]["columns"] for i in range(len(train))])}, first.spec)["columns"]

@@ -15,6 +15,7 @@ import torch
 from fmeco.core import Batch, Data, DataSpec, InputSpec, Target
 from fmeco.datasets import _series, _times
 from fmeco.errors import ConfigError, DataError
+from fmeco.evaluation.measure import measure
 from fmeco.inference import model as use
 from fmeco.nn.intervals import bootstrap
 from fmeco.nn.layers import by_instance
@@ -247,7 +248,7 @@ def test_baselines_equal_their_definitions(fmeco: Fmeco) -> None:
     hours(noise=0.5)
     raw = settings(train={"steps": 2, "batch_size": 64, "tensorboard": False}, evaluate={})
     assert fmeco("pretrain", write("c.yaml", raw), "--out", "run").code == 0
-    found = use.measure("run", None, "test", ())
+    found = measure("run", None, "test", ())
     x, y = found.samples.tensors["series"].double(), found.samples.targets["future"].double()
     told = fmeco("evaluate", "run", "--baseline", "seasonal_naive", "--json").json["baseline"]
     assert told["metrics"]["test_mse"] == pytest.approx(float((x[:, 24:36] - y).square().mean()), rel=1e-5)
@@ -270,7 +271,13 @@ def test_baselines_equal_their_definitions(fmeco: Fmeco) -> None:
     assert linear["metrics"]["test_mse"] < told["metrics"]["test_mse"]
     answer = fmeco("evaluate", "run", "--baseline", "gbdt")
     assert answer.code == 2
-    assert "for tables" in answer.err
+    assert "objective forecast has seasonal_naive, dlinear" in answer.err
+    Path("hours.csv").rename("moved.csv")
+    elsewhere = ("evaluate", "run", "--dataset", "moved.csv", "--json", "--baseline")
+    assert "baseline" in fmeco(*elsewhere, "seasonal_naive").json, (
+        "what learns from nothing does not need the run's data"
+    )
+    assert "hours.csv" in fmeco(*elsewhere, "dlinear").json["error"]["message"]
 
 
 @pytest.mark.parametrize(

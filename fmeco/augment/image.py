@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fmeco.core import Augment, ConfigError, DataSpec, Doc, Ge, Inputs, Le, View, uniform
-from fmeco.nn.layers import import_torchvision
+from fmeco.nn.libraries import import_torchvision
 
 NAMES = ("light", "standard", "trivial", "rand", "views")
 # shift, crop_scale, flip, color, erase, ops

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fmeco.backbones._images import assumed as assumed
+from fmeco.backbones._images import image_input
 from fmeco.core import Backbone, ConfigError, DataSpec, Doc, Features, Inputs
-from fmeco.nn.layers import image_input
 
 FLOOR = 5e-4  # of the variances of patches: what hardly varies is not blown up
 

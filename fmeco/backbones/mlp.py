@@ -7,6 +7,7 @@ from typing import Annotated
 import torch
 from torch import nn
 
+from fmeco.backbones._images import assumed as assumed
 from fmeco.core import Backbone, ConfigError, DataSpec, Doc, Features, Ge, Inputs, Lt
 from fmeco.nn.layers import mlp
 

@@ -17,6 +17,8 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
+from fmeco.backbones._images import assumed as assumed
+from fmeco.backbones._images import fit_channels, image_input
 from fmeco.core import (
     Backbone,
     ConfigError,
@@ -30,7 +32,7 @@ from fmeco.core import (
     Scalar,
     nearest,
 )
-from fmeco.nn.layers import fit_channels, image_input, import_torchvision
+from fmeco.nn.libraries import import_torchvision
 
 QUALIFIED = True  # hundreds of names are also torchvision's
 HUB = "https://huggingface.co/{}/resolve/main/{}"

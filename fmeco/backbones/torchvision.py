@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from fmeco.backbones._images import assumed as assumed
+from fmeco.backbones._images import channels_as, fit_channels, image_input
 from fmeco.core import (
     Backbone,
     ConfigError,
@@ -26,7 +28,7 @@ from fmeco.core import (
     Scalar,
     nearest,
 )
-from fmeco.nn.layers import channels_as, fit_channels, image_input, import_torchvision
+from fmeco.nn.libraries import import_torchvision
 
 _CLASSES = 1000  # the width by which the final class layer is known
 _SQUARE = ("vit_", "maxvit_")  # architectures that are built for one size

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fmeco.backbones._images import assumed as assumed
 from fmeco.backbones._stems import Columns, Ids, Patches, Stem, Steps
 from fmeco.core import BLANK, HIDDEN, Backbone, ConfigError, DataSpec, Doc, Features, Ge, Gt, Inputs, Lt, Tokens
 

@@ -1,4 +1,4 @@
-"""REF -> where weights come from: a run, a checkpoint, a foreign file, or a library's published weights."""
+"""Find the weights that a REF names: of a run, a checkpoint, a foreign file, or published by a library."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from fmeco.checkpoints import foreign
 from fmeco.checkpoints import format as checkpoint
 from fmeco.config.load import choose
 from fmeco.config.run_config import Choice
-from fmeco.core import DataSpec, InputSpec, Published
+from fmeco.core import DataSpec, Published
+from fmeco.data.spec_reader import show_preprocessing
 from fmeco.download import fetch
 from fmeco.errors import CheckpointError, ConfigError, clean, listing, nearest
 from fmeco.log import say
@@ -41,7 +42,7 @@ _held: dict[tuple[str, str], Source] | None = None
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
-    """Within, a source that several runs start from is read and verified once."""
+    """Read and verify a source that several runs start from once; it is kept until the end of the `with` block."""
     global _held
     outer, _held = _held, _held if _held is not None else {}
     try:
@@ -51,8 +52,8 @@ def held() -> Iterator[None]:
 
 
 def find_checkpoint(ref: str | Path) -> checkpoint.Checkpoint:
-    """The checkpoint that a run directory (its best) or a checkpoint directory names. Raises ConfigError when there is
-    none, CheckpointError when it is not whole."""
+    """Open the checkpoint that a run directory (its best) or a checkpoint directory names. Raises ConfigError when there
+    is none, CheckpointError when it is not whole."""
     path = Path(ref)
     if not path.exists():
         runs = [str(run) for run in Path("runs").glob("*")]
@@ -100,10 +101,10 @@ def _resolve(ref: str, backbone: Choice | None) -> Source:
         describe = getattr(backbone.plugin.load(), "preprocessing", None)
         spec = describe(backbone.arch) if describe is not None else None
         if spec is None:
-            spec = _imagenet()
-            say(f"{path.name} holds no preprocessing: ImageNet's is assumed ({_shown(spec)})")
+            whose, spec = _assumed(backbone, ref)
+            say(f"{path.name} holds no preprocessing: {whose} is assumed ({show_preprocessing(spec)})")
         else:
-            say(f"{path.name} holds no preprocessing: that of {backbone.spelled} is taken ({_shown(spec)})")
+            say(f"{path.name} holds no preprocessing: that of {backbone.spelled} is taken ({show_preprocessing(spec)})")
         return Source(str(path), backbone, foreign.read_foreign(path), spec)
     if path.exists() or "@" not in ref:
         found = find_checkpoint(ref)
@@ -133,13 +134,17 @@ def _resolve(ref: str, backbone: Choice | None) -> Source:
 
 
 def published(backbone: Choice, weights: str) -> Source:
-    """The library's own weights for an architecture, downloaded once, hashed in full on every load. A hash that the
+    """Download the library's own weights for an architecture once; they are hashed in full on every load. A hash that the
     publisher does not state cannot be compared: it is shown, and the file runs no code either way."""
     find = getattr(backbone.plugin.load(), "pretrained", None)
     if find is None or backbone.arch is None:
         raise ConfigError(f"the backbone {backbone.spelled} has no published weights")
     found = Published(*find(backbone.arch, weights))
-    ref, spec = f"{backbone.spelled}@{weights}", found.spec or _imagenet()
+    ref = f"{backbone.spelled}@{weights}"
+    said, spec = "preprocessing of these weights", found.spec
+    if spec is None:
+        whose, spec = _assumed(backbone, ref)
+        said = f"they hold no preprocessing; {whose} is assumed"
     state: dict[str, Tensor] = {}
     for url in (found.url, *found.shards):
         remote = "://" in url
@@ -151,42 +156,32 @@ def published(backbone: Choice, weights: str) -> Source:
         if twice := sorted(set(part) & set(state)):
             raise CheckpointError(f"{path} holds tensors that another file of these weights has: {listing(twice, 5)}")
         state |= part
-    said = (
-        "preprocessing of these weights"
-        if found.spec is not None
-        else "they hold no preprocessing; ImageNet's is assumed"
-    )
-    say(f"{ref}: {said}: {_shown(spec)}" + (f"; licence: {found.licence}" if found.licence else ""))
+    say(f"{ref}: {said}: {show_preprocessing(spec)}" + (f"; licence: {found.licence}" if found.licence else ""))
     return Source(ref, backbone, state, spec, licence=found.licence)
 
 
 def completed(backbone: Choice) -> Choice:
-    """The backbone with what its architecture's name stands for written into its options, where that lies outside of
-    fmeco and its libraries: a checkpoint must describe its model by itself."""
+    """Write into the backbone's options what the name of its architecture stands for, where that lies outside of fmeco and
+    its libraries: a checkpoint must describe its model by itself."""
     complete = getattr(backbone.plugin.load(), "complete", None)
     if complete is None:
         return backbone
     return dataclasses.replace(backbone, options=complete(backbone.arch, dict(backbone.options)))
 
 
-def _imagenet() -> DataSpec:
-    return DataSpec(
-        "image",
-        {"image": InputSpec((3, 224, 224), "uint8", 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))},
-        preprocessing={"size": 224, "resize": 256, "interpolation": "bilinear", "color": "rgb"},
-        reader="image_folder",
-    )
-
-
-def _shown(spec: DataSpec) -> str:
-    how = spec.preprocessing
-    if spec.modality == "text":
-        return f"a tokenizer of {how['ids']} ids" if how else "no tokenizer"
-    if spec.modality == "audio":
-        return f"waveforms of {how['sample_rate']} Hz" + (", each of mean 0 and deviation 1" if how["loudness"] else "")
-    return f"{how['size']} pixels from {how['resize']}, {how['interpolation']}, {how['color']}"
+def _assumed(backbone: Choice, ref: str) -> tuple[str, DataSpec]:
+    """Ask the backbone's plug-in what to assume of weights that do not say how their inputs were prepared, and whose way
+    that is. Raises ConfigError where it assumes nothing."""
+    assume = getattr(backbone.plugin.load(), "assumed", None)
+    if assume is None:
+        raise ConfigError(
+            f"{clean(ref)} does not say how its inputs were prepared, nor does the backbone {backbone.spelled}",
+            "a function preprocessing(arch) -> DataSpec in the file of its plug-in can say it",
+        )
+    whose, spec = assume()
+    return whose, spec
 
 
 def _structure(backbone: Choice) -> dict[str, Any]:
-    """The options without `weights`, which say where values come from, not what the model is."""
+    """Give the options without `weights`, which say where values come from, not what the model is."""
     return {key: value for key, value in backbone.options.items() if key != "weights"}

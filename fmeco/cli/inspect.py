@@ -105,9 +105,9 @@ def _show_cache(result: Mapping[str, Any]) -> None:
 @command(_show_info, plugins=False)
 def info(ref: Ref) -> Any:
     """Show what a checkpoint is, after verifying every byte of it."""
-    from fmeco.inference import model as use
+    from fmeco.inference import info as describing
 
-    return use.info(ref)
+    return describing.info(ref)
 
 
 @command()

@@ -20,10 +20,10 @@ def register(app: typer.Typer) -> None:
 
 
 def _show_predictions(result: Mapping[str, Any]) -> None:
-    from fmeco.inference import model as use
+    from fmeco.inference.outputs import write_csv
 
     if result["output"] is None:
-        use.write_csv(result["predictions"], sys.stdout)
+        write_csv(result["predictions"], sys.stdout)
 
 
 @command(_show_predictions)
@@ -35,10 +35,10 @@ def predict(
     force: Force = False,
 ) -> Any:
     """Predict new files: input, prediction, probability, error."""
-    from fmeco.inference import model as use
+    from fmeco.inference import predict as predicting
     from fmeco.log import say
 
-    rows = use.predict(ref, inputs, output=output, plot=plot, force=force)
+    rows = predicting.predict(ref, inputs, output=output, plot=plot, force=force)
     if failed := sum(row["error"] is not None for row in rows):
         say(f"{failed} of {len(rows)} inputs could not be read; see the column `error`")
     if output is not None:
@@ -56,6 +56,6 @@ def embed(
     force: Force = False,
 ) -> Any:
     """Write the backbone's features of a dataset to a file."""
-    from fmeco.inference import model as use
+    from fmeco.inference import embed as embedding
 
-    return use.embed(ref, dataset=one_dataset(dataset), output=output, split=split, overrides=set_, force=force)
+    return embedding.embed(ref, dataset=one_dataset(dataset), output=output, split=split, overrides=set_, force=force)

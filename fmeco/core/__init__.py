@@ -24,6 +24,7 @@ from fmeco.core.model import (
     HIDDEN,
     STORED,
     Backbone,
+    Baseline,
     Features,
     Loss,
     Mode,
@@ -35,6 +36,7 @@ from fmeco.core.model import (
 from fmeco.core.random import mix, mix_numbers, seed_torch, uniform
 from fmeco.core.target import MISSING_CLASS, Target, known
 from fmeco.errors import CheckpointError, ConfigError, DataError, clean, listing, nearest
+from fmeco.log import say
 from fmeco.plugins.keys import (
     Classes,
     Color,
@@ -62,6 +64,7 @@ __all__ = [
     "STORED",
     "Augment",
     "Backbone",
+    "Baseline",
     "Batch",
     "CheckpointError",
     "Classes",
@@ -110,6 +113,7 @@ __all__ = [
     "nearest",
     "pad",
     "same_modality",
+    "say",
     "seed_torch",
     "standardize",
     "uniform",

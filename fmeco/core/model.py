@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from torch import Tensor, nn
 
-from fmeco.core.data import Batch, DataSpec, Inputs, View
+from fmeco.core.data import Batch, Data, DataSpec, Inputs, Samples, View
 from fmeco.errors import ConfigError
 
 Mode = Literal["loss", "rows", "predict", "vector", "represent"]
@@ -122,9 +122,14 @@ class Backbone(nn.Module, ABC):
 
 
 class Published(NamedTuple):
-    """Where a library publishes weights, and how their inputs were made. digits: the first ones of the file's SHA-256,
-    "" where the publisher does not say them. spec: None where the publisher does not say it. shards: the files that
-    hold the rest of the weights. A file of this machine is its path."""
+    """Where a library publishes weights, and how their inputs were prepared.
+
+    url: of the file; a file of this machine is its path.
+    digits: the first ones of its SHA-256, "" where the publisher does not say them.
+    spec: None where the publisher does not say it; the plug-in's `assumed()` then does.
+    licence: None where the publisher does not state one.
+    shards: the files that hold the rest of the weights.
+    """
 
     url: str
     digits: str
@@ -145,6 +150,12 @@ class Loss:
     parts: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+# A plain method to hold a model against: (data, samples, rows) -> the rows that the objective's `metrics` take, and how many
+# training samples it learned from. data: the run's own, with the run's share of the training split. samples: the split that
+# was measured. rows: the objective's of it; rows["index"] (N,) are positions in `samples`.
+Baseline = Callable[[Data, Samples, Mapping[str, Tensor]], tuple[dict[str, Tensor], int]]
+
+
 class Objective(nn.Module, ABC):
     """A Batch in, a Loss out. Owns the backbone, heads and teachers.
 
@@ -153,6 +164,7 @@ class Objective(nn.Module, ABC):
     coupled: the loss depends on which samples share a step. It is then `compare` of what `represent` gives, so that the
     samples of a step can pass the model in parts, on several ranks; without these two, they must pass together.
     probes: what evaluations find out about the backbone's vectors where the config does not say: knn, linear.
+    baselines: name -> a plain method that its metrics can be held against.
     vectors_only: inputs serve for nothing but the backbone's vectors: what is frozen of it can then be computed once.
     """
 
@@ -162,6 +174,7 @@ class Objective(nn.Module, ABC):
     vectors_only = False
     directions: Mapping[str, Literal["max", "min"]] = {}
     about: Mapping[str, str] = {}
+    baselines: Mapping[str, Baseline] = {}
     backbone: Backbone
 
     def forward(self, batch: Batch, mode: Mode) -> Any:

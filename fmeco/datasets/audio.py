@@ -20,6 +20,12 @@ LAYOUT = ("path_column", "label_column", "task", "separator", "lowercase", "spli
 RENAMED = {"speaker": "group_split"}
 
 
+def shown(spec: DataSpec) -> str:
+    """Say how recordings are prepared, in a few words."""
+    how = spec.preprocessing
+    return f"waveforms of {how['sample_rate']} Hz" + (", each of mean 0 and deviation 1" if how["loudness"] else "")
+
+
 def build(
     known: DataSpec | None,
     whole: bool,

@@ -13,6 +13,12 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", "
 FALLBACK = True
 
 
+def shown(spec: DataSpec) -> str:
+    """Say how images are prepared, in a few words."""
+    how = spec.preprocessing
+    return f"{how['size']} pixels from {how['resize']}, {how['interpolation']}, {how['color']}"
+
+
 def build(
     known: DataSpec | None,
     whole: bool,

@@ -17,6 +17,11 @@ STARTER = {"backbone": "transformer"}
 _STEMS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test", "testing")}
 
 
+def shown(spec: DataSpec) -> str:
+    """Say how texts are prepared, in a few words."""
+    return f"a tokenizer of {spec.preprocessing['ids']} ids" if spec.preprocessing else "no tokenizer"
+
+
 def build(
     known: DataSpec | None,
     whole: bool,

@@ -25,7 +25,7 @@ from fmeco.core import (
     clean,
 )
 from fmeco.datasets import _classes, _images, _splits
-from fmeco.nn.layers import import_torchvision
+from fmeco.nn.libraries import import_torchvision
 
 NAMES = (
     "cifar10",

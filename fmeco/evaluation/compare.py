@@ -1,4 +1,4 @@
-"""Finished runs side by side, on the same samples: was it worth it, or was it luck?"""
+"""Compare finished runs on the same samples: was it worth it, or was it luck?"""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from fmeco.config.load import peek
 from fmeco.config.parser import parse_yaml
 from fmeco.config.sections import Carry
 from fmeco.errors import ConfigError, DataError, clean, known_errors
-from fmeco.inference import model as use
+from fmeco.evaluation.measure import measure
 from fmeco.log import say
-from fmeco.nn.intervals import FEW_DRAWS, bootstrap, interval, mcnemar, measure_at
+from fmeco.nn.intervals import METRIC_DRAWS, bootstrap, interval, mcnemar, measure_at
 from fmeco.training.api import finetune
 
 
@@ -28,7 +28,7 @@ def compare(
     split: str | None = None,
     overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The first run against each other one, on the same samples of its own dataset, or of `dataset`.
+    """Compare the first run with each other one, on the same samples of its own dataset, or of `dataset`.
 
     Returns {"split", "samples", "metric", "runs"}. Each run but the first has `difference`: how much better the first is
     (negative: worse), with its 95% interval by a bootstrap over samples, the same ones for both; and, where answers are
@@ -36,12 +36,12 @@ def compare(
     """
     if len(refs) < 2:
         raise ConfigError("a comparison takes two runs or more")
-    first = use.measure(refs[0], dataset, split, overrides)
+    first = measure(refs[0], dataset, split, overrides)
     metric = first.metric
     sign = 1 if first.model.objective.directions[metric] == "max" else -1
     rows: list[dict[str, Any]] = [{"run": str(refs[0]), "metrics": dict(first.metrics)}]
     for ref in refs[1:]:
-        other = use.measure(ref, dataset, first.split, overrides)
+        other = measure(ref, dataset, first.split, overrides)
         if type(other.model.objective) is not type(first.model.objective):
             raise ConfigError(f"{clean(ref)} has another objective than {clean(refs[0])}")
         if set(other.names) != set(first.names):
@@ -101,7 +101,7 @@ def label_efficiency(
     force: bool = False,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """A run with each fraction of the labels, and its controls: what labels are worth, and what the source's weights are.
+    """Train a run with each fraction of the labels, and its controls: what are labels worth, and the source's weights?
 
     train: (fraction, the run's directory) -> the run. Writes out/label_efficiency.json and, where matplotlib is installed,
     .png. Returns {"metric", "split", "rows", "plot"}; a row has strategy, fraction, samples, value and its 95% interval.
@@ -115,10 +115,10 @@ def label_efficiency(
             controls(run, strategies, force=force, stop=stop)
             names += strategies
         for name in names:
-            found = use.measure(run if name == names[0] else run / "controls" / name, None, None, ())
+            found = measure(run if name == names[0] else run / "controls" / name, None, None, ())
             split, metric = found.split, next(iter(found.model.objective.directions))
-            measure = functools.partial(measure_at, found.model.objective, found.rows, metric)
-            low, high = bootstrap(len(found.names), FEW_DRAWS, 0x6C616265, measure, found.samples.block)
+            figure = functools.partial(measure_at, found.model.objective, found.rows, metric)
+            low, high = bootstrap(len(found.names), METRIC_DRAWS, 0x6C616265, figure, found.samples.block)
             samples = found.model.spec.sizes["train"]
             own = {"strategy": name, "fraction": fraction, "samples": samples, "run": str(run.resolve())}
             rows.append({**own, "value": found.metrics[metric], "interval": [low, high]})
@@ -156,7 +156,7 @@ def _plot(rows: Sequence[Mapping[str, Any]], what: str, file: Path) -> Path | No
 
 
 def verdict(row: dict[str, Any], what: str, metric: str) -> str:
-    """One sentence about a difference."""
+    """Say in one sentence whether a difference can be told."""
     value, low, high = row["difference"]
     numbers = f"{value:+.3f} {metric}, 95% interval {low:+.3f} to {high:+.3f}" + (
         f", p {row['p']:.3g}" if "p" in row else ""

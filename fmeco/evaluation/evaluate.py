@@ -1,4 +1,4 @@
-"""A checkpoint on a split: metrics, of groups too, and beside a baseline."""
+"""Evaluate a checkpoint: metrics of a split, of groups of its samples, and of a baseline beside them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from fmeco.errors import ConfigError, clean, known_errors, listing, nearest
-from fmeco.evaluation.baselines import BASELINES
-from fmeco.inference import model as use
-from fmeco.nn.intervals import FEW_DRAWS, bootstrap, interval, measure_at
+from fmeco.evaluation.baselines import check_offered, fit_baseline
+from fmeco.evaluation.measure import Measured, measure
+from fmeco.inference.model import load
+from fmeco.nn.intervals import METRIC_DRAWS, bootstrap, interval, measure_at
 
 FEW = 10  # samples; a group with fewer is marked, and gets no interval
 
@@ -29,17 +30,19 @@ def evaluate(
     by: str | None = None,
     baseline: str | None = None,
 ) -> dict[str, Any]:
-    """Metrics of a checkpoint on a split: of the dataset it was trained on, or of another with the same classes.
+    """Compute metrics of a checkpoint on a split, of the dataset it was trained on or of another with the same classes.
 
     split: val or test; default test where there is one. A `dataset` path without split folders is used whole.
     by: a column of the dataset, or a target whose values are classes: also the metrics of each of its groups.
-    baseline: one of BASELINES: also the metrics of that plain method, fitted to the run's training samples.
+    baseline: one that the checkpoint's objective offers: also the metrics of that plain method, fitted to the run's training
+    samples.
     Returns {"checkpoint", "split", "samples", "about", "metrics"}, metrics named SPLIT_NAME; and "metric", the one that
     picked the run's best checkpoint, with "groups" or "baseline" where they were asked for.
     """
-    if baseline is not None and baseline not in BASELINES:
-        raise ConfigError(f"--baseline {clean(baseline)}: there is {', '.join(BASELINES)}")
-    found = use.measure(ref, dataset, split, overrides)
+    model = load(ref)
+    if baseline is not None:
+        check_offered(model, baseline)
+    found = measure(ref, dataset, split, overrides, model)
     metric = found.metric
 
     def named(metrics: dict[str, float]) -> dict[str, float]:
@@ -56,7 +59,7 @@ def evaluate(
         rows = [{**row, "metrics": named(row["metrics"])} for row in groups(found, by, metric)]
         answer |= {"metric": f"{found.split}_{metric}", "by": by, "groups": rows}
     if baseline is not None:
-        theirs, samples = BASELINES[baseline](found, ref, overrides if dataset is None else ())
+        theirs, samples = fit_baseline(found, baseline, ref, overrides if dataset is None else ())
         objective = found.model.objective
         metrics = objective.metrics(theirs)
         if metric not in metrics:
@@ -75,9 +78,12 @@ def evaluate(
     return answer
 
 
-def groups(found: use.Measured, by: str, metric: str) -> list[dict[str, Any]]:
-    """The metrics of each group of samples, the largest first, with the 95% interval of one of them by a bootstrap over
-    the group's samples: [low, high], or None where it is not defined, or the group is `few`."""
+def groups(found: Measured, by: str, metric: str) -> list[dict[str, Any]]:
+    """Compute the metrics of each group of samples, the largest first.
+
+    interval: the 95% interval of `metric` by a bootstrap over the group's samples, [low, high]; None where it is not
+    defined, or the group is `few`.
+    """
     values = _values(found, by)
     rows: list[dict[str, Any]] = []
     for value, _ in sorted(Counter(values).items(), key=lambda one: (-one[1], one[0])):
@@ -85,17 +91,17 @@ def groups(found: use.Measured, by: str, metric: str) -> list[dict[str, Any]]:
         own = {name: x[at] for name, x in found.rows.items()}
         span = None
         if len(at) >= FEW:
-            measure = functools.partial(measure_at, found.model.objective, own, metric)
+            figure = functools.partial(measure_at, found.model.objective, own, metric)
             block = max(1, round(found.samples.block * len(at) / len(values)))
-            low, high = bootstrap(len(at), FEW_DRAWS, 0x67726F75, measure, block)
+            low, high = bootstrap(len(at), METRIC_DRAWS, 0x67726F75, figure, block)
             span = None if math.isnan(low) else [low, high]
         metrics = found.model.objective.metrics(own)
         rows.append({"group": value, "samples": len(at), "few": len(at) < FEW, "metrics": metrics, "interval": span})
     return rows
 
 
-def _values(found: use.Measured, by: str) -> list[str]:
-    """What each sample of `found` has in a column, or as its class."""
+def _values(found: Measured, by: str) -> list[str]:
+    """Look up the value of each sample of `found` in a column, or its class."""
     index: list[int] = found.rows["index"].tolist()
     targets = {name: one.classes for name, one in found.model.spec.targets.items() if one.kind == "class"}
     if by in found.samples.groups:

@@ -35,7 +35,7 @@ BATCH = 64
 
 
 class Stored(Wrapped):
-    """Replace a split's inputs by what a frozen part makes of them (N, V, ...), for each of V views."""
+    """Hold a split as the outputs (N, V, ...) of a frozen part, for each of V views."""
 
     def __init__(self, samples: Samples, values: Tensor) -> None:
         super().__init__(samples)
@@ -48,7 +48,7 @@ class Stored(Wrapped):
 
 
 class OneOf(Augment):
-    """Each time another of a sample's views: (B, V, ...) -> (B, 1, ...)."""
+    """Pick one of a sample's views at random: (B, V, ...) -> (B, 1, ...)."""
 
     def batch(self, inputs: Inputs, keys: Tensor) -> Inputs:
         x = inputs[STORED]
@@ -58,7 +58,7 @@ class OneOf(Augment):
 
 @dataclasses.dataclass
 class Extractor:
-    """Computes what a backbone, or its part below a cut, makes of samples, or finds it on the disk."""
+    """Compute the outputs of a backbone, or of its part below a cut, or find them on the disk."""
 
     backbone: Backbone
     data: Data
@@ -78,8 +78,8 @@ class Extractor:
     def values(
         self, samples: Samples, what: str, view: tuple[Augment, Choice | None, int] | None = None
     ) -> Tensor | None:
-        """The values (N, *shape) of a split: of the plain samples, or of one augmented `view` (how, its section, its
-        number). None where a sample cannot be read."""
+        """Compute the values (N, *shape) of a split: of the plain samples, or of one augmented `view` (how, its section,
+        its number). Returns None where a sample cannot be read."""
         path = self._path(samples, view)
         kept = _kept(path, (len(samples), *self.shape), self.dtype) if path is not None else None
         if not self.ranks.most(float(kept is None))[0]:  # where one rank has to compute, all do
@@ -145,8 +145,8 @@ class Extractor:
 
 
 def fingerprint(module: torch.nn.Module) -> str:
-    """A module's layers, its code where that is its own, and a hash of its tensors and their names, the buffers that are
-    not saved among them."""
+    """Identify a module: its layers (of a traced graph, its code), and a hash of its tensors and their names, buffers that
+    are not saved among them."""
     return str(module) + _hash({**dict(module.named_buffers()), **module.state_dict()})
 
 
@@ -159,15 +159,16 @@ def _hash(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _code(thing: Backbone | Augment) -> str:
-    """A hash of the file that says how it computes; "" where there is none that one could look at."""
+    """Hash the files that say how it computes, those of the classes it inherits from too; "" where one cannot be read."""
+    classes = [one for one in type(thing).__mro__ if issubclass(one, Backbone | Augment)]
     try:
-        return hashlib.sha256(Path(inspect.getfile(type(thing))).read_bytes()).hexdigest()
+        return hashlib.sha256(b"".join(Path(inspect.getfile(one)).read_bytes() for one in classes)).hexdigest()
     except (OSError, TypeError):
         return ""
 
 
 def _version(backbone: Backbone) -> str:
-    """Of the library that the backbone's layers come from."""
+    """Give the version of the library that the backbone's layers come from."""
     package = type(backbone.library).__module__.partition(".")[0]
     try:
         return f"{package} {importlib.metadata.version(package)}"
@@ -176,7 +177,7 @@ def _version(backbone: Backbone) -> str:
 
 
 def _content(samples: Samples) -> str:
-    """A hash of a split in memory; "" where its samples would have to be read."""
+    """Hash a split in memory; "" where its samples would have to be read."""
     return "" if samples.tensors is None else _hash(samples.tensors)
 
 

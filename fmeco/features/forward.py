@@ -1,4 +1,4 @@
-"""Forward passes in evaluation mode: outputs and metrics of a whole split."""
+"""Run a model in evaluation mode: outputs and metrics of a whole split."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def evaluate(
     bad: list[str] | None = None,
     ranks: Ranks = ALONE,
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Metrics of a whole split, and its rows, ordered by index. Has no side effect on training."""
+    """Compute metrics of a whole split. Returns them and the rows, ordered by index; training is not affected."""
     rows = rows_of(objective, batches, "rows", device, precision, bad=bad, ranks=ranks)
     return objective.metrics(rows), rows
 
@@ -38,7 +38,7 @@ def rows_of(
     bad: list[str] | None = None,
     ranks: Ranks = ALONE,
 ) -> dict[str, Tensor]:
-    """What the objective gives of each sample (N, ...) of a split, ordered by "index".
+    """Collect the objective's outputs of each sample (N, ...) of a split, ordered by "index".
 
     batches: with ranks, this one's share of the split; rows are of all of it. bad: collects the samples that could not be
     read, which are left out; None makes them an error.
@@ -63,7 +63,7 @@ def rows_of(
 
 
 def forward(objective: Objective, batch: Batch, mode: str, device: torch.device, precision: str) -> dict[str, Tensor]:
-    """One pass in evaluation mode without gradients; per-sample outputs on the CPU, in float32."""
+    """Run one batch in evaluation mode without gradients. Returns per-sample outputs on the CPU, in float32."""
     if objective.training:
         objective.eval()
     with torch.inference_mode(), autocast(device, precision):

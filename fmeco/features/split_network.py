@@ -1,4 +1,4 @@
-"""Cuts a backbone in two where its frozen part ends: what can be computed once per sample, and the rest, which trains.
+"""Cut a backbone in two where its frozen part ends: what can be computed once per sample, and the rest, which trains.
 
 The network is read as a graph (torch.fx). Only modules that are partly frozen are opened, so that whatever lies in one part
 as a whole runs as it always does.
@@ -18,9 +18,11 @@ from fmeco.core import Backbone, Features, Inputs
 
 @dataclass(frozen=True)
 class Cut:
-    """lower: Inputs -> the values (B, ...) at the cut. upper: those values -> Features, in evaluation and in training.
+    """Hold the two parts of a backbone, which share their layers with it.
 
-    shape: of the values of one sample. Both parts share their layers with the backbone.
+    lower: Inputs -> the values (B, ...) at the cut.
+    upper: those values -> Features, in evaluation and in training.
+    shape: of the values of one sample.
     """
 
     lower: nn.Module
@@ -88,7 +90,7 @@ class _Tracer(fx.Tracer):
 
 
 def _places(graph: fx.Graph, root: nn.Module) -> Iterator[fx.Node]:
-    """Where the graph can be cut, the last place first."""
+    """List the places where the graph can be cut, the last one first."""
     trains, varies = (_reached(graph, begins) for begins in (lambda node: _trains(node, root), _is_input))
     output = next(node for node in graph.nodes if node.op == "output")
     needed = _ancestors(output)
@@ -113,7 +115,7 @@ def _trains(node: fx.Node, root: nn.Module) -> bool:
 
 
 def _ancestors(node: fx.Node) -> set[fx.Node]:
-    """A node and all that goes into it."""
+    """Collect a node and all that goes into it."""
     found, open_ = {node}, [node]
     while open_:
         fresh = set(open_.pop().all_input_nodes) - found
@@ -123,13 +125,13 @@ def _ancestors(node: fx.Node) -> set[fx.Node]:
 
 
 def _told(graph: fx.Graph, at: fx.Node) -> list[str]:
-    """What is computed up to a node, in words."""
+    """Describe what is computed up to a node."""
     below = _ancestors(at)
     return [f"{node.name} {node.op} {node.target} {node.args} {node.kwargs}" for node in graph.nodes if node in below]
 
 
 def _part(root: nn.Module, graph: fx.Graph, at: fx.Node, *, below: bool) -> nn.Module:
-    """The graph up to a node, or from it on."""
+    """Build a module of the graph up to a node, or from it on."""
     part = fx.Graph()
     lower = _ancestors(at)
     output = next(node for node in graph.nodes if node.op == "output")
@@ -149,7 +151,7 @@ def _part(root: nn.Module, graph: fx.Graph, at: fx.Node, *, below: bool) -> nn.M
 
 
 def _reached(graph: fx.Graph, begins: Callable[[fx.Node], bool]) -> set[fx.Node]:
-    """The nodes that `begins` says yes to, and all that depends on one of them."""
+    """Collect the nodes that `begins` says yes to, and all that depends on one of them."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
         if begins(node) or found.intersection(node.all_input_nodes):
@@ -163,7 +165,7 @@ def _is_input(node: fx.Node) -> bool:
 
 @contextlib.contextmanager
 def _modes(module: nn.Module) -> Iterator[None]:
-    """Leaves every layer in the mode that it was in."""
+    """Restore the mode of every layer afterwards."""
     before = [(one, one.training) for one in module.modules()]
     try:
         yield

@@ -9,7 +9,7 @@ UNKNOWN_ITEM, FIRST_ITEM = 1, 2
 
 
 def numbering(tokenizer: Any) -> tuple[int, int]:
-    """How many ids a tokenizer of the package tokenizers has (some numbers may stand for nothing), and the offset that
-    they are stored with: batches are filled up with 0, which must not be a word of the text."""
+    """Count the ids of a tokenizer of the package tokenizers (some numbers may stand for nothing), and give the offset
+    that they are stored with: batches are filled up with 0, which must not be a word of the text."""
     count = 1 + max(tokenizer.get_vocab().values(), default=0)
     return count, 0 if tokenizer.id_to_token(0) in ("[PAD]", "<pad>", "<|padding|>") else 1

@@ -11,11 +11,14 @@ from torch import Tensor
 from fmeco.core import Objective, mix
 from fmeco.errors import DataError
 
+# Draws of the bootstrap: of right and wrong answers, which are only counted, and of metrics, which take longer.
+ANSWER_DRAWS, METRIC_DRAWS = 2000, 200
+
 
 def bootstrap(
     n: int, draws: int, stream: int, measure: Callable[[Tensor], float], block: int = 1
 ) -> tuple[float, float]:
-    """The 95% interval of a figure by the bootstrap over n samples (percentiles). measure: positions (n,), drawn with
+    """Give the 95% interval of a figure by the bootstrap over n samples (percentiles). measure: positions (n,), drawn with
     replacement -> the figure, not finite where it is not defined on them; nan where it never is.
 
     https://doi.org/10.1201/9780429246593 (Efron and Tibshirani 1993), chapter 13. block: so many in a row are drawn
@@ -36,10 +39,8 @@ def bootstrap(
     return low, high
 
 
-DRAWS, FEW_DRAWS = 2000, 200  # of the bootstrap: of right and wrong answers, and of metrics that take longer
-
-
 def measure_at(objective: Objective, rows: Mapping[str, Tensor], metric: str, at: Tensor) -> float:
+    """Compute a metric of the rows at positions (n,); nan where it is not defined on them."""
     return objective.metrics({name: values[at] for name, values in rows.items()}).get(metric, math.nan)
 
 
@@ -52,7 +53,7 @@ def interval(
     sign: int,
     block: int = 1,
 ) -> tuple[float, float]:
-    """The 95% interval of the difference of two models on the same samples, by the paired bootstrap, `block` samples in a
+    """Give the 95% interval of the difference of two models on the same samples, by the paired bootstrap, `block` samples in a
     row at a time."""
     a, b = one.correct(mine), other.correct(theirs)
     gained = a.double() - b.double() if metric == "accuracy" and a is not None and b is not None else None
@@ -62,14 +63,16 @@ def interval(
             return float(gained[at].mean())
         return sign * (measure_at(one, mine, metric, at) - measure_at(other, theirs, metric, at))
 
-    low, high = bootstrap(len(mine["index"]), FEW_DRAWS if gained is None else DRAWS, 0x70616972, measure, block)
+    low, high = bootstrap(
+        len(mine["index"]), METRIC_DRAWS if gained is None else ANSWER_DRAWS, 0x70616972, measure, block
+    )
     if math.isnan(low):
         raise DataError(f"{metric} is not defined on these samples")
     return low, high
 
 
 def mcnemar(only_one: int, only_other: int) -> float:
-    """The exact two-sided p of McNemar's test: could a fair coin decide which of two models is right where one of them
+    """Compute the exact two-sided p of McNemar's test: could a fair coin decide which of two models is right where one of them
     is? https://doi.org/10.1007/BF02295996"""
     from scipy.stats import binomtest
 

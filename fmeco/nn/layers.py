@@ -1,33 +1,17 @@
-"""What several plug-ins share."""
+"""Layers and blocks that several plug-ins share: heads, perceptrons, standardised windows, networks on trial."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fmeco.core import DataSpec, Inputs
-from fmeco.errors import ConfigError
-
-
-def import_torchvision(module: str = "torchvision") -> Any:
-    """torchvision, imported late: it takes two seconds. A pair that does not match torch is one clear sentence."""
-    try:
-        return importlib.import_module(module)
-    except (RuntimeError, ImportError, AttributeError, OSError) as error:
-        raise ConfigError(
-            f"torchvision cannot be used with this torch ({torch.__version__}): {str(error).splitlines()[0]}",
-            "install torch and torchvision together, from the same index: pip install --upgrade torch torchvision",
-        ) from None
-
 
 def mlp(widths: list[int], *, batch_norm: bool, dropout: float) -> nn.Sequential:
-    """Linear, batch norm, ReLU, dropout for each step of `widths`: (B, widths[0]) -> (B, widths[-1])."""
+    """Stack linear, batch norm, ReLU, dropout for each step of `widths`: (B, widths[0]) -> (B, widths[-1])."""
     layers: list[nn.Module] = []
     for before, after in zip(widths[:-1], widths[1:], strict=True):
         layers.append(nn.Linear(before, after))
@@ -41,7 +25,7 @@ def mlp(widths: list[int], *, batch_norm: bool, dropout: float) -> nn.Sequential
 
 @contextlib.contextmanager
 def trial(backbone: nn.Module) -> Iterator[None]:
-    """Within, a network can be tried on zeros: in evaluation mode, without gradients, and as it was afterwards."""
+    """Try a network on zeros: within, it is in evaluation mode and without gradients, and afterwards as it was."""
     training = backbone.training
     try:
         with torch.no_grad():
@@ -68,53 +52,7 @@ class Head(nn.Linear):
 
 
 def by_instance(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Windows of series (B, L), each less its mean and divided by its deviation; and these (B, 1) each."""
+    """Standardise each window of series (B, L) by its own mean and deviation. Returns these too, (B, 1) each."""
     variance, mean = torch.var_mean(x, 1, keepdim=True, correction=0)
     std = (variance + 1e-5).sqrt()
     return (x - mean) / std, mean, std
-
-
-def image_input(spec: DataSpec, whose: str) -> tuple[str, tuple[int, int, int]]:
-    """The name and shape (C, H, W) of the one input that a convolutional network can take: an image, a spectrogram.
-    Raises ConfigError where there is none, or more than one. whose: the backbone that asks."""
-    found = [(name, one.shape) for name, one in spec.inputs.items() if len(one.shape) == 3]
-    if len(found) != 1:
-        raise ConfigError(
-            f"the backbone {whose} takes images or spectrograms, one of each sample; this dataset has {', '.join(spec.inputs)}",
-            "hf/ encoders of speech take waveforms" if "waveform" in spec.inputs else "backbone: mlp takes tables",
-        )
-    name, (channels, height, width) = found[0]
-    return name, (channels, height, width)
-
-
-def channels_as(weight: Tensor, channels: int) -> Tensor:
-    """(O, I, h, w) -> (O, channels, h, w): an image whose channels are all equal gives the same response."""
-    gray = weight.sum(1, keepdim=True)
-    return gray.expand(-1, channels, -1, -1) / channels
-
-
-def fit_channels(state: Mapping[str, Tensor], own: Mapping[str, Tensor], first: Iterable[str]) -> dict[str, Tensor]:
-    """The first convolutions (their names) of `state` for the number of channels that `own` has, where that is well
-    defined: summed to one channel, or spread from one."""
-    changed = {}
-    for name in first:
-        theirs, mine = state.get(name), own.get(name)
-        if theirs is None or mine is None or theirs.ndim != 4 or mine.ndim != 4 or theirs.shape[1] == mine.shape[1]:
-            continue
-        if 1 in (theirs.shape[1], mine.shape[1]):
-            changed[name] = channels_as(theirs, mine.shape[1])
-    return changed
-
-
-def mirrored(inputs: Inputs) -> Inputs:
-    """The same batch with its images (B, C, H, W) mirrored."""
-    return {name: x.flip(-1) if x.ndim == 4 else x for name, x in inputs.items()}
-
-
-# ---------------------------------------------------------------- intervals
-
-
-# ---------------------------------------------------------------- metrics of ranked scores
-
-
-# ---------------------------------------------------------------- what a representation is like

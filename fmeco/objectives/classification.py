@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Annotated, Literal, NamedTuple
 
@@ -26,9 +27,10 @@ from fmeco.core import (
     listing,
     nearest,
 )
-from fmeco.nn.layers import Head, mirrored
+from fmeco.nn.layers import Head
 from fmeco.nn.metrics import average_precision, calibration_error, recall_at_precision, roc_auc
 from fmeco.nn.mixing import mix_batch
+from fmeco.objectives import _boosted_trees
 
 
 def build(
@@ -130,6 +132,11 @@ def cross_entropy(
     return total, float(len(label)) if weights is None else weights[label].sum()
 
 
+def mirrored(inputs: Inputs) -> Inputs:
+    """Mirror the images (B, C, H, W) of a batch."""
+    return {name: x.flip(-1) if x.ndim == 4 else x for name, x in inputs.items()}
+
+
 class Classification(Objective):
     weights: Tensor | None
 
@@ -165,6 +172,7 @@ class Classification(Objective):
             if two.threshold is not None:
                 self.directions = {**self.directions, "cost": "min"}
                 self.about |= {"threshold": f"{two.threshold:.4g}"}
+        self.baselines = {"gbdt": functools.partial(_boosted_trees.classify, target)}
         self.test_flip = test_flip
         self.vectors_only = not (mixup or cutmix or test_flip)
         self.backbone, self.classes, self.target = backbone, classes, target

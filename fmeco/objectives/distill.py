@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -28,6 +29,7 @@ from fmeco.core import (
     listing,
 )
 from fmeco.nn.layers import Head
+from fmeco.objectives import _boosted_trees
 
 
 def build(
@@ -150,6 +152,8 @@ class Logits(Objective):
         self.head = Head(backbone.width, len(classes), 0.0)
         own: dict[str, Literal["max", "min"]] = {} if target is None else {"accuracy": "max", "loss": "min"}
         self.directions: Mapping[str, Literal["max", "min"]] = {**own, "agreement": "max", "divergence": "min"}
+        if target is not None:
+            self.baselines = {"gbdt": functools.partial(_boosted_trees.classify, target)}
 
     def logits(self, inputs: Inputs) -> Tensor:
         scores: Tensor = self.head(self.backbone(inputs).vector)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from fmeco.core import Backbone, Batch, ConfigError, DataSpec, Doc, Ge, Inputs, Loss, Lt, Objective
 from fmeco.nn.layers import Head, by_instance, trial
+from fmeco.objectives import _linear_forecast
 
 
 def check(loss: str, quantiles: list[float], **_: Any) -> list[str]:
@@ -72,6 +74,7 @@ class Forecast(Objective):
         first = {"mse": "mse", "mae": "mae", "quantile": "pinball"}[kind]
         names = ["mse", "mae", "mase", *(["pinball"] if kind == "quantile" else [])]
         self.directions: Mapping[str, Literal["max", "min"]] = dict.fromkeys([first, *names], "min")
+        self.baselines = _linear_forecast.baselines(target, functools.partial(point_errors, quantiles, kind))
 
     def forecast(self, batch: Batch) -> Tensor:
         """(B, H, Q), in the units of the inputs."""
@@ -96,17 +99,7 @@ class Forecast(Objective):
         return self.errors(self.forecast(batch).sort(-1).values, future, batch.target.get("naive"))
 
     def errors(self, forecast: Tensor, future: Tensor, naive: Any = None) -> dict[str, Tensor]:
-        """The errors of each sample (B,), of forecasts (B, H, Q) of what came (B, H). naive: (B,), the error that MASE is
-        relative to; nan where there is none."""
-        error = forecast[..., self.levels.index(0.5)] - future
-        rows = {"mse": error.square().mean(1), "mae": error.abs().mean(1)}
-        if isinstance(naive, Tensor):
-            rows["mase"] = rows["mae"] / naive
-        if self.kind == "quantile":
-            rows["pinball"] = pinball(forecast, future, self.levels).mean((1, 2))
-            inside = (forecast[..., 0] <= future) & (future <= forecast[..., -1])
-            rows["covered"] = inside.float().mean(1)
-        return rows
+        return errors(self.levels, self.kind, forecast, future, naive)
 
     def metrics(self, rows: dict[str, Tensor]) -> dict[str, float]:
         found = {name: float(rows[name].double().nanmean()) for name in self.directions if name in rows}
@@ -124,6 +117,30 @@ class Forecast(Objective):
         if len(self.levels) > 1:
             columns |= {"low": 0, "high": -1}
         return [{name: one[:, at].tolist() for name, at in columns.items()} for one in outputs["forecast"]]
+
+
+def errors(levels: list[float], kind: str, forecast: Tensor, future: Tensor, naive: Any = None) -> dict[str, Tensor]:
+    """Measure the errors of each sample (B,), of forecasts (B, H, Q) of what came (B, H).
+
+    levels: the quantiles that are forecast. kind: the loss they were learned with. naive: (B,), the error that MASE is
+    relative to; nan where there is none.
+    """
+    error = forecast[..., levels.index(0.5)] - future
+    rows = {"mse": error.square().mean(1), "mae": error.abs().mean(1)}
+    if isinstance(naive, Tensor):
+        rows["mase"] = rows["mae"] / naive
+    if kind == "quantile":
+        rows["pinball"] = pinball(forecast, future, levels).mean((1, 2))
+        inside = (forecast[..., 0] <= future) & (future <= forecast[..., -1])
+        rows["covered"] = inside.float().mean(1)
+    return rows
+
+
+def point_errors(
+    levels: list[float], kind: str, forecast: Tensor, future: Tensor, naive: Any = None
+) -> dict[str, Tensor]:
+    """Measure the errors of forecasts (B, H) of one number per step, which stands for all quantiles."""
+    return errors(levels, kind, forecast.unsqueeze(-1).expand(-1, -1, len(levels)), future, naive)
 
 
 def pinball(forecast: Tensor, future: Tensor, levels: list[float]) -> Tensor:

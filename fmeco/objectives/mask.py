@@ -30,7 +30,7 @@ from fmeco.core import (
 )
 from fmeco.nn.ids import UNKNOWN_ITEM
 from fmeco.nn.layers import Head
-from fmeco.objectives import _ranking
+from fmeco.objectives import _popular_items, _ranking
 from fmeco.objectives._decoder import Decoder
 from fmeco.objectives._ranking import Catalogue, Recommends
 
@@ -127,6 +127,7 @@ class Mask(Recommends):
         self.decoder, self.catalogue = decoder, catalogue
         own: Mapping[str, Literal["max", "min"]] = {"loss": "min", "accuracy": "max"}
         self.directions = own if catalogue is None else _ranking.DIRECTIONS
+        self.baselines = _popular_items.baselines(catalogue)
         # Columns are standardised, and of series how high a patch lies in its window is what is to be guessed.
         self.wanted = normalized if images else torch.Tensor.float
         if decoder is None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fmeco.core import Backbone, Batch, ConfigError, DataSpec, Doc, Gt, Inputs, Loss, Objective, mix
 from fmeco.nn.ids import FIRST_ITEM
-from fmeco.objectives import _ranking
+from fmeco.objectives import _popular_items, _ranking
 from fmeco.objectives._ranking import Catalogue, Recommends
 
 FULL, SAMPLED = 100_000, 1000  # items up to which the loss is over all of them, and how many are drawn of more
@@ -82,6 +82,7 @@ class Next(Recommends):
         self.bias = nn.Parameter(torch.zeros(backbone.vocabulary))
         text: Mapping[str, Literal["max", "min"]] = {"perplexity": "min", "loss": "min"}
         self.directions = text if catalogue is None else _ranking.DIRECTIONS
+        self.baselines = _popular_items.baselines(catalogue)
         if catalogue is not None and negatives is not None:
             self.about = {"loss": f"over {negatives:,} items, drawn for each sequence from {len(catalogue.items):,}"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from fmeco.core import Backbone, Batch, ConfigError, DataSpec, Doc, Ge, Gt, Loss, Lt, Objective, Target
 from fmeco.nn.layers import Head
+from fmeco.objectives import _boosted_trees
 
 
 def build(
@@ -36,6 +38,7 @@ class Regression(Objective):
         super().__init__()
         self.backbone, self.scale, self.target, self.kind, self.delta = backbone, scale, target, kind, delta
         self.head = Head(backbone.width, 1, dropout)
+        self.baselines = {"gbdt": functools.partial(_boosted_trees.regress, target)}
 
     def scaled(self, batch: Batch) -> Tensor:
         scores: Tensor = self.head(self.backbone(batch.views[0]).vector)

@@ -1,0 +1,70 @@
+"""Measure a checkpoint on a split, and keep the row of each sample."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from fmeco.core import Samples
+from fmeco.data.loader import evaluation_batches
+from fmeco.data.reading import choose_reading
+from fmeco.errors import DataError
+from fmeco.features import forward
+from fmeco.inference.data_for import data_for
+from fmeco.inference.model import Model, load
+from fmeco.log import say
+
+
+class Measured(NamedTuple):
+    """Hold the metrics of a checkpoint on a split.
+
+    names, rows: of each sample that could be read.
+    samples: all samples of the split; rows["index"] are positions in it.
+    """
+
+    model: Model
+    split: str
+    names: list[str]
+    metrics: dict[str, float]
+    rows: dict[str, Tensor]
+    samples: Samples
+
+    @property
+    def metric(self) -> str:
+        """Name the metric that picked the run's best checkpoint, or the objective's first where that was a probe."""
+        evaluating = self.model.checkpoint.meta["config"]["evaluate"]
+        directions, best = self.model.objective.directions, str(evaluating["best"]).removeprefix("val_")
+        return best if best in directions else next(iter(directions))
+
+
+def measure(
+    ref: str | Path, dataset: str | None, split: str | None, overrides: Sequence[str], model: Model | None = None
+) -> Measured:
+    """Measure a checkpoint on a split, of the dataset it was trained on or of another with the same classes.
+
+    model: what `load(ref)` gives, where it is loaded already.
+    """
+    model = model or load(ref)
+    data, on_bad_sample = data_for(model, ref, dataset, overrides)
+    part = split or ("test" if data.test is not None else "val" if data.val is not None else "train")
+    samples = data.split(part)
+    for note in data.notes:
+        say(note)
+    for name, target in model.spec.targets.items():
+        other = data.spec.targets.get(name)
+        if other is None or (other.kind, other.classes) != (target.kind, target.classes):
+            raise DataError(f"the dataset's target '{name}' is not the checkpoint's")
+    data = dataclasses.replace(data, spec=dataclasses.replace(data.spec, inputs=model.spec.inputs))
+    reading = choose_reading("auto", data, samples, model.device, once=True)
+    batches = evaluation_batches(
+        data, samples, batch_size=64, reading=reading, device=model.device, channels_last=model.channels_last
+    )
+    bad: list[str] | None = [] if on_bad_sample == "skip" else None
+    metrics, rows = forward.evaluate(model.objective, batches, model.device, model.precision, bad=bad)
+    for one in bad or []:
+        say(f"left out: {one}")
+    return Measured(model, part, [samples.name(i) for i in rows["index"].tolist()], metrics, rows, samples)

@@ -1,0 +1,58 @@
+"""Write the features of a dataset to a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from fmeco.errors import known_errors
+from fmeco.files import disk_error
+from fmeco.inference.data_for import data_for
+from fmeco.inference.model import load
+from fmeco.inference.outputs import check_place
+from fmeco.log import say
+
+
+@known_errors()
+def embed(
+    ref: str | Path,
+    *,
+    dataset: str | None,
+    output: Path,
+    split: str | None = None,
+    overrides: Sequence[str] = (),
+    force: bool = False,
+) -> dict[str, Any]:
+    """Write features (N, D), names, and labels where there are any, of a dataset to an .npz file."""
+    check_place("--output", output, (".npz",), force)
+    model = load(ref)
+    # A new task's labels are its own: only how inputs are made is taken from the checkpoint.
+    data, _ = data_for(model, ref, dataset, overrides, known=model.spec.preprocessing_only() if dataset else None)
+    samples = data.split(split or ("test" if data.test is not None else "val"))
+    features, kept, skipped = model.embed(samples)
+    for one in skipped:
+        say(one)
+    arrays: dict[str, Any] = {
+        "features": features.numpy(),
+        "names": np.array([samples.name(i) for i in kept]),
+    }
+    for name, target in data.spec.targets.items():
+        values = samples.targets.get(name)
+        if isinstance(values, Tensor):
+            arrays[name] = values[kept].numpy()
+            if target.classes:
+                arrays[f"{name}_classes"] = np.array(target.classes)
+    try:
+        np.savez(output, **arrays)
+    except OSError as error:
+        raise disk_error(error, output, 0) from None
+    return {
+        "output": str(output.resolve()),
+        "samples": len(kept),
+        "width": int(features.shape[1]),
+        "skipped": len(skipped),
+    }

@@ -1,0 +1,60 @@
+"""Write answers to files, by suffix. WRITERS is the one table of suffixes; a new format is a new line in it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from fmeco.errors import ConfigError
+from fmeco.files import disk_error
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def check_place(option: str, path: Path | None, suffixes: Iterable[str], force: bool) -> None:
+    """Check the path that an option names before anything is computed. Raises ConfigError for a suffix that is not known,
+    and for a file that is there already."""
+    if path is None:
+        return
+    if path.suffix not in suffixes:
+        raise ConfigError(f"{option} {path}: expected a name that ends in {' or '.join(suffixes)}")
+    if path.exists() and not force:
+        raise ConfigError(f"{path} exists already", "--force replaces it")
+
+
+def write_rows(rows: Rows, path: Path) -> None:
+    """Write the rows of `predict` in the format of the path's suffix. Raises ResourceError where the disk refuses."""
+    try:
+        WRITERS[path.suffix](rows, path)
+    except OSError as error:
+        raise disk_error(error, path, 0) from None
+
+
+def write_csv(rows: Rows, file: TextIO) -> None:
+    """Write rows as CSV to an open file, probabilities with six digits."""
+    writer = csv.DictWriter(file, list(rows[0]) if rows else ["input", "prediction", "probability", "error"])
+    writer.writeheader()
+    rounded = {key for key in writer.fieldnames if key.endswith("probability")}
+    writer.writerows(
+        {key: f"{value:.6f}" if key in rounded and value is not None else value for key, value in row.items()}
+        for row in rows
+    )
+
+
+def _csv_file(rows: Rows, path: Path) -> None:
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        write_csv(rows, file)
+
+
+def _jsonl_file(rows: Rows, path: Path) -> None:
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+WRITERS: dict[str, Callable[[Rows, Path], None]] = {
+    ".csv": _csv_file,
+    ".jsonl": _jsonl_file,
+}

@@ -1,0 +1,21 @@
+"""Import libraries late, and say in one sentence why one cannot be used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+
+from fmeco.errors import ConfigError
+
+
+def import_torchvision(module: str = "torchvision") -> Any:
+    """Import torchvision late: it takes two seconds. A pair that does not match torch is one clear sentence."""
+    try:
+        return importlib.import_module(module)
+    except (RuntimeError, ImportError, AttributeError, OSError) as error:
+        raise ConfigError(
+            f"torchvision cannot be used with this torch ({torch.__version__}): {str(error).splitlines()[0]}",
+            "install torch and torchvision together, from the same index: pip install --upgrade torch torchvision",
+        ) from None
