@@ -16,7 +16,7 @@ from fmeco.config.load import choose
 from fmeco.core import Augment, Batch, ConfigError, Data, DataSpec, InputSpec, Target, Teacher, mix
 from fmeco.data.loader import Loader
 from fmeco.data.reading import choose_reading
-from fmeco.optimizers import optim
+from fmeco.optimizers import muon as optim
 from fmeco.plugins.registry import INJECTED, plugins
 
 from .conftest import photos, texts, tones, write

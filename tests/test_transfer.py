@@ -23,7 +23,7 @@ from fmeco.errors import ConfigError, Stopped
 from fmeco.features import split_network as cut
 from fmeco.nn import intervals, probes
 from fmeco.plugins.registry import plugins
-from fmeco.strategies.transfer import Adapters, Anchor, Role
+from fmeco.strategies.lora import Adapters, Anchor, Role
 from fmeco.training import loop
 
 from .conftest import write

@@ -40,7 +40,7 @@ INJECTED: dict[str, tuple[str, ...]] = {
     "strategies": ("roles",),
 }
 # Optimizers, schedules and strategies are one function each, in one module; the other kinds are a file each.
-_FUNCTIONS = {"optimizers": "optimizers.optim", "schedules": "optimizers.optim", "strategies": "strategies.transfer"}
+_FUNCTIONS = {"optimizers": "optimizers.muon", "schedules": "optimizers.muon", "strategies": "strategies.lora"}
 _HERE = Path(__file__).parent.parent
 
 

@@ -36,9 +36,9 @@ from fmeco.data.subset import fraction
 from fmeco.distributed.ranks import ALONE, Ranks
 from fmeco.errors import CheckpointError, ConfigError, DataError, clean, listing, nearest
 from fmeco.log import say
-from fmeco.optimizers import optim
+from fmeco.optimizers import muon as optim
 from fmeco.plugins.registry import plugins
-from fmeco.strategies.transfer import Constraint, Role, Roles, Transfer, frozen
+from fmeco.strategies.lora import Constraint, Role, Roles, Transfer, frozen
 from fmeco.training import autotune as tune
 
 DEFAULT_OBJECTIVE = {

@@ -22,7 +22,7 @@ from fmeco.distributed.ranks import Ranks
 from fmeco.errors import clean
 from fmeco.log import say
 from fmeco.reports.metrics_files import Log
-from fmeco.strategies.transfer import Constraint, Phase
+from fmeco.strategies.lora import Constraint, Phase
 
 
 @dataclass
