@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import builtins
 import importlib
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -133,9 +132,7 @@ def strangers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     arguments = []
     for name, text in FILES.items():
         arguments += ["--plugin", str(write(f"plug/{name}.py", text))]
-    yield arguments  # type: ignore[misc]
-    for name in FILES:
-        sys.modules.pop(f"fmeco_plugin_{name}", None)
+    return arguments
 
 
 def test_one_strangers_plugin_of_each_kind(strangers: list[str], fmeco: Fmeco, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +189,7 @@ def test_what_is_wrong_with_a_plugin_is_said(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         plugins.add_file(write("p.py", text))
     assert message in caught.value.message
-    assert "p.py" in caught.value.message or message == "poet"
+    assert "p.py" in caught.value.message
 
 
 def test_reading_a_plugin_does_not_run_it() -> None:

@@ -32,7 +32,9 @@ Sets = Annotated[
 Out = Annotated[Path | None, typer.Option("--out", help="The run's directory (default: runs/STAGE-NAME-TIME).")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an earlier run or file there.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else.")]
-Plugins = Annotated[list[Path], typer.Option("--plugin", metavar="FILE.py", help="Use a plug-in from a file.")]
+Plugins = Annotated[
+    list[Path], typer.Option("--plugin", metavar="PATH", help="Use a plug-in from a file, or those of a folder.")
+]
 Partial = Annotated[bool, typer.Option("--allow-partial", help="Load what fits, even if it is little.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 Nproc = Annotated[
@@ -91,8 +93,8 @@ def _run(
     try:
         from fmeco.plugins import registry as plugins
 
-        for file in plugin:
-            plugins.add_file(file)
+        for path in plugin:
+            plugins.add(path)
         result = work()
         if rank > 0:
             return

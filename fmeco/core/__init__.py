@@ -1,4 +1,4 @@
-"""The vocabulary of fmeco: what datasets, augmentations, backbones and objectives say to each other.
+"""The vocabulary of fmeco: the types and functions that plug-ins of all kinds are written with.
 
 A plug-in imports its names from here. Letters in shape comments: B samples, V views, T tokens, D width, C channels or
 classes, H W height and width.
@@ -33,6 +33,17 @@ from fmeco.core.model import (
 )
 from fmeco.core.random import mix, mix_numbers, seed_torch, uniform
 from fmeco.core.target import MISSING_CLASS, Target, known
+from fmeco.core.training import (
+    Constraint,
+    Groups,
+    Phase,
+    Role,
+    Roles,
+    Scales,
+    Transfer,
+    matching,
+    parameter_groups,
+)
 from fmeco.errors import CheckpointError, ConfigError, DataError, clean, listing, nearest
 from fmeco.plugins.keys import (
     Classes,
@@ -44,6 +55,7 @@ from fmeco.plugins.keys import (
     LimitPerClass,
     LimitSeed,
     ObjectiveSection,
+    Rate,
     Ref,
     Scalar,
     TeacherMomentum,
@@ -64,6 +76,7 @@ __all__ = [
     "Classes",
     "Color",
     "ConfigError",
+    "Constraint",
     "Data",
     "DataError",
     "DataSpec",
@@ -72,6 +85,7 @@ __all__ = [
     "FilePath",
     "Fold",
     "Ge",
+    "Groups",
     "Gt",
     "ImageSize",
     "InputSpec",
@@ -84,25 +98,33 @@ __all__ = [
     "Mode",
     "Objective",
     "ObjectiveSection",
+    "Phase",
     "Published",
+    "Rate",
     "Ref",
+    "Role",
+    "Roles",
     "Samples",
     "Scalar",
+    "Scales",
     "Target",
     "Teacher",
     "TeacherMomentum",
     "TestFraction",
     "Tokens",
+    "Transfer",
     "ValFraction",
     "View",
     "clean",
     "fit",
     "known",
     "listing",
+    "matching",
     "mix",
     "mix_numbers",
     "nearest",
     "pad",
+    "parameter_groups",
     "same_modality",
     "seed_torch",
     "standardize",

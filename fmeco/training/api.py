@@ -53,6 +53,7 @@ from fmeco.training import frozen_features as features
 from fmeco.training import loop
 from fmeco.training import monitor as watch
 from fmeco.training.assemble import Plan, prepare
+from fmeco.training.optimizer import build_optimizer
 from fmeco.training.run_directory import claim, locked, settle, write_config
 from fmeco.training.session import Gear, Measured, Session, State, restore
 
@@ -331,6 +332,10 @@ def _with_rate(run: Path, plan: Plan, log: Log, stop: Callable[[], bool]) -> Pla
         default = plan.settings.optimizer.plugin.model.model_fields["lr"].default
         usual = config.FINETUNE_LR if plan.settings.stage == "finetune" else default
         rate = usual if plan.settings.optimizer.name == "adamw" else default
+        if not isinstance(rate, int | float):
+            raise ConfigError(
+                f"optimizer.lr: a range test of {len(curve)} steps found no rate at which the loss falls", "name one"
+            )
         say(
             f"optimizer.lr: {rate:g}, the default: a range test of {len(curve)} steps found no rate at which the loss falls"
         )
@@ -344,10 +349,7 @@ def _with_rate(run: Path, plan: Plan, log: Log, stop: Callable[[], bool]) -> Pla
 def _session(run: Path, plan: Plan, log: Log, stop: Callable[[], bool]) -> Session:
     settings, data, objective = plan.settings, plan.data, plan.objective
     train, evaluate = settings.train, settings.evaluate
-    schedule = functools.partial(
-        getattr(settings.schedule.plugin.load(), settings.schedule.plugin.function),
-        **settings.schedule.options,
-    )
+    schedule = settings.schedule.plugin.bound(settings.schedule.options)
     needs = [
         f"{choice.kind}/{choice.name}"
         for choice in (settings.dataset, settings.backbone, settings.objective, settings.augment)
@@ -412,7 +414,7 @@ def _gear(plan: Plan, phase: int) -> Gear:
     """Set the model up for a phase: what trains and how, on which batches, and what measures it."""
     groups = build.groups(plan, phase)
     settings = plan.settings
-    optimizer = settings.optimizer.plugin.build({"params": groups}, settings.optimizer.options)
+    optimizer = build_optimizer(settings.optimizer, groups)
     trained = [parameter for group in groups for parameter in group["params"]]
     data, loader = plan.data, plan.loader
     share = plan.transfer.phases[phase].share / sum(one.share for one in plan.transfer.phases)
