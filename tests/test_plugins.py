@@ -168,7 +168,7 @@ def test_one_strangers_plugin_of_each_kind(strangers: list[str], fmeco: Fmeco, m
     monkeypatch.setattr(plugins, "_EXTRA", {})
     without = fmeco("predict", "run", "p.csv")
     assert without.code == 2
-    assert "fourier" in without.err
+    assert "run needs backbones/fourier, objectives/hinge: --plugin FILE.py" in without.err
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,63 @@ def test_check_shows_the_groups_that_a_strangers_optimizer_gets(fmeco: Fmeco, ru
     assert rates == {(3e-3, 0.1), (3e-3, 0.0), (9e-3, 0.1), (9e-3, 0.0)}
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("evaluate", "RUN"),
+        ("predict", "RUN", "ball.xyz"),
+        ("embed", "RUN", "--output", "e.npz"),
+        ("compare", "RUN", "RUN"),
+        ("finetune", "--from", "RUN", "--dataset", "digits"),
+        ("probe", "RUN", "--dataset", "digits"),
+        ("resume", "RUN"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_checkpoint_without_its_plugins_names_them(fmeco: Fmeco, run: Path, command: tuple[str, ...]) -> None:
+    cloud(Path("ball.xyz"))
+    answer = fmeco(*(str(run) if word == "RUN" else word for word in command))
+    assert answer.code == 2
+    assert f"{run} needs " in answer.err
+    assert "backbones/pointnet" in answer.err
+    assert "--plugin FILE.py" in answer.err
+    assert "did you mean" not in answer.err
+    if command[0] == "resume":
+        assert (
+            "datasets/clouds, backbones/pointnet, optimizers/lion, schedules/inverse_sqrt, augment/turned" in answer.err
+        )
+    else:
+        assert "augment" not in answer.err, "it takes part in training alone"
+
+
+def test_a_checkpoint_without_its_plugins_is_described(fmeco: Fmeco, run: Path) -> None:
+    shown = fmeco("info", run, "--json")
+    assert shown.code == 0, shown.err
+    assert shown.json["needs"] == "datasets/clouds, backbones/pointnet, augment/turned"
+
+
+def test_one_of_the_plugins_is_not_enough(fmeco: Fmeco, run: Path) -> None:
+    answer = fmeco("predict", run, cloud(Path("ball.xyz")), "--plugin", FOLDER / "pointnet.py")
+    assert answer.code == 2
+    assert "needs datasets/clouds: --plugin FILE.py" in answer.err
+
+
+def test_a_teacher_without_its_plugins_names_them(fmeco: Fmeco, run: Path) -> None:
+    config = {"dataset": {"name": "digits", "classes": [0, 1]}, "backbone": "mlp"}
+    answer = fmeco("pretrain", write("c.yaml", {**config, "objective": {"name": "distill", "teacher": str(run)}}))
+    assert answer.code == 2
+    assert f"{run} needs backbones/pointnet: --plugin FILE.py" in answer.err
+
+
+def test_an_objective_within_an_objective_is_needed_too() -> None:
+    registry.add_file(write("hinge.py", 'KIND = "objective"\ndef build(backbone, spec, *, target: str = "label"): ...'))
+    from fmeco.config.load import load_config
+
+    tasks = {"a": "hinge", "b": "classification"}
+    settings = load_config({"backbone": "mlp", "objective": {"name": "multi_task", "tasks": tasks}})
+    assert settings.needs == ["objectives/hinge"]
+
+
 def test_an_installed_package_offers_every_kind(fmeco: Fmeco, monkeypatch: pytest.MonkeyPatch) -> None:
     package = Path("site/solids")
     package.mkdir(parents=True)

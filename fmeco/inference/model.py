@@ -28,7 +28,7 @@ from fmeco.errors import CheckpointError, ConfigError, DataError, clean, known_e
 from fmeco.features import forward
 from fmeco.files import disk_error
 from fmeco.log import say
-from fmeco.plugins.registry import find
+from fmeco.plugins.registry import find, require
 from fmeco.training.assemble import build_backbone
 
 TABLE_LAYOUT = (
@@ -125,6 +125,7 @@ def load(ref: str | Path, *, backbone: Backbone | None = None) -> Model:
             f"{clean(ref)} needs {listing(found.meta.get('needs', []))}",
             "hand it in: fmeco.load(REF, backbone=...)",
         )
+    refs.check_needs(found, ref, "objectives", *(["backbones"] if backbone is None else []))
     own = None if backbone is not None else choose("backbone", raw["backbone"])
     body = backbone or build_backbone(own, spec)
     chosen = choose("objective", raw["objective"])
@@ -305,6 +306,7 @@ def data_for(
             if options.get("split_column") in table:
                 raw["split_column"] = options["split_column"]
     else:
+        refs.check_needs(model.checkpoint, ref, "datasets")
         run = Path(ref) / "config.yaml"
         raw = trained.get("dataset")
         if run.is_file():  # holds absolute paths
@@ -327,6 +329,8 @@ def data_for(
 
 def _reading(spec: DataSpec) -> ModuleType | None:
     """The plug-in that reads new inputs. SENTENCES = True in it: an input may be a text itself instead of a path."""
+    if spec.reader:
+        require("reading these inputs", [("datasets", spec.reader)])
     return find("datasets", spec.reader)[0].load() if spec.reader else None
 
 

@@ -15,7 +15,7 @@ import importlib.machinery
 import importlib.metadata
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -173,6 +173,15 @@ def find(kind: str, name: str) -> tuple[Plugin, str | None]:
     raise ConfigError(
         f"{kind}: '{clean(name)}' is not known{nearest(name, valid)}", f"`fmeco list {kind} [WORD]` shows the names"
     )
+
+
+def require(what: str, named: Iterable[tuple[str, str]]) -> None:
+    """Raise ConfigError where a plug-in (kind, name or NAME/ARCH) that `what` needs is not there."""
+    if absent := [f"{kind}/{name}" for kind, name in named if name.partition("/")[0] not in plugins(kind)]:
+        raise ConfigError(
+            f"{what} needs {listing(absent)}: --plugin FILE.py",
+            "--plugin also takes a folder of such files; those of an installed package are found without it",
+        )
 
 
 def add(path: Path) -> list[Plugin]:

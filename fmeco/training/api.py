@@ -22,7 +22,7 @@ import torch
 
 import fmeco
 from fmeco.checkpoints import format as checkpoint
-from fmeco.checkpoints import writer
+from fmeco.checkpoints import refs, writer
 from fmeco.config import check as config
 from fmeco.config.load import read_config
 from fmeco.config.parser import parse_yaml
@@ -187,6 +187,7 @@ def resume(
                 f"allowed: {', '.join(allowed)}",
                 "start another run with --from to change more",
             )
+    refs.check_run(folder)
     settings = read_config(
         folder / "config.yaml",
         stage=_stage_of(folder),
@@ -350,11 +351,7 @@ def _session(run: Path, plan: Plan, log: Log, stop: Callable[[], bool]) -> Sessi
     settings, data, objective = plan.settings, plan.data, plan.objective
     train, evaluate = settings.train, settings.evaluate
     schedule = settings.schedule.plugin.bound(settings.schedule.options)
-    needs = [
-        f"{choice.kind}/{choice.name}"
-        for choice in (settings.dataset, settings.backbone, settings.objective, settings.augment)
-        if choice is not None and not choice.plugin.module.startswith("fmeco.")
-    ]
+    needs = settings.needs
     if settings.backbone is None:
         needs.append(
             f"a backbone given in Python ({type(objective.backbone).__module__}.{type(objective.backbone).__qualname__})"

@@ -458,6 +458,7 @@ def teacher(ref: str) -> Teacher:
     backbone = build_backbone(source.backbone, source.spec)
     saved, objective = source.checkpoint, None
     if saved is not None:
+        refs.check_needs(saved, ref, "objectives")
         raw = choose("objective", saved.meta["config"]["objective"])
         made: Objective = raw.plugin.build({"backbone": backbone, "spec": source.spec}, raw.options)
         transplant.load_objective(made, saved)
