@@ -95,7 +95,7 @@ def test_list_and_describe_say_what_there_is(fmeco: Fmeco) -> None:
     for command in ("list", "describe"):
         answer = fmeco(command)
         assert answer.code == 0, answer.err
-        assert re.search(r"optimizers +[0-9]+  sgd, adam", answer.out)
+        assert re.search(r"optimizers +[0-9]+  adadelta, adafactor", answer.out)
     assert fmeco("list", "--json").json["schedules"][0] == "constant"
     assert re.search(r"train +How long and how a run trains.\n", answer.out)
     shown = fmeco("describe", "optimizer").out

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,23 @@ import torch
 
 from fmeco.checkpoints import transplant
 from fmeco.config.load import choose
-from fmeco.core import Augment, Batch, ConfigError, Data, DataSpec, InputSpec, Target, Teacher, mix
+from fmeco.core import (
+    Augment,
+    Batch,
+    ConfigError,
+    Data,
+    DataSpec,
+    Groups,
+    InputSpec,
+    Target,
+    Teacher,
+    mix,
+    parameter_groups,
+)
 from fmeco.data.loader import Loader
 from fmeco.data.reading import choose_reading
-from fmeco.optimizers import optim
 from fmeco.plugins.registry import INJECTED, plugins
+from fmeco.training.optimizer import build_optimizer
 
 from .conftest import photos, texts, tones, write
 
@@ -100,9 +111,12 @@ def test_every_kind_has_plugins() -> None:
             *PAIRS,
         },
         "augment": {"none", "image", "spectrogram", "corrupt"},
-        "optimizers": {"sgd", "adam", "adamw", "rmsprop"},
+        "optimizers": {
+            *{"sgd", "adam", "adamw", "muon", "nadam", "radam"},
+            *{"adamax", "rmsprop", "adagrad", "adadelta", "adafactor"},
+        },
         "schedules": {"cosine", "linear", "step", "one_cycle", "constant", "plateau"},
-        "strategies": {"full", "probe"},
+        "strategies": {"full", "scratch", "probe", "lp_ft", "gradual", "llrd", "bn", "bias", "lora", "l2sp"},
     }
     assert set(expected) == set(INJECTED)
     for kind, names in expected.items():
@@ -283,7 +297,7 @@ def test_every_combination_works_or_says_why_not(kind: str, body: str, objective
         loss.sum.backward()
         assert torch.isfinite(loss.sum)
         assert all(p.grad is not None and p.grad.isfinite().all() for p in made.parameters() if p.requires_grad)
-        optim.sgd(groups(made), lr=0.1).step()
+        build_optimizer(choose("optimizer", {"name": "sgd", "lr": 0.1}), groups(made)).step()
     made.eval()
     with torch.inference_mode():
         rows = made(one, "rows")
@@ -313,7 +327,7 @@ def test_objective(name: str, body: str) -> None:
         loss = made(one, "loss")
         assert torch.isfinite(loss.sum)
         loss.sum.backward()
-        optim.sgd(groups(made), lr=0.1).step()
+        build_optimizer(choose("optimizer", {"name": "sgd", "lr": 0.1}), groups(made)).step()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in made.parameters())
     assert sum(float(p.grad.abs().sum()) > 0 for p in made.parameters()) > 0.9 * len(list(made.parameters()))
     made.eval()
@@ -365,10 +379,10 @@ def test_augment_depends_on_its_keys_alone(name: str, plugin: str, tmp_path: Pat
         assert any(not torch.equal(a, b) for a, b in zip(first[::2], first[1::2], strict=True)), "it varies something"
 
 
-def groups(module: torch.nn.Module) -> optim.Groups:
+def groups(module: torch.nn.Module) -> Groups:
     """Every parameter that learns at the full rate; all but the first one inside the network."""
     learning = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    return optim.parameter_groups(learning.items(), dict.fromkeys(learning, 1.0), {"weight"})
+    return parameter_groups(learning.items(), dict.fromkeys(learning, 1.0), {"weight"})
 
 
 @pytest.mark.parametrize("name", list(plugins("optimizers")))
@@ -376,7 +390,7 @@ def test_optimizer(name: str) -> None:
     torch.manual_seed(0)
     model = torch.nn.Linear(4, 1)
     choice = choose("optimizer", {"name": name, "weight_decay": 0.01})
-    optimizer = choice.plugin.build({"params": groups(model)}, choice.options)
+    optimizer = build_optimizer(choice, groups(model))
     assert sorted(group["weight_decay"] for group in optimizer.param_groups) == [0.0, 0.01], "biases are not decayed"
     x, y = torch.randn(64, 4), torch.randn(64, 1)
     losses = []
@@ -389,17 +403,35 @@ def test_optimizer(name: str) -> None:
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.parametrize(
+    ("name", "decay", "expected"),
+    [
+        ("adamw", 0.1, [["norm"], ["low"], ["high", "head"]]),
+        ("adamw", 0.0, [["norm", "high", "head"], ["low"]]),
+        ("muon", 0.1, [["low"], ["high"], ["norm"], ["head"]]),
+        ("muon", 0.0, [["low"], ["high"], ["norm", "head"]]),
+    ],
+)
+def test_moments_stay_at_the_places_that_checkpoints_have_them_at(
+    name: str, decay: float, expected: list[list[str]]
+) -> None:
+    shapes = {"norm": (4,), "low": (4, 4), "high": (4, 4), "head": (2, 4)}
+    named = {name: torch.nn.Parameter(torch.zeros(shape)) for name, shape in shapes.items()}
+    parts = parameter_groups(named.items(), {**dict.fromkeys(named, 1.0), "low": 0.5}, {"low", "high"})
+    optimizer = build_optimizer(choose("optimizer", {"name": name, "lr": 0.1, "weight_decay": decay}), parts)
+    assert [group["names"] for group in optimizer.param_groups] == expected
+    assert [group["base_lr"] for group in optimizer.param_groups] == [0.05 if "low" in g else 0.1 for g in expected]
+
+
 @pytest.mark.parametrize("name", list(plugins("schedules")))
 def test_schedule(name: str) -> None:
     choice = choose("schedule", {"name": name, "warmup": 0.1})
-    module = choice.plugin.load()
-    factor = getattr(module, choice.plugin.function)
-    values = [factor(step, 100, [], **choice.options) for step in range(100)]
+    schedule = choice.plugin.bound(choice.options)
+    values = [schedule(step=step, total=100, history=[]) for step in range(100)]
     assert all(0 <= value <= 1 + 1e-9 for value in values)
     assert max(values) == pytest.approx(1, abs=0.02)
     assert values[0] < 0.15 < max(values), "warm-up starts low"
-    assert list(inspect.signature(factor).parameters)[:3] == ["step", "total", "history"]
     if name == "plateau":
-        assert factor(50, 100, [0.5, 0.4, 0.4, 0.4], **choice.options) == pytest.approx(0.1)
+        assert schedule(step=50, total=100, history=[0.5, 0.4, 0.4, 0.4]) == pytest.approx(0.1)
     if name in ("cosine", "linear", "one_cycle"):
         assert values[-1] < 0.05

@@ -151,9 +151,7 @@ def strangers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     arguments = []
     for name, text in FILES.items():
         arguments += ["--plugin", str(write(f"plug/{name}.py", text))]
-    yield arguments  # type: ignore[misc]
-    for name in FILES:
-        sys.modules.pop(f"fmeco_plugin_{name}", None)
+    return arguments
 
 
 def test_one_strangers_plugin_of_each_kind(strangers: list[str], fmeco: Fmeco, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +190,7 @@ def test_one_strangers_plugin_of_each_kind(strangers: list[str], fmeco: Fmeco, m
     monkeypatch.setattr(plugins, "_EXTRA", {})
     without = fmeco("predict", "run", "p.csv")
     assert without.code == 2
-    assert "fourier" in without.err
+    assert "run needs backbones/fourier, objectives/hinge: --plugin FILE.py" in without.err
 
 
 def test_a_strangers_published_weights_of_another_modality(strangers: list[str], fmeco: Fmeco) -> None:
@@ -230,7 +228,8 @@ READERS = {"DEFAULT": "moons", "OTHER": "stars", "SILENT": ""}
         assert answer.code == 0, answer.err
         assert f"fourier/small@{weights}: preprocessing of these weights: unit metres, radius 2\n" in answer.err
     write("plug/moons.py", DATASET + "\ndef shown(spec): return f\"a circle of {spec.preprocessing['radius']}\"\n")
-    sys.modules.pop("fmeco_plugin_moons", None)
+    for name in [name for name in sys.modules if name.endswith(".moons")]:
+        del sys.modules[name]
     answer = fmeco(*command, "--from", "fourier/small@DEFAULT", "--out", "shown")
     assert "preprocessing of these weights: a circle of 2\n" in answer.err
     for source in (("fourier/small@SILENT",), ("w.safetensors", "--set", "backbone=fourier/small")):
@@ -265,7 +264,7 @@ def test_what_is_wrong_with_a_plugin_is_said(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         plugins.add_file(write("p.py", text))
     assert message in caught.value.message
-    assert "p.py" in caught.value.message or message == "poet"
+    assert "p.py" in caught.value.message
 
 
 def test_keys_of_a_group_are_flat_in_a_config_and_one_value_for_a_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,7 +317,7 @@ def test_weights_change_hands_and_pickles_are_read_in_one_place() -> None:
         if file.name not in ("foreign.py", "transplant.py"):
             for banned in ("torch.load", "pickle", "strict=False", "load_state_dict("):
                 # the optimizer's and scaler's own
-                allowed = banned == "load_state_dict(" and file.name in ("session.py", "optim.py")
+                allowed = banned == "load_state_dict(" and file.name in ("session.py", "muon.py")
                 assert banned not in text or allowed, f"{file} has {banned}"
         # Only who this process is among its ranks, and where the system keeps caches, come from the environment.
         assert "os.environ" not in text or file.name in ("launch.py", "disk_cache.py"), (

@@ -17,13 +17,14 @@ import fmeco
 from fmeco.checkpoints import format as checkpoint
 from fmeco.config.load import choose, read_config
 from fmeco.config.parser import parse_yaml
-from fmeco.core import Backbone, Features, Inputs, Target
+from fmeco.core import Backbone, Features, Inputs, Role, Target
 from fmeco.data import disk_cache as cache
 from fmeco.errors import ConfigError, Stopped
 from fmeco.features import split_network as cut
 from fmeco.nn import intervals, probes
 from fmeco.plugins.registry import plugins
-from fmeco.strategies.transfer import Adapters, Anchor, Role
+from fmeco.strategies.l2sp import Anchor
+from fmeco.strategies.lora import Adapters
 from fmeco.training import loop
 
 from .conftest import write

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from fmeco.checkpoints import foreign
 from fmeco.checkpoints import format as checkpoint
-from fmeco.config.load import choose
-from fmeco.config.run_config import Choice
+from fmeco.config.load import choose, peek
+from fmeco.config.run_config import PLUGIN_SECTIONS, Choice
 from fmeco.core import DataSpec, Published
 from fmeco.data.spec_reader import show_preprocessing
 from fmeco.download import fetch
 from fmeco.errors import CheckpointError, ConfigError, clean, listing, nearest
 from fmeco.log import say
+from fmeco.plugins.registry import plugins, require
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 
@@ -75,6 +76,29 @@ def find_checkpoint(ref: str | Path) -> checkpoint.Checkpoint:
     return checkpoint.open_checkpoint(path.resolve())
 
 
+def check_needs(found: checkpoint.Checkpoint, ref: str | Path, *kinds: str) -> None:
+    """Raise ConfigError where the checkpoint was made with plug-ins of these kinds that are not there."""
+    needs = (str(need).partition("/") for need in found.meta.get("needs", []))
+    require(clean(ref), [(kind, name) for kind, _, name in needs if kind in kinds])
+
+
+def check_run(run: Path) -> None:
+    """Raise ConfigError where the run's config names plug-ins that are not there. To go on, it needs all of them."""
+    sections = peek(run / "config.yaml")
+    require(clean(run), [named for key, kind in PLUGIN_SECTIONS.items() for named in _named(kind, sections.get(key))])
+
+
+def _named(kind: str, section: Any) -> Iterator[tuple[str, str]]:
+    """(kind, name) of the plug-in that a section of a run's config names, and of those of the sections within it."""
+    name = section.get("strategy" if kind == "strategies" else "name") if isinstance(section, Mapping) else None
+    if isinstance(name, str):
+        yield kind, name
+        plugin = plugins(kind).get(name.partition("/")[0])
+        for key, inner in plugin.nested.items() if plugin is not None else ():
+            for one in (section.get(key) or {}).values():
+                yield from _named(inner, one)
+
+
 def resolve(ref: str, backbone: Choice | None) -> Source:
     """Find the weights that REF names. `backbone` is the config's, needed for foreign files alone.
 
@@ -108,6 +132,7 @@ def _resolve(ref: str, backbone: Choice | None) -> Source:
         return Source(str(path), backbone, foreign.read_foreign(path), spec)
     if path.exists() or "@" not in ref:
         found = find_checkpoint(ref)
+        check_needs(found, ref, "backbones")
         raw = found.meta["config"].get("backbone")
         if raw is None:
             raise CheckpointError(

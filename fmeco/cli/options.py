@@ -26,7 +26,9 @@ Sets = Annotated[
 Out = Annotated[Path | None, typer.Option("--out", help="The run's directory (default: runs/STAGE-NAME-TIME).")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an earlier run or file there.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else.")]
-Plugins = Annotated[list[Path], typer.Option("--plugin", metavar="FILE.py", help="Use a plug-in from a file.")]
+Plugins = Annotated[
+    list[Path], typer.Option("--plugin", metavar="PATH", help="Use a plug-in from a file, or those of a folder.")
+]
 Partial = Annotated[bool, typer.Option("--allow-partial", help="Load what fits, even if it is little.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 Nproc = Annotated[
@@ -127,7 +129,7 @@ def _answer(
         from fmeco.plugins import registry
 
         for file in plugin_files:
-            registry.add_file(file)
+            registry.add(file)
         result = work()
         if isinstance(result, Shown):
             result, show = result

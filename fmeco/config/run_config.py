@@ -11,7 +11,7 @@ from typing import Any, Literal
 import yaml
 
 from fmeco.config.sections import SECTIONS, Carry, Evaluate, Train
-from fmeco.plugins.registry import Plugin, plugins
+from fmeco.plugins.registry import Plugin, find, plugins
 
 PLUGIN_SECTIONS = {
     "dataset": "datasets",
@@ -112,5 +112,23 @@ class RunConfig:
         text: str = yaml.safe_dump(self.to_dict("absolute"), sort_keys=False, allow_unicode=True, width=100)
         return text
 
+    @property
+    def needs(self) -> list[str]:
+        """The plug-ins outside of fmeco that data and model of this run are made with, as KIND/NAME."""
+        chosen = [one for one in (self.dataset, self.backbone, self.objective, self.augment) if one is not None]
+        used = [plugin for one in chosen for plugin in (one.plugin, *_inner(one.plugin, one.options))]
+        outside = [f"{one.kind}/{one.name}" for one in used if not one.module.startswith("fmeco.")]
+        return list(dict.fromkeys(outside))
+
     def replace(self, **changes: Any) -> RunConfig:
         return dataclasses.replace(self, **changes)
+
+
+def _inner(plugin: Plugin, options: Mapping[str, Any]) -> list[Plugin]:
+    """The plug-ins of the sections within a plug-in's section."""
+    found = []
+    for key, kind in plugin.nested.items():
+        for section in options[key].values():
+            inner = find(kind, section["name"])[0]
+            found += [inner, *_inner(inner, section)]
+    return found

@@ -1,4 +1,4 @@
-"""The vocabulary of fmeco: what datasets, augmentations, backbones and objectives say to each other.
+"""The vocabulary of fmeco: the types and functions that plug-ins of all kinds are written with.
 
 A plug-in imports its names from here. Letters in shape comments: B samples, V views, T tokens, D width, C channels or
 classes, H W height and width.
@@ -35,6 +35,17 @@ from fmeco.core.model import (
 )
 from fmeco.core.random import mix, mix_numbers, seed_torch, uniform
 from fmeco.core.target import MISSING_CLASS, Target, known
+from fmeco.core.training import (
+    Constraint,
+    Groups,
+    Phase,
+    Role,
+    Roles,
+    Scales,
+    Transfer,
+    matching,
+    parameter_groups,
+)
 from fmeco.errors import CheckpointError, ConfigError, DataError, clean, listing, nearest
 from fmeco.log import say
 from fmeco.plugins.keys import (
@@ -47,6 +58,7 @@ from fmeco.plugins.keys import (
     LimitPerClass,
     LimitSeed,
     ObjectiveSection,
+    Rate,
     Ref,
     Scalar,
     Splitting,
@@ -70,6 +82,7 @@ __all__ = [
     "Classes",
     "Color",
     "ConfigError",
+    "Constraint",
     "Data",
     "DataError",
     "DataSpec",
@@ -78,6 +91,7 @@ __all__ = [
     "FilePath",
     "Fold",
     "Ge",
+    "Groups",
     "Gt",
     "ImageSize",
     "InputSpec",
@@ -90,16 +104,22 @@ __all__ = [
     "Mode",
     "Objective",
     "ObjectiveSection",
+    "Phase",
     "Published",
+    "Rate",
     "Ref",
+    "Role",
+    "Roles",
     "Samples",
     "Scalar",
+    "Scales",
     "Splitting",
     "Target",
     "Teacher",
     "TeacherMomentum",
     "TestFraction",
     "Tokens",
+    "Transfer",
     "ValFraction",
     "View",
     "Without",
@@ -108,10 +128,12 @@ __all__ = [
     "fit",
     "known",
     "listing",
+    "matching",
     "mix",
     "mix_numbers",
     "nearest",
     "pad",
+    "parameter_groups",
     "same_modality",
     "say",
     "seed_torch",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 
 from fmeco.core import ConfigError, DataSpec, clean
-from fmeco.plugins.registry import find
+from fmeco.plugins.registry import find, require
 
 
 def reader_module(spec: DataSpec) -> ModuleType | None:
@@ -16,7 +16,10 @@ def reader_module(spec: DataSpec) -> ModuleType | None:
     plot(spec, inputs, rows, file): a picture of predictions.
     shown(spec): how inputs are prepared, in a few words.
     """
-    return find("datasets", spec.reader)[0].load() if spec.reader else None
+    if not spec.reader:
+        return None
+    require("reading these inputs", [("datasets", spec.reader)])
+    return find("datasets", spec.reader)[0].load()
 
 
 def show_preprocessing(spec: DataSpec) -> str:

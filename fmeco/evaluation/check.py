@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import resource
 import sys
 import time
@@ -19,6 +20,7 @@ from fmeco.errors import DataError, FmecoError, known_errors
 from fmeco.files import disk_error, free_bytes
 from fmeco.nn import precision
 from fmeco.training import assemble as build
+from fmeco.training.optimizer import build_optimizer
 
 STEPS = 3  # timed, after one that warms up
 
@@ -50,7 +52,7 @@ def check(settings: RunConfig, *, profile: bool = False) -> dict[str, Any]:
     options = dict(built.settings.optimizer.options)
     automatic = options["lr"] == "auto"  # the run finds it; nothing here depends on it
     options["lr"] = 1.0 if automatic else options["lr"]
-    optimizer: torch.optim.Optimizer = built.settings.optimizer.plugin.build({"params": phases[-1]}, options)
+    optimizer = build_optimizer(dataclasses.replace(built.settings.optimizer, options=options), phases[-1])
     step_seconds = min(_steps(built, optimizer, STEPS + 1)[1:])
     costs = _profile(built, optimizer, Path(time.strftime("profile-%Y%m%d-%H%M%S.json"))) if profile else None
     trained = {id(p): p.numel() for groups in phases for g in groups for p in g["params"]}
@@ -74,7 +76,7 @@ def check(settings: RunConfig, *, profile: bool = False) -> dict[str, Any]:
                 "tensors": len(g["params"]),
                 "parameters": sum(p.numel() for p in g["params"]),
                 "lr": f"auto * {g['scale']:g}" if automatic else options["lr"] * g["scale"],
-                "decay": options.get("weight_decay", 0.0) if g["decay"] else 0.0,
+                "decay": (options.get("weight_decay") or 0.0) if g["decay"] else 0.0,
             }
             for number, (phase, groups) in enumerate(zip(built.transfer.phases, phases, strict=True), 1)
             for g in groups

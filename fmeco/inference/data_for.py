@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fmeco.checkpoints import refs
 from fmeco.config.dataset_argument import section_for_use
 from fmeco.config.load import load_config
 from fmeco.config.parser import parse_yaml
@@ -28,6 +29,7 @@ def data_for(
     if dataset is not None:
         raw: Any = section_for_use(dataset, trained.get("dataset", {}), model.spec.reader)
     else:
+        refs.check_needs(model.checkpoint, ref, "datasets")
         run = Path(ref) / "config.yaml"
         raw = trained.get("dataset")
         if run.is_file():  # holds absolute paths

@@ -102,6 +102,7 @@ def load(ref: str | Path, *, backbone: Backbone | None = None) -> Model:
             f"{clean(ref)} needs {listing(found.meta.get('needs', []))}",
             "hand it in: fmeco.load(REF, backbone=...)",
         )
+    refs.check_needs(found, ref, "objectives", *(["backbones"] if backbone is None else []))
     body = backbone or choose("backbone", raw["backbone"]).build(spec=spec)
     objective: Objective = choose("objective", raw["objective"]).build(backbone=body, spec=spec)
     transplant.load_objective(objective, found)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import ast
 import functools
+import hashlib
 import importlib
+import importlib.machinery
 import importlib.metadata
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -39,8 +41,6 @@ INJECTED: dict[str, tuple[str, ...]] = {
     "schedules": ("step", "total", "history"),
     "strategies": ("roles",),
 }
-# Optimizers, schedules and strategies are one function each, in one module; the other kinds are a file each.
-_FUNCTIONS = {"optimizers": "optimizers.optim", "schedules": "optimizers.optim", "strategies": "strategies.transfer"}
 _HERE = Path(__file__).parent.parent
 
 
@@ -51,11 +51,10 @@ class Plugin:
     kind: str
     name: str
     file: Path
-    function: str  # "build", or the optimizer's own name
     module: str  # the import path, "" for --plugin files
     model: type[BaseModel]  # the schema of the user's keys
     injected: tuple[str, ...]
-    help: str  # first line of the docstring
+    help: str  # first paragraph of the file's docstring
     names: tuple[str, ...]  # architectures or datasets of a library this file stands for
     suffixes: tuple[str, ...]  # of the files that a dataset of class folders reads
     files: tuple[str, ...]  # suffixes of the files that a dataset reads as a whole, such as tables
@@ -90,9 +89,14 @@ class Plugin:
     ) -> Any:
         """Call the plug-in with what its signature asks of `given`, and the user's options; `teach` turns a Ref into what
         it names, or into None where nothing is trained."""
+        return self.bound(options, teach)(**given)
+
+    def bound(self, options: Mapping[str, Any], teach: Callable[[str], Any] = lambda _: None) -> Callable[..., Any]:
+        """Import the plug-in and check the user's options. Returns its `build` with these options: a function of the
+        injected values by name, which passes on those that the signature asks for."""
         module = self.load()
         check: Callable[..., list[str]] | None = getattr(module, "check", None)
-        if check is not None and self.function == "build" and (problems := check(**options)):
+        if check is not None and (problems := check(**options)):
             raise ConfigError("\n".join(f"{self.kind}/{self.name}: {problem}" for problem in problems))
         handed = dict(options)
         for key, kind in self.nested.items():
@@ -101,7 +105,12 @@ class Plugin:
             handed[key] = teach(options[key])
         for name, group in self.key_groups.items():
             handed[name] = group.kind(**{key: handed.pop(key) for key in group.fields})
-        return getattr(module, self.function)(*(given[name] for name in self.injected), **handed)
+        build, injected = module.build, self.injected
+
+        def call(**given: Any) -> Any:
+            return build(*(given[name] for name in injected), **handed)
+
+        return call
 
 
 def build_section(kind: str, section: Mapping[str, Any], **given: Any) -> Any:
@@ -111,7 +120,7 @@ def build_section(kind: str, section: Mapping[str, Any], **given: Any) -> Any:
     return plugin.build({"arch": arch, **given}, options)
 
 
-_EXTRA: dict[tuple[str, str], Plugin] = {}  # what --plugin FILE.py brought, by (kind, name)
+_EXTRA: dict[tuple[str, str], Plugin] = {}  # what --plugin brought, by (kind, name)
 
 
 def kind_of(word: str) -> str:
@@ -127,12 +136,27 @@ def kind_of(word: str) -> str:
 
 
 def plugins(kind: str) -> dict[str, Plugin]:
-    """Every plug-in of a kind by name: fmeco's own, entry points, then --plugin files."""
+    """Every plug-in of a kind by name: fmeco's own, those of installed packages, those of --plugin.
+
+    A name stands for one file wherever a config or a checkpoint is read. Raises ConfigError where two files have it.
+    """
     found = dict(_builtin(kind))
-    for name, module in _entry_points(kind):
-        if name not in found:
-            found[name] = _entry_point(kind, name, module)
-    return found | {name: plugin for (its_kind, name), plugin in _EXTRA.items() if its_kind == kind}
+    installed = [_entry_point(kind, name, module) for name, module in _entry_points(kind)]
+    for plugin in [*installed, *(plugin for plugin in _EXTRA.values() if plugin.kind == kind)]:
+        _refuse_twins(found, plugin)
+        found[plugin.name] = plugin
+    return found
+
+
+def _refuse_twins(known: Mapping[str, Plugin], plugin: Plugin) -> None:
+    """Raise ConfigError where a plug-in's name is that of another file, or of an architecture in another's library."""
+    libraries = (one for one in known.values() if not one.qualified and plugin.name in one.names)
+    other = known.get(plugin.name) or next(libraries, None)
+    if other is not None and other.file.resolve() != plugin.file.resolve():
+        raise ConfigError(
+            f"{plugin.kind}: '{clean(plugin.name)}' is a name of two files: {clean(other.file)} and {clean(plugin.file)}",
+            "rename one: configs and checkpoints store the name alone",
+        )
 
 
 def find(kind: str, name: str) -> tuple[Plugin, str | None]:
@@ -161,40 +185,53 @@ def find(kind: str, name: str) -> tuple[Plugin, str | None]:
     )
 
 
+def require(what: str, named: Iterable[tuple[str, str]]) -> None:
+    """Raise ConfigError where a plug-in (kind, name or NAME/ARCH) that `what` needs is not there."""
+    if absent := [f"{kind}/{name}" for kind, name in named if name.partition("/")[0] not in plugins(kind)]:
+        raise ConfigError(
+            f"{what} needs {listing(absent)}: --plugin FILE.py",
+            "--plugin also takes a folder of such files; those of an installed package are found without it",
+        )
+
+
+def add(path: Path) -> list[Plugin]:
+    """Make a stranger's plug-ins known (--plugin): those of a file, or of every file of a folder that does not begin with
+    `_`. Raises ConfigError."""
+    if not path.is_dir():
+        return [add_file(path)]
+    files = sorted(file for file in path.glob("*.py") if not file.stem.startswith("_"))
+    if not files:
+        raise ConfigError(f"--plugin {clean(path)}: the folder holds no plug-in", "it takes files NAME.py")
+    return [add_file(file) for file in files]
+
+
 def add_file(path: Path) -> Plugin:
-    """Make a stranger's plug-in file known under its stem (--plugin FILE.py).
+    """Make the plug-in of one file known under the file's name.
 
     The file says of what kind it is with `KIND = "objective"`.
     """
     if not path.is_file():
-        raise ConfigError(f"--plugin {clean(path)}: no such file")
+        raise ConfigError(f"--plugin {clean(path)}: no such file or folder")
     tree = parse_file(path)
     kind = literal(tree, "KIND", path)
     if not isinstance(kind, str):
         raise ConfigError(
             f'{path}: a plug-in file says its kind, as in: KIND = "objective"',
-            f"kinds: {', '.join(kind for kind in INJECTED if kind not in _FUNCTIONS)}",
+            f"kinds: {', '.join(INJECTED)}",
+            "a file whose name begins with _ may lie beside plug-ins without being one",
         )
-    plugin = _read(kind_of(kind), path.stem, path.resolve(), "")
-    _EXTRA[plugin.kind, plugin.name] = plugin
+    try:
+        kind = kind_of(kind)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error.message}", *error.hints) from None
+    plugin = _read(kind, path.stem, path.resolve(), "")
+    _refuse_twins(plugins(kind), plugin)
+    _EXTRA[kind, plugin.name] = plugin
     return plugin
 
 
 @functools.cache
 def _builtin(kind: str) -> Mapping[str, Plugin]:
-    if kind in _FUNCTIONS:
-        stem = _FUNCTIONS[kind]
-        file = _HERE / f"{stem.replace('.', '/')}.py"
-        first = INJECTED[kind][0]
-        functions = [
-            node.name
-            for node in parse_file(file).body
-            if isinstance(node, ast.FunctionDef)
-            and node.args.args
-            and node.args.args[0].arg == first
-            and not node.name.startswith("_")
-        ]
-        return {name: _read(kind, name, file, f"fmeco.{stem}", name) for name in functions}
     files = sorted(path for path in (_HERE / kind).glob("*.py") if not path.stem.startswith("_"))
     return {path.stem: _read(kind, path.stem, path, f"fmeco.{kind}.{path.stem}") for path in files}
 
@@ -206,7 +243,10 @@ def _entry_points(kind: str) -> tuple[tuple[str, str], ...]:
 
 @functools.cache
 def _entry_point(kind: str, name: str, module: str) -> Plugin:
-    spec = importlib.util.find_spec(module)
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:  # of a package above it
+        spec = None
     if spec is None or spec.origin is None:
         raise ConfigError(
             f"the entry point fmeco.{kind}: {clean(name)} names the module {clean(module)}, which is not installed"
@@ -214,30 +254,33 @@ def _entry_point(kind: str, name: str, module: str) -> Plugin:
     return _read(kind, name, Path(spec.origin), module)
 
 
-def _read(kind: str, name: str, file: Path, module: str, function: str = "build") -> Plugin:
+def _read(kind: str, name: str, file: Path, module: str) -> Plugin:
     """Read one plug-in's schema from its source."""
     tree = parse_file(file)
-    node = next((n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == function), None)
+    node = next((n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "build"), None)
     if node is None:
-        raise ConfigError(f"{file}: a plug-in needs a function `{function}({', '.join(INJECTED[kind])}, *, ...)`")
+        raise ConfigError(f"{file}: a plug-in needs a function `build({', '.join(INJECTED[kind])}, *, ...)`")
     injected = tuple(arg.arg for arg in [*node.args.posonlyargs, *node.args.args])
     if wrong := [arg for arg in injected if arg not in INJECTED[kind]]:
         raise ConfigError(
-            f"{file}:{node.lineno}: {function}() cannot be handed {listing(wrong)}; "
+            f"{file}:{node.lineno}: build() cannot be handed {listing(wrong)}; "
             f"before `*` a plug-in of kind {kind} may name: {', '.join(INJECTED[kind])}"
         )
     if node.args.vararg or node.args.kwarg:
-        raise ConfigError(f"{file}:{node.lineno}: {function}() must name every key; *args and **kwargs hide typos")
+        raise ConfigError(f"{file}:{node.lineno}: build() must name every key; *args and **kwargs hide typos")
     fields, groups = _fields(node, file)
+    if kind == "optimizers" and "lr" not in fields:
+        raise ConfigError(
+            f"{file}:{node.lineno}: an optimizer needs a key for the learning rate, as in: lr: Rate = 1e-3"
+        )
     names = literal(tree, "NAMES", file) or ()
-    if (listed := file.with_suffix(".txt")).is_file() and function == "build":
+    if (listed := file.with_suffix(".txt")).is_file():
         names = listed.read_text("utf-8").split()
-    doc = ast.get_docstring(node if function != "build" else tree) or ""
+    doc = ast.get_docstring(tree) or ""
     return Plugin(
         kind=kind,
         name=name,
         file=file,
-        function=function,
         module=module,
         injected=injected,
         model=schema(f"{kind}/{name}", fields),
@@ -296,9 +339,17 @@ def _layout(tree: ast.Module, fields: Mapping[str, Any], file: Path) -> tuple[st
 
 
 def _import_file(file: Path) -> ModuleType:
-    """Import a --plugin file once, under a name that loader workers can find again."""
-    name = f"fmeco_plugin_{file.stem}"
-    if name in sys.modules and getattr(sys.modules[name], "__file__", None) == str(file):
+    """Import a --plugin file once, under a name that loader workers can find again.
+
+    Its folder counts as a package, so that it can import what lies beside it: `from ._shared import x`.
+    """
+    package = f"fmeco_plugins_{hashlib.sha256(str(file.parent).encode()).hexdigest()[:12]}"
+    if package not in sys.modules:
+        folder = importlib.machinery.ModuleSpec(package, None, is_package=True)
+        folder.submodule_search_locations = [str(file.parent)]
+        sys.modules[package] = importlib.util.module_from_spec(folder)
+    name = f"{package}.{file.stem.replace('.', '_')}"
+    if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
@@ -307,9 +358,14 @@ def _import_file(file: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except FmecoError:
-        raise
-    except Exception as error:
+    except BaseException as error:
         del sys.modules[name]
-        raise ConfigError(f"--plugin {file} could not be imported: {type(error).__name__}: {clean(error)}") from error
+        if isinstance(error, FmecoError) or not isinstance(error, Exception):
+            raise
+        absent = error.name if isinstance(error, ImportError) else None
+        beside = absent is not None and (file.parent / f"{absent}.py").is_file()
+        raise ConfigError(
+            f"--plugin {file} could not be imported: {type(error).__name__}: {clean(error)}",
+            f"a file beside it is imported as: from .{absent} import ..." if beside else "",
+        ) from error
     return module

@@ -62,7 +62,7 @@ def schema(name: str, fields: Mapping[str, Any]) -> type[BaseModel]:
     return model
 
 
-@functools.cache  # one file holds all optimizers
+@functools.cache  # a file is parsed for its kind, and then for its signature
 def _tree(text: str, name: str) -> ast.Module:
     return ast.parse(text, name)
 

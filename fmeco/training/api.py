@@ -22,7 +22,7 @@ import torch
 
 import fmeco
 from fmeco.checkpoints import format as checkpoint
-from fmeco.checkpoints import writer
+from fmeco.checkpoints import refs, writer
 from fmeco.config import check as config
 from fmeco.config.load import read_config
 from fmeco.config.parser import parse_yaml
@@ -53,6 +53,7 @@ from fmeco.training import frozen_features as features
 from fmeco.training import loop
 from fmeco.training import monitor as watch
 from fmeco.training.assemble import Plan, prepare
+from fmeco.training.optimizer import build_optimizer
 from fmeco.training.run_directory import claim, locked, settle, write_config
 from fmeco.training.session import Gear, Measured, Session, State, restore
 
@@ -199,6 +200,7 @@ def resume(
                 f"allowed: {', '.join(allowed)}",
                 "start another run with --from to change more",
             )
+    refs.check_run(folder)
     settings = read_config(
         folder / "config.yaml",
         stage=_stage_of(folder),
@@ -344,6 +346,10 @@ def _with_rate(run: Path, plan: Plan, log: Log, stop: Callable[[], bool]) -> Pla
         default = plan.settings.optimizer.plugin.model.model_fields["lr"].default
         usual = config.FINETUNE_LR if plan.settings.stage == "finetune" else default
         rate = usual if plan.settings.optimizer.name == "adamw" else default
+        if not isinstance(rate, int | float):
+            raise ConfigError(
+                f"optimizer.lr: a range test of {len(curve)} steps found no rate at which the loss falls", "name one"
+            )
         say(
             f"optimizer.lr: {rate:g}, the default: a range test of {len(curve)} steps found no rate at which the loss falls"
         )
@@ -357,15 +363,8 @@ def _with_rate(run: Path, plan: Plan, log: Log, stop: Callable[[], bool]) -> Pla
 def _session(run: Path, plan: Plan, log: Log, stop: Callable[[], bool]) -> Session:
     settings, data, objective = plan.settings, plan.data, plan.objective
     train, evaluate = settings.train, settings.evaluate
-    schedule = functools.partial(
-        getattr(settings.schedule.plugin.load(), settings.schedule.plugin.function),
-        **settings.schedule.options,
-    )
-    needs = [
-        f"{choice.kind}/{choice.name}"
-        for choice in (settings.dataset, settings.backbone, settings.objective, settings.augment)
-        if choice is not None and not choice.plugin.module.startswith("fmeco.")
-    ]
+    schedule = settings.schedule.plugin.bound(settings.schedule.options)
+    needs = settings.needs
     if settings.backbone is None:
         needs.append(
             f"a backbone given in Python ({type(objective.backbone).__module__}.{type(objective.backbone).__qualname__})"
@@ -425,7 +424,7 @@ def _gear(plan: Plan, phase: int) -> Gear:
     """Set the model up for a phase: what trains and how, on which batches, and what measures it."""
     groups = build.groups(plan, phase)
     settings = plan.settings
-    optimizer = settings.optimizer.plugin.build({"params": groups}, settings.optimizer.options)
+    optimizer = build_optimizer(settings.optimizer, groups)
     trained = [parameter for group in groups for parameter in group["params"]]
     data, loader = plan.data, plan.loader
     share = plan.transfer.phases[phase].share / sum(one.share for one in plan.transfer.phases)

@@ -21,14 +21,21 @@ from fmeco.core import (
     Augment,
     Backbone,
     Batch,
+    Constraint,
     Data,
     DataSpec,
+    Groups,
     Objective,
+    Role,
+    Roles,
     Teacher,
+    Transfer,
     known,
+    parameter_groups,
     same_modality,
     seed_torch,
 )
+from fmeco.core.training import frozen
 from fmeco.data import disk_cache as cache
 from fmeco.data.loader import Loader, channels_last
 from fmeco.data.reading import Reading, choose_reading
@@ -36,9 +43,7 @@ from fmeco.data.subset import fraction
 from fmeco.distributed.ranks import ALONE, Ranks
 from fmeco.errors import CheckpointError, ConfigError, DataError, clean, listing, nearest
 from fmeco.log import say
-from fmeco.optimizers import optim
 from fmeco.plugins.registry import plugins
-from fmeco.strategies.transfer import Constraint, Role, Roles, Transfer, frozen
 from fmeco.training import autotune as tune
 
 DEFAULT_OBJECTIVE = {
@@ -397,14 +402,14 @@ def _roles(objective: Objective) -> Roles:
     return {name: role(name, p) for name, p in learning.items()}
 
 
-def groups(plan: Plan, phase: int) -> optim.Groups:
+def groups(plan: Plan, phase: int) -> Groups:
     """The parameters that a phase trains, by learning-rate scale and decay; the others are frozen."""
     own, rate = (plan.constraint.own, plan.constraint.rate) if plan.constraint is not None else ({}, 1.0)
     scales = {**plan.transfer.phases[phase].scales, **dict.fromkeys(own, rate)}
     hidden = {name for name, role in plan.roles.items() if role.kind == "weight" and (role.depth or 0) > 0}
     undecayed = plan.constraint.undecayed if plan.constraint is not None else frozenset()
     learning = [(name, p) for name, p in plan.objective.named_parameters() if name in plan.roles]
-    found = optim.parameter_groups([*learning, *own.items()], scales, hidden, undecayed)
+    found = parameter_groups([*learning, *own.items()], scales, hidden, undecayed)
     if plan.constraint is not None:
         plan.constraint.thaw()
     return found
@@ -453,6 +458,7 @@ def teacher(ref: str) -> Teacher:
     backbone = build_backbone(source.backbone, source.spec)
     saved, objective = source.checkpoint, None
     if saved is not None:
+        refs.check_needs(saved, ref, "objectives")
         raw = choose("objective", saved.meta["config"]["objective"])
         made: Objective = raw.plugin.build({"backbone": backbone, "spec": source.spec}, raw.options)
         transplant.load_objective(made, saved)

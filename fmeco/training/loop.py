@@ -79,7 +79,8 @@ def _phase(s: Session, pace: Pace, clock: Clock, agree: Callable[[], bool], bar:
                 s.writer.wait()
                 s.ranks.barrier()
                 raise Stopped(f"stopped at step {state.step}; everything is saved", f"fmeco resume {s.run}")
-            factor = s.schedule(*pace.place, history)
+            step, total = pace.place
+            factor = s.schedule(step=step, total=total, history=history)
             for group in gear.optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
             take_step(s, model, batches, clock, factor)

@@ -16,13 +16,12 @@ from torch import Tensor
 from fmeco.checkpoints import format as checkpoint
 from fmeco.checkpoints import transplant, writer
 from fmeco.config.sections import Train
-from fmeco.core import Objective, mix_numbers
+from fmeco.core import Constraint, Objective, Phase, mix_numbers
 from fmeco.data.loader import Loader
 from fmeco.distributed.ranks import Ranks
 from fmeco.errors import clean
 from fmeco.log import say
 from fmeco.reports.metrics_files import Log
-from fmeco.strategies.transfer import Constraint, Phase
 
 
 @dataclass
@@ -84,7 +83,7 @@ class Session:
     prepare: Callable[[int], Gear]  # freezes and thaws what a phase wants
     constraint: Constraint | None
     batch_norm: Literal["frozen", "adapt"]
-    schedule: Callable[[float, float, list[float]], float]
+    schedule: Callable[..., float]  # handed step, total and history by name
     train: Train
     validation_size: int  # samples
     evaluate_every: int  # steps

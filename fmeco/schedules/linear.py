@@ -1,0 +1,19 @@
+"""A straight line from 1 to `final`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fmeco.core import Doc, Ge, Le, Lt
+from fmeco.schedules._warmup import warm_up
+
+
+def build(
+    step: float,
+    total: float,
+    *,
+    warmup: Annotated[float, Doc("share of the run"), Ge(0), Lt(1)] = 0.05,
+    final: Annotated[float, Doc("factor at the end"), Ge(0), Le(1)] = 0.0,
+) -> float:
+    warm, progress = warm_up(step, total, warmup)
+    return warm * (1 + (final - 1) * progress)
