@@ -430,7 +430,7 @@ def test_labels_are_worth_what_the_curve_says(fmeco: Any, sources: dict[str, Pat
 
 
 def test_more_labels_keep_those_that_fewer_had(sources: dict[str, Path]) -> None:
-    from fmeco.training import assemble as build
+    from fmeco.assembly import model as build
 
     def names(share: float, seed: int = 0) -> set[str]:
         settings = {"dataset": DATA, "seed": seed, "train": {"label_fraction": share}}

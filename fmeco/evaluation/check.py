@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from fmeco.assembly import model as build
 from fmeco.config.run_config import RunConfig
 from fmeco.core import Samples
 from fmeco.errors import DataError, FmecoError, known_errors
 from fmeco.files import disk_error, free_bytes
 from fmeco.nn import precision
-from fmeco.training import assemble as build
 from fmeco.training.optimizer import build_optimizer
 
 STEPS = 3  # timed, after one that warms up

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fmeco.assembly import model as build
+from fmeco.assembly.model import Plan
 from fmeco.config.load import read_config
 from fmeco.core import Backbone, Samples, Target, mix, seed_torch
 from fmeco.errors import CheckpointError, ConfigError, DataError, FmecoError, clean, known_errors
 from fmeco.features.extractor import Extractor
 from fmeco.nn.probes import PENALTIES, Split, interval, knn, linear, logme, score
-from fmeco.training import assemble as build
-from fmeco.training.assemble import Plan
 
 HELD_OUT = 0.2  # of the training samples, to choose the penalty on, where there is no test split
 FEW, MANY = 20, 500  # samples per class at which another strategy is advised

@@ -21,6 +21,8 @@ import numpy as np
 import torch
 
 import fmeco
+from fmeco.assembly import model as build
+from fmeco.assembly.model import Plan, prepare
 from fmeco.checkpoints import format as checkpoint
 from fmeco.checkpoints import refs, writer
 from fmeco.config import check as config
@@ -47,12 +49,10 @@ from fmeco.log import say
 from fmeco.reports import model_card as card
 from fmeco.reports import run_report
 from fmeco.reports.metrics_files import Log
-from fmeco.training import assemble as build
 from fmeco.training import autotune as tune
 from fmeco.training import frozen_features as features
 from fmeco.training import loop
 from fmeco.training import monitor as watch
-from fmeco.training.assemble import Plan, prepare
 from fmeco.training.optimizer import build_optimizer
 from fmeco.training.run_directory import claim, locked, settle, write_config
 from fmeco.training.session import Gear, Measured, Session, State, restore

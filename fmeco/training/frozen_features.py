@@ -14,13 +14,13 @@ import time
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
+from fmeco.assembly.model import Plan, few
 from fmeco.core import STORED, Augment, Data, InputSpec
 from fmeco.data import disk_cache as cache
 from fmeco.features.extractor import Extractor, OneOf, Stored
 from fmeco.features.split_network import Cut, cut
 from fmeco.log import say
 from fmeco.nn.precision import autocast
-from fmeco.training.assemble import Plan, few
 
 VIEWS = 3  # of each sample, where training augments
 

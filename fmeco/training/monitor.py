@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from fmeco.assembly.model import Plan, classes_of
 from fmeco.core import Samples, Target, View, known, mix
 from fmeco.data.loader import evaluation_batches
 from fmeco.data.reading import choose_reading
@@ -20,7 +21,6 @@ from fmeco.data.subset import Part
 from fmeco.features import forward
 from fmeco.nn.metrics import alignment, neighbours_agree, retrieved, uniformity
 from fmeco.nn.probes import Split, linear, score
-from fmeco.training.assemble import Plan, classes_of
 
 WATCHED, VIEWED = 4096, 1024  # samples of the split, evenly spread; those that two views are made of
 SHARES = ("knn", "linear", "retrieval")  # of samples

@@ -1,0 +1,1 @@
+"""Assembly: from a config to the parts of a run."""
