@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 import fmeco
-from fmeco.config.load import peek
+from fmeco.config.parser import peek
 from fmeco.evaluation.measure import measure
 from fmeco.nn.intervals import bootstrap
 

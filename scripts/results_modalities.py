@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 import fmeco
-from fmeco.config.load import peek
+from fmeco.config.parser import peek
 from fmeco.core import Objective, Samples
 from fmeco.evaluation.baselines import fit_baseline
 from fmeco.evaluation.measure import measure

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import fmeco
-from fmeco.config.load import peek
+from fmeco.config.parser import peek
 from fmeco.data import disk_cache as cache
 from fmeco.evaluation import probe as probing
 

@@ -11,7 +11,7 @@ import time
 import torch
 
 from fmeco.checkpoints import transplant
-from fmeco.config.load import choose
+from fmeco.config.check import choose
 from fmeco.core import DataSpec, InputSpec
 from fmeco.plugins.registry import find
 

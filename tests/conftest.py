@@ -21,6 +21,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fmeco.cli import app as cli
+from fmeco.plugins import registry
 
 torch.set_num_threads(1)  # tests run side by side, and "same bits" is promised per thread count
 
@@ -42,6 +43,7 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch-home"))
+    monkeypatch.setattr(registry, "_EXTRA", {})  # what an earlier test added with --plugin
     real = socket.socket.connect
 
     def connect(self: socket.socket, address: Any) -> None:

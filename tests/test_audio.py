@@ -15,7 +15,8 @@ import pytest
 import torch
 
 import fmeco as api
-from fmeco.config.load import choose, load_config
+from fmeco.config.check import choose
+from fmeco.config.load import load_config
 from fmeco.core import ConfigError, Data, DataError, DataSpec, InputSpec, mix
 
 from .conftest import Answer, photos, tones, write

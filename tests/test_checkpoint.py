@@ -27,7 +27,7 @@ from torch import Tensor, nn
 import fmeco as api
 from fmeco.checkpoints import foreign, transplant, writer
 from fmeco.checkpoints import format as checkpoint
-from fmeco.config.load import choose
+from fmeco.config.check import choose
 from fmeco.core import DataSpec, InputSpec, Target
 from fmeco.errors import CheckpointError, DiskError, FmecoError
 from fmeco.files import write_durably

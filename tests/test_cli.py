@@ -15,7 +15,7 @@ import fmeco as api
 from fmeco import cli as folder
 from fmeco.cli import app as cli
 from fmeco.cli.tables import table
-from fmeco.config import load
+from fmeco.config import load, parser
 from fmeco.config.run_config import PLUGIN_SECTIONS, TOP_KEYS
 from fmeco.config.sections import Carry
 from fmeco.plugins.registry import plugins
@@ -74,8 +74,8 @@ def test_a_table_aligns_cells() -> None:
 
 def test_a_command_reads_and_checks_each_config_once(fmeco: Fmeco, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[object] = []
-    read = load._source
-    monkeypatch.setattr(load, "_source", lambda source: (opened.append(str(source)), read(source))[1])
+    read = parser.read_tree
+    monkeypatch.setattr(load, "read_tree", lambda source: (opened.append(str(source)), read(source))[1])
     for name in ("c", "d"):
         write(f"{name}.yaml", tiny(train={"epochs": 1}))
     assert fmeco("pretrain", "c.yaml", "--out", "run").code == 0

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fmeco.config.load import choose, load_config
+from fmeco.config.check import choose
+from fmeco.config.load import load_config
 from fmeco.config.parser import parse_yaml
 from fmeco.errors import ConfigError
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from fmeco.assembly.optimizer import build_optimizer
 from fmeco.checkpoints import transplant
-from fmeco.config.load import choose
+from fmeco.config.check import choose
 from fmeco.core import (
     Augment,
     Batch,
@@ -28,7 +29,6 @@ from fmeco.core import (
 from fmeco.data.loader import Loader
 from fmeco.data.reading import choose_reading
 from fmeco.plugins.registry import INJECTED, plugins
-from fmeco.training.optimizer import build_optimizer
 
 from .conftest import photos, texts, tones, write
 

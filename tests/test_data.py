@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fmeco.config.load import choose
+from fmeco.config.check import choose
 from fmeco.core import Data, mix, uniform
 from fmeco.data.order import chunks, epoch_order
 from fmeco.datasets import _classes, _images

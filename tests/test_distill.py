@@ -14,7 +14,7 @@ import torch
 
 import fmeco as api
 from fmeco.checkpoints import format as checkpoint
-from fmeco.config.load import peek
+from fmeco.config.parser import peek
 from fmeco.objectives.distill import distance, divergence
 
 from .conftest import Answer, photos, write

@@ -14,7 +14,7 @@ import torch
 
 from fmeco.checkpoints import format as checkpoint
 from fmeco.checkpoints import transplant
-from fmeco.config.load import choose
+from fmeco.config.check import choose
 from fmeco.core import Batch, ConfigError, Data, DataError, DataSpec, InputSpec, mix, pad
 from fmeco.nn.ids import FIRST_ITEM, UNKNOWN_ITEM
 from fmeco.objectives._ranking import Catalogue, rank

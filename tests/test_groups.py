@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from fmeco.config.load import choose, load_config
+from fmeco.config.check import choose
+from fmeco.config.load import load_config
 from fmeco.core import ConfigError, Data, DataError
 
 from .conftest import COLOURS, Answer, picture, tiny, tones, write

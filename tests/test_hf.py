@@ -21,7 +21,7 @@ from torch import Tensor
 import fmeco as api
 from fmeco.backbones._hf_config import network
 from fmeco.checkpoints import transplant
-from fmeco.config.load import choose
+from fmeco.config.check import choose
 from fmeco.core import CheckpointError, ConfigError, DataSpec, InputSpec, fit
 
 from .conftest import Answer, photos, texts, tones, write

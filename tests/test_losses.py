@@ -10,7 +10,7 @@ import pytest
 import torch
 from sklearn import metrics as sk
 
-from fmeco.config.load import choose
+from fmeco.config.check import choose
 from fmeco.core import Batch, DataSpec, InputSpec, Target, mix
 from fmeco.errors import ConfigError
 from fmeco.nn.metrics import average_precision, roc_auc

@@ -13,7 +13,8 @@ import torch
 
 import fmeco as api
 from fmeco.checkpoints import format as checkpoint
-from fmeco.config.load import choose, peek
+from fmeco.config.check import choose
+from fmeco.config.parser import peek
 from fmeco.core import Batch, ConfigError, DataError, DataSpec, InputSpec, Target, mix
 from fmeco.nn.metrics import alignment, effective_rank, neighbours_agree, retrieved, spread, uniformity
 from fmeco.objectives import simsiam
@@ -298,7 +299,7 @@ def test_a_step_in_parts_and_on_two_ranks_is_the_whole_step(labels: bool, fmeco:
     raw["backbone"]["dropout"] = 0.5
     for out in ("a", "b"):
         answer = fmeco("pretrain", write("d.yaml", raw), "--out", out, "--plugin", "exact.py", "--set", "train.micro_batch=13")  # fmt: skip
-        assert answer.code == 0 and "pass the model twice, 13 at a time" in answer.err, answer.err
+        assert answer.code == 0 and "computed in micro-batches of 13, with two forward passes" in answer.err, answer.err
 
 
 def test_rows_of_tables_are_compared_with_columns_of_other_rows(fmeco: Fmeco) -> None:

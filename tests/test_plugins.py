@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import fmeco as api
-from fmeco.config.load import choose
+from fmeco.config.check import choose
 from fmeco.core import Splitting
 from fmeco.errors import ConfigError
 from fmeco.plugins import registry as plugins

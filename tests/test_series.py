@@ -155,7 +155,7 @@ def test_losses_and_metrics_equal_their_formulas() -> None:
     spec = DataSpec("series", {"series": InputSpec((48,))}, {"future": Target("series", steps=3)})
     levels = [0.2, 0.5, 0.9]
     body = backbone("transformer", spec, width=16, depth=1, heads=2, patch=12)
-    from fmeco.config.load import choose
+    from fmeco.config.check import choose
 
     choice = choose("objective", {"name": "forecast", "loss": "quantile", "quantiles": levels})
     made = choice.plugin.build({"backbone": body, "spec": spec}, choice.options)

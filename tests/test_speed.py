@@ -16,15 +16,15 @@ import torch
 from PIL import Image
 
 import fmeco as api
+from fmeco.assembly import precision as tune
 from fmeco.checkpoints import format as checkpoint
 from fmeco.checkpoints import writer
-from fmeco.config.load import choose
+from fmeco.config.check import choose
 from fmeco.core import Batch, DataSpec, InputSpec, Samples, Target, mix, mix_numbers, standardize
 from fmeco.data import disk_cache as cache
 from fmeco.data.reading import Reading, choose_reading
 from fmeco.datasets import _files, _images, image_folder
 from fmeco.errors import DiskError, Diverged
-from fmeco.training import autotune as tune
 
 from .conftest import COLOURS, Answer, photos, picture, tiny, write
 from .test_resume import assert_same, contents

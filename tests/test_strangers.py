@@ -327,9 +327,9 @@ def test_what_is_wrong_with_an_optimizer_is_said(fmeco: Fmeco, run: Path, body: 
 
 
 def test_groups_that_an_optimizer_makes_itself_keep_their_rates() -> None:
-    from fmeco.config.load import choose
+    from fmeco.assembly.optimizer import build_optimizer
+    from fmeco.config.check import choose
     from fmeco.core import parameter_groups
-    from fmeco.training.optimizer import build_optimizer
 
     text = """KIND = "optimizer"
 import torch
@@ -355,7 +355,7 @@ KIND = "optimizer"
 def build(params, *, lr: Rate): return torch.optim.SGD(params, lr=lr)
 """
     registry.add_file(write("bare.py", text))
-    monkeypatch.setattr("fmeco.training.autotune.range_test", lambda *_: (None, []))
+    monkeypatch.setattr("fmeco.training.lr_range_test.range_test", lambda *_: (None, []))
     with pytest.raises(ConfigError, match="found no rate at which the loss falls"):
         api.pretrain({**CONFIG, "optimizer": {"name": "bare", "lr": "auto"}}, out="none")
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import fmeco as api
 from fmeco.checkpoints import format as checkpoint
-from fmeco.config.load import choose
+from fmeco.config.check import choose
 from fmeco.core import Augment, Batch, ConfigError, DataSpec, InputSpec, View, mix
 from fmeco.data.loader import Loader
 from fmeco.data.reading import choose_reading

@@ -14,7 +14,7 @@ import torch
 import fmeco as api
 from fmeco.backbones.transformer import rotate, rotations
 from fmeco.checkpoints import format as checkpoint
-from fmeco.config.load import choose
+from fmeco.config.check import choose
 from fmeco.core import (
     BLANK,
     HIDDEN,

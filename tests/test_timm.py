@@ -15,7 +15,7 @@ from torch import Tensor
 
 import fmeco as api
 from fmeco.checkpoints import foreign, transplant
-from fmeco.config.load import choose
+from fmeco.config.check import choose
 from fmeco.core import ConfigError, DataSpec, InputSpec
 
 from .conftest import Answer, photos, tiny

@@ -15,7 +15,8 @@ from torch import nn
 
 import fmeco
 from fmeco.checkpoints import format as checkpoint
-from fmeco.config.load import choose, read_config
+from fmeco.config.check import choose
+from fmeco.config.load import read_config
 from fmeco.config.parser import parse_yaml
 from fmeco.core import Backbone, Features, Inputs, Role, Target
 from fmeco.data import disk_cache as cache
@@ -430,11 +431,11 @@ def test_labels_are_worth_what_the_curve_says(fmeco: Any, sources: dict[str, Pat
 
 
 def test_more_labels_keep_those_that_fewer_had(sources: dict[str, Path]) -> None:
-    from fmeco.assembly import model as build
+    from fmeco.assembly.training import assemble
 
     def names(share: float, seed: int = 0) -> set[str]:
         settings = {"dataset": DATA, "seed": seed, "train": {"label_fraction": share}}
-        samples = build.prepare(read_config(settings, stage="finetune", ref=sources["mlp"])).data.split("train")
+        samples = assemble(read_config(settings, stage="finetune", ref=sources["mlp"])).data.split("train")
         values = samples.targets["label"]
         assert len(values.unique()) == 3
         assert all(torch.equal(samples[i]["image"], samples.tensors["image"][i]) for i in range(len(samples)))

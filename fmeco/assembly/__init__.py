@@ -1,1 +1,1 @@
-"""Assembly: from a config to the parts of a run."""
+"""Assembly: a config becomes a training run in four stages, each a frozen value that the next one takes whole."""

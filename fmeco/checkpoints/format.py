@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
 
-from fmeco.core import DataSpec
+from fmeco.core.data import DataSpec
 from fmeco.errors import CheckpointError, clean, listing
 
 FORMAT = 1

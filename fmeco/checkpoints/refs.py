@@ -14,9 +14,11 @@ from torch import Tensor
 
 from fmeco.checkpoints import foreign
 from fmeco.checkpoints import format as checkpoint
-from fmeco.config.load import choose, peek
+from fmeco.config.check import choose
+from fmeco.config.parser import peek
 from fmeco.config.run_config import PLUGIN_SECTIONS, Choice
-from fmeco.core import DataSpec, Published
+from fmeco.core.data import DataSpec
+from fmeco.core.model import Published
 from fmeco.data.spec_reader import show_preprocessing
 from fmeco.download import fetch
 from fmeco.errors import CheckpointError, ConfigError, clean, listing, nearest

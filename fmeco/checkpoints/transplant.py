@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fmeco.checkpoints.format import Checkpoint
-from fmeco.core import Backbone, Objective
+from fmeco.core.model import Backbone, Objective
 from fmeco.errors import CheckpointError, clean, listing
 
 # Of several networks in one file, the one that its method's paper hands on, and wins here where no `prefix` is named:

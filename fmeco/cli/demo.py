@@ -40,7 +40,7 @@ def configs() -> Path:
 def run(out: Path, seeds: int, stop: Callable[[], bool]) -> dict[str, Any]:
     """Pretrain on digits 0-4, finetune on 5-9 with ten labels per class; the control has the same config, steps and
     labels, and starts from random weights. Accuracy is on the test split, which chose nothing."""
-    from fmeco.config.load import peek
+    from fmeco.config.parser import peek
     from fmeco.evaluation.evaluate import evaluate
     from fmeco.log import quietly, say
     from fmeco.training.api import finetune, pretrain
@@ -83,7 +83,7 @@ def run(out: Path, seeds: int, stop: Callable[[], bool]) -> dict[str, Any]:
 
 def _as_in(source: Path, tuned: Path) -> list[str]:
     """What the control takes over: the size of the source's images, and the finetuning run's learning rate."""
-    from fmeco.config.load import peek
+    from fmeco.config.parser import peek
 
     size = peek(source / "config.yaml")["dataset"]["image_size"]
     lr = peek(tuned / "config.yaml")["optimizer"]["lr"]

@@ -78,7 +78,8 @@ def finetune(
     nproc: Nproc = None,
 ) -> Any:
     """Train a checkpoint on a new task, with a new head. Several configs are several tasks."""
-    from fmeco.config.load import choose, read_config
+    from fmeco.config.check import choose
+    from fmeco.config.load import read_config
 
     strategies = [name.strip() for name in control.split(",")] if control else []
     fractions = _fractions(label_fractions) if label_fractions else []

@@ -7,39 +7,35 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from fmeco.config.parser import Marks
-from fmeco.config.run_config import PLUGIN_SECTIONS, TOP_KEYS, Choice, RunConfig
+from fmeco.config.run_config import PLUGIN_SECTIONS, TOP_KEYS, Choice, RunConfig, Stage
 from fmeco.config.sections import SECTIONS, Carry
-from fmeco.errors import FmecoError, clean, nearest
+from fmeco.errors import ConfigError, FmecoError, clean, nearest
 from fmeco.plugins.registry import find, plugins
 
 # A section that gives keys alone means this plug-in.
 DEFAULT_NAMES = {"optimizer": "adamw", "schedule": "cosine", "transfer": "full"}
-FINETUNE_LR = 5e-4  # adamw's, when a finetuning config says nothing: it starts near a solution
-
-
-# ---------------------------------------------------------------- YAML, guarded
-
-
-# ---------------------------------------------------------------- checking
 
 
 class Check:
     """Turns a tree into a RunConfig and collects every problem on the way."""
 
-    def __init__(self, marks: Marks, problems: list[str]) -> None:
-        self.marks, self.problems = marks, problems
+    def __init__(self, marks: Marks, problems: list[str], stage: Stage) -> None:
+        self.marks, self.problems, self.stage = marks, problems, stage
 
     def say(self, path: tuple[Any, ...], message: str) -> None:
         mark = next((self.marks[path[:n]] for n in range(len(path), -1, -1) if path[:n] in self.marks), None)
         key = ".".join(str(part) for part in path)
         self.problems.append(f"{mark + ': ' if mark else ''}{clean(key) + ': ' if key else ''}{message}")
 
-    def run(self, tree: dict[str, Any], stage: Literal["pretrain", "finetune"]) -> RunConfig | None:
+    def run(self, tree: dict[str, Any], name: str | None, own_backbone: bool) -> RunConfig | None:
+        """Check a whole config. name: of the run; None = the dataset's. Returns None where there are problems."""
+        stage = self.stage
         for key in tree:
             if key not in TOP_KEYS:
                 self.say((key,), f"unknown section{nearest(key, TOP_KEYS)}")
@@ -59,13 +55,9 @@ class Check:
         if stage == "pretrain" and source is None:
             if transfer:
                 self.say(("transfer",), "only for runs that start from a checkpoint (--from)")
-            if tree.get("backbone") is None:
+            if tree.get("backbone") is None and not own_backbone:
                 self.say(("backbone",), "missing: a pretraining config names one, as in `backbone: resnet18`")
         tree = {**tree, "optimizer": tree.get("optimizer") or {}, "schedule": tree.get("schedule") or {}}
-        if stage == "finetune" and (tree["optimizer"] == "adamw" or isinstance(tree["optimizer"], Mapping)):
-            given = {} if tree["optimizer"] == "adamw" else tree["optimizer"]
-            if given.get("name", "adamw") == "adamw":
-                tree["optimizer"] = {"lr": FINETUNE_LR, **given}
         choices = {s: self._choice(tree, s) for s in PLUGIN_SECTIONS if s != "transfer"}
         if transfer or source is not None or stage == "finetune":
             choices["transfer"] = self._choice({"transfer": transfer}, "transfer")
@@ -73,7 +65,8 @@ class Check:
         if self.problems:
             return None
         parts: dict[str, Any] = {"transfer": None, "carry": carry, **choices, **sections}
-        return RunConfig(stage=stage, source=source, seed=seed, name="", **parts)
+        spoken = re.sub(r"[^A-Za-z0-9._-]+", "-", name or _name_of(choices["dataset"])) or "run"
+        return RunConfig(stage=stage, source=source, seed=seed, name=spoken, **parts)
 
     def _mapping(self, tree: Mapping[str, Any], section: str) -> Mapping[str, Any]:
         value = tree.get(section)
@@ -123,6 +116,8 @@ class Check:
                     self.say((*path, old), f"is the old name of '{new}', which is also given")
                 options[new] = options.pop(old)
                 self.marks[*path, new] = self.marks.get((*path, old), self.marks.get(path, ""))
+        if self.stage == "finetune":
+            options = {**plugin.finetune, **options}
         model = self._section(plugin.model, options, path)
         if model is None:
             return None
@@ -130,7 +125,7 @@ class Check:
         for key, inner in plugin.nested.items():
             chosen = {one: self._pick(raw or "", inner, (*path, key, one)) for one, raw in checked[key].items()}
             checked[key] = {one: found.to_dict() for one, found in chosen.items() if found is not None}
-        return Choice(kind, plugin.name, arch, checked)
+        return Choice(kind, plugin.name, arch, checked, plugin)
 
     def _section(self, model: type[BaseModel], raw: Mapping[str, Any], path: tuple[Any, ...]) -> BaseModel | None:
         try:
@@ -140,6 +135,11 @@ class Check:
             for place, message in _explain(error, model, raw, also):
                 self.say((*path, *place), message)
             return None
+
+
+def _name_of(dataset: Choice | None) -> str:
+    """Name a run after its dataset."""
+    return Path(str(dataset.options.get("path") or dataset.arch or dataset.name)).stem if dataset is not None else "run"
 
 
 _WANTED = {
@@ -221,4 +221,10 @@ def _shown(value: Any) -> str:
     return f"the text '{clean(value, 60)}'" if isinstance(value, str) else clean(value, 60)
 
 
-# ---------------------------------------------------------------- the schema, for editors
+def choose(section: str, raw: Any) -> Choice:
+    """One plug-in section by itself, as `load_config` reads it. Raises ConfigError."""
+    check = Check({}, [], "pretrain")
+    chosen = check._choice({section: raw}, section)
+    if chosen is None:
+        raise ConfigError("\n".join(check.problems))
+    return chosen

@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from fmeco.config.check import Check
 from fmeco.config.dataset_argument import dataset_section
-from fmeco.config.parser import Marks, parse_yaml
-from fmeco.config.run_config import Choice, RunConfig
-from fmeco.errors import ConfigError, clean, nearest
+from fmeco.config.parser import Marks, parse_yaml, peek, read_tree
+from fmeco.config.run_config import RunConfig, Stage
+from fmeco.errors import ConfigError, clean
 
 
 def load_config(
     source: Path | Mapping[str, Any] | None,
     *,
-    stage: Literal["pretrain", "finetune"] | None = None,
+    stage: Stage | None = None,
     overrides: Sequence[str] = (),
     given: Mapping[str, Any] | None = None,
     name: str | None = None,
+    own_backbone: bool = False,
 ) -> RunConfig:
     """Read and check a config.
 
-    source: a YAML file, a mapping (the Python API), or None (all defaults). overrides: `a.b=c` strings of --set.
-    given: sections that the command line itself sets (--dataset, --from), stronger than the file, weaker than --set.
+    source: a YAML file, a mapping (the Python API), or None (all defaults).
     stage: what the config is for; None reads it from the config.
+    overrides: `a.b=c` strings of --set.
+    given: sections that the command line itself sets (--dataset, --from), stronger than the file, weaker than --set.
+    name: of the run; None = the file's stem, or the dataset's name.
+    own_backbone: the backbone is handed in as an object, in place of the config's.
+
     Raises ConfigError that lists every mistake.
     """
-    tree, marks = _source(source)
+    tree, marks = read_tree(source)
     problems: list[str] = []
     for key, value in (given or {}).items():
         tree[key] = value
@@ -37,26 +41,21 @@ def load_config(
         marks[key,] = "command line"
     for item in overrides:
         _override(tree, marks, item, problems)
+    if own_backbone:
+        tree.pop("backbone", None)
     if stage is None:
         stage = _stage(tree)
-    check = Check(marks, problems)
-    config = check.run(tree, stage)
+    stem = source.stem if isinstance(source, Path) else None
+    config = Check(marks, problems, stage).run(tree, name or stem, own_backbone)
     if problems or config is None:
         raise ConfigError("\n".join(problems))
-    stem = source.stem if isinstance(source, Path) else None
-    if name is None:
-        name = stem or (
-            Path(str(config.dataset.options.get("path") or config.dataset.arch or config.dataset.name)).stem
-            if config.dataset
-            else "run"
-        )
-    return config.replace(name=re.sub(r"[^A-Za-z0-9._-]+", "-", name) or "run")
+    return config
 
 
 def read_config(
     source: Path | str | Mapping[str, Any] | None,
     *,
-    stage: Any = None,
+    stage: Stage | None = None,
     ref: str | Path | None = None,
     dataset: str | None = None,
     overrides: Sequence[str] = (),
@@ -64,84 +63,37 @@ def read_config(
     own_backbone: bool = False,
     allow_partial: bool = False,
 ) -> RunConfig:
-    """Read the config of a run from what the command line gives. Raises ConfigError.
-
-    stage: None is finetune for a config that starts from a checkpoint, else pretrain.
-    """
+    """Read the config of a run from what a command line gives. Raises ConfigError that lists every mistake."""
     given: dict[str, Any] = {}
     if ref is not None:
         given["from"] = str(ref)
     if dataset is not None:
         own = peek(Path(ref) / "config.yaml").get("dataset") if ref is not None else None
         given["dataset"] = dataset_section(dataset, str(own.get("name")) if isinstance(own, dict) else None)
-    if own_backbone:
-        given["backbone"] = None
-    if isinstance(source, str):
-        source = Path(source)
-    if own_backbone and stage != "finetune":
-        given["backbone"] = "mlp"  # a place holder: the object that was handed in takes its place
-    settings = load_config(source, stage=stage, overrides=overrides, given=given, name=name)
-    if own_backbone:
-        settings = settings.replace(backbone=None)
     if allow_partial:
-        settings = settings.replace(carry=settings.carry.model_copy(update={"allow_partial": True}))
-    if settings.stage == "finetune" and settings.source is None and not own_backbone:
+        overrides = [*overrides, "transfer.allow_partial=true"]
+    config = load_config(
+        Path(source) if isinstance(source, str) else source,
+        stage=stage,
+        overrides=overrides,
+        given=given,
+        name=name,
+        own_backbone=own_backbone,
+    )
+    if config.stage == "finetune" and config.source is None and not own_backbone:
         raise ConfigError(
             "finetuning starts from a checkpoint: --from REF",
             "REF is a run, a checkpoint, a file of weights, or SOURCE/ARCH@WEIGHTS",
         )
-    return settings
+    return config
 
 
-def peek(file: Path) -> dict[str, Any]:
-    """The sections of a file as they are, to see what it is about; {} when it is not a config."""
-    try:
-        return _source(file)[0]
-    except ConfigError:
-        return {}
-
-
-def choose(section: str, raw: Any) -> Choice:
-    """One plug-in section by itself, as `load_config` reads it. Raises ConfigError."""
-    check = Check({}, [])
-    chosen = check._choice({section: raw}, section)
-    if chosen is None:
-        raise ConfigError("\n".join(check.problems))
-    return chosen
-
-
-def _stage(tree: Mapping[str, Any]) -> Literal["pretrain", "finetune"]:
+def _stage(tree: Mapping[str, Any]) -> Stage:
     """What a config is for: what it says, else finetuning if it starts from a checkpoint."""
     written = tree.get("stage")
     if written in ("pretrain", "finetune"):
         return "finetune" if written == "finetune" else "pretrain"
     return "finetune" if "from" in tree or "transfer" in tree else "pretrain"
-
-
-def _source(source: Path | Mapping[str, Any] | None) -> tuple[dict[str, Any], Marks]:
-    if source is None:
-        return {}, {}
-    if not isinstance(source, Path):
-        return _deep_copy(source), {}
-    try:
-        text = source.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        siblings = [str(path) for path in source.parent.glob("*.y*ml")] if source.parent.is_dir() else []
-        raise ConfigError(f"{clean(source)}: no such config file{nearest(str(source), siblings)}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{source}: not UTF-8 text") from None
-    except OSError as error:
-        raise ConfigError(f"{source}: {error.strerror or error}") from None
-    tree, marks = parse_yaml(text, str(source))
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{source}: a config is a mapping of sections, as in `dataset: {{name: digits}}`")
-    return tree, marks
-
-
-def _deep_copy(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _deep_copy(item) for key, item in value.items()}
-    return [_deep_copy(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _override(tree: dict[str, Any], marks: Marks, item: str, problems: list[str]) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from fmeco.errors import ConfigError, clean
+from fmeco.errors import ConfigError, clean, nearest
 
 _INT = re.compile(r"[-+]?(0|[1-9][0-9_]{0,30})")
 
@@ -96,3 +98,37 @@ def scalar(text: str) -> Any:
     if _NONFINITE.fullmatch(text):
         return float(text.replace(".", ""))
     return text
+
+
+def peek(file: Path) -> dict[str, Any]:
+    """The sections of a file as they are, to see what it is about; {} when it is not a config."""
+    try:
+        return read_tree(file)[0]
+    except ConfigError:
+        return {}
+
+
+def read_tree(source: Path | Mapping[str, Any] | None) -> tuple[dict[str, Any], Marks]:
+    if source is None:
+        return {}, {}
+    if not isinstance(source, Path):
+        return _deep_copy(source), {}
+    try:
+        text = source.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        siblings = [str(path) for path in source.parent.glob("*.y*ml")] if source.parent.is_dir() else []
+        raise ConfigError(f"{clean(source)}: no such config file{nearest(str(source), siblings)}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{source}: not UTF-8 text") from None
+    except OSError as error:
+        raise ConfigError(f"{source}: {error.strerror or error}") from None
+    tree, marks = parse_yaml(text, str(source))
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{source}: a config is a mapping of sections, as in `dataset: {{name: digits}}`")
+    return tree, marks
+
+
+def _deep_copy(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _deep_copy(item) for key, item in value.items()}
+    return [_deep_copy(item) for item in value] if isinstance(value, list | tuple) else value

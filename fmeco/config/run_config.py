@@ -25,6 +25,9 @@ PLUGIN_SECTIONS = {
 TOP_KEYS = (*PLUGIN_SECTIONS, *SECTIONS, "seed", "stage", "from")  # all that a config may have
 
 
+Stage = Literal["pretrain", "finetune"]
+
+
 @dataclass(frozen=True)
 class Choice:
     """A plug-in section: which plug-in, its library's architecture if it has several, and every key's value."""
@@ -33,14 +36,11 @@ class Choice:
     name: str
     arch: str | None
     options: Mapping[str, Any] = field(hash=False)
+    plugin: Plugin = field(compare=False, repr=False)
 
     @property
     def spelled(self) -> str:
         return self.name if self.arch is None else f"{self.name}/{self.arch}"
-
-    @property
-    def plugin(self) -> Plugin:
-        return plugins(self.kind)[self.name]
 
     def build(self, **injected: Any) -> Any:
         """Build what the section describes. injected: what its signature may ask for before `*`, by name."""
@@ -54,7 +54,7 @@ class Choice:
 class RunConfig:
     """Everything that decides a run. A section that is None is chosen from the data or the checkpoint."""
 
-    stage: Literal["pretrain", "finetune"]
+    stage: Stage
     source: str | None  # the REF of --from
     dataset: Choice | None
     backbone: Choice | None
@@ -117,7 +117,7 @@ class RunConfig:
         """The plug-ins outside of fmeco that data and model of this run are made with, as KIND/NAME."""
         chosen = [one for one in (self.dataset, self.backbone, self.objective, self.augment) if one is not None]
         used = [plugin for one in chosen for plugin in (one.plugin, *_inner(one.plugin, one.options))]
-        outside = [f"{one.kind}/{one.name}" for one in used if not one.module.startswith("fmeco.")]
+        outside = [f"{one.kind}/{one.name}" for one in used if not one.built_in]
         return list(dict.fromkeys(outside))
 
     def replace(self, **changes: Any) -> RunConfig:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
 
 from fmeco.errors import clean
-from fmeco.plugins.keys import Doc
-from fmeco.plugins.registry import Ge, Gt, Le, Lt
+from fmeco.plugins.keys import Doc, Ge, Gt, Le, Lt
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
@@ -97,20 +96,34 @@ class Train(BaseModel):
     on_bad_sample: Annotated[Literal["error", "skip"], Doc("when a sample cannot be read")] = "error"
     tensorboard: Annotated[bool | Literal["auto"], Doc("write TensorBoard events; auto = if it is installed")] = "auto"
 
-    @model_validator(mode="after")
-    def _one_length(self) -> Train:
-        given = [key for key in ("epochs", "steps", "budget") if getattr(self, key) is not None]
+    @model_validator(mode="before")
+    @classmethod
+    def _one_length(cls, raw: Any) -> Any:
+        given = [key for key in ("epochs", "steps", "budget") if raw.get(key) is not None]
         if len(given) > 1:
             raise ValueError(f"give one of epochs, steps and budget, not {' and '.join(given)}")
-        if self.budget is not None:
-            seconds(self.budget)
-        if self.cache not in ("auto", "off"):
-            size(self.cache)
-        for key in ("batch_size", "micro_batch", "workers", "save_every"):
-            value = getattr(self, key)
-            if isinstance(value, int) and value < (key != "workers"):
-                raise ValueError(f"{key} must be positive, not {value}")
-        return self
+        return raw
+
+    @field_validator("batch_size", "micro_batch", "workers", "save_every")
+    @classmethod
+    def _positive(cls, value: int | str, info: ValidationInfo) -> int | str:
+        if isinstance(value, int) and value < (info.field_name != "workers"):
+            raise ValueError(f"{info.field_name} must be positive, not {value}")
+        return value
+
+    @field_validator("budget")
+    @classmethod
+    def _time(cls, value: str | None) -> str | None:
+        if value is not None:
+            seconds(value)
+        return value
+
+    @field_validator("cache")
+    @classmethod
+    def _size(cls, value: str) -> str:
+        if value not in ("auto", "off"):
+            size(value)
+        return value
 
 
 class Evaluate(BaseModel):

@@ -54,9 +54,13 @@ from fmeco.plugins.keys import (
     Doc,
     FilePath,
     Fold,
+    Ge,
+    Gt,
     ImageSize,
+    Le,
     LimitPerClass,
     LimitSeed,
+    Lt,
     ObjectiveSection,
     Rate,
     Ref,
@@ -67,7 +71,6 @@ from fmeco.plugins.keys import (
     ValFraction,
     Without,
 )
-from fmeco.plugins.registry import Ge, Gt, Le, Lt
 
 __all__ = [
     "BLANK",

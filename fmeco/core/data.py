@@ -77,7 +77,7 @@ class DataSpec:
                     "targets": {name: build(Target, value) for name, value in raw["targets"].items()},
                 }
             )
-        except (TypeError, KeyError, AttributeError) as error:
+        except (TypeError, KeyError, AttributeError, ConfigError) as error:
             raise CheckpointError(f"the data description is not valid: {clean(error)}") from None
 
     def preprocessing_only(self) -> DataSpec:

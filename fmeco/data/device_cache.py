@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fmeco.core import DataSpec, Inputs, Samples, fit
+from fmeco.core.data import DataSpec, Inputs, Samples, fit
 from fmeco.errors import FmecoError
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fmeco.core import Inputs, Samples, Wrapped
+from fmeco.core.data import Inputs, Samples, Wrapped
 
 _RECORD = struct.Struct("<QII")  # of a sample: where it begins (0: nowhere), how long it is, its CRC-32
 _MAGIC = b"fmeco-1\n"

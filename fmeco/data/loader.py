@@ -6,6 +6,7 @@ resume changes a bit of what a sample looks like.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,10 +14,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fmeco.core import Augment, Batch, Data, DataSpec, Inputs, Samples, View, mix, standardize
+from fmeco.core.augment import Augment
+from fmeco.core.data import Batch, Data, DataSpec, Inputs, Samples, View, standardize
+from fmeco.core.random import mix
 from fmeco.data.device_cache import Held
 from fmeco.data.order import by_length, chunks, epoch_orders, share
 from fmeco.data.reading import Chunk, Reader, Reading, Threads, cut_from_device, per_view, read_batches, unreadable
+from fmeco.errors import DataError
 
 DRAWN_TOGETHER = 16384  # samples; of a small split several epochs, as each call costs more than its numbers
 BLOCK_BYTES = 8 << 20  # of inputs that are prepared at once, where the split is held on the device
@@ -193,3 +197,14 @@ def _blocks(plan: _Plan, held: Held, most: int) -> Iterator[tuple[Chunk, list[in
             part = slice(at, at + samples)
             yield Chunk(epoch.positions[part], epoch.keys[:, part]), sizes[done : done + taken]
             at, done = at + samples, done + taken
+
+
+def first_batch(loader: Loader, count: int) -> Batch:
+    """Read the first training samples that can be read, `count` of them or fewer. Raises DataError where none can."""
+    size = min(max(count, loader.batch_size), len(loader.samples))
+    alone = Reading(0, 1, None)
+    short = dataclasses.replace(loader, batch_size=size, micro_batch=min(count, size), reading=alone, rank=0, world=1)
+    batch = next((one for one in short.batches(0, short.steps_per_epoch) if len(one)), None)
+    if batch is None:
+        raise DataError("no training sample can be read")
+    return batch

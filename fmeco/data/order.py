@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fmeco.core import mix
+from fmeco.core.random import mix
 
 WINDOW = 50  # batches whose samples are sorted by length, where these differ
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from fmeco.core import Augment, Batch, Data, Inputs, Samples, View, fit, pad
+from fmeco.core.augment import Augment
+from fmeco.core.data import Batch, Data, Inputs, Samples, View, fit, pad
 from fmeco.data.device_cache import Held
 from fmeco.data.disk_cache import free_memory
 from fmeco.errors import STOPPING, DataError, FmecoError

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from fmeco.core import ConfigError, DataSpec, clean
+from fmeco.core.data import DataSpec
+from fmeco.errors import ConfigError, clean
 from fmeco.plugins.registry import find, require
 
 

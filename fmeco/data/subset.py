@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fmeco.core import Data, Inputs, Samples, Wrapped
+from fmeco.core.data import Data, Inputs, Samples, Wrapped
 
 
 class Part(Wrapped):

@@ -14,6 +14,8 @@ from typing import Annotated, Literal
 from fmeco.core import CheckpointError, ConfigError, Data, DataSpec, Doc, FilePath, Ge, Gt, Le, Samples, Splitting
 from fmeco.datasets import _audio, _file_tables, _files, _folders
 
+MODALITY = "audio"
+
 SUFFIXES = (".wav", ".flac")
 FILES = (".csv", ".tsv", ".parquet")
 LAYOUT = ("path_column", "label_column", "task", "separator", "lowercase", "split_column?")

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from fmeco.core import Color, Data, DataSpec, Doc, FilePath, ImageSize, Splitting
 from fmeco.datasets import _file_tables, _files, _images
 
+MODALITY = "image"
 FILES = (".csv", ".tsv", ".parquet")
 LISTS = "image_folder"  # a table whose column `path` names files of its suffixes
 LAYOUT = ("image_column", "label_column", "task", "separator", "split_column?")

@@ -11,6 +11,7 @@ import numpy as np
 from fmeco.core import ConfigError, Data, DataSpec, Doc, FilePath, Samples, Splitting, clean, listing, nearest
 from fmeco.datasets import _columns, _groups, _splits, _tables, _targets, _times
 
+MODALITY = "table"
 FILES = (".csv", ".tsv", ".parquet")
 FALLBACK = True
 LAYOUT = ("target", "features", "task", "drop?", "group?", "time?", "split_column?")

@@ -8,6 +8,8 @@ from fmeco.core import Data, DataSpec, Doc, FilePath, Ge, Gt, Lt
 from fmeco.datasets import _event_tables, _histories
 from fmeco.datasets._histories import read as read
 
+MODALITY = "events"
+
 SENTENCES = True  # `predict` may be given a history itself, or FILE:USER
 TABLES = True  # --dataset TABLE with a checkpoint of events is a table of events
 FILES = (".csv", ".tsv", ".parquet")

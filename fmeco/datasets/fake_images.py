@@ -7,6 +7,8 @@ from typing import Annotated
 from fmeco.core import Color, Data, DataSpec, Doc, Ge, Gt, ImageSize, Splitting, Without
 from fmeco.datasets import _images
 
+MODALITY = "image"
+
 
 def build(
     known: DataSpec | None,

@@ -9,6 +9,8 @@ from typing import Annotated
 from fmeco.core import Color, Data, DataSpec, Doc, FilePath, ImageSize, Samples, Splitting, Without
 from fmeco.datasets import _files, _folders, _images
 
+MODALITY = "image"
+
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 FALLBACK = True
 

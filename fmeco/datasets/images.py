@@ -28,6 +28,8 @@ from fmeco.datasets import _files, _groups, _images, _splits
 from fmeco.datasets.image_folder import SUFFIXES as IMAGES
 from fmeco.datasets.image_folder import read as read
 
+MODALITY = "image"
+
 
 def build(
     known: DataSpec | None,

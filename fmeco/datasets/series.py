@@ -26,6 +26,8 @@ from fmeco.core import (
 )
 from fmeco.datasets import _series
 
+MODALITY = "series"
+
 TABLES = True  # --dataset TABLE with a checkpoint of series is a table of series
 FILES = (".csv", ".tsv", ".parquet")
 LAYOUT = ("time", "columns", "id", "value", "context", "horizon", "season", "missing")

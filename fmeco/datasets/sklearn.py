@@ -7,6 +7,8 @@ from typing import Annotated
 from fmeco.core import Data, DataSpec, Splitting, Without
 from fmeco.datasets import _tables
 
+MODALITY = "table"
+
 NAMES = ("breast_cancer", "diabetes", "iris", "wine")
 STARTER = {"backbone": "mlp"}
 

@@ -11,6 +11,8 @@ from typing import Annotated
 from fmeco.core import Data, DataError, DataSpec, Splitting, Without, listing
 from fmeco.datasets import _documents, _texts, _tokens
 
+MODALITY = "text"
+
 STARTER = {"backbone": "transformer"}
 MODULES = "modules"  # the class of what is no package but a file of its own
 

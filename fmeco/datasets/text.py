@@ -9,6 +9,8 @@ from fmeco.core import ConfigError, Data, DataError, DataSpec, Doc, FilePath, Ge
 from fmeco.datasets import _documents, _texts, _tokens
 from fmeco.datasets._texts import read as read
 
+MODALITY = "text"
+
 SENTENCES = True  # `predict` may be given texts themselves
 FILES = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet")
 LAYOUT = ("text", "label", "columns", "documents", "task")

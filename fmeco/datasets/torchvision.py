@@ -27,6 +27,8 @@ from fmeco.core import (
 from fmeco.datasets import _classes, _images, _splits
 from fmeco.nn.libraries import import_torchvision
 
+MODALITY = "image"
+
 NAMES = (
     "cifar10",
     "cifar100",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fmeco.core import Data
+from fmeco.core.data import Data
 from fmeco.data.subset import fraction
 from fmeco.errors import ConfigError, FmecoError, clean, nearest
 from fmeco.evaluation.measure import Measured

@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from fmeco.config.load import peek
-from fmeco.config.parser import parse_yaml
+from fmeco.config.parser import parse_yaml, peek
 from fmeco.config.sections import Carry
 from fmeco.errors import ConfigError, DataError, clean, known_errors
 from fmeco.evaluation.measure import measure

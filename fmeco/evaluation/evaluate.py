@@ -103,7 +103,7 @@ def groups(found: Measured, by: str, metric: str) -> list[dict[str, Any]]:
 def _values(found: Measured, by: str) -> list[str]:
     """Look up the value of each sample of `found` in a column, or its class."""
     index: list[int] = found.rows["index"].tolist()
-    targets = {name: one.classes for name, one in found.model.spec.targets.items() if one.kind == "class"}
+    targets = {name: one.classes for name, one in found.model.spec.targets.items() if one.traits.one_class}
     if by in found.samples.groups:
         column = found.samples.groups[by]
         return [column[i] for i in index]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from fmeco.core import Samples
+from fmeco.core.data import Samples
 from fmeco.data.loader import evaluation_batches
 from fmeco.data.reading import choose_reading
 from fmeco.errors import DataError

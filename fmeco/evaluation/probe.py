@@ -11,10 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fmeco.assembly import model as build
-from fmeco.assembly.model import Plan
+from fmeco.assembly.model import build_backbone
+from fmeco.assembly.stages import Training
+from fmeco.assembly.training import assemble, calibrate
 from fmeco.config.load import read_config
-from fmeco.core import Backbone, Samples, Target, mix, seed_torch
+from fmeco.core.data import Samples
+from fmeco.core.model import Backbone
+from fmeco.core.random import mix, seed_torch
+from fmeco.core.target import Target
 from fmeco.errors import CheckpointError, ConfigError, DataError, FmecoError, clean, known_errors
 from fmeco.features.extractor import Extractor
 from fmeco.nn.probes import PENALTIES, Split, interval, knn, linear, logme, score
@@ -36,8 +40,8 @@ def probe(ref: str, *, dataset: str | None, overrides: Sequence[str] = ()) -> di
     The head's penalty is chosen on the validation split and the score taken on the test split; without a test split, on a
     part of the training samples and the validation split. Returns {"source", "metrics", "interval", "seconds", ...}.
     """
-    plan = _plan(ref, dataset, overrides)
-    return _judge(ref, plan, plan.objective.product)
+    training = _assembled(ref, dataset, overrides)
+    return _judge(ref, training, training.objective.product)
 
 
 @known_errors()
@@ -47,31 +51,31 @@ def rank(refs: Sequence[str], *, dataset: str | None, overrides: Sequence[str] =
     A source that cannot be used is a row with its error. Raises the first one's error where none can.
     """
     rows: list[dict[str, Any]] = []
-    first: Plan | None = None
+    first: Training | None = None
     failed: FmecoError | None = None
     for ref in refs:
         try:
-            plan = _plan(ref, dataset, overrides)
-            rows.append(_judge(ref, plan, plan.objective.product))
-            first = first or plan
+            training = _assembled(ref, dataset, overrides)
+            rows.append(_judge(ref, training, training.objective.product))
+            first = first or training
         except FmecoError as error:
             failed = failed or error
             rows.append({"source": ref, "error": clean(error.message.splitlines()[0])})
     if first is None:
         assert failed is not None
         raise failed
-    seed_torch(first.settings.seed)
-    random = build.build_backbone(first.settings.backbone, first.data.spec).to(first.device)
+    seed_torch(first.config.seed)
+    random = build_backbone(first.config.backbone, first.data).to(first.device)
     if first.loader.channels_last:
         random.to(memory_format=torch.channels_last)
-    build.calibrate(random, first.loader)
+    calibrate(random, first.loader)
     rows.append(_judge("random weights", first, random))
     name = rows[-1]["metric"]
     rows.sort(key=lambda row: row["metrics"][name] if "metrics" in row else -math.inf, reverse=True)
     return {"ranking": rows, "advice": advice(rows, first)}
 
 
-def advice(rows: Sequence[dict[str, Any]], plan: Plan) -> dict[str, str]:
+def advice(rows: Sequence[dict[str, Any]], training: Training) -> dict[str, str]:
     """{"source", "strategy", "reason"}: what to finetune, and how."""
     name = rows[0]["metric"]
     floor = next(row for row in rows if row["source"] == "random weights")
@@ -85,8 +89,8 @@ def advice(rows: Sequence[dict[str, Any]], plan: Plan) -> dict[str, str]:
     )
     if close:
         reason += f"; within its interval: {', '.join(close)}"
-    counts = next(iter(plan.data.spec.targets.values())).counts
-    each = min(counts) if counts else len(plan.data.split("train"))
+    counts = next(iter(training.data.spec.targets.values())).counts
+    each = min(counts) if counts else len(training.data.split("train"))
     unit = "training samples in the smallest class" if counts else "training samples"
     if best["metrics"][name] <= floor["interval"][1]:
         return {
@@ -98,18 +102,23 @@ def advice(rows: Sequence[dict[str, Any]], plan: Plan) -> dict[str, str]:
     return {"source": best["source"], "strategy": strategy, "reason": f"{reason}; {each} {unit}"}
 
 
-def _plan(ref: str, dataset: str | None, overrides: Sequence[str]) -> Plan:
+def _assembled(ref: str, dataset: str | None, overrides: Sequence[str]) -> Training:
     # Nothing is trained: one step, so that nothing is tried out for the sake of a long run.
     fixed = [*overrides, "train.steps=1", "augment=none", "transfer.strategy=probe"]
-    return build.prepare(read_config(None, stage="finetune", ref=ref, dataset=dataset, overrides=fixed))
+    return assemble(read_config(None, stage="finetune", ref=ref, dataset=dataset, overrides=fixed))
 
 
-def _judge(ref: str, plan: Plan, backbone: Backbone) -> dict[str, Any]:
+def _judge(ref: str, training: Training, backbone: Backbone) -> dict[str, Any]:
     began = time.monotonic()
-    data = plan.data
-    name, target = _target(plan)
+    data = training.data
+    name, target = _target(training)
     found = Extractor(
-        backbone, data, plan.device, plan.precision, plan.loader.channels_last, chosen=plan.settings.backbone
+        backbone,
+        data,
+        training.device,
+        training.config.train.precision,
+        training.loader.channels_last,
+        chosen=training.config.backbone,
     )
 
     def split(part: str) -> Split:
@@ -142,11 +151,11 @@ def _judge(ref: str, plan: Plan, backbone: Backbone) -> dict[str, Any]:
     penalty = _best_penalty(part, choose_on, target)
     weights = linear(fit_on, target, penalty)
     outputs = final.x @ weights[:-1] + weights[-1]
-    metric = {"class": "accuracy", "multilabel": "mean_ap", "number": "r2"}[target.kind]
+    metric = target.traits.metric
     metrics = {metric: score(outputs, final.y, target), "logme": logme(fit_on.x, fit_on.y, target)}
     if not math.isfinite(metrics[metric]):
         raise DataError(f"{metric} is not defined on the {tested} split: its targets do not vary")
-    if target.kind == "class":
+    if target.traits.one_class:
         metrics["knn"] = score(knn(train, test, len(target.classes)), test.y, target)
     return {
         "source": ref,
@@ -173,14 +182,16 @@ def _best_penalty(train: Split, held_out: Split, target: Target) -> float:
     return penalty
 
 
-def _target(plan: Plan) -> tuple[str, Target]:
-    options = plan.settings.objective.options if plan.settings.objective is not None else {}
+def _target(training: Training) -> tuple[str, Target]:
+    options = training.config.objective.options if training.config.objective is not None else {}
     name = options.get("target", "")
-    if name not in plan.data.spec.targets:
-        several = ", ".join(plan.data.spec.targets)
+    if name not in training.data.spec.targets:
+        several = ", ".join(training.data.spec.targets)
         hint = f"it has the targets {several}: name one in the dataset's section" if several else ""
         raise ConfigError("a probe needs a dataset with one target", hint)
-    target = plan.data.spec.targets[name]
-    if target.kind == "text":
-        raise ConfigError(f"the target '{clean(name)}' is a text, and a linear head on vectors cannot tell one")
+    target = training.data.spec.targets[name]
+    if target.traits.loss is None:
+        raise ConfigError(
+            f"the target '{clean(name)}' is a {target.kind}, and a linear head on vectors cannot tell one"
+        )
     return name, target

@@ -23,7 +23,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fmeco.config.run_config import Choice
-from fmeco.core import STORED, Augment, Backbone, Data, Inputs, Samples, View, Wrapped, uniform
+from fmeco.core.augment import Augment
+from fmeco.core.data import Data, Inputs, Samples, View, Wrapped
+from fmeco.core.model import STORED, Backbone
+from fmeco.core.random import uniform
 from fmeco.data import disk_cache as cache
 from fmeco.data.loader import evaluation_batches
 from fmeco.data.reading import choose_reading

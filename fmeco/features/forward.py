@@ -7,7 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from fmeco.core import Batch, Objective
+from fmeco.core.data import Batch
+from fmeco.core.model import Objective
 from fmeco.data.reading import unreadable
 from fmeco.distributed.ranks import ALONE, Ranks
 from fmeco.errors import DataError

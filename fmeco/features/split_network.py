@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from fmeco.core import Backbone, Features, Inputs
+from fmeco.core.data import Inputs
+from fmeco.core.model import Backbone, Features
 
 
 @dataclass(frozen=True)

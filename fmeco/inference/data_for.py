@@ -10,7 +10,7 @@ from fmeco.checkpoints import refs
 from fmeco.config.dataset_argument import section_for_use
 from fmeco.config.load import load_config
 from fmeco.config.parser import parse_yaml
-from fmeco.core import Data, DataSpec
+from fmeco.core.data import Data, DataSpec
 from fmeco.errors import CheckpointError, ConfigError
 from fmeco.inference.model import Model
 

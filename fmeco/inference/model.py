@@ -12,8 +12,9 @@ from torch import Tensor
 
 from fmeco.checkpoints import format as checkpoint
 from fmeco.checkpoints import refs, transplant
-from fmeco.config.load import choose
-from fmeco.core import Backbone, Batch, Data, DataSpec, Objective, Samples
+from fmeco.config.check import choose
+from fmeco.core.data import Batch, Data, DataSpec, Samples
+from fmeco.core.model import Backbone, Objective
 from fmeco.data.loader import channels_last, evaluation_batches
 from fmeco.data.reading import choose_reading
 from fmeco.data.spec_reader import reader_module

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from fmeco.core import Objective, mix
+from fmeco.core.model import Objective
+from fmeco.core.random import mix
 from fmeco.errors import DataError
 
 # Draws of the bootstrap: of right and wrong answers, which are only counted, and of metrics, which take longer.

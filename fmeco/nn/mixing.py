@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fmeco.core import Inputs
+from fmeco.core.data import Inputs
 
 
 def mix_batch(inputs: Inputs, keys: Tensor, mixup: float, cutmix: float) -> tuple[Inputs, Tensor, float]:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fmeco.core import Target
+from fmeco.core.target import Target
 from fmeco.nn.intervals import bootstrap
 from fmeco.nn.metrics import average_precision, votes
 
@@ -43,7 +43,8 @@ def linear(train: Split, target: Target, penalty: float, start: Tensor | None = 
     x = torch.cat([train.x, ones], 1)
     free = torch.ones(x.shape[1], 1)
     free[-1] = 0  # the bias is not penalised
-    if target.kind == "number":
+    loss_name = target.traits.loss
+    if loss_name == "squares":
         y = ((train.y - target.mean) / target.std).float()[:, None]
         gram = x.T @ x / len(x) + penalty * torch.diag(free[:, 0])
         solution: Tensor = torch.linalg.lstsq(gram.double(), (x.T @ y / len(x)).double(), driver="gelsd").solution
@@ -53,14 +54,14 @@ def linear(train: Split, target: Target, penalty: float, start: Tensor | None = 
 
     shape = (x.shape[1], len(target.classes))
     decayed = penalty * free.numpy()
-    wanted = (F.one_hot(train.y, shape[1]) if target.kind == "class" else train.y).float().numpy()
-    terms = len(x) if target.kind == "class" else wanted.size
+    wanted = (F.one_hot(train.y, shape[1]) if loss_name == "softmax" else train.y).float().numpy()
+    terms = len(x) if loss_name == "softmax" else wanted.size
 
     def loss(flat: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
         """The objective, and its gradient by the chain rule: x.T @ (probabilities - wanted) / N."""
         weights = flat.reshape(shape).astype(np.float32)
         scores = (x @ torch.from_numpy(weights)).numpy()
-        if target.kind == "class":
+        if loss_name == "softmax":
             scores -= scores.max(1, keepdims=True)
             answers = np.exp(scores)
             sums = answers.sum(1, keepdims=True)
@@ -82,9 +83,9 @@ def linear(train: Split, target: Target, penalty: float, start: Tensor | None = 
 
 def score(outputs: Tensor, y: Tensor, target: Target) -> float:
     """The metric of a head's outputs (N, C): accuracy, mean average precision, or R2. Higher is better."""
-    if target.kind == "class":
+    if target.traits.loss == "softmax":
         return float((outputs.argmax(1) == y).double().mean())
-    if target.kind == "multilabel":
+    if target.traits.loss == "sigmoid":
         each = [average_precision(outputs[:, c], y[:, c] > 0) for c in range(y.shape[1])]
         return float(torch.tensor([one for one in each if one == one], dtype=torch.float64).mean())
     error = (outputs[:, 0].double() * target.std + target.mean - y.double()).square().sum()
@@ -93,12 +94,12 @@ def score(outputs: Tensor, y: Tensor, target: Target) -> float:
 
 def interval(outputs: Tensor, y: Tensor, target: Target) -> tuple[float, float]:
     """The 95% interval of `score` by the bootstrap over samples (percentiles)."""
-    right = outputs.argmax(1) == y if target.kind == "class" else None
+    right = outputs.argmax(1) == y if target.traits.loss == "softmax" else None
 
     def measure(at: Tensor) -> float:
         return float(right[at].double().mean()) if right is not None else score(outputs[at], y[at], target)
 
-    return bootstrap(len(y), FEW_DRAWS if target.kind == "multilabel" else DRAWS, 0x626F6F74, measure)
+    return bootstrap(len(y), FEW_DRAWS if target.traits.loss == "sigmoid" else DRAWS, 0x626F6F74, measure)
 
 
 def logme(x: Tensor, y: Tensor, target: Target) -> float:
@@ -108,13 +109,14 @@ def logme(x: Tensor, y: Tensor, target: Target) -> float:
     """
     u, sizes, _ = torch.linalg.svd(x.double(), full_matrices=False)
     squares, (n, d) = sizes.square(), x.shape
-    if target.kind == "class":
+    loss = target.traits.loss
+    if loss == "softmax":
         columns = F.one_hot(y, len(target.classes)).double()
     else:
-        columns = ((y.double() - target.mean) / target.std if target.kind == "number" else y.double()).view(n, -1)
+        columns = ((y.double() - target.mean) / target.std if loss == "squares" else y.double()).view(n, -1)
     evidence = []
     for column in columns.T:
-        if target.kind != "number" and not 0 < float(column.sum()) < n:
+        if loss != "squares" and not 0 < float(column.sum()) < n:
             continue  # a class without samples says nothing
         z2 = (u.T @ column).square()  # (min(N, D),)
         outside = float(column.square().sum() - z2.sum())

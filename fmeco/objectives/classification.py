@@ -32,6 +32,8 @@ from fmeco.nn.metrics import average_precision, calibration_error, recall_at_pre
 from fmeco.nn.mixing import mix_batch
 from fmeco.objectives import _boosted_trees
 
+DEFAULT_FOR = ("class",)  # kinds of targets
+
 
 def build(
     backbone: Backbone,

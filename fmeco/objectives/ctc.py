@@ -31,6 +31,8 @@ from fmeco.core import (
 )
 from fmeco.nn.layers import Head, trial
 
+DEFAULT_FOR = ("text",)  # kinds of targets
+
 BLANK = 0  # the first output; characters follow, in the order of the target's classes
 
 

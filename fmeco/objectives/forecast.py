@@ -13,6 +13,8 @@ from fmeco.core import Backbone, Batch, ConfigError, DataSpec, Doc, Ge, Inputs, 
 from fmeco.nn.layers import Head, by_instance, trial
 from fmeco.objectives import _linear_forecast
 
+DEFAULT_FOR = ("series",)  # kinds of targets
+
 
 def check(loss: str, quantiles: list[float], **_: Any) -> list[str]:
     if loss == "quantile" and (sorted(set(quantiles)) != quantiles or 0.5 not in quantiles):

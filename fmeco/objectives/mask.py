@@ -40,6 +40,11 @@ BLANKED, SWAPPED = 0.8, 0.1  # of the hidden ids; the rest stays as it is
 EPS = 1e-6
 
 
+def suits(spec: DataSpec, backbone: Backbone) -> bool:
+    """Say whether this objective is the default for data without targets: a backbone of tokens learns to fill them in."""
+    return bool(backbone.numbers) or (backbone.vocabulary > 0 and not backbone.causal)
+
+
 def build(
     backbone: Backbone,
     spec: DataSpec,

@@ -25,6 +25,8 @@ from fmeco.core import (
     nearest,
 )
 
+COMBINES = "tasks"  # the default for several targets
+
 
 def build(
     backbone: Backbone,

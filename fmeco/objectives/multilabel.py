@@ -13,6 +13,8 @@ from fmeco.core import Backbone, Batch, ConfigError, DataSpec, Doc, Ge, Gt, Loss
 from fmeco.nn.layers import Head
 from fmeco.nn.metrics import average_precision, roc_auc
 
+DEFAULT_FOR = ("multilabel",)  # kinds of targets
+
 
 def build(
     backbone: Backbone,

@@ -19,6 +19,11 @@ FULL, SAMPLED = 100_000, 1000  # items up to which the loss is over all of them,
 _NEGATIVES = 0x6E6567
 
 
+def suits(spec: DataSpec, backbone: Backbone) -> bool:
+    """Say whether this objective is the default for data without targets: a causal backbone of ids learns what comes next."""
+    return backbone.vocabulary > 0 and backbone.causal and not backbone.numbers
+
+
 def build(
     backbone: Backbone,
     spec: DataSpec,

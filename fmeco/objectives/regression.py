@@ -13,6 +13,8 @@ from fmeco.core import Backbone, Batch, ConfigError, DataSpec, Doc, Ge, Gt, Loss
 from fmeco.nn.layers import Head
 from fmeco.objectives import _boosted_trees
 
+DEFAULT_FOR = ("number",)  # kinds of targets
+
 
 def build(
     backbone: Backbone,

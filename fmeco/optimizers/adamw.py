@@ -10,6 +10,8 @@ from fmeco.core import Ge, Groups, Gt, Rate
 from fmeco.optimizers._betas import pair
 from fmeco.optimizers._groups import merged
 
+FINETUNE = {"lr": 5e-4}  # finetuning starts near a solution
+
 
 def build(
     params: Groups,

@@ -72,6 +72,15 @@ class Plugin:
     refs: tuple[str, ...]  # the keys that name a checkpoint
     nested: Mapping[str, str]  # key that holds sections -> their kind
     key_groups: Mapping[str, KeyGroup]  # parameter that is handed several keys as one value -> these keys
+    modality: str  # of a dataset's samples; "" where the file does not say
+    default_for: tuple[str, ...]  # kinds of targets that an objective serves where a config names none
+    combines: str  # the key under which an objective takes one objective for each of several targets
+    finetune: Mapping[str, Any]  # keys that have another default when finetuning
+
+    @property
+    def built_in(self) -> bool:
+        """Whether it comes with fmeco."""
+        return self.module.startswith("fmeco.")
 
     @property
     def spellings(self) -> list[str]:
@@ -304,6 +313,10 @@ def _read(kind: str, name: str, file: Path, module: str) -> Plugin:
         refs=tuple(arg.arg for arg in node.args.kwonlyargs if mentions(arg.annotation, "Ref")),
         nested={arg.arg: k for arg in node.args.kwonlyargs for n, k in NESTED.items() if mentions(arg.annotation, n)},
         key_groups=groups,
+        modality=literal(tree, "MODALITY", file) or "",
+        default_for=tuple(literal(tree, "DEFAULT_FOR", file) or ()),
+        combines=literal(tree, "COMBINES", file) or "",
+        finetune=literal(tree, "FINETUNE", file) or {},
     )
 
 

@@ -9,9 +9,11 @@ import logging
 import math
 import os
 import time
+import traceback
 from pathlib import Path
 from typing import IO, Any
 
+from fmeco.errors import ConfigError, FmecoError
 from fmeco.log import logger
 
 
@@ -48,8 +50,6 @@ class Log:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
-                from fmeco.errors import ConfigError
-
                 raise ConfigError(
                     "train.tensorboard is true, but tensorboard is not installed",
                     "pip install 'fmeco[tensorboard]'",
@@ -87,6 +87,19 @@ class Log:
         """Bytes of metrics.jsonl so far; a checkpoint remembers it."""
         self.flush()
         return self.file.tell() if self.file is not None else 0
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        """Write a failure into run.log, where the terminal's own message does not go, and close."""
+        if isinstance(error, FmecoError):
+            text = str(error)
+        else:
+            text = "".join(traceback.format_exception(error)) if isinstance(error, Exception) else ""
+        for line in text.splitlines():
+            self.handler.emit(logging.LogRecord(logger.name, logging.ERROR, "", 0, line, None, None))
+        self.close()
 
     def close(self) -> None:
         self.flush()

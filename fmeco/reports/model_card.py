@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fmeco.core.data import DataSpec
 from fmeco.errors import clean, listing
 
 
@@ -37,15 +38,8 @@ def model_card(meta: Mapping[str, Any]) -> str:
         + f". Fingerprint `{spec['fingerprint'][:16]}`.",
         "",
     ]
-    for name, target in spec["targets"].items():
-        what = (
-            listing(target["classes"], 20)
-            if target["classes"]
-            else f"the next {target['steps']} steps"
-            if target["kind"] == "series"
-            else f"mean {target['mean']:.4g}, standard deviation {target['std']:.4g}"
-        )
-        lines.append(f"Target `{clean(name)}` ({target['kind']}): {what}.")
+    for name, target in DataSpec.from_json(spec).targets.items():
+        lines.append(f"Target `{clean(name)}` ({target.kind}): {target.traits.summary(target)}.")
     if meta["metrics"]:
         lines += ["", "## Metrics on the validation split", "", "| metric | value |", "|---|---|"]
         lines += [f"| {clean(name).replace('|', '/')} | {value:.4f} |" for name, value in meta["metrics"].items()]

@@ -6,8 +6,9 @@ import itertools
 import math
 import time
 
+from fmeco.assembly.stages import Training
 from fmeco.config.sections import seconds
-from fmeco.training.session import Session, State
+from fmeco.training.state import State
 
 EVALUATING = 0.1  # share of a budget's time, at most, for evaluations on the way
 
@@ -15,12 +16,13 @@ EVALUATING = 0.1  # share of a budget's time, at most, for evaluations on the wa
 class Pace:
     """How far a run is: in steps, or in a budget of time, of which the last evaluation must have its part."""
 
-    def __init__(self, s: Session) -> None:
-        self.state, self.size = s.state, s.validation_size
-        self.timed = s.train.budget is not None
-        self.budget = seconds(s.train.budget) if s.train.budget is not None else math.inf
+    def __init__(self, state: State, training: Training) -> None:
+        budget = training.config.train.budget
+        self.state, self.size = state, training.validation_size
+        self.timed = budget is not None
+        self.budget = seconds(budget) if budget is not None else math.inf
         self.evaluating = self.state.spent["evaluate"]  # seconds; as ranks agree on it
-        self.shares = list(itertools.accumulate(phase.share for phase in s.phases))
+        self.shares = list(itertools.accumulate(phase.share for phase in training.model.transfer.phases))
         self.enter()
 
     def enter(self) -> None:

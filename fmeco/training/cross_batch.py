@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fmeco.core import Batch, seed_torch
+from fmeco.core.data import Batch
+from fmeco.core.random import seed_torch
 from fmeco.training.session import Session
 
 

@@ -24,7 +24,7 @@ def train(s: Session) -> None:
 
     Raises Diverged, Stopped (after saving) and what reading data raises.
     """
-    state, pace, clock = s.state, Pace(s), Clock(s.state)
+    state, pace, clock = s.state, Pace(s.state, s.training), Clock(s.state)
     started, s.saved_at = time.monotonic() - state.seconds, state.seconds
     bar = tqdm(
         total=None if s.train.budget else state.total,
@@ -50,7 +50,7 @@ def train(s: Session) -> None:
         pace.enter()
 
     with bar, s.writer:
-        if s.gear is None:
+        if s.entered is None:
             enter(state.phase)
         _phase(s, pace, clock, agree, bar)
         while not state.finished and not pace.last:
@@ -60,14 +60,14 @@ def train(s: Session) -> None:
     state.seconds = time.monotonic() - started
     _say_where_time_went(s)
     if pace.timed and state.history and not _enough(s):
-        say(more_time(state.history, s.best_sign, s.best_metric, s.epoch, s.error))
+        say(more_time(state.history, s.training.measures.sign, s.training.measures.best, s.epoch, s.error))
 
 
 def _phase(s: Session, pace: Pace, clock: Clock, agree: Callable[[], bool], bar: Any) -> None:
     """Train to the end of the phase. Step, log, evaluate, save: in that order."""
-    state, gear, last = s.state, s.training, pace.last
-    model = s.ranks.parallel(s.objective, s.device)
-    batches = gear.loader.batches(state.step, state.total if pace.timed else min(state.total, int(pace.end)))
+    state, setup, last = s.state, s.setup, pace.last
+    model = s.ranks.parallel(s.objective, s.training.device)
+    batches = setup.loader.batches(state.step, state.total if pace.timed else min(state.total, int(pace.end)))
     train_mode(s)
     history = state.history[state.phase_history :]
     with contextlib.closing(batches):
@@ -81,11 +81,11 @@ def _phase(s: Session, pace: Pace, clock: Clock, agree: Callable[[], bool], bar:
                 raise Stopped(f"stopped at step {state.step}; everything is saved", f"fmeco resume {s.run}")
             step, total = pace.place
             factor = s.schedule(step=step, total=total, history=history)
-            for group in gear.optimizer.param_groups:
+            for group in setup.optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
             take_step(s, model, batches, clock, factor)
             state.step += 1
-            state.samples += gear.loader.samples_in(state.step - 1)
+            state.samples += setup.loader.samples_in(state.step - 1)
             if s.average is not None:
                 update_average(s.average, s.objective, s.train.ema or 0.0, state.step)
             s.objective.after_step(pace.progress)
@@ -99,8 +99,8 @@ def _phase(s: Session, pace: Pace, clock: Clock, agree: Callable[[], bool], bar:
             stop = agree()
             ends = pace.stepped()
             # In a budget, an evaluation on the way must leave time for the last one, and for training.
-            on_the_way = state.step % s.evaluate_every == 0 and not pace.over(2) and not pace.measured_enough()
-            evaluated = gear.validate is not None and (on_the_way or ends)
+            on_the_way = state.step % s.training.evaluate_every == 0 and not pace.over(2) and not pace.measured_enough()
+            evaluated = setup.validate is not None and (on_the_way or ends)
             improved = False
             if evaluated:
                 began = time.monotonic()
@@ -110,7 +110,7 @@ def _phase(s: Session, pace: Pace, clock: Clock, agree: Callable[[], bool], bar:
                 pace.evaluated(*s.ranks.most(time.monotonic() - began))
                 stop = agree() or stop
                 if enough := _enough(s):
-                    say(f"early stop: no better {s.best_metric} in {state.waited} evaluations")
+                    say(f"early stop: no better {s.training.measures.best} in {state.waited} evaluations")
                 ends = ends or pace.over() or (enough and last)
             state.finished = ends
             if s.train.save_every == "auto":
@@ -120,7 +120,7 @@ def _phase(s: Session, pace: Pace, clock: Clock, agree: Callable[[], bool], bar:
             if ends or due or improved:
                 began = time.monotonic()
                 settle(s)
-                save(s, full=ends or due, best=improved or gear.validate is None)
+                save(s, full=ends or due, best=improved or setup.validate is None)
                 clock.charge("save", began)
                 s.saved_at = state.seconds if ends or due else s.saved_at
 
@@ -139,7 +139,7 @@ def _log(s: Session, clock: Clock) -> str:
     values = {
         "loss": loss,
         "grad_norm": norm,
-        "lr": s.training.optimizer.param_groups[0]["lr"],
+        "lr": s.setup.optimizer.param_groups[0]["lr"],
         "samples_per_second": rate,
         "data_share": data / training,
     }
@@ -150,17 +150,17 @@ def _log(s: Session, clock: Clock) -> str:
 
 def _evaluate(s: Session) -> bool:
     """Measure the validation split. Returns whether it is the best so far."""
-    assert s.training.validate is not None
+    assert s.setup.validate is not None
     settle(s)
     s.writer.wait()  # loader workers are forked from a process that does nothing else
     s.ranks.broadcast_(list(s.objective.buffers()))
     with evaluated_weights(s):
-        s.metrics, bad, s.error = s.training.validate()
+        s.metrics, bad, s.error = s.setup.validate()
     s.measured_at = s.state.step
     s.state.bad_samples = list(dict.fromkeys([*s.state.bad_samples, *bad]))
     train_mode(s)
-    ill = s.objective.ailing(s.metrics) if s.health != "off" else None
-    if ill is not None and s.health == "stop":
+    ill = s.objective.ailing(s.metrics) if s.training.config.evaluate.health != "off" else None
+    if ill is not None and s.training.config.evaluate.health == "stop":
         s.log.write("val", s.state.step, s.epoch, s.metrics)
         raise Diverged(f"step {s.state.step}: {ill}", "evaluate.health: warn goes on all the same")
     if ill is not None:
@@ -209,12 +209,12 @@ def _score(s: Session) -> bool:
     https://doi.org/10.1007/978-0-387-84858-7 section 7.10)."""
     if bad := [name for name, value in s.metrics.items() if not math.isfinite(value)]:
         raise Diverged(f"step {s.state.step}: not finite on the validation split: {listing(bad)}", "lower optimizer.lr")
-    if s.best_metric not in s.metrics:
+    if s.training.measures.best not in s.metrics:
         raise ConfigError(
-            f"evaluate.best: {s.best_metric} cannot be measured on this validation split",
+            f"evaluate.best: {s.training.measures.best} cannot be measured on this validation split",
             f"measured: {listing([name for name in s.metrics if '/' not in name])}",
         )
-    score = s.best_sign * s.metrics[s.best_metric]
+    score = s.training.measures.sign * s.metrics[s.training.measures.best]
     s.state.history.append(score)
     if s.state.best is None or score > s.state.best:
         s.state.best, s.state.waited = score, 0

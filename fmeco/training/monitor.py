@@ -13,8 +13,11 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from fmeco.assembly.model import Plan, classes_of
-from fmeco.core import Samples, Target, View, known, mix
+from fmeco.assembly.data import classes_of
+from fmeco.assembly.stages import Training
+from fmeco.core.data import Samples, View
+from fmeco.core.random import mix
+from fmeco.core.target import Target, known
 from fmeco.data.loader import evaluation_batches
 from fmeco.data.reading import choose_reading
 from fmeco.data.subset import Part
@@ -27,16 +30,16 @@ SHARES = ("knn", "linear", "retrieval")  # of samples
 PENALTY = 1e-3  # of the linear head, on standardised vectors
 
 
-def watcher(plan: Plan) -> Callable[[Mapping[str, Tensor]], dict[str, float]] | None:
-    """What measures `plan.probes` on the validation split, and how well two views agree, beside an evaluation's rows (N, ...);
+def watcher(training: Training) -> Callable[[Mapping[str, Tensor]], dict[str, float]] | None:
+    """What measures `training.measures.probes` on the validation split, and how well two views agree, beside an evaluation's rows (N, ...);
     None where nothing is asked for."""
-    if not plan.probes:
+    if not training.measures.probes:
         return None
-    samples, name = plan.data.split("val"), classes_of(plan.data)
+    samples, name = training.data.split("val"), classes_of(training.data)
     places = _evenly(samples, WATCHED)
-    vectors = functools.cache(lambda: _reader(plan, Part(samples, places), None))  # where they are asked for
-    few = Part(samples, _evenly(samples, VIEWED)) if plan.augment.varies else None
-    pair = [] if few is None else [_reader(plan, few, number) for number in (0, 1)]
+    vectors = functools.cache(lambda: _reader(training, Part(samples, places), None))  # where they are asked for
+    few = Part(samples, _evenly(samples, VIEWED)) if training.model.augment.varies else None
+    pair = [] if few is None else [_reader(training, few, number) for number in (0, 1)]
 
     def measure(rows: Mapping[str, Tensor]) -> dict[str, float]:
         out: dict[str, float] = {}
@@ -50,10 +53,10 @@ def watcher(plan: Plan) -> Callable[[Mapping[str, Tensor]], dict[str, float]] | 
             labels = samples.targets[name][at]
             assert isinstance(labels, Tensor)
             x, labels = x[known(labels)], labels[known(labels)]
-            if "knn" in plan.probes:
+            if "knn" in training.measures.probes:
                 out["knn"] = neighbours_agree(x, labels)
-            if "linear" in plan.probes:
-                out["linear"] = _linear(x, labels, plan.data.spec.targets[name])
+            if "linear" in training.measures.probes:
+                out["linear"] = _linear(x, labels, training.data.spec.targets[name])
         if pair:
             (one, _), (other, _) = (read() for read in pair)
             if name is None:
@@ -69,27 +72,40 @@ def _evenly(samples: Samples, most: int) -> Tensor:
     return torch.arange(0, len(samples), -(-len(samples) // most))
 
 
-def _reader(plan: Plan, samples: Samples, number: int | None) -> Callable[[], tuple[Tensor, Tensor]]:
+def _reader(training: Training, samples: Samples, number: int | None) -> Callable[[], tuple[Tensor, Tensor]]:
     """What gives vectors (N, D) and their places (N,): of the samples as they are, or of the n-th view of each."""
-    view = None if number is None else (plan.augment, number)
+    view = None if number is None else (training.model.augment, number)
     views = (View(augment=view is not None),)
     reading = choose_reading(
-        plan.settings.train.workers, plan.data, samples, plan.device, views=views, augment=plan.augment
+        training.config.train.workers,
+        training.data,
+        samples,
+        training.device,
+        views=views,
+        augment=training.model.augment,
     )
 
     def read() -> tuple[Tensor, Tensor]:
         batches = evaluation_batches(
-            plan.data,
+            training.data,
             samples,
-            batch_size=plan.settings.evaluate.batch_size or 2 * plan.loader.micro_batch,
+            batch_size=training.config.evaluate.batch_size or 2 * training.loader.micro_batch,
             reading=reading,
-            device=plan.device,
-            channels_last=plan.loader.channels_last,
-            rank=plan.ranks.rank,
-            world=plan.ranks.world,
+            device=training.device,
+            channels_last=training.loader.channels_last,
+            rank=training.ranks.rank,
+            world=training.ranks.world,
             view=view,
         )
-        rows = forward.rows_of(plan.objective, batches, "vector", plan.device, plan.precision, bad=[], ranks=plan.ranks)
+        rows = forward.rows_of(
+            training.objective,
+            batches,
+            "vector",
+            training.device,
+            training.config.train.precision,
+            bad=[],
+            ranks=training.ranks,
+        )
         return rows["vector"], rows["index"]
 
     return read

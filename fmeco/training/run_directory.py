@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fmeco.checkpoints import format as checkpoint
-from fmeco.config.run_config import RunConfig
 from fmeco.errors import ConfigError
 from fmeco.files import disk_error
 
@@ -29,11 +28,15 @@ OWN_FILES = (
 )
 
 
-def claim(out: Path | None, settings: RunConfig, force: bool) -> Path:
-    """Make the run's directory. Raises ConfigError when it is not empty, DiskError when it cannot be made."""
+def claim(out: Path | None, name: str, source: str | None, force: bool) -> Path:
+    """Make the run's directory. Raises ConfigError when it is not empty, DiskError when it cannot be made.
+
+    name: of a directory below runs/, where `out` is None. source: the REF that the run starts from, which --force must
+    not remove.
+    """
     try:
         if out is None:
-            base = Path("runs") / f"{settings.stage}-{settings.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+            base = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
             for suffix in ["", *(f"-{n}" for n in range(2, 1000))]:
                 with contextlib.suppress(FileExistsError):
                     run = base.with_name(base.name + suffix)
@@ -46,8 +49,8 @@ def claim(out: Path | None, settings: RunConfig, force: bool) -> Path:
                     f"{out} is not empty",
                     "--force replaces the run that is there; `fmeco resume` continues it",
                 )
-            source = Path(settings.source).resolve() if settings.source is not None else None
-            if source is not None and (source == out.resolve() or out.resolve() in source.parents):
+            start = Path(source).resolve() if source is not None else None
+            if start is not None and (start == out.resolve() or out.resolve() in start.parents):
                 raise ConfigError(
                     f"--force would replace {out}, where the weights of --from lie", "choose another --out"
                 )
@@ -103,10 +106,11 @@ def locked(run: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def write_config(run: Path, settings: RunConfig) -> None:
+def write_config(run: Path, text: str) -> None:
+    """Write the run's config.yaml, whole or not at all."""
     temporary = run / ".config.yaml"
     try:
-        temporary.write_text(settings.to_yaml(), "utf-8")
+        temporary.write_text(text, "utf-8")
         os.replace(temporary, run / "config.yaml")
     except OSError as error:
         raise disk_error(error, run / "config.yaml", 0) from None

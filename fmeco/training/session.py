@@ -8,126 +8,114 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fmeco.assembly.description import describe_run
+from fmeco.assembly.stages import Training
 from fmeco.checkpoints import format as checkpoint
 from fmeco.checkpoints import transplant, writer
+from fmeco.checkpoints.writer import Writer
 from fmeco.config.sections import Train
-from fmeco.core import Constraint, Objective, Phase, mix_numbers
-from fmeco.data.loader import Loader
+from fmeco.core.model import Objective
+from fmeco.core.random import mix_numbers
 from fmeco.distributed.ranks import Ranks
 from fmeco.errors import clean
 from fmeco.log import say
 from fmeco.reports.metrics_files import Log
-
-
-@dataclass
-class State:
-    """What changes while a run trains, beside weights and optimizer. Saved in trainer.json."""
-
-    step: int = 0
-    total: int = 0  # steps of the whole run
-    phase: int = 0  # of the transfer strategy
-    phase_start: float = 0.0  # the step, or in a budget the second, that it began at
-    phase_history: int = 0  # evaluations before it
-    seconds: float = 0.0  # of training so far, over all resumes
-    spent: dict[str, float] = field(default_factory=lambda: {"data": 0.0, "evaluate": 0.0, "save": 0.0})  # of them
-    samples: int = 0  # trained on so far
-    history: list[float] = field(default_factory=list)  # validation scores, higher is better
-    best: float | None = None  # the highest of them
-    best_step: int = 0  # of the checkpoint that is kept as the best
-    waited: int = 0  # evaluations since the highest
-    bad_samples: list[str] = field(default_factory=list)
-    window: list[tuple[float, float, int]] = field(default_factory=list)  # loss, norm, samples of unlogged steps
-    finished: bool = False
-
-
-class Outcome(NamedTuple):
-    """What a step gave, as tensors that nobody has waited for yet."""
-
-    step: int
-    loss: Tensor | float  # a sum
-    over: Tensor | float  # what it is a sum over
-    norm: Tensor | float
-    factor: float  # on the learning rate
-
-
-class Measured(NamedTuple):
-    """What an evaluation gave. error: one standard error of the metric that picks the best, 0 where it is not known."""
-
-    metrics: dict[str, float]
-    bad: list[str]  # samples that could not be read
-    error: float
-
-
-class Gear(NamedTuple):
-    """What one phase of a run trains with."""
-
-    optimizer: torch.optim.Optimizer
-    trained: list[torch.nn.Parameter]
-    loader: Loader
-    validate: Callable[[], Measured] | None  # measures the validation split
+from fmeco.reports.model_card import model_card
+from fmeco.training.state import Outcome, PhaseSetup, State
 
 
 @dataclass
 class Session:
-    """Everything that one run holds. run.py puts it together."""
+    """A run while it trains: what stays the same (`training`), and what changes.
+
+    run: its directory.
+    prepare: sets the model up for a phase: freezes parameters, builds the optimizer.
+    schedule: (step, total, validation scores) -> the factor on the learning rate.
+    meta: what every checkpoint says of the run.
+    stop: polled before each step; True asks to save and leave.
+    average: the EMA of every tensor of the objective, by name.
+    metrics, measured_at, error: of the newest evaluation, the step that it was made at, and its standard error.
+    scaler: of the loss, for fp16.
+    pending: steps whose numbers are still on the device.
+    skipped: steps in a row that were not finite.
+    saved_at: the second of the last checkpoint to resume from.
+    entered: the setup of the present phase.
+    objective, ranks, train: of `training`, for short; `train` is the config's section.
+    """
 
     run: Path
-    objective: Objective
-    ranks: Ranks
-    phases: tuple[Phase, ...]
-    prepare: Callable[[int], Gear]  # freezes and thaws what a phase wants
-    constraint: Constraint | None
-    batch_norm: Literal["frozen", "adapt"]
-    schedule: Callable[..., float]  # handed step, total and history by name
-    train: Train
-    validation_size: int  # samples
-    evaluate_every: int  # steps
-    health: Literal["stop", "warn", "off"]
-    best_metric: str
-    best_sign: int  # +1 when higher is better
-    seed: int
-    device: torch.device
-    precision: str
+    training: Training
+    prepare: Callable[[int], PhaseSetup]
+    schedule: Callable[..., float]
     meta: Mapping[str, Any]
-    parents: list[str]
-    card: Callable[[Mapping[str, Any]], str]
     log: Log
     stop: Callable[[], bool]
-    state: State = field(default_factory=State)
-    average: dict[str, Tensor] | None = None  # the EMA of every tensor of the objective, by name
-    metrics: dict[str, float] = field(default_factory=dict)  # of the newest evaluation
-    measured_at: int = -1  # the step of it
-    error: float = 0.0  # one standard error of its metric
-    scaler: torch.amp.GradScaler | None = None  # for fp16
-    writer: writer.Writer = field(default_factory=writer.Writer)
-    pending: list[Outcome] = field(default_factory=list)  # steps whose numbers are still on the device
-    skipped: int = 0  # steps in a row that were not finite
-    saved_at: float = 0.0  # the second of the last checkpoint to resume from
-    gear: Gear | None = None  # of the present phase
+    state: State
+    average: dict[str, Tensor] | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    measured_at: int = -1
+    error: float = 0.0
+    scaler: torch.amp.GradScaler | None = None
+    writer: Writer = field(default_factory=Writer)
+    pending: list[Outcome] = field(default_factory=list)
+    skipped: int = 0
+    saved_at: float = 0.0
+    entered: PhaseSetup | None = None
+    objective: Objective = field(init=False)
+    ranks: Ranks = field(init=False)
+    train: Train = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.objective, self.ranks, self.train = (
+            self.training.objective,
+            self.training.ranks,
+            self.training.config.train,
+        )
 
     @property
-    def training(self) -> Gear:
-        assert self.gear is not None, "a phase was entered"
-        return self.gear
+    def setup(self) -> PhaseSetup:
+        assert self.entered is not None, "a phase was entered"
+        return self.entered
 
     @property
     def epoch(self) -> float:
         """Passes over the training data so far."""
-        return self.state.step / self.training.loader.steps_per_epoch
+        return self.state.step / self.setup.loader.steps_per_epoch
 
     def enter(self, phase: int) -> None:
         """Begin a phase, or take it up again."""
-        self.state.phase, self.gear = phase, self.prepare(phase)
+        self.state.phase, self.entered = phase, self.prepare(phase)
 
     @functools.cached_property
     def own_seed(self) -> int:
-        """Of this rank."""
-        return mix_numbers(self.seed, self.ranks.rank)
+        """The seed of this rank."""
+        return mix_numbers(self.training.config.seed, self.ranks.rank)
+
+
+def begin(
+    run: Path, training: Training, prepare: Callable[[int], PhaseSetup], log: Log, stop: Callable[[], bool]
+) -> Session:
+    """Begin a session of a training that is ready."""
+    config, device = training.config, training.device
+    return Session(
+        run=run,
+        training=training,
+        prepare=prepare,
+        schedule=config.schedule.plugin.bound(config.schedule.options),
+        meta=describe_run(training),
+        log=log,
+        stop=stop,
+        state=State(total=training.total),
+        average={n: t.detach().clone() for n, t in training.objective.state_dict().items()}
+        if config.train.ema
+        else None,
+        scaler=torch.amp.GradScaler(device.type) if config.train.precision == "fp16" else None,
+    )
 
 
 # ---------------------------------------------------------------- averaged weights
@@ -174,7 +162,7 @@ def save(s: Session, *, full: bool, best: bool = False) -> None:
     s.writer.wait()  # one at a time
     if s.state.bad_samples:
         (s.run / "bad_samples.txt").write_text("\n".join(clean(name) for name in s.state.bad_samples) + "\n", "utf-8")
-    optimizer, numbers = pack_optimizer(s.training.optimizer) if full else ({}, {})
+    optimizer, numbers = pack_optimizer(s.setup.optimizer) if full else ({}, {})
     trainer = (
         {
             "state": asdict(s.state),
@@ -197,17 +185,23 @@ def save(s: Session, *, full: bool, best: bool = False) -> None:
     tensors: dict[str, Mapping[str, Tensor]] = {}
     if full:
         raw = {f"raw/{name}": x for name, x in s.objective.state_dict().items()} if s.average is not None else {}
-        bound = {f"constraint/{name}": x for name, x in s.constraint.state().items()} if s.constraint else {}
+        bound = (
+            {f"constraint/{name}": x for name, x in s.training.constraint.state().items()}
+            if s.training.constraint
+            else {}
+        )
         tensors["trainer"] = writer.snapshot({**raw, **optimizer, **bound})
     with evaluated_weights(s):
         product, rest = transplant.split_state(s.objective)
         tensors |= {"backbone": writer.snapshot(product), "objective": writer.snapshot(rest)}
-    if s.constraint is not None and (adapter := s.constraint.adapter()):
+    if s.training.constraint is not None and (adapter := s.training.constraint.adapter()):
         tensors["adapter"] = writer.snapshot(adapter)
     folder, step = s.run / "checkpoints", s.state.step
 
     def write() -> None:
-        path = writer.write(folder, step, tensors, meta, trainer, s.parents, s.card(meta | {"step": step}))
+        path = writer.write(
+            folder, step, tensors, meta, trainer, s.training.model.origin.parents, model_card(meta | {"step": step})
+        )
         if full:
             writer.point(folder, "last", path)
         if best or not (folder / "best").exists():
@@ -245,12 +239,12 @@ def restore(s: Session, saved: checkpoint.Checkpoint) -> None:
     ]:
         index, _, key = name.partition("/")
         state.setdefault(int(index), {})[key] = value
-    if s.constraint is not None:
+    if s.training.constraint is not None:
         bound = {n.removeprefix("constraint/"): x for n, x in tensors.items() if n.startswith("constraint/")}
-        transplant.load_exactly(s.constraint.state(), bound, str(saved.path))
+        transplant.load_exactly(s.training.constraint.state(), bound, str(saved.path))
     total, state_then = s.state.total, State(**trainer["state"])
     s.enter(state_then.phase)  # now that the weights are those that what is frozen is computed with
-    optimizer = s.training.optimizer
+    optimizer = s.setup.optimizer
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for number, values in state.items():
         like = parameters[number]
@@ -265,7 +259,7 @@ def restore(s: Session, saved: checkpoint.Checkpoint) -> None:
     finished = state_then.finished and total <= state_then.total
     s.state = dataclasses.replace(state_then, total=total, finished=finished)
     if s.ranks.first and (
-        s.state.best_step == s.state.step or s.training.validate is None
+        s.state.best_step == s.state.step or s.setup.validate is None
     ):  # killed between the save and the link to it
         writer.point(s.run / "checkpoints", "best", saved.path)
     for what, then, now in (

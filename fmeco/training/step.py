@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
-from fmeco.core import Batch, seed_torch
+from fmeco.core.data import Batch
+from fmeco.core.random import seed_torch
 from fmeco.errors import Diverged, listing
 from fmeco.log import say
 from fmeco.nn.precision import NOTHING, autocast, immediate
 from fmeco.training import cross_batch as coupled
 from fmeco.training.budget import Clock
-from fmeco.training.session import Outcome, Session
+from fmeco.training.session import Session
+from fmeco.training.state import Outcome
 
 MAX_SKIPPED_STEPS = 20  # in a row, with on_nonfinite: skip
 
@@ -37,7 +39,7 @@ def take_step(s: Session, model: Any, batches: Iterator[Batch], clock: Clock, fa
     own kernel, and found out by `settle`."""
     # What layers draw (dropout) comes from a seed of this step alone: a resume needs no generator state.
     seed_torch(s.own_seed, s.state.step)
-    optimizer, parameters, loader, _ = s.training
+    optimizer, parameters, loader, _ = s.setup
     expected = float(loader.samples_in(s.state.step))
     many = len(loader.micros(s.state.step))
     micros: Iterable[Batch] = (_next(s, batches, clock) for _ in range(many))
@@ -48,31 +50,31 @@ def take_step(s: Session, model: Any, batches: Iterator[Batch], clock: Clock, fa
             return
     sums: list[Any] = []  # (loss, count) of each micro-batch: numbers, or tensors that are not waited for
     if s.objective.coupled and (s.ranks.world > 1 or many > 1):
-        cast = functools.partial(autocast, s.device, s.precision)
+        cast = functools.partial(autocast, s.training.device, s.train.precision)
         sums, micros = [coupled.backward(s, model, list(micros), s.ranks.world / expected, cast)], ()
     for number, batch in enumerate(micros, 1):
         together = s.ranks.world == 1 or number == many  # gradients travel between ranks once per step
         with NOTHING if together else model.no_sync():
-            with autocast(s.device, s.precision):
+            with autocast(s.training.device, s.train.precision):
                 loss = model(batch, "loss")
             scaled = loss.sum if s.scaler is None else s.scaler.scale(loss.sum)
             # Data parallel training takes the mean over ranks; what is wanted is the sum over them, divided once.
-            torch.autograd.backward(scaled, _constant(s.ranks.world / expected, scaled.dtype, s.device))
+            torch.autograd.backward(scaled, _constant(s.ranks.world / expected, scaled.dtype, s.training.device))
         sums.append((loss.sum.detach(), loss.count))
     if s.scaler is not None:
         s.scaler.unscale_(optimizer)
     total, count = sums[0] if len(sums) == 1 else (sum(column) for column in zip(*sums, strict=True))
     if s.ranks.world > 1:
-        both = [torch.as_tensor(value, dtype=torch.float64, device=s.device) for value in (total, count)]
+        both = [torch.as_tensor(value, dtype=torch.float64, device=s.training.device) for value in (total, count)]
         total, count = s.ranks.sum_(torch.stack(both))
     rescale: Tensor | float | None = None
     if not isinstance(count, float) or count != expected:
         rescale = expected / count
-    if s.constraint is not None:
-        s.constraint.gradients(1.0 if rescale is None else rescale)
+    if s.training.constraint is not None:
+        s.training.constraint.gradients(1.0 if rescale is None else rescale)
     gradients = [p.grad for p in parameters if p.grad is not None]
     norms = torch._foreach_norm(gradients)
-    norm: Any = math.hypot(*norms) if immediate(s.device) else torch.linalg.vector_norm(torch.stack(norms))
+    norm: Any = math.hypot(*norms) if immediate(s.training.device) else torch.linalg.vector_norm(torch.stack(norms))
     if rescale is not None:
         norm = norm * rescale
     if s.train.clip_norm is not None:
@@ -84,8 +86,8 @@ def take_step(s: Session, model: Any, batches: Iterator[Batch], clock: Clock, fa
     if rescale is not None:
         torch._foreach_mul_(gradients, rescale)
     _update(s, optimizer, norm + total)
-    if s.constraint is not None:
-        s.constraint.stepped()
+    if s.training.constraint is not None:
+        s.training.constraint.stepped()
     for parameter in parameters:
         parameter.grad = None
     s.pending.append(Outcome(s.state.step, total, count, norm, factor))
@@ -101,7 +103,7 @@ def _update(s: Session, optimizer: torch.optim.Optimizer, size: Tensor) -> None:
     if s.scaler is not None:
         s.scaler.step(optimizer)
         s.scaler.update()
-    elif not immediate(s.device) and optimizer.param_groups[0].get("fused"):
+    elif not immediate(s.training.device) and optimizer.param_groups[0].get("fused"):
         optimizer.found_inf = (~size.isfinite()).float()  # type: ignore[attr-defined]  # the fused kernels look at it
         optimizer.step()
     elif math.isfinite(size):
@@ -116,7 +118,7 @@ def settle(s: Session) -> None:
     for one in s.pending:
         loss, norm = float(one.loss) / float(one.over), float(one.norm)
         if math.isfinite(loss) and math.isfinite(norm):
-            s.state.window.append((loss, norm, s.training.loader.samples_in(one.step)))
+            s.state.window.append((loss, norm, s.setup.loader.samples_in(one.step)))
             s.skipped = 0
         elif s.scaler is None:  # in fp16 an overflow only asks for a smaller scale
             s.skipped += 1
@@ -126,7 +128,7 @@ def settle(s: Session) -> None:
 
 def _not_finite(s: Session, step: int, loss: float, norm: float, factor: float) -> None:
     """The step was left out; say what is known of it, and stop or go on."""
-    loader = s.training.loader
+    loader = s.setup.loader
     start, end = loader.steps[step % loader.steps_per_epoch]
     epoch = step // loader.steps_per_epoch
     order = loader.orders(range(epoch, epoch + 1))[0]
@@ -150,7 +152,7 @@ def train_mode(s: Session) -> None:
         own = module.weight if isinstance(module, BatchNorm) and module.affine else None
         if (parameters and not any(p.requires_grad for p in parameters)) or (own is not None and not own.requires_grad):
             module.eval()
-    if s.batch_norm == "adapt":
+    if s.training.config.carry.batch_norm == "adapt":
         for module in s.objective.product.modules():
             if isinstance(module, BatchNorm):
                 module.train()

@@ -133,7 +133,7 @@ def probe(folder: Path) -> dict[str, float]:
 
 def time_probe() -> dict[str, float]:
     import fmeco
-    from fmeco.config.load import choose
+    from fmeco.config.check import choose
     from fmeco.data import disk_cache as cache
 
     config = {"dataset": PROBE_DATA, "backbone": "resnet18", "train": {"steps": 1, "precision": "fp32"}}

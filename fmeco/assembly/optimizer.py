@@ -1,12 +1,27 @@
-"""Build the optimizer of a run's phase."""
+"""Group the parameters that a phase trains, and build their optimizer."""
 
 from __future__ import annotations
 
 import torch
 
+from fmeco.assembly.stages import Training
 from fmeco.config.run_config import Choice
-from fmeco.core import Groups
+from fmeco.core.training import Groups, parameter_groups
 from fmeco.errors import ConfigError, listing
+
+
+def phase_groups(training: Training, phase: int) -> Groups:
+    """Group the parameters that a phase trains; the others are frozen."""
+    constraint, roles = training.constraint, training.model.roles
+    own, rate = (constraint.own, constraint.rate) if constraint is not None else ({}, 1.0)
+    scales = {**training.model.transfer.phases[phase].scales, **dict.fromkeys(own, rate)}
+    hidden = {name for name, role in roles.items() if role.kind == "weight" and (role.depth or 0) > 0}
+    undecayed = constraint.undecayed if constraint is not None else frozenset()
+    learning = [(name, p) for name, p in training.objective.named_parameters() if name in roles]
+    groups = parameter_groups([*learning, *own.items()], scales, hidden, undecayed)
+    if constraint is not None:
+        constraint.thaw()
+    return groups
 
 
 def build_optimizer(choice: Choice, groups: Groups) -> torch.optim.Optimizer:

@@ -1,0 +1,79 @@
+"""Measure whether bf16 trains a model faster than fp32 on this machine."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+
+from fmeco.core.data import Batch
+from fmeco.core.model import Objective
+from fmeco.nn.precision import autocast
+
+SHORT_RUN = 120.0  # seconds below which nothing is tried out
+
+
+GAIN = 1.25  # bf16 must be this much faster than fp32 to be taken
+
+
+SHARE, AT_MOST = 0.02, 5.0  # of the run, and seconds, to spend on trying
+
+
+def step_seconds(objective: Objective, batch: Batch, device: torch.device, precision: str) -> float:
+    """Time of one forward and backward pass. Leaves weights, buffers and random numbers as they were."""
+    buffers = [buffer.clone() for buffer in objective.buffers()]
+    training = objective.training
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        objective.train()
+        _wait(device)
+        began = time.monotonic()
+        with autocast(device, precision):
+            loss = objective(batch, "loss")
+        if loss.sum.requires_grad:
+            loss.sum.backward()
+        _wait(device)
+        took = time.monotonic() - began
+    objective.train(training)
+    objective.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for buffer, before in zip(objective.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+    return took
+
+
+def faster_precision(
+    objective: Objective, batch: Batch, device: torch.device, samples: float, limit: float
+) -> tuple[str, float]:
+    """fp32 or bf16, whichever trains this model faster here, and how many times faster bf16 is (1 where it was not tried).
+
+    batch: a few samples. samples: those of the whole run. limit: seconds of the run, inf where it is given in steps.
+    """
+
+    if not has_bf16_kernels():  # a single pass of a large model could then take an hour
+        return "fp32", 1.0
+
+    def once(precision: str) -> float:
+        return step_seconds(objective, batch, device, precision)
+
+    run = min(once("fp32") / len(batch) * samples, limit)
+    if run < SHORT_RUN:
+        return "fp32", 1.0
+    began = time.monotonic()
+    once("bf16")  # the first pass of each prepares its kernels
+    ratios: list[float] = []
+    while not ratios or time.monotonic() - began < min(AT_MOST, SHARE * run) / 2:
+        ratios.append(once("fp32") / once("bf16"))
+    gain = statistics.median(ratios)
+    return ("bf16" if gain > GAIN else "fp32"), gain
+
+
+def has_bf16_kernels() -> bool:
+    """Whether torch's library for this CPU computes in bf16, if only by converting; where it does not, bf16 is never faster."""
+    has = torch.cpu.get_capabilities()
+    return has.get("architecture") != "x86_64" or any(has.get(name) for name in ("avx512_bw", "avx_ne_convert"))
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

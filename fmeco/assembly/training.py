@@ -1,0 +1,242 @@
+"""Stage 4: batches, device, precision, length and measures: everything up to the first step."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fmeco.assembly import precision
+from fmeco.assembly.data import read_data
+from fmeco.assembly.measures import choose_measures
+from fmeco.assembly.model import build_model
+from fmeco.assembly.source import read_source
+from fmeco.assembly.stages import RunModel, Training
+from fmeco.checkpoints.format import Checkpoint
+from fmeco.config.run_config import Choice, RunConfig
+from fmeco.config.sections import Train, seconds
+from fmeco.core.data import Data
+from fmeco.core.model import Backbone, Objective
+from fmeco.core.training import Constraint
+from fmeco.data.loader import Loader, channels_last, first_batch
+from fmeco.data.reading import Reading, choose_reading
+from fmeco.distributed.ranks import ALONE, Ranks
+from fmeco.errors import ConfigError
+from fmeco.log import say
+
+FINETUNE_STEPS = 200  # a default finetune takes 10 epochs, or as many (up to 50) as make this many steps
+MICRO_BATCH = 256  # largest automatic micro-batch
+UNLIMITED = 2**31  # steps of a run that a budget of time ends
+CALIBRATED = 512  # samples that a new backbone is fitted to before it learns
+TRIED = 8  # samples in a batch that something is measured with
+
+
+def assemble(
+    config: RunConfig,
+    *,
+    data: Data | None = None,
+    backbone: Backbone | None = None,
+    resumed: Checkpoint | None = None,
+    ranks: Ranks = ALONE,
+) -> Training:
+    """Take a config through the four stages. data, backbone: objects that were handed in.
+
+    resumed: the run's own checkpoint, whose weights the caller restores.
+    """
+    source = read_source(config, ranks, backbone, resumed)
+    return prepare_training(build_model(read_data(source, data)))
+
+
+def prepare_training(model: RunModel) -> Training:
+    """Make a model ready to train. Measures what the config leaves to `auto`, and writes it into the config."""
+    config, objective, data, ranks = model.config, model.objective, model.given.data, model.given.start.ranks
+    device = choose_device(config.train, ranks)
+    train, loader = _loader(model, device)
+    train, optimizer = _scaled_rate(train, config.optimizer, loader.batch_size)
+    _place(model, loader)
+    if model.fresh and model.given.start.resumed is None:
+        calibrate(objective.product, loader)
+    objective.begin()
+    constraint = _constraint(model)
+    train, total = _length(train, config.stage, loader.steps_per_epoch)
+    train, loader = _measure(train, loader, objective, total, ranks)
+    if train.compile:
+        objective.backbone.compile()
+    return Training(
+        model=model,
+        config=dataclasses.replace(config, train=train, optimizer=optimizer),
+        objective=objective,
+        data=data,
+        ranks=ranks,
+        loader=loader,
+        constraint=constraint,
+        measures=choose_measures(model),
+        device=device,
+        total=total,
+        evaluate_every=max(1, round(config.evaluate.every * loader.steps_per_epoch)),
+        validation_size=len(data.val) if data.val is not None else 0,
+    )
+
+
+def choose_device(train: Train, ranks: Ranks) -> torch.device:
+    """Choose the device. Raises ConfigError for one that is not here, or that cannot compute in the asked precision."""
+    wanted = train.device
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if (wanted == "cuda" and not torch.cuda.is_available()) or (
+        wanted == "mps" and not torch.backends.mps.is_available()
+    ):
+        raise ConfigError(f"train.device: {wanted} is not available here", "device: auto takes what there is")
+    if train.precision == "fp16" and wanted == "cpu":
+        raise ConfigError("train.precision: fp16 needs a GPU", "bf16 works on every device")
+    if wanted == "cuda" and ranks.local >= torch.cuda.device_count():
+        raise ConfigError(f"{ranks.local_world} ranks on this machine, which has {torch.cuda.device_count()} GPUs")
+    return torch.device(wanted, ranks.local) if wanted == "cuda" else torch.device(wanted)
+
+
+def _loader(model: RunModel, device: torch.device) -> tuple[Train, Loader]:
+    """Make training batches. Returns the train section with its batch size filled in."""
+    objective, data, ranks = model.objective, model.given.data, model.given.start.ranks
+    samples = data.split("train")
+    train, size, micro = _batch_size(model.config.train, len(samples))
+    whole = objective.coupled and type(objective).represent is Objective.represent
+    if whole and micro < size:
+        raise ConfigError(f"train.micro_batch: {micro}: this objective's loss needs the batch of {size} whole")
+    if objective.coupled and micro < size:
+        say(
+            f"contrastive batch of {size}: computed in micro-batches of {micro}, with two forward passes (gradient caching)"
+        )
+    loader = Loader(
+        data=data,
+        samples=samples,
+        views=objective.views,
+        augment=model.augment,
+        batch_size=size,
+        micro_batch=micro,
+        seed=model.config.seed,
+        reading=Reading(0, 1, None),  # chosen later, when a step can be timed
+        device=device,
+        balance=_balance(samples.targets.get("label")) if train.sampler == "balanced" else None,
+        on_bad_sample=train.on_bad_sample,
+        channels_last=channels_last(train.channels_last, data.spec),
+        rank=ranks.rank,
+        world=ranks.world,
+    )
+    if ranks.world > 1 and whole:
+        raise ConfigError("this objective's loss needs the batch whole; it cannot be trained by several ranks")
+    if (smallest := min(end - start for start, end in loader.steps)) < ranks.world:
+        raise ConfigError(f"{ranks.world} ranks cannot share steps of {smallest} samples", "raise train.batch_size")
+    return train, loader
+
+
+def _batch_size(train: Train, samples: int) -> tuple[Train, int, int]:
+    """Choose (the section with its batch size filled in, samples per step, samples per forward pass)."""
+    if train.batch_size == "auto":
+        train = train.model_copy(update={"batch_size": min(64, max(16, samples // 5))})
+    whole = samples if isinstance(train.batch_size, str) else min(train.batch_size, samples)
+    return train, whole, min(whole, MICRO_BATCH if isinstance(train.micro_batch, str) else train.micro_batch)
+
+
+def _length(train: Train, stage: str, per_epoch: int) -> tuple[Train, int]:
+    """Choose the run's length: (the section with its epochs filled in, steps). per_epoch: steps."""
+    if train.budget is not None:
+        return train, UNLIMITED
+    if train.steps is not None:
+        return train, train.steps
+    epochs = train.epochs
+    if epochs is None:
+        epochs = 10.0 if stage == "pretrain" else float(min(50, max(10, -(-FINETUNE_STEPS // per_epoch))))
+        say(f"training for {epochs:g} epochs of {per_epoch} steps")
+    return train.model_copy(update={"epochs": epochs}), max(1, round(epochs * per_epoch))
+
+
+def _scaled_rate(train: Train, optimizer: Choice, size: int) -> tuple[Train, Choice]:
+    """Scale a learning rate that was given for another batch size to the run's own."""
+    if train.lr_for_batch is None:
+        return train, optimizer
+    rate: Any = optimizer.options["lr"]
+    if rate == "auto":
+        raise ConfigError("train.lr_for_batch: a range test finds the rate of the run's own batches", "leave it out")
+    scaled = rate * size / train.lr_for_batch
+    say(f"optimizer.lr: {scaled:g} = {rate:g} x {size} / {train.lr_for_batch}, for batches of {size}")
+    options = {**optimizer.options, "lr": scaled}
+    return train.model_copy(update={"lr_for_batch": None}), dataclasses.replace(optimizer, options=options)
+
+
+def _balance(labels: object) -> Tensor:
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.ndim != 1:
+        raise ConfigError("train.sampler: balanced needs one class per sample")
+    return labels
+
+
+def _place(model: RunModel, loader: Loader) -> None:
+    """Move the objective to its device and memory format."""
+    objective = model.objective.to(loader.device)
+    if loader.channels_last:
+        objective.to(memory_format=torch.channels_last)
+    if model.config.train.sync_batch_norm and loader.world > 1:
+        if loader.device.type != "cuda":
+            raise ConfigError("train.sync_batch_norm needs GPUs", "torch has it for no other device")
+        torch.nn.SyncBatchNorm.convert_sync_batchnorm(objective)
+
+
+def _constraint(model: RunModel) -> Constraint | None:
+    """Bind weights as the transfer strategy wants. Raises ConfigError for what cannot be combined with it."""
+    if model.transfer.bind is None:
+        return None
+    constraint = model.transfer.bind(dict(model.objective.named_parameters()))
+    config = model.config
+    if constraint.own and config.transfer is not None:
+        if config.train.ema is not None:
+            raise ConfigError(
+                f"train.ema: the average of {config.transfer.name}'s changes is no such change itself",
+                "leave train.ema out",
+            )
+        if config.train.precision == "fp16":
+            raise ConfigError(f"train.precision: fp16 cannot be combined with {config.transfer.name}", "bf16 can")
+    return constraint
+
+
+def calibrate(backbone: Backbone, loader: Loader) -> None:
+    """Fit what a new backbone computes from data; most have nothing of the kind, and read nothing."""
+    if type(backbone).calibrate is not Backbone.calibrate:
+        with torch.no_grad():
+            backbone.calibrate(first_batch(loader, CALIBRATED).views[0])
+
+
+def _measure(train: Train, loader: Loader, objective: Objective, total: int, ranks: Ranks) -> tuple[Train, Loader]:
+    """Measure what is `auto`: the precision, which is filled in, and how samples are read."""
+    device, step_seconds = loader.device, None
+    if train.precision == "auto" and device.type != "cpu":
+        half = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        train = train.model_copy(update={"precision": "bf16" if half else "fp32"})
+    if train.precision == "auto" or (train.workers == "auto" and device.type == "cuda"):
+        batch = first_batch(loader, TRIED)
+        if train.precision == "auto":
+            samples = total * len(loader.samples) / loader.steps_per_epoch / ranks.world
+            limit = seconds(train.budget) if train.budget else math.inf
+
+            def measure() -> str:
+                chosen, gain = precision.faster_precision(objective, batch, device, samples, limit)
+                if gain != 1.0:
+                    say(f"precision: {chosen}; here bf16 trains this model {gain:.1f} times as fast as fp32")
+                return chosen
+
+            train = train.model_copy(update={"precision": ranks.from_first(measure)})
+        if device.type == "cuda":
+            precision.step_seconds(objective, batch, device, train.precision)  # the first one pays for the start
+            step_seconds = precision.step_seconds(objective, batch, device, train.precision) / len(batch)
+    reading = choose_reading(
+        train.workers,
+        loader.data,
+        loader.samples,
+        device,
+        views=loader.views,
+        augment=loader.augment,
+        step_seconds=step_seconds,
+        world=ranks.local_world,
+    )
+    return train, dataclasses.replace(loader, reading=reading)
