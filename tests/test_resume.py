@@ -16,6 +16,7 @@ import torch
 import yaml
 
 import fmeco as api
+from fmeco.assembly import optimizer
 from fmeco.checkpoints import format as checkpoint
 from fmeco.checkpoints import writer
 from fmeco.errors import ConfigError, DataError, Stopped
@@ -386,3 +387,17 @@ def test_saving_right_after_a_skipped_step(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(Classification, "loss", poisoned)
     api.pretrain(tiny(train={"on_nonfinite": "skip", "save_every": 1, "log_every": 1}), out="run")
     assert "NaN" not in Path("run/metrics.jsonl").read_text()
+
+
+def test_an_optimizers_state_is_found_by_the_names_of_its_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    api.pretrain(tiny(), out="whole")
+    with pytest.raises(Stopped):
+        api.pretrain(tiny(), out="half", stop=After(4))
+    real = optimizer.parameter_groups
+    with monkeypatch.context() as patch:
+        patch.setattr(optimizer, "parameter_groups", lambda *given: real(*given)[::-1])
+        api.resume("half")
+    one, two = (checkpoint.open_checkpoint(Path(run, "checkpoints/last").resolve()) for run in ("whole", "half"))
+    for stem in ("backbone", "objective"):
+        for name, tensor in one.tensors(stem).items():
+            assert torch.equal(tensor, two.tensors(stem)[name]), name

@@ -22,7 +22,7 @@ from fmeco.config.sections import Train
 from fmeco.core.model import Objective
 from fmeco.core.random import mix_numbers
 from fmeco.distributed.ranks import Ranks
-from fmeco.errors import clean
+from fmeco.errors import CheckpointError, clean, listing
 from fmeco.log import say
 from fmeco.reports.metrics_files import Log
 from fmeco.reports.model_card import model_card
@@ -167,6 +167,7 @@ def save(s: Session, *, full: bool, best: bool = False) -> None:
         {
             "state": asdict(s.state),
             "optimizer": numbers,
+            "order": parameter_names(s.setup.optimizer),
             "metrics_size": s.log.size(),
             "threads": torch.get_num_threads(),
             "ranks": s.ranks.world,
@@ -224,6 +225,36 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
     return tensors, numbers
 
 
+def parameter_names(optimizer: torch.optim.Optimizer) -> list[str] | None:
+    """Name the parameters in the order that an optimizer numbers them. None where it keeps no names in its groups."""
+    groups = optimizer.param_groups
+    named = all(len(group.get("names", ())) == len(group["params"]) for group in groups)
+    return [name for group in groups for name in group["names"]] if named else None
+
+
+def unpack_optimizer(tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """Undo `pack_optimizer`: the values of each parameter, by its number."""
+    state: dict[int, dict[str, Any]] = {}
+    stored = {name.removeprefix("optimizer/"): x for name, x in tensors.items() if name.startswith("optimizer/")}
+    for name, value in {**stored, **numbers}.items():
+        index, _, key = name.partition("/")
+        state.setdefault(int(index), {})[key] = value
+    return state
+
+
+def _renumbered(
+    state: dict[int, dict[str, Any]], then: list[str] | None, now: list[str] | None, where: str
+) -> dict[int, dict[str, Any]]:
+    """Give each parameter's values the number that it has now. Names are known of what was saved with them; older
+    checkpoints go by number alone. Raises CheckpointError for parameters of another name."""
+    if then is None or now is None:
+        return state
+    if strange := sorted(set(then) ^ set(now)):
+        raise CheckpointError(f"{where}: the optimizer's state is of other parameters: {listing(strange, 5)}")
+    place = {name: number for number, name in enumerate(now)}
+    return {place[then[number]]: values for number, values in state.items()}
+
+
 def restore(s: Session, saved: checkpoint.Checkpoint) -> None:
     """Continue from a checkpoint: weights, averages, optimizer and state, bit for bit."""
     trainer, tensors = saved.trainer(), saved.tensors("trainer")
@@ -232,13 +263,6 @@ def restore(s: Session, saved: checkpoint.Checkpoint) -> None:
     if s.average is not None:
         s.average = {name: tensor.clone() for name, tensor in s.objective.state_dict().items()}
         transplant.load_exactly(s.objective, raw, str(saved.path))
-    state: dict[int, dict[str, Any]] = {}
-    for name, value in [
-        *((n.removeprefix("optimizer/"), t) for n, t in tensors.items() if n.startswith("optimizer/")),
-        *trainer["optimizer"].items(),
-    ]:
-        index, _, key = name.partition("/")
-        state.setdefault(int(index), {})[key] = value
     if s.training.constraint is not None:
         bound = {n.removeprefix("constraint/"): x for n, x in tensors.items() if n.startswith("constraint/")}
         transplant.load_exactly(s.training.constraint.state(), bound, str(saved.path))
@@ -246,6 +270,8 @@ def restore(s: Session, saved: checkpoint.Checkpoint) -> None:
     s.enter(state_then.phase)  # now that the weights are those that what is frozen is computed with
     optimizer = s.setup.optimizer
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state = unpack_optimizer(tensors, trainer["optimizer"])
+    state = _renumbered(state, trainer.get("order"), parameter_names(optimizer), str(saved.path))
     for number, values in state.items():
         like = parameters[number]
         for key, value in values.items():
