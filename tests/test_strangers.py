@@ -257,6 +257,8 @@ def test_a_name_is_that_of_one_file(fmeco: Fmeco) -> None:
     assert str(one.resolve()) in answer.err
     assert str(two.resolve()) in answer.err
     assert fmeco("list", "augment", "--plugin", one, "--plugin", "a").code == 0, "the same file twice is one file"
+    assert fmeco("list", "augment", "--plugin", two).code == 0, "each command has its own plug-ins"
+    assert "calm" not in fmeco("list", "augment").out
 
 
 @pytest.mark.parametrize(

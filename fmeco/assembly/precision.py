@@ -13,9 +13,7 @@ from fmeco.nn.precision import autocast
 
 SHORT_RUN = 120.0  # seconds below which nothing is tried out
 
-
 GAIN = 1.25  # bf16 must be this much faster than fp32 to be taken
-
 
 SHARE, AT_MOST = 0.02, 5.0  # of the run, and seconds, to spend on trying
 

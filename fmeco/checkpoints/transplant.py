@@ -18,7 +18,6 @@ from fmeco.errors import CheckpointError, clean, listing
 # DINO's teacher, MoCo's query encoder, BYOL's online network.
 HANDED_ON = ("teacher", "encoder_q", "online", "online_network", "online_encoder")
 
-
 MINIMUM = 0.95  # share of the backbone's parameters below which loading is refused
 
 

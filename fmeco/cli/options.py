@@ -128,17 +128,16 @@ def _answer(
     with _failures(rank, json_mode, debug):
         from fmeco.plugins import registry
 
-        for file in plugin_files:
-            registry.add(file)
-        result = work()
-        if isinstance(result, Shown):
-            result, show = result
-        if rank > 0:
-            return
-        if json_mode:
-            print(json.dumps(result, ensure_ascii=False, allow_nan=False, default=str))
-        elif show is not None:
-            show(result)
+        with registry.added(plugin_files):
+            result = work()
+            if isinstance(result, Shown):
+                result, show = result
+            if rank > 0:
+                return
+            if json_mode:
+                print(json.dumps(result, ensure_ascii=False, allow_nan=False, default=str))
+            elif show is not None:
+                show(result)
 
 
 @contextlib.contextmanager

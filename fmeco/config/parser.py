@@ -13,12 +13,9 @@ from fmeco.errors import ConfigError, clean, nearest
 
 _INT = re.compile(r"[-+]?(0|[1-9][0-9_]{0,30})")
 
-
 _FLOAT = re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
-
 _NONFINITE = re.compile(r"[-+]?\.(inf|Inf|INF|nan|NaN|NAN)")
-
 
 Marks = dict[tuple[Any, ...], str]  # path in the tree -> "file:line"
 

@@ -24,7 +24,6 @@ PLUGIN_SECTIONS = {
 }
 TOP_KEYS = (*PLUGIN_SECTIONS, *SECTIONS, "seed", "stage", "from")  # all that a config may have
 
-
 Stage = Literal["pretrain", "finetune"]
 
 

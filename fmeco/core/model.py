@@ -51,7 +51,6 @@ class Tokens(NamedTuple):
 
 STORED = "stored features"  # the name of the input that holds what a frozen part of the backbone gives
 
-
 HIDDEN, BLANK = "hidden", "blank"  # inputs: which tokens (B, T) a backbone sees as a vector (D,) in place of their own
 
 

@@ -28,7 +28,6 @@ def mix(*words: int | Tensor) -> Tensor:
 
 _GAMMA, _MIX1, _MIX2 = map(np.uint64, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
-
 _30, _27, _31 = map(np.uint64, (30, 27, 31))
 
 

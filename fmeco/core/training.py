@@ -23,9 +23,7 @@ class Role(NamedTuple):
 
 Roles = Mapping[str, Role]  # of every parameter, by name
 
-
 Scales = dict[str, float]  # of every parameter, by name: the factor on its learning rate; 0 freezes
-
 
 Groups = list[dict[str, Any]]
 """Parameters as an optimizer is handed them; `torch.optim` takes such groups as they are.

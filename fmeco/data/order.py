@@ -12,9 +12,7 @@ from fmeco.core.random import mix
 
 WINDOW = 50  # batches whose samples are sorted by length, where these differ
 
-
 _ORDER = 0x6F72646572  # keeps the keys of the order apart from those of augmentation
-
 
 _BATCH = 0x6261746368
 

@@ -25,7 +25,6 @@ from fmeco.errors import STOPPING, DataError, FmecoError
 
 WORKER_TIMEOUT = 300  # seconds without a batch before a worker is taken for hung
 
-
 MEASURED_SECONDS = 0.5  # spent on finding out how long reading takes
 
 

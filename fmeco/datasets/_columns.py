@@ -18,9 +18,7 @@ from fmeco.datasets._splits import Indices
 
 Table = dict[str, list[str]]
 
-
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})
-
 
 FEW_GROUPS = 100  # a column with at most so many values groups rows without being asked
 

@@ -18,7 +18,6 @@ from fmeco.datasets._splits import Indices
 
 SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet")
 
-
 Documented = Literal["auto", "line", "block"]
 
 

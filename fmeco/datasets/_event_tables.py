@@ -16,9 +16,7 @@ from fmeco.datasets._splits import Indices
 
 TRAIN, VAL, TEST = range(3)
 
-
 PARTS = ("train", "val", "test")
-
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 

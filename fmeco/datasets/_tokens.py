@@ -15,9 +15,7 @@ from fmeco.nn.ids import numbering
 
 VOCABULARY, LENGTH = 8000, 128
 
-
 PAD, SEPARATOR = "[PAD]", "[SEP]"  # the first two ids; bytes that are no word of their own are the next 256
-
 
 TOGETHER = 1024  # texts that are cut into tokens at once
 

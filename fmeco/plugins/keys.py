@@ -22,40 +22,30 @@ def Doc(text: str) -> Any:
 
 FilePath = str  # in a signature it marks a file or folder: a run stores it absolute, a checkpoint relative
 
-
 Ref = str  # in a signature it marks a checkpoint, or published weights: `build` is handed a core.Teacher, or None
-
 
 # A section of its own inside a plug-in's: `tasks: dict[str, ObjectiveSection]`. `build` is handed builders: each takes the
 # injected values by name and returns what its section describes.
 ObjectiveSection = Callable[..., Any]
 
-
 NESTED = {"ObjectiveSection": "objectives"}
-
 
 Classes = Annotated[list[str | int] | None, Doc("use only these classes, in this order; null = all, sorted by name")]
 
-
 LimitPerClass = Annotated[int | None, Doc("at most this many training samples per class (few-shot); null = all"), Gt(0)]
 
-
 LimitSeed = Annotated[int, Doc("which samples `limit_per_class` draws; another number draws others"), Ge(0)]
-
 
 ValFraction = Annotated[
     float, Doc("share of each class held out for validation, chosen by name, not by order"), Gt(0), Lt(1)
 ]
 
-
 TestFraction = Annotated[float, Doc("share of each class held out for testing; 0 = no test split"), Ge(0), Lt(1)]
-
 
 Fold = Annotated[
     dict[str, int] | None,
     Doc("{fold: 1, of: 5}: validate on that fold of a cross-validation instead of on val_fraction"),
 ]
-
 
 GroupSplit = Annotated[
     str | None,
@@ -92,7 +82,6 @@ class Without:
 
 KEY_GROUPS: dict[str, type] = {"Splitting": Splitting}  # several keys that `build` is handed as one value
 
-
 TeacherMomentum = Annotated[
     float,
     Doc(
@@ -103,19 +92,15 @@ TeacherMomentum = Annotated[
     Lt(1),
 ]
 
-
 ImageSize = Annotated[
     int | None,
     Doc("height and width of the model's input, pixels; null = the checkpoint's, else the default"),
     Gt(0),
 ]
 
-
 Color = Annotated[Literal["rgb", "gray"] | None, Doc("colour mode; null = the checkpoint's, else that of the data")]
 
-
 Rate = float  # in a signature it marks the learning rate, which a user may leave to a range test
-
 
 RATE = Annotated[
     Annotated[float, Gt(0)] | Literal["auto"],

@@ -8,6 +8,7 @@ describing need neither torch nor the plug-in. In `build(...)` the parameters be
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -15,7 +16,7 @@ import importlib.machinery
 import importlib.metadata
 import importlib.util
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -203,9 +204,22 @@ def require(what: str, named: Iterable[tuple[str, str]]) -> None:
         )
 
 
+@contextlib.contextmanager
+def added(paths: Iterable[Path]) -> Iterator[None]:
+    """Within, the plug-ins of these files and folders are known (--plugin)."""
+    before = dict(_EXTRA)
+    try:
+        for path in paths:
+            add(path)
+        yield
+    finally:
+        _EXTRA.clear()
+        _EXTRA.update(before)
+
+
 def add(path: Path) -> list[Plugin]:
-    """Make a stranger's plug-ins known (--plugin): those of a file, or of every file of a folder that does not begin with
-    `_`. Raises ConfigError."""
+    """Make a stranger's plug-ins known: those of a file, or of every file of a folder that does not begin with `_`. Raises
+    ConfigError."""
     if not path.is_dir():
         return [add_file(path)]
     files = sorted(file for file in path.glob("*.py") if not file.stem.startswith("_"))
