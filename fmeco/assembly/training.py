@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -54,24 +54,27 @@ def prepare_training(model: RunModel) -> Training:
     """Make a model ready to train. Measures what the config leaves to `auto`, and writes it into the config."""
     config, objective, data, ranks = model.config, model.objective, model.given.data, model.given.start.ranks
     device = choose_device(config.train, ranks)
-    train, loader = _loader(model, device)
-    train, optimizer = _scaled_rate(train, config.optimizer, loader.batch_size)
+    batch_size = _batch_size(config.train, len(data.split("train")))
+    loader = _loader(model, batch_size, device)
+    optimizer = _scaled(config.optimizer, config.train.lr_for_batch, loader.batch_size)
     _place(model, loader)
     if model.fresh and model.given.start.resumed is None:
         calibrate(objective.product, loader)
     objective.begin()
     constraint = _constraint(model)
-    train, total = _length(train, config.stage, loader.steps_per_epoch)
-    train, loader = _measure(train, loader, objective, total, ranks)
-    if train.compile:
+    epochs, total = _length(config.train, config.stage, loader.steps_per_epoch)
+    chosen = _precision(config.train, loader, objective, total, ranks)
+    reading = _reading(config.train, loader, objective, chosen, ranks)
+    if config.train.compile:
         objective.backbone.compile()
+    filled = {"batch_size": batch_size, "lr_for_batch": None, "epochs": epochs, "precision": chosen}
     return Training(
         model=model,
-        config=dataclasses.replace(config, train=train, optimizer=optimizer),
+        config=dataclasses.replace(config, train=config.train.model_copy(update=filled), optimizer=optimizer),
         objective=objective,
         data=data,
         ranks=ranks,
-        loader=loader,
+        loader=dataclasses.replace(loader, reading=reading),
         constraint=constraint,
         measures=choose_measures(model),
         device=device,
@@ -97,11 +100,17 @@ def choose_device(train: Train, ranks: Ranks) -> torch.device:
     return torch.device(wanted, ranks.local) if wanted == "cuda" else torch.device(wanted)
 
 
-def _loader(model: RunModel, device: torch.device) -> tuple[Train, Loader]:
-    """Make training batches. Returns the train section with its batch size filled in."""
-    objective, data, ranks = model.objective, model.given.data, model.given.start.ranks
+def _batch_size(train: Train, samples: int) -> int | Literal["full"]:
+    """Choose the samples per step: as the config says, or an automatic number."""
+    return min(64, max(16, samples // 5)) if train.batch_size == "auto" else train.batch_size
+
+
+def _loader(model: RunModel, batch_size: int | Literal["full"], device: torch.device) -> Loader:
+    """Make training batches. How they are read is chosen later, when a step can be timed."""
+    objective, data, ranks, train = model.objective, model.given.data, model.given.start.ranks, model.config.train
     samples = data.split("train")
-    train, size, micro = _batch_size(model.config.train, len(samples))
+    size = len(samples) if isinstance(batch_size, str) else min(batch_size, len(samples))
+    micro = min(size, MICRO_BATCH if isinstance(train.micro_batch, str) else train.micro_batch)
     whole = objective.coupled and type(objective).represent is Objective.represent
     if whole and micro < size:
         raise ConfigError(f"train.micro_batch: {micro}: this objective's loss needs the batch of {size} whole")
@@ -117,7 +126,7 @@ def _loader(model: RunModel, device: torch.device) -> tuple[Train, Loader]:
         batch_size=size,
         micro_batch=micro,
         seed=model.config.seed,
-        reading=Reading(0, 1, None),  # chosen later, when a step can be timed
+        reading=Reading(0, 1, None),
         device=device,
         balance=_balance(samples.targets.get("label")) if train.sampler == "balanced" else None,
         on_bad_sample=train.on_bad_sample,
@@ -129,41 +138,32 @@ def _loader(model: RunModel, device: torch.device) -> tuple[Train, Loader]:
         raise ConfigError("this objective's loss needs the batch whole; it cannot be trained by several ranks")
     if (smallest := min(end - start for start, end in loader.steps)) < ranks.world:
         raise ConfigError(f"{ranks.world} ranks cannot share steps of {smallest} samples", "raise train.batch_size")
-    return train, loader
+    return loader
 
 
-def _batch_size(train: Train, samples: int) -> tuple[Train, int, int]:
-    """Choose (the section with its batch size filled in, samples per step, samples per forward pass)."""
-    if train.batch_size == "auto":
-        train = train.model_copy(update={"batch_size": min(64, max(16, samples // 5))})
-    whole = samples if isinstance(train.batch_size, str) else min(train.batch_size, samples)
-    return train, whole, min(whole, MICRO_BATCH if isinstance(train.micro_batch, str) else train.micro_batch)
-
-
-def _length(train: Train, stage: str, per_epoch: int) -> tuple[Train, int]:
-    """Choose the run's length: (the section with its epochs filled in, steps). per_epoch: steps."""
+def _length(train: Train, stage: str, per_epoch: int) -> tuple[float | None, int]:
+    """Choose the run's length: (epochs, None where it is given in steps or time; steps). per_epoch: steps."""
     if train.budget is not None:
-        return train, UNLIMITED
+        return None, UNLIMITED
     if train.steps is not None:
-        return train, train.steps
-    epochs = train.epochs
-    if epochs is None:
-        epochs = 10.0 if stage == "pretrain" else float(min(50, max(10, -(-FINETUNE_STEPS // per_epoch))))
-        say(f"training for {epochs:g} epochs of {per_epoch} steps")
-    return train.model_copy(update={"epochs": epochs}), max(1, round(epochs * per_epoch))
+        return None, train.steps
+    if train.epochs is not None:
+        return train.epochs, max(1, round(train.epochs * per_epoch))
+    epochs = 10.0 if stage == "pretrain" else float(min(50, max(10, -(-FINETUNE_STEPS // per_epoch))))
+    say(f"training for {epochs:g} epochs of {per_epoch} steps")
+    return epochs, max(1, round(epochs * per_epoch))
 
 
-def _scaled_rate(train: Train, optimizer: Choice, size: int) -> tuple[Train, Choice]:
+def _scaled(optimizer: Choice, lr_for_batch: int | None, size: int) -> Choice:
     """Scale a learning rate that was given for another batch size to the run's own."""
-    if train.lr_for_batch is None:
-        return train, optimizer
+    if lr_for_batch is None:
+        return optimizer
     rate: Any = optimizer.options["lr"]
     if rate == "auto":
         raise ConfigError("train.lr_for_batch: a range test finds the rate of the run's own batches", "leave it out")
-    scaled = rate * size / train.lr_for_batch
-    say(f"optimizer.lr: {scaled:g} = {rate:g} x {size} / {train.lr_for_batch}, for batches of {size}")
-    options = {**optimizer.options, "lr": scaled}
-    return train.model_copy(update={"lr_for_batch": None}), dataclasses.replace(optimizer, options=options)
+    scaled = rate * size / lr_for_batch
+    say(f"optimizer.lr: {scaled:g} = {rate:g} x {size} / {lr_for_batch}, for batches of {size}")
+    return dataclasses.replace(optimizer, options={**optimizer.options, "lr": scaled})
 
 
 def _balance(labels: object) -> Tensor:
@@ -207,29 +207,34 @@ def calibrate(backbone: Backbone, loader: Loader) -> None:
             backbone.calibrate(first_batch(loader, CALIBRATED).views[0])
 
 
-def _measure(train: Train, loader: Loader, objective: Objective, total: int, ranks: Ranks) -> tuple[Train, Loader]:
-    """Measure what is `auto`: the precision, which is filled in, and how samples are read."""
+def _precision(train: Train, loader: Loader, objective: Objective, total: int, ranks: Ranks) -> str:
+    """Choose the precision; on a CPU, by measuring which is faster. total: steps."""
+    device = loader.device
+    if train.precision != "auto":
+        return train.precision
+    if device.type != "cpu":
+        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    batch = first_batch(loader, TRIED)
+    samples = total * len(loader.samples) / loader.steps_per_epoch / ranks.world
+    limit = seconds(train.budget) if train.budget else math.inf
+
+    def measure() -> str:
+        chosen, gain = precision.faster_precision(objective, batch, device, samples, limit)
+        if gain != 1.0:
+            say(f"precision: {chosen}; here bf16 trains this model {gain:.1f} times as fast as fp32")
+        return chosen
+
+    return ranks.from_first(measure)
+
+
+def _reading(train: Train, loader: Loader, objective: Objective, chosen: str, ranks: Ranks) -> Reading:
+    """Choose how samples are read; beside a GPU, by measuring how long a step takes. chosen: the precision."""
     device, step_seconds = loader.device, None
-    if train.precision == "auto" and device.type != "cpu":
-        half = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        train = train.model_copy(update={"precision": "bf16" if half else "fp32"})
-    if train.precision == "auto" or (train.workers == "auto" and device.type == "cuda"):
+    if device.type == "cuda" and train.workers == "auto":
         batch = first_batch(loader, TRIED)
-        if train.precision == "auto":
-            samples = total * len(loader.samples) / loader.steps_per_epoch / ranks.world
-            limit = seconds(train.budget) if train.budget else math.inf
-
-            def measure() -> str:
-                chosen, gain = precision.faster_precision(objective, batch, device, samples, limit)
-                if gain != 1.0:
-                    say(f"precision: {chosen}; here bf16 trains this model {gain:.1f} times as fast as fp32")
-                return chosen
-
-            train = train.model_copy(update={"precision": ranks.from_first(measure)})
-        if device.type == "cuda":
-            precision.step_seconds(objective, batch, device, train.precision)  # the first one pays for the start
-            step_seconds = precision.step_seconds(objective, batch, device, train.precision) / len(batch)
-    reading = choose_reading(
+        precision.step_seconds(objective, batch, device, chosen)  # the first one pays for the start
+        step_seconds = precision.step_seconds(objective, batch, device, chosen) / len(batch)
+    return choose_reading(
         train.workers,
         loader.data,
         loader.samples,
@@ -239,4 +244,3 @@ def _measure(train: Train, loader: Loader, objective: Objective, total: int, ran
         step_seconds=step_seconds,
         world=ranks.local_world,
     )
-    return train, dataclasses.replace(loader, reading=reading)
