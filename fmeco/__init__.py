@@ -1,7 +1,8 @@
 """fmeco: transfer learning you can trust.
 
-`fmeco.pretrain`, `fmeco.finetune`, `fmeco.resume`, `fmeco.evaluate`, `fmeco.probe`, `fmeco.rank` and `fmeco.load` are the
-Python face of the command line. Importing fmeco does nothing and imports nothing heavy; torch comes in with the first call.
+`fmeco.pretrain`, `fmeco.finetune`, `fmeco.resume`, `fmeco.evaluate`, `fmeco.probe`, `fmeco.rank` and `fmeco.load` do in
+Python what the commands of the same names do. `import fmeco` runs nothing and does not import torch; the first call
+does.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from fmeco.inference.predict import predict
     from fmeco.training.api import finetune, pretrain, resume
 
-_HOMES = {  # name -> the module that it is imported from when it is first asked for
+_HOMES = {  # name -> module below fmeco that defines it; imported on first use
     "FmecoError": "errors",
     "embed": "inference.embed",
     "evaluate": "evaluation.evaluate",

@@ -1,1 +1,1 @@
-"""Several processes that train one model: starting them, and talking between them."""
+"""Train one model with several processes: launch them, and communicate between them."""

@@ -1,5 +1,7 @@
-"""Starting a job of several processes on this machine (`--nproc N`), and knowing which of them this is. torch is not
-imported here: a parent that only waits does not need it."""
+"""Launch a job of several processes on this machine (`--nproc N`), and find out which rank this process is.
+
+This module does not import torch: the parent process only waits, and does not need it.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,15 @@ from typing import NamedTuple
 
 from fmeco.errors import STOPPING
 
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt, in glibc's malloc.h
-GRACE = 30.0  # seconds that the others have to end by themselves when one has failed
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # options of mallopt, from glibc's malloc.h
+GRACE = 30.0  # seconds that the other ranks have to exit by themselves after one has failed
 
 
 def keep_memory() -> None:
-    """Ask glibc to keep what is freed for the next step, instead of giving it back and faulting it in again page by page.
-    To be called before torch allocates; elsewhere than on glibc it does nothing."""
+    """Make glibc keep freed memory for the next step, instead of returning it and faulting it in again page by page.
+
+    Call it before torch allocates. Without glibc it does nothing.
+    """
     import ctypes
 
     with contextlib.suppress(OSError, AttributeError):
@@ -31,7 +35,13 @@ def keep_memory() -> None:
 
 
 class Place(NamedTuple):
-    """Where a process stands in its job, as torchrun's environment variables say it."""
+    """Locate a process in its job, as torchrun's environment variables do.
+
+    rank: number of the process in the job.
+    world: processes in the job.
+    local: number of the process on its machine.
+    local_world: processes of the job on this machine.
+    """
 
     rank: int = 0
     world: int = 1
@@ -40,6 +50,7 @@ class Place(NamedTuple):
 
 
 def place() -> Place:
+    """Read this process's place from the environment. A process that was started alone is rank 0 of 1."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     if not all(name in os.environ for name in names):
         return Place()
@@ -47,15 +58,18 @@ def place() -> Place:
 
 
 def launch(count: int, arguments: Sequence[str]) -> int:
-    """Run `fmeco ARGUMENTS` in `count` processes that find each other as under torchrun. Returns the job's exit code:
-    that of the first process to fail, for the others only miss it."""
+    """Run `fmeco ARGUMENTS` in `count` processes, connected as torchrun would connect them.
+
+    Returns the exit code of the first process to fail, since the others fail only because it is gone; 6 if a signal
+    killed it; 0 if all succeed.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     children: list[subprocess.Popen[bytes]] = []
 
     def forward(number: int, _: object) -> None:
-        # A terminal's Ctrl-C goes to the children as well; other signals come to this process alone.
+        # A terminal sends Ctrl-C to the children as well; other signals reach this process alone.
         if number != signal.SIGINT:
             _send(children, number)
 
@@ -63,22 +77,22 @@ def launch(count: int, arguments: Sequence[str]) -> int:
         signal.signal(number, forward)
     for rank in range(count):
         ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        environment = os.environ | {name: str(value) for name, value in (ranks | meeting).items()}
+        rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environment = os.environ | {name: str(value) for name, value in (ranks | rendezvous).items()}
         children.append(subprocess.Popen([sys.executable, "-m", "fmeco", *arguments], env=environment))
-    failed, since = 0, 0.0
+    failed, failed_at = 0, 0.0
     while any(child.poll() is None for child in children):
         time.sleep(0.05)
         codes = [child.poll() for child in children]
         if not failed and (bad := [code for code in codes if code]):
-            failed, since = bad[0], time.monotonic()
-        if failed and time.monotonic() - since > GRACE:
+            failed, failed_at = bad[0], time.monotonic()
+        if failed and time.monotonic() - failed_at > GRACE:
             _send(children, signal.SIGKILL)
     failed = failed or next((child.returncode for child in children if child.returncode), 0)
     if failed < 0:
         name = signal.Signals(-failed).name
         print(
-            f"error: a rank was killed by {name}\n  hint: `fmeco resume RUN` goes on from the last checkpoint",
+            f"error: a rank was killed by {name}\n  hint: `fmeco resume RUN` continues from the last checkpoint",
             file=sys.stderr,
         )
         return 6

@@ -1,7 +1,7 @@
-"""Compute features of a frozen network once and keep them on disk, for every later epoch, head, run and command.
+"""Compute the features of a frozen network once, and cache them on disk for later epochs, heads, runs and commands.
 
-A file holds one view of one split as numpy writes it. Its name is a hash of all that decides what is in it:
-weights, preprocessing, samples, augmentation, precision.
+A cache file holds one view of one split in NumPy's format. Its name is a hash of everything that its content depends
+on: weights, preprocessing, samples, augmentation and precision.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ BATCH = 64
 
 
 class Stored(Wrapped):
-    """Hold a split as the outputs (N, V, ...) of a frozen part, for each of V views."""
+    """Hold a split as precomputed outputs (N, V, ...) of a frozen part, for V views of each sample."""
 
     def __init__(self, samples: Samples, values: Tensor) -> None:
         super().__init__(samples)
         self.values = values
         self.tensors, self.in_memory = {STORED: values}, True
-        self.content, self.lengths = "", None  # those of the samples as they are read
+        self.content, self.lengths = "", None  # they describe the inputs, not these values
 
     def __getitem__(self, index: int) -> Inputs:
         return {STORED: self.values[index]}
 
 
 class OneOf(Augment):
-    """Pick one of a sample's views at random: (B, V, ...) -> (B, 1, ...)."""
+    """Pick one of a sample's stored views at random: (B, V, ...) -> (B, 1, ...)."""
 
     def batch(self, inputs: Inputs, keys: Tensor) -> Inputs:
         x = inputs[STORED]
@@ -61,7 +61,12 @@ class OneOf(Augment):
 
 @dataclasses.dataclass
 class Extractor:
-    """Compute the outputs of a backbone, or of its part below a cut, or find them on the disk."""
+    """Compute the outputs of a backbone, or of its part below a cut, or load them from the cache.
+
+    data: describes how samples are collated and prepared.
+    chosen: the backbone's section; part of the cache key, as options need not show in the layers.
+    place: where the backbone is cut; None to run all of it.
+    """
 
     backbone: Backbone
     data: Data
@@ -69,7 +74,7 @@ class Extractor:
     precision: str
     channels_last: bool
     ranks: Ranks = ALONE
-    chosen: Choice | None = None  # the backbone's section: options need not show in its layers
+    chosen: Choice | None = None
     place: Cut | None = None
 
     def __post_init__(self) -> None:
@@ -81,20 +86,24 @@ class Extractor:
     def values(
         self, samples: Samples, what: str, view: tuple[Augment, Choice | None, int] | None = None
     ) -> Tensor | None:
-        """Compute the values (N, *shape) of a split: of the plain samples, or of one augmented `view` (how, its section,
-        its number). Returns None where a sample cannot be read."""
+        """Compute or load the values (N, *shape) of a split. Returns None if a sample cannot be read.
+
+        what: the split's name, for the progress bar.
+        view: augmentation, its section and the view's number; None for samples that are not augmented.
+        """
         path = self._path(samples, view)
-        kept = _kept(path, (len(samples), *self.shape), self.dtype) if path is not None else None
-        if not self.ranks.most(float(kept is None))[0]:  # where one rank has to compute, all do
-            return kept
-        found = self._compute(samples, what, view)
-        if found is not None and path is not None and self.ranks.first:
-            _keep(path, found)
-        return found
+        cached = _load_cached(path, (len(samples), *self.shape), self.dtype) if path is not None else None
+        if not self.ranks.most(float(cached is None))[0]:  # if one rank has to compute, all do
+            return cached
+        values = self._compute(samples, what, view)
+        if values is not None and path is not None and self.ranks.first:
+            _save_cached(path, values)
+        return values
 
     def _compute(self, samples: Samples, what: str, view: tuple[Augment, Choice | None, int] | None) -> Tensor | None:
-        augment, varied = (view[0], (View(),)) if view is not None else (Augment(), (View(augment=False),))
-        reading = choose_reading("auto", self.data, samples, self.device, views=varied, augment=augment, once=True)
+        """Run the network over a split. Returns None if a sample cannot be read."""
+        augment, views = (view[0], (View(),)) if view is not None else (Augment(), (View(augment=False),))
+        reading = choose_reading("auto", self.data, samples, self.device, views=views, augment=augment, once=True)
         batches = evaluation_batches(
             self.data,
             samples,
@@ -123,33 +132,36 @@ class Extractor:
         rows, skipped = self.ranks.gather_rows({k: torch.cat(v) for k, v in parts.items() if v}, skipped)
         if skipped or not rows:
             return None
-        found = torch.empty(rows["values"].shape, dtype=rows["values"].dtype)
-        found[rows["index"]] = rows["values"]
-        return found
+        ordered = torch.empty(rows["values"].shape, dtype=rows["values"].dtype)
+        ordered[rows["index"]] = rows["values"]
+        return ordered
 
     def _path(self, samples: Samples, view: tuple[Augment, Choice | None, int] | None) -> Path | None:
-        content, code = samples.content or _content(samples), _code(self.backbone)
+        """Return the cache file of a split; None if its content cannot be identified."""
+        content, source_code = samples.content or _content(samples), _source_hash(self.backbone)
         augment, section = (view[0], view[1]) if view is not None else (None, None)
-        if not content or not code:
+        if not content or not source_code:
             return None
-        decides = [
-            code,
+        key = [
+            source_code,
             _version(self.backbone),
             self.chosen.to_dict() if self.chosen is not None else None,
-            _code(augment) if augment is not None else None,
+            _source_hash(augment) if augment is not None else None,
             self.weights,
             content,
             self.data.spec.preprocessing_only().to_json(),
             [section.to_dict(), view[2]] if section is not None and view is not None else None,
             [self.precision, self.device.type, torch.__version__],
         ]
-        digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         return cache.folder() / "features" / f"{digest[:32]}.npy"
 
 
 def fingerprint(module: torch.nn.Module) -> str:
-    """Identify a module: its layers (of a traced graph, its code), and a hash of its tensors and their names, buffers that
-    are not saved among them."""
+    """Identify a module by its layers and a hash of its tensors with their names, unsaved buffers included.
+
+    The code of a traced graph counts, too.
+    """
     return str(module) + _hash({**dict(module.named_buffers()), **module.state_dict()})
 
 
@@ -161,17 +173,17 @@ def _hash(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _code(thing: Backbone | Augment) -> str:
-    """Hash the files that say how it computes, those of the classes it inherits from too; "" where one cannot be read."""
-    classes = [one for one in type(thing).__mro__ if issubclass(one, Backbone | Augment)]
+def _source_hash(plugin: Backbone | Augment) -> str:
+    """Hash the source files of an object's class and of its base classes; "" if one cannot be read."""
+    classes = [cls for cls in type(plugin).__mro__ if issubclass(cls, Backbone | Augment)]
     try:
-        return hashlib.sha256(b"".join(Path(inspect.getfile(one)).read_bytes() for one in classes)).hexdigest()
+        return hashlib.sha256(b"".join(Path(inspect.getfile(cls)).read_bytes() for cls in classes)).hexdigest()
     except (OSError, TypeError):
         return ""
 
 
 def _version(backbone: Backbone) -> str:
-    """Give the version of the library that the backbone's layers come from."""
+    """Return the name and version of the library that the backbone's layers come from."""
     package = type(backbone.library).__module__.partition(".")[0]
     try:
         return f"{package} {importlib.metadata.version(package)}"
@@ -180,23 +192,27 @@ def _version(backbone: Backbone) -> str:
 
 
 def _content(samples: Samples) -> str:
-    """Hash a split in memory; "" where its samples would have to be read."""
+    """Hash a split that is in memory; "" for a split whose samples would have to be read."""
     return "" if samples.tensors is None else _hash(samples.tensors)
 
 
-def _kept(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
+def _load_cached(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
+    """Load a cache file; None if it is missing, unreadable, or has another shape or type."""
     try:
-        kept = torch.from_numpy(np.load(path, mmap_mode="c"))
+        values = torch.from_numpy(np.load(path, mmap_mode="c"))
     except (OSError, ValueError, EOFError, TypeError):
         return None
     with contextlib.suppress(OSError):
-        os.utime(path)  # used now, for `prune`
-    kept = kept if kept.dtype != torch.int16 else kept.view(torch.bfloat16)
-    return kept if kept.shape == shape and kept.dtype == dtype else None
+        os.utime(path)  # mark as used: `prune` removes the least recently used files
+    values = values if values.dtype != torch.int16 else values.view(torch.bfloat16)
+    return values if values.shape == shape and values.dtype == dtype else None
 
 
-def _keep(path: Path, values: Tensor) -> None:
-    """Write a file, whole or not at all. A full disk costs time later, not the run."""
+def _save_cached(path: Path, values: Tensor) -> None:
+    """Write a cache file, complete or not at all.
+
+    A full disk is no error: the values are computed again the next time.
+    """
     temporary = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Run a model in evaluation mode: outputs and metrics of a whole split."""
+"""Run a model in evaluation mode, and collect the outputs and metrics of a whole split."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ def evaluate(
     bad: list[str] | None = None,
     ranks: Ranks = ALONE,
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Compute metrics of a whole split. Returns them and the rows, ordered by index; training is not affected."""
+    """Compute the metrics of a whole split. Returns them, and the rows (N, ...) ordered by index.
+
+    Arguments as for `rows_of`. The objective is left in evaluation mode.
+    """
     rows = rows_of(objective, batches, "rows", device, precision, bad=bad, ranks=ranks)
     return objective.metrics(rows), rows
 
@@ -39,10 +42,13 @@ def rows_of(
     bad: list[str] | None = None,
     ranks: Ranks = ALONE,
 ) -> dict[str, Tensor]:
-    """Collect the objective's outputs of each sample (N, ...) of a split, ordered by "index".
+    """Collect the objective's outputs for each sample (N, ...) of a split, ordered by "index".
 
-    batches: with ranks, this one's share of the split; rows are of all of it. bad: collects the samples that could not be
-    read, which are left out; None makes them an error.
+    batches: with several ranks, this rank's share of the split; the rows returned are those of all ranks.
+    mode: what the objective computes: "rows", "vector" or "predict".
+    bad: list that unreadable samples are appended to; None makes them an error.
+
+    Raises DataError for an unreadable sample, or if none can be read.
     """
     gathered: list[dict[str, Tensor]] = []
     skipped: list[str] = []
@@ -64,7 +70,7 @@ def rows_of(
 
 
 def forward(objective: Objective, batch: Batch, mode: str, device: torch.device, precision: str) -> dict[str, Tensor]:
-    """Run one batch in evaluation mode without gradients. Returns per-sample outputs on the CPU, in float32."""
+    """Run a batch in evaluation mode without gradients. Returns per-sample outputs on the CPU, floats in float32."""
     if objective.training:
         objective.eval()
     with torch.inference_mode(), autocast(device, precision):

@@ -1,7 +1,7 @@
-"""Cut a backbone in two where its frozen part ends: what can be computed once per sample, and the rest, which trains.
+"""Split a partly frozen backbone into a frozen part, which is computed once per sample, and the rest, which trains.
 
-The network is read as a graph (torch.fx). Only modules that are partly frozen are opened, so that whatever lies in one part
-as a whole runs as it always does.
+The network is traced as a graph (torch.fx). Only partly frozen modules are traced into; any other module stays one
+node, and runs as it always does.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from fmeco.core.model import Backbone, Features
 
 @dataclass(frozen=True)
 class Cut:
-    """Hold the two parts of a backbone, which share their layers with it.
+    """Hold the two parts of a backbone. They share its layers.
 
-    lower: Inputs -> the values (B, ...) at the cut.
-    upper: those values -> Features, in evaluation and in training.
+    lower: Inputs -> values (B, ...) at the cut.
+    upper: values -> Features, in evaluation and in training.
     shape: of the values of one sample.
+    dtype: of the values.
+    channels_last: whether the values have that memory format.
     """
 
     lower: nn.Module
@@ -33,6 +35,7 @@ class Cut:
     channels_last: bool
 
     def rest(self, values: Tensor, training: bool) -> Features:
+        """Run the upper part on values (B, ...)."""
         if self.channels_last:
             values = values.contiguous(memory_format=torch.channels_last)
         features: Features = self.upper[training](values)
@@ -40,7 +43,7 @@ class Cut:
 
 
 class Vector(nn.Module):
-    """The whole backbone as a lower part: Inputs -> its vectors (B, D)."""
+    """Wrap a whole backbone as a lower part: Inputs -> its vectors (B, D), in float32."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -51,18 +54,20 @@ class Vector(nn.Module):
 
 
 def cut(backbone: Backbone, example: Inputs) -> Cut | None:
-    """Cut a partly frozen backbone at the last value that all of the rest is computed from, and nothing that trains
-    goes into. None where there is no such place, or the network cannot be read as a graph.
+    """Split a partly frozen backbone at the last value that all later layers depend on and no trainable parameter
+    affects.
 
-    example: inputs (B, ...) of a few samples, as the backbone gets them.
+    example: inputs (B, ...) of a few samples, as the backbone receives them.
+
+    Returns None if there is no such value, or if the network cannot be traced.
     """
     with _modes(backbone):
         graphs = []
-        for training in (False, True):  # some layers say in their code what differs
+        for training in (False, True):  # the code of some layers differs between the two
             backbone.train(training)
             try:
                 graphs.append(_Tracer().trace(backbone))
-            except Exception:  # whatever a stranger's code does when it is handed symbols: it is then not cut
+            except Exception:  # code of a plug-in may fail in any way when it is traced
                 return None
         backbone.eval()
         for at in _places(graphs[0], backbone):
@@ -70,17 +75,18 @@ def cut(backbone: Backbone, example: Inputs) -> Cut | None:
             with torch.inference_mode():
                 values = lower(example)
             size = len(next(iter(example.values())))
-            twins = [node for node in graphs[1].nodes if node.name == at.name]
-            if isinstance(values, Tensor) and values.ndim > 1 and len(values) == size and twins:
-                places = zip(graphs, (at, twins[0]), strict=True)
-                upper = [_part(backbone, graph, node, below=False) for graph, node in places]
-                last = values.ndim == 4 and values.is_contiguous(memory_format=torch.channels_last)
-                made = Cut(lower, (upper[0], upper[1]), tuple(values.shape[1:]), values.dtype, last)
-                # What is done in place and used by no name is not in a graph's result, and training may differ below.
-                same = _told(graphs[0], at) == _told(graphs[1], twins[0])
+            same_node = [node for node in graphs[1].nodes if node.name == at.name]
+            if isinstance(values, Tensor) and values.ndim > 1 and len(values) == size and same_node:
+                cuts = zip(graphs, (at, same_node[0]), strict=True)
+                upper = [_part(backbone, graph, node, below=False) for graph, node in cuts]
+                channels_last = values.ndim == 4 and values.is_contiguous(memory_format=torch.channels_last)
+                candidate = Cut(lower, (upper[0], upper[1]), tuple(values.shape[1:]), values.dtype, channels_last)
+                # A graph lacks in-place operations whose result is not used, and the frozen part may differ in
+                # training: accept the cut only if both parts together compute what the backbone does.
+                same_below = _description(graphs[0], at) == _description(graphs[1], same_node[0])
                 with torch.inference_mode():
-                    parted, whole = made.rest(values.clone(), False).vector, backbone(example).vector
-                return made if same and torch.allclose(parted, whole, rtol=1e-2, atol=1e-3) else None
+                    from_parts, direct = candidate.rest(values.clone(), False).vector, backbone(example).vector
+                return candidate if same_below and torch.allclose(from_parts, direct, rtol=1e-2, atol=1e-3) else None
     return None
 
 
@@ -91,20 +97,21 @@ class _Tracer(fx.Tracer):
 
 
 def _places(graph: fx.Graph, root: nn.Module) -> Iterator[fx.Node]:
-    """List the places where the graph can be cut, the last one first."""
-    trains, varies = (_reached(graph, begins) for begins in (lambda node: _trains(node, root), _is_input))
+    """Yield the nodes where the graph can be cut, the last one first."""
+    trained, from_input = (_reached(graph, is_start) for is_start in (lambda node: _trains(node, root), _is_input))
     output = next(node for node in graph.nodes if node.op == "output")
     needed = _ancestors(output)
     for node in reversed(list(graph.nodes)):
-        if node not in needed or node in trains or node not in varies or node.op == "placeholder":
+        if node not in needed or node in trained or node not in from_input or node.op == "placeholder":
             continue
         below = _ancestors(node)
-        crossing = {p for other in needed - below for p in other.all_input_nodes if p in below and p in varies}
+        crossing = {p for other in needed - below for p in other.all_input_nodes if p in below and p in from_input}
         if crossing == {node}:
             yield node
 
 
 def _trains(node: fx.Node, root: nn.Module) -> bool:
+    """Whether a node uses a parameter that trains."""
     if node.op == "call_module":
         return any(p.requires_grad for p in root.get_submodule(str(node.target)).parameters())
     if node.op == "get_attr":
@@ -116,23 +123,23 @@ def _trains(node: fx.Node, root: nn.Module) -> bool:
 
 
 def _ancestors(node: fx.Node) -> set[fx.Node]:
-    """Collect a node and all that goes into it."""
-    found, open_ = {node}, [node]
-    while open_:
-        fresh = set(open_.pop().all_input_nodes) - found
-        found |= fresh
-        open_ += fresh
-    return found
+    """Collect a node and all nodes that it depends on."""
+    ancestors, pending = {node}, [node]
+    while pending:
+        inputs = set(pending.pop().all_input_nodes) - ancestors
+        ancestors |= inputs
+        pending += inputs
+    return ancestors
 
 
-def _told(graph: fx.Graph, at: fx.Node) -> list[str]:
-    """Describe what is computed up to a node."""
+def _description(graph: fx.Graph, at: fx.Node) -> list[str]:
+    """Describe the computation up to a node, to compare it between graphs."""
     below = _ancestors(at)
     return [f"{node.name} {node.op} {node.target} {node.args} {node.kwargs}" for node in graph.nodes if node in below]
 
 
 def _part(root: nn.Module, graph: fx.Graph, at: fx.Node, *, below: bool) -> nn.Module:
-    """Build a module of the graph up to a node, or from it on."""
+    """Build a module from the graph up to a node, or from that node on."""
     part = fx.Graph()
     lower = _ancestors(at)
     output = next(node for node in graph.nodes if node.op == "output")
@@ -141,7 +148,7 @@ def _part(root: nn.Module, graph: fx.Graph, at: fx.Node, *, below: bool) -> nn.M
         wanted = lower
     else:
         copies[at] = part.placeholder("values")
-        # Constants of the lower part may serve the upper one, too.
+        # The upper part may need constants of the lower one, too.
         wanted = _ancestors(output) - (lower & _reached(graph, _is_input))
     for node in graph.nodes:
         if node in wanted and node not in copies:
@@ -151,13 +158,13 @@ def _part(root: nn.Module, graph: fx.Graph, at: fx.Node, *, below: bool) -> nn.M
     return fx.GraphModule(root, part)
 
 
-def _reached(graph: fx.Graph, begins: Callable[[fx.Node], bool]) -> set[fx.Node]:
-    """Collect the nodes that `begins` says yes to, and all that depends on one of them."""
-    found: set[fx.Node] = set()
+def _reached(graph: fx.Graph, is_start: Callable[[fx.Node], bool]) -> set[fx.Node]:
+    """Collect the nodes for which `is_start` is true, and all nodes that depend on one of them."""
+    reached: set[fx.Node] = set()
     for node in graph.nodes:
-        if begins(node) or found.intersection(node.all_input_nodes):
-            found.add(node)
-    return found
+        if is_start(node) or reached.intersection(node.all_input_nodes):
+            reached.add(node)
+    return reached
 
 
 def _is_input(node: fx.Node) -> bool:
@@ -166,10 +173,10 @@ def _is_input(node: fx.Node) -> bool:
 
 @contextlib.contextmanager
 def _modes(module: nn.Module) -> Iterator[None]:
-    """Restore the mode of every layer afterwards."""
-    before = [(one, one.training) for one in module.modules()]
+    """Restore the training mode of every layer at the end of the context."""
+    before = [(layer, layer.training) for layer in module.modules()]
     try:
         yield
     finally:
-        for one, training in before:
-            one.training = training
+        for layer, training in before:
+            layer.training = training

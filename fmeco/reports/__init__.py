@@ -1,1 +1,1 @@
-"""What a person reads of a run: the model card and report.html."""
+"""Write a run's logs (metrics.jsonl, run.log, TensorBoard), its report.html, and the model cards of its checkpoints."""

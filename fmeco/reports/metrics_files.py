@@ -1,4 +1,4 @@
-"""A run's files of numbers and messages: metrics.jsonl, run.log and, if it is installed, TensorBoard."""
+"""Write a run's metrics and messages: metrics.jsonl, run.log and, if it is installed, TensorBoard."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from fmeco.log import logger
 
 
 class Log:
-    """The files of one run. Numbers that are not finite become null: metrics.jsonl is strict JSON. Only rank 0 writes."""
+    """Write the log files of one run, on rank 0 only.
+
+    Numbers that are not finite become null: metrics.jsonl is strict JSON.
+    """
 
     def __init__(
         self,
@@ -29,7 +32,14 @@ class Log:
         size: int | None = None,
         first: bool = True,
     ) -> None:
-        """size: bytes of metrics.jsonl to keep on resuming; None = what was written before the first step."""
+        """Open the files. Raises ConfigError if TensorBoard is required but not installed.
+
+        tensorboard: True, False, or "auto" (if it is installed).
+        resume_at: the step that a resumed run continues from; None for a new run.
+        size: bytes of metrics.jsonl to keep on resuming; None keeps only the range test, which is before the first
+            step.
+        first: whether this is rank 0; the other ranks open nothing.
+        """
         self.file: IO[bytes] | None = None
         self.lines: list[tuple[str, int, float, dict[str, float]]] = []
         self.flushed = 0.0
@@ -39,7 +49,7 @@ class Log:
             return
         run.mkdir(parents=True, exist_ok=True)
         self.file = open(run / "metrics.jsonl", "ab")  # noqa: SIM115  closed by close()
-        if resume_at is not None:  # forget what a killed run wrote after its last checkpoint
+        if resume_at is not None:  # drop lines that a killed run wrote after its last checkpoint
             self.file.truncate(_before_steps(run) if size is None else min(size, self.file.seek(0, os.SEEK_END)))
             self.file.seek(0, os.SEEK_END)
         self.handler = logging.FileHandler(run / "run.log", encoding="utf-8")
@@ -57,16 +67,24 @@ class Log:
             self.board = SummaryWriter(str(run / "tensorboard"), purge_step=resume_at)
 
     def write(self, kind: str, step: int, epoch: float, values: dict[str, float]) -> None:
-        """One line of metrics.jsonl: {"kind": "range" | "train" | "val" | "time", "step", "epoch", ...values}."""
+        """Append a line to metrics.jsonl.
+
+        It is {"kind": "range" | "train" | "val" | "time", "step": step, "epoch": epoch, ...values}.
+        """
         if self.file is None:
             return
         self.lines.append((kind, step, epoch, values))
-        if kind != "train" or time.monotonic() - self.flushed > 1.0:  # who follows the file sees it within a second
+        if (
+            kind != "train" or time.monotonic() - self.flushed > 1.0
+        ):  # a reader following the file sees it within a second
             self.flush()
 
     def flush(self) -> None:
-        """Write the lines so far. Many at a time: the thread of TensorBoard's writer, woken for each, would slow down the
-        training of a small model by a third."""
+        """Write the buffered lines.
+
+        Lines are written many at a time: TensorBoard's writer thread, woken for each line, would slow down the training
+            of a small model by a third.
+        """
         if self.file is None:
             return
         for kind, step, epoch, values in self.lines:
@@ -74,7 +92,7 @@ class Log:
             line = {"kind": kind, "step": step, "epoch": round(epoch, 6), **finite}
             self.file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
         self.file.flush()
-        if self.board is not None:  # one event for all numbers of a line: each would cost as much as add_scalar's own
+        if self.board is not None:  # one event per line: add_scalar would write one for each number
             from tensorboard.compat.proto.summary_pb2 import Summary
 
             for kind, step, _, values in self.lines:
@@ -84,7 +102,7 @@ class Log:
         self.flushed = time.monotonic()
 
     def size(self) -> int:
-        """Bytes of metrics.jsonl so far; a checkpoint remembers it."""
+        """Return the bytes of metrics.jsonl so far; checkpoints store this number."""
         self.flush()
         return self.file.tell() if self.file is not None else 0
 
@@ -92,7 +110,7 @@ class Log:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        """Write a failure into run.log, where the terminal's own message does not go, and close."""
+        """Write a failure to run.log, which the terminal's error message does not reach, and close."""
         if isinstance(error, FmecoError):
             text = str(error)
         else:
@@ -102,6 +120,7 @@ class Log:
         self.close()
 
     def close(self) -> None:
+        """Write what is buffered, and close all files."""
         self.flush()
         if self.file is not None:
             self.file.close()
@@ -112,13 +131,13 @@ class Log:
 
 
 def _before_steps(run: Path) -> int:
-    """Bytes of metrics.jsonl that tell of the range test alone."""
+    """Return the bytes of metrics.jsonl that the range test wrote, before the first step."""
     lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     return sum(map(len, itertools.takewhile(lambda line: line.startswith(b'{"kind": "range"'), lines)))
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl."""
+    """Read the lines of a run's metrics.jsonl, without incomplete ones; [] if there is no such file."""
     path = run / "metrics.jsonl"
     lines = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
     return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]

@@ -1,4 +1,4 @@
-"""What a person reads of a run: the model card of a checkpoint, and report.html of a run."""
+"""Write the model card of a checkpoint."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from fmeco.errors import clean, listing
 
 
 def model_card(meta: Mapping[str, Any]) -> str:
-    """README.md of a checkpoint: what it is, what it was trained on, how good it is, and how to use it."""
+    """Write the text of a checkpoint's README.md: what it is, its training data, its metrics, and how to use it.
+
+    meta: the content of meta.json.
+    """
     spec, raw = meta["spec"], meta["config"]
     backbone = raw.get("backbone", {}).get("name", "given in Python")
     lines = [
@@ -45,7 +48,7 @@ def model_card(meta: Mapping[str, Any]) -> str:
         lines += [f"| {clean(name).replace('|', '/')} | {value:.4f} |" for name, value in meta["metrics"].items()]
         lines += [
             "",
-            "The best checkpoint is chosen by this split, so these numbers are a little optimistic; `fmeco evaluate` with a test split is not.",
+            "The best checkpoint was selected on this split, so these numbers are slightly optimistic; `fmeco evaluate` on a test split gives unbiased ones.",
         ]
     if meta["transplant"]:
         report = meta["transplant"]

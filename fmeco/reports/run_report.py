@@ -1,4 +1,4 @@
-"""report.html: the curves, numbers and config of a run in one file."""
+"""Write report.html: the curves, metrics and config of a run in one file."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from fmeco.reports.metrics_files import read_metrics
 
 
 def report(run: Path) -> None:
-    """Write report.html: curves of loss and metrics, the best numbers and the config, in one file without network."""
-    lines = read_metrics(run)
-    trained = [line for line in lines if line["kind"] == "train"]
-    validated = [line for line in lines if line["kind"] == "val"]
+    """Write RUN/report.html: curves of loss and metrics, the last evaluation and the config.
+
+    The file needs no network: it loads nothing else.
+    """
+    logged = read_metrics(run)
+    trained = [line for line in logged if line["kind"] == "train"]
+    validated = [line for line in logged if line["kind"] == "val"]
     names = [
         name
         for name in (validated[-1] if validated else {})
         if name not in ("kind", "step", "epoch") and "/" not in name
     ]
-    tried = [{**line, "step": math.log10(line["lr"])} for line in lines if line["kind"] == "range"]
-    charts = [_chart("range test: loss by log10 of the rate", tried, "loss", across="rate")]
+    range_lines = [{**line, "step": math.log10(line["lr"])} for line in logged if line["kind"] == "range"]
+    charts = [_chart("range test: loss over log10 of the learning rate", range_lines, "loss", across="log10(lr)")]
     charts += [_chart("training loss", trained, "loss")] + [
         _chart(f"validation {name}", validated, name) for name in names
     ]
@@ -45,6 +48,11 @@ def report(run: Path) -> None:
 def _chart(
     title: str, lines: Sequence[Mapping[str, Any]], name: str, width: int = 420, height: int = 220, across: str = "step"
 ) -> str:
+    """Draw the values of `name` as an SVG curve; "" if no line has one.
+
+    width, height: pixels.
+    across: label of the x axis.
+    """
     points = [(line["step"], line[name]) for line in lines if isinstance(line.get(name), int | float)]
     if not points:
         return ""
