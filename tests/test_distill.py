@@ -95,7 +95,7 @@ def test_it_resumes_exactly_and_with_its_own_teacher_alone(how: dict[str, Any], 
         assert all(torch.equal(value, other[name]) for name, value in whole.tensors(part).items())
     api.pretrain(config("classification", seed=1), out=teacher, force=True)
     answer = fmeco("resume", "half", "--epochs", "3")
-    assert answer.code == 4 and "not the teacher that this run began with" in answer.err
+    assert answer.code == 4 and "not the teacher that this run started with" in answer.err
 
 
 def test_what_cannot_be_learned_from_is_refused(teacher: str, fmeco: Fmeco) -> None:

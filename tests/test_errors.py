@@ -261,7 +261,7 @@ CASES: dict[str, tuple[Callable[[Path], list[object]], int, list[str]]] = {
     "check finds an unknown metric": (
         lambda t: ["check", write("c.yaml", {**tiny(), "evaluate": {"best": "foo"}})],
         2,
-        ["foo is no metric"],
+        ["no metric foo"],
     ),
     "epochs without end": (lambda t: ["resume", t / "images", "--epochs", "inf"], 2, ["finite"]),
     "budget without end": (

@@ -1,1 +1,1 @@
-"""Assembly: a config becomes a training run in four stages, each a frozen value that the next one takes whole."""
+"""Assemble a training run from a config, in four stages. Each stage takes the frozen result of the one before it."""

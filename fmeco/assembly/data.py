@@ -1,4 +1,4 @@
-"""Stage 2: read the data of a run, and describe its targets."""
+"""Stage 2: read the data of a run, and compute the statistics of its targets."""
 
 from __future__ import annotations
 
@@ -17,53 +17,62 @@ from fmeco.errors import ConfigError, DataError, clean, listing
 from fmeco.log import say
 
 
-def read_data(start: RunSource, own: Data | None = None) -> RunData:
-    """Read the dataset, prepared as its source's inputs were. own: data that was handed in as an object.
+def read_data(run_source: RunSource, own: Data | None = None) -> RunData:
+    """Read the dataset, preprocessed as the source's inputs were.
+
+    own: data that was passed as an object, in place of the config's dataset.
 
     Raises ConfigError, DataError, and CheckpointError for data of another modality than the source's.
     """
-    data = own or _build(start)
-    if start.source is not None:
-        _check_modality(start, data.spec)
-    data = fraction(_cached(data, start.config), start.config.train.label_fraction, start.config.seed)
-    return RunData(start, described(data))
+    data = own or _build(run_source)
+    if run_source.source is not None:
+        _check_modality(run_source, data.spec)
+    data = fraction(_cached(data, run_source.config), run_source.config.train.label_fraction, run_source.config.seed)
+    return RunData(run_source, described(data))
 
 
-def _build(start: RunSource) -> Data:
-    """Build the dataset. With transfer.cross_modality data of another modality is welcome, which nothing of the source's
-    preparation fits: it is prepared in its own way, and only weights come over."""
-    chosen, known = start.config.dataset, start.known
+def _build(run_source: RunSource) -> Data:
+    """Build the dataset.
+
+    With transfer.cross_modality, data of another modality is not preprocessed as the source's was: only weights are
+    transferred.
+    """
+    chosen, known = run_source.config.dataset, run_source.known
     if chosen is None:
         raise ConfigError("dataset: missing", "add `dataset: {name: ...}` to the config, or --dataset X")
     crossing = known is not None and chosen.plugin.modality not in ("", known.modality)
-    if crossing and start.config.carry.cross_modality:
+    if crossing and run_source.config.carry.cross_modality:
         known = None
     data: Data = chosen.plugin.build({"known": known, "whole": False, "arch": chosen.arch}, chosen.options)
     return data
 
 
-def _check_modality(start: RunSource, spec: DataSpec) -> None:
-    source = start.source
+def _check_modality(run_source: RunSource, spec: DataSpec) -> None:
+    """Refuse data of another modality than the source's, unless transfer.cross_modality is set."""
+    source = run_source.source
     assert source is not None
-    if source.spec.modality == spec.modality or not start.config.carry.cross_modality:
+    if source.spec.modality == spec.modality or not run_source.config.carry.cross_modality:
         same_modality(source.spec, spec.modality)
         return
     say(
-        f"across modalities, as transfer.cross_modality says: {source.ref} was made with {source.spec.modality} data. Only "
-        f"its weights come over; the {spec.modality} data is prepared in its own way"
+        f"transfer across modalities: {source.ref} was trained on {source.spec.modality} data. Only its weights are loaded; "
+        f"the {spec.modality} data keeps its own preprocessing"
     )
 
 
 def _cached(data: Data, config: RunConfig) -> Data:
-    """Put the data behind a cache of what its files decode to."""
-    wanted = config.train.cache
-    room: str | float = wanted if wanted in ("auto", "off") else size(wanted)
-    train, val = (part and disk_cache.decoded(part, room) for part in (data.train, data.val))
+    """Cache decoded samples on disk, as train.cache says."""
+    setting = config.train.cache
+    limit: str | float = setting if setting in ("auto", "off") else size(setting)
+    train, val = (split and disk_cache.decoded(split, limit) for split in (data.train, data.val))
     return dataclasses.replace(data, train=train, val=val)
 
 
 def described(data: Data) -> Data:
-    """Add the statistics of the training targets; says the data's notes, and refuses classes that only validation has."""
+    """Add the statistics of the training targets to the spec, and log the data's notes.
+
+    Raises DataError for a target without any training value, or for a class that only the validation split has.
+    """
     for note in data.notes:
         say(note)
     samples = data.split("train")
@@ -80,7 +89,10 @@ def described(data: Data) -> Data:
 
 
 def _check_classes(data: Data) -> None:
-    """Refuse a class that only validation has, as it cannot be learned; report one that validation lacks."""
+    """Refuse a class that only the validation split has: it cannot be learned.
+
+    A class that only the training split has is logged.
+    """
     assert data.train is not None and data.val is not None
     for name, target in data.spec.targets.items():
         train, val = data.train.targets.get(name), data.val.targets.get(name)
@@ -89,16 +101,18 @@ def _check_classes(data: Data) -> None:
         trained, validated = (set(labels[known(labels)].tolist()) for labels in (train, val))
         if never := [target.classes[c] for c in sorted(validated - trained)]:
             raise DataError(
-                f"no training samples of {listing(never)} ({clean(name)}), which the validation split has",
-                "train on more of them: a larger train.label_fraction, or limit_per_class",
+                f"no training samples of {listing(never)} ({clean(name)}), but the validation split has some",
+                "raise train.label_fraction or limit_per_class, so that the training split has some",
             )
         if absent := [target.classes[c] for c in sorted(trained - validated)]:
-            say(f"no validation samples of {listing(absent)}: their accuracy is not measured")
+            say(f"no validation samples of {listing(absent)}: the accuracy of these classes is not measured")
 
 
 def classes_of(data: Data) -> str | None:
-    """Find the target that vectors are probed by: the first with one class per sample, which at least two validation
-    samples have."""
+    """Find the target that probes predict from vectors; None if there is none.
+
+    It is the first target with one class per sample that at least two validation samples have a value of.
+    """
     for name, target in data.spec.targets.items():
         values = data.val.targets.get(name) if data.val is not None else None
         if target.traits.one_class and isinstance(values, Tensor) and int(known(values).sum()) > 1:

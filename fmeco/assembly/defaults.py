@@ -1,4 +1,4 @@
-"""Choose what a config leaves out: the objective and the augmentation that suit the data."""
+"""Choose the objective and the augmentation for a config that names none, to suit the data."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from fmeco.plugins.registry import Plugin, plugins
 
 
 def objective(spec: DataSpec, backbone: Backbone) -> Choice:
-    """Choose the objective that suits the data's targets. Raises ConfigError where none does.
+    """Choose the objective that suits the data's targets. Raises ConfigError if none does.
 
-    An objective says itself what it suits: DEFAULT_FOR names kinds of targets, COMBINES is the key under which it takes an
-    objective for each of several targets, and `suits(spec, backbone)` speaks for data without targets.
+    Each objective declares what it suits:
+    DEFAULT_FOR: kinds of targets.
+    COMBINES: key under which it takes one objective for each of several targets.
+    suits(spec, backbone): whether it suits data without targets.
     """
     offers = plugins("objectives")
     if not spec.targets:
@@ -22,26 +24,29 @@ def objective(spec: DataSpec, backbone: Backbone) -> Choice:
             suits = getattr(plugin.load(), "suits", None)
             if suits is not None and suits(spec, backbone):
                 return choose("objective", plugin.name)
-        raise ConfigError("this dataset has no labels to learn from", "name an `objective:`")
+        raise ConfigError("this dataset has no labels, and no objective suits it by default", "name an `objective:`")
     serving = {name: _serving(offers, name, target.kind) for name, target in spec.targets.items()}
     if len(serving) == 1:
         target, plugin = next(iter(serving.items()))
         return choose("objective", {"name": plugin.name, "target": target})
     combining = next((plugin for plugin in offers.values() if plugin.combines), None)
     if combining is None:
-        raise ConfigError(f"no objective takes several targets ({', '.join(serving)})", "name an `objective:`")
+        raise ConfigError(f"no objective combines several targets ({', '.join(serving)})", "name an `objective:`")
     each = {target: plugin.name for target, plugin in serving.items()}
     return choose("objective", {"name": combining.name, combining.combines: each})
 
 
 def _serving(offers: dict[str, Plugin], target: str, kind: str) -> Plugin:
-    found = next((plugin for plugin in offers.values() if kind in plugin.default_for), None)
-    if found is None:
-        raise ConfigError(f"no objective serves the target '{clean(target)}' ({kind}) by default: name an `objective:`")
-    return found
+    """Find the default objective for a kind of target."""
+    plugin = next((offer for offer in offers.values() if kind in offer.default_for), None)
+    if plugin is None:
+        raise ConfigError(
+            f"no objective is the default for the target '{clean(target)}' ({kind}): name an `objective:`"
+        )
+    return plugin
 
 
 def augment(spec: DataSpec, views: int) -> str:
-    """Choose the augmentation that first says that it suits the data; none is for those that nothing suits."""
+    """Choose the first augmentation whose `default(spec, views)` accepts the data; "none" if none does."""
     offers = (getattr(plugin.load(), "default", None) for plugin in plugins("augment").values())
     return next((name for offer in offers if offer is not None and (name := offer(spec, views)) is not None), "none")

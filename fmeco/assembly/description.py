@@ -1,4 +1,4 @@
-"""Describe a run for its checkpoints: meta.json without what changes while it trains."""
+"""Describe a run for its checkpoints: the part of meta.json that stays the same during training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fmeco.assembly.stages import Training
 
 
 def describe_run(training: Training) -> dict[str, Any]:
-    """Collect what every checkpoint of the run says: its config, data, classes, needs, licence and versions."""
+    """Collect the config, data, classes, dependencies, licence and versions that every checkpoint of a run stores."""
     config, objective = training.config, training.objective
     return {
         "stage": config.stage,
@@ -40,7 +40,7 @@ def describe_run(training: Training) -> dict[str, Any]:
 
 
 def _needs(training: Training) -> list[str]:
-    """List the code outside of fmeco that the checkpoint needs: plug-ins as KIND/NAME, and a backbone given in Python."""
+    """List code outside of fmeco that the checkpoint needs: plug-ins as KIND/NAME, and a backbone given in Python."""
     backbone = training.objective.backbone
     needs = training.config.needs
     if training.config.backbone is None:
@@ -49,6 +49,7 @@ def _needs(training: Training) -> list[str]:
 
 
 def _git_commit() -> str | None:
+    """Return the commit of the git repository that the command runs in, if any."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
         return done.stdout.strip() or None

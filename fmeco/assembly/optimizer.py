@@ -11,7 +11,7 @@ from fmeco.errors import ConfigError, listing
 
 
 def phase_groups(training: Training, phase: int) -> Groups:
-    """Group the parameters that a phase trains; the others are frozen."""
+    """Group the parameters that a phase trains, and freeze the others."""
     constraint, roles = training.constraint, training.model.roles
     own, rate = (constraint.own, constraint.rate) if constraint is not None else ({}, 1.0)
     scales = {**training.model.transfer.phases[phase].scales, **dict.fromkeys(own, rate)}
@@ -25,13 +25,15 @@ def phase_groups(training: Training, phase: int) -> Groups:
 
 
 def build_optimizer(choice: Choice, groups: Groups) -> torch.optim.Optimizer:
-    """Build the optimizer that a config's section describes over groups that `parameter_groups` made.
+    """Build the optimizer of a config section, with groups from `parameter_groups`.
 
-    Each of its own groups then has as `lr` the rate it was built with times the scale of its parameters, and the same as
-    `base_lr`, which a schedule multiplies. Raises ConfigError for a plug-in that breaks its promise.
+    A group's `lr` becomes the rate that the optimizer was built with, times the scale of the group's parameters.
+    `base_lr` holds the same value, which the schedule multiplies.
+
+    Raises ConfigError for a plug-in that returns no optimizer, or that mixes learning rates in one group.
     """
     decay = choice.options.get("weight_decay") or 0.0
-    handed = [
+    param_groups = [
         {
             **{key: list(g[key]) for key in ("params", "names", "hidden")},
             "weight_decay": decay if g["decay"] else 0.0,
@@ -39,7 +41,7 @@ def build_optimizer(choice: Choice, groups: Groups) -> torch.optim.Optimizer:
         }
         for g in groups
     ]
-    optimizer = choice.build(params=handed)
+    optimizer = choice.build(params=param_groups)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigError(f"{choice.plugin.file}: build() must return a torch.optim.Optimizer")
     scales = {name: g["scale"] for g in groups for name in g["names"]}
@@ -54,7 +56,7 @@ def build_optimizer(choice: Choice, groups: Groups) -> torch.optim.Optimizer:
             raise ConfigError(
                 f"{choice.plugin.file}: build() puts parameters of several learning rates into one group: "
                 f"scales {listing(sorted(set(own)))}",
-                "the groups that it is handed have one rate each",
+                "each group that build() receives has one rate: split groups, but do not join them",
             )
         group["lr"] = group["base_lr"] = rates[0]
     return optimizer

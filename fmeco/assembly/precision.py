@@ -11,15 +11,18 @@ from fmeco.core.data import Batch
 from fmeco.core.model import Objective
 from fmeco.nn.precision import autocast
 
-SHORT_RUN = 120.0  # seconds below which nothing is tried out
+SHORT_RUN = 120.0  # seconds; shorter runs are not benchmarked
 
-GAIN = 1.25  # bf16 must be this much faster than fp32 to be taken
+GAIN = 1.25  # bf16 is used if it is this many times as fast as fp32
 
-SHARE, AT_MOST = 0.02, 5.0  # of the run, and seconds, to spend on trying
+SHARE, AT_MOST = 0.02, 5.0  # time for the benchmark: share of the run, and seconds
 
 
 def step_seconds(objective: Objective, batch: Batch, device: torch.device, precision: str) -> float:
-    """Time of one forward and backward pass. Leaves weights, buffers and random numbers as they were."""
+    """Time one forward and backward pass, in seconds.
+
+    Weights, buffers and random generators are left as they were.
+    """
     buffers = [buffer.clone() for buffer in objective.buffers()]
     training = objective.training
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -43,12 +46,15 @@ def step_seconds(objective: Objective, batch: Batch, device: torch.device, preci
 def faster_precision(
     objective: Objective, batch: Batch, device: torch.device, samples: float, limit: float
 ) -> tuple[str, float]:
-    """fp32 or bf16, whichever trains this model faster here, and how many times faster bf16 is (1 where it was not tried).
+    """Benchmark fp32 and bf16. Returns the faster one, and how many times as fast as fp32 bf16 is.
 
-    batch: a few samples. samples: those of the whole run. limit: seconds of the run, inf where it is given in steps.
+    The factor is 1 if bf16 was not tried: the run is short, or the CPU has no bf16 kernels.
+
+    batch: a few samples.
+    samples: samples that the whole run trains on.
+    limit: seconds of the run; inf if its length is given in steps.
     """
-
-    if not has_bf16_kernels():  # a single pass of a large model could then take an hour
+    if not has_bf16_kernels():  # a single bf16 pass of a large model could then take an hour
         return "fp32", 1.0
 
     def once(precision: str) -> float:
@@ -58,7 +64,7 @@ def faster_precision(
     if run < SHORT_RUN:
         return "fp32", 1.0
     began = time.monotonic()
-    once("bf16")  # the first pass of each prepares its kernels
+    once("bf16")  # warm-up: the first pass of each precision prepares its kernels
     ratios: list[float] = []
     while not ratios or time.monotonic() - began < min(AT_MOST, SHARE * run) / 2:
         ratios.append(once("fp32") / once("bf16"))
@@ -67,9 +73,14 @@ def faster_precision(
 
 
 def has_bf16_kernels() -> bool:
-    """Whether torch's library for this CPU computes in bf16, if only by converting; where it does not, bf16 is never faster."""
-    has = torch.cpu.get_capabilities()
-    return has.get("architecture") != "x86_64" or any(has.get(name) for name in ("avx512_bw", "avx_ne_convert"))
+    """Whether torch computes in bf16 on this CPU, if only by converting.
+
+    Without such kernels bf16 is never faster.
+    """
+    capabilities = torch.cpu.get_capabilities()
+    return capabilities.get("architecture") != "x86_64" or any(
+        capabilities.get(name) for name in ("avx512_bw", "avx_ne_convert")
+    )
 
 
 def _wait(device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""Stage 1: find the weights that a run starts from, and the teachers that it learns from."""
+"""Stage 1: load the weights that a run starts from, and the teachers that it learns from."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from fmeco.log import say
 
 
 def read_source(config: RunConfig, ranks: Ranks, backbone: Backbone | None, resumed: Checkpoint | None) -> RunSource:
-    """Read what a run starts from.
+    """Load the weights and teachers that a run starts from.
 
-    resumed: the run's own checkpoint; then the source is not read again. Raises ConfigError, CheckpointError,
-    ResourceError.
+    backbone: a backbone that was passed as an object.
+    resumed: the run's own checkpoint; the source is then not read again.
+
+    Raises ConfigError, CheckpointError, ResourceError.
     """
     if config.backbone is not None:
         config = dataclasses.replace(config, backbone=refs.completed(config.backbone))
@@ -33,18 +35,18 @@ def read_source(config: RunConfig, ranks: Ranks, backbone: Backbone | None, resu
     elif resumed is not None:
         inherited = config.source is not None or _weights(config.backbone) is not None or bool(teachers)
         prepared = resumed.spec if inherited else None
-    else:  # a student sees what its teacher sees
+    else:  # a student gets the same inputs as its teacher
         prepared = next((one.spec for one in teachers.values()), None)
     known = prepared.preprocessing_only() if prepared is not None else None
     return RunSource(config, ranks, source, teachers, resumed, backbone, known)
 
 
 def _source(config: RunConfig, own_backbone: Backbone | None) -> refs.Source | None:
-    """The weights of --from, else of the backbone's `weights`."""
+    """Load the weights that --from names, or else the backbone's `weights`; None if neither is set."""
     ref, weights = config.source, _weights(config.backbone)
     if ref is not None and own_backbone is not None:
         saved = refs.find_checkpoint(ref)
-        placeholder = choose("backbone", "mlp")  # the object that was handed in takes its place
+        placeholder = choose("backbone", "mlp")  # replaced by the object that was passed
         licence = saved.meta.get("licence")
         return refs.Source(ref, placeholder, saved.tensors("backbone"), saved.spec, saved, licence)
     if ref is not None:
@@ -57,34 +59,38 @@ def _source(config: RunConfig, own_backbone: Backbone | None) -> refs.Source | N
 
 
 def _teachers(objective: Choice | None, resumed: Checkpoint | None) -> dict[str, Teacher]:
-    """Load what the objective's section names by a Ref. Raises CheckpointError for another teacher than a resumed run's."""
+    """Load the teachers that the objective's section names.
+
+    Raises CheckpointError for a teacher that the resumed run did not have.
+    """
     if objective is None:
         return {}
-    found = {ref: teacher(ref) for ref in (objective.options[key] for key in objective.plugin.refs)}
-    for one in found.values():
-        if resumed is not None and one.id is not None and one.id not in resumed.manifest["parents"]:
-            raise CheckpointError(f"{clean(one.ref)} is not the teacher that this run began with")
-    return found
+    teachers = {ref: teacher(ref) for ref in (objective.options[key] for key in objective.plugin.refs)}
+    for loaded in teachers.values():
+        if resumed is not None and loaded.id is not None and loaded.id not in resumed.manifest["parents"]:
+            raise CheckpointError(f"{clean(loaded.ref)} is not the teacher that this run started with")
+    return teachers
 
 
 def _weights(backbone: Choice | None) -> str | None:
+    """Return the `weights` that a backbone's section names, if any."""
     return backbone.options.get("weights") if backbone is not None else None
 
 
 def teacher(ref: str) -> Teacher:
-    """Load a trained model to learn from, frozen. Raises what `refs.resolve` does."""
+    """Load a trained model as a frozen teacher. Raises the errors of `refs.resolve`."""
     source = refs.resolve(ref, None)
     backbone: Backbone = source.backbone.build(spec=source.spec)
     saved, objective = source.checkpoint, None
     if saved is not None:
         refs.check_needs(saved, ref, "objectives")
-        made: Objective = choose("objective", saved.meta["config"]["objective"]).build(
+        loaded: Objective = choose("objective", saved.meta["config"]["objective"]).build(
             backbone=backbone, spec=source.spec
         )
-        transplant.load_objective(made, saved)
-        objective = made
+        transplant.load_objective(loaded, saved)
+        objective = loaded
     else:
         transplant.transplant(backbone, source.state, source=ref)
     (objective or backbone).eval().requires_grad_(False)
-    say(f"the teacher: {clean(ref)}, {source.backbone.spelled}")
+    say(f"teacher: {clean(ref)}, {source.backbone.spelled}")
     return Teacher(ref, backbone, objective, source.spec, saved.id if saved is not None else None)

@@ -1,6 +1,7 @@
-"""The values that the stages of assembly hand on: RunSource -> RunData -> RunModel -> Training.
+"""Define the result of each stage of assembly: RunSource -> RunData -> RunModel -> Training.
 
-Each holds the one before it, and a config that is more complete: a stage writes what it chose into its own `config`.
+Each holds the result before it. Each `config` is more complete than the last, as a stage writes its choices into its
+own.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from fmeco.distributed.ranks import Ranks
 
 @dataclass(frozen=True)
 class RunSource:
-    """What a run starts from.
+    """Hold what a run starts from.
 
     config: with the backbone's section completed.
-    source: weights to start from; None for new ones, and on resuming.
-    teachers: what the objective's section names by a REF, loaded and frozen.
-    resumed: the run's own checkpoint, whose weights are restored later.
-    backbone: a backbone that was handed in as an object.
-    known: how the inputs of these weights are made; None where the dataset decides.
+    source: weights to start from; None for new weights, and on resuming.
+    teachers: models that the objective's section names, by REF; loaded and frozen.
+    resumed: the run's own checkpoint, whose weights are restored later; None for a new run.
+    backbone: a backbone that was passed as an object.
+    known: preprocessing that the weights were trained with; None if the dataset decides.
     """
 
     config: RunConfig
@@ -46,17 +47,22 @@ class RunSource:
 
 @dataclass(frozen=True)
 class RunData:
-    """The data of a run: cached, cut to its share of the labels, and described."""
+    """Hold the data of a run: cached, cut to `train.label_fraction`, and with target statistics.
 
-    start: RunSource
+    run_source: the stage before.
+    """
+
+    run_source: RunSource
     data: Data
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the weights of a run come from, as its checkpoints say it.
+    """Record where a run's weights come from, for its checkpoints.
 
-    parents: the ids of checkpoints. transplanted: the report of the transplant. licence: of the weights, where stated.
+    parents: ids of the checkpoints that the weights or teachers come from.
+    transplanted: report of the transplant, as JSON.
+    licence: of the weights, if it is stated.
     """
 
     parents: list[str]
@@ -66,15 +72,16 @@ class Origin:
 
 @dataclass(frozen=True)
 class RunModel:
-    """The model of a run, with the weights that it starts from.
+    """Hold the model of a run, with its initial weights.
 
+    run_data: the stage before.
     config: with the backbone, objective and augmentation that were chosen.
-    roles: what each parameter is.
-    fresh: whether its weights are new, so that nothing was loaded.
-    report: of the transplant just done.
+    roles: the role of each parameter that can learn, by name.
+    fresh: whether no weights were loaded.
+    report: of the transplant, if weights were loaded.
     """
 
-    given: RunData
+    run_data: RunData
     config: RunConfig
     objective: Objective
     augment: Augment
@@ -87,12 +94,12 @@ class RunModel:
 
 @dataclass(frozen=True)
 class Measures:
-    """What evaluations measure.
+    """Hold what evaluations measure.
 
     probes: of the backbone's vectors.
-    directions: of every metric, "max" or "min".
-    best: the metric that picks the best checkpoint.
-    sign: +1 where a higher `best` is better, else -1.
+    directions: "max" or "min" for every metric.
+    best: metric that selects the best checkpoint.
+    sign: +1 if a higher `best` is better, else -1.
     """
 
     probes: tuple[str, ...]
@@ -103,12 +110,14 @@ class Measures:
 
 @dataclass(frozen=True)
 class Training:
-    """A run, ready to train.
+    """Hold a run that is ready to train.
 
+    model: the stage before.
     config: complete; everything that was chosen automatically is filled in.
-    objective, data, ranks: of the stages before, for short.
-    constraint: what binds weights while they train.
-    total: steps of the run. evaluate_every: steps between evaluations.
+    objective, data, ranks: shortcuts to those of the earlier stages.
+    constraint: changes gradients and weights in training, as the transfer strategy requires.
+    total: steps of the run.
+    evaluate_every: steps between evaluations.
     validation_size: samples.
     """
 

@@ -1,4 +1,4 @@
-"""Stage 4: batches, device, precision, length and measures: everything up to the first step."""
+"""Stage 4: choose batches, device, precision, length and measures, until the first step can run."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from fmeco.distributed.ranks import ALONE, Ranks
 from fmeco.errors import ConfigError
 from fmeco.log import say
 
-FINETUNE_STEPS = 200  # a default finetune takes 10 epochs, or as many (up to 50) as make this many steps
+FINETUNE_STEPS = 200  # a finetune's default length: this many steps, but 10 to 50 epochs
 MICRO_BATCH = 256  # largest automatic micro-batch
-UNLIMITED = 2**31  # steps of a run that a budget of time ends
-CALIBRATED = 512  # samples that a new backbone is fitted to before it learns
-TRIED = 8  # samples in a batch that something is measured with
+UNLIMITED = 2**31  # total steps of a run that a time budget ends
+CALIBRATION_SAMPLES = 512  # samples to calibrate a new backbone with
+BENCHMARK_SAMPLES = 8  # samples per batch in benchmarks
 
 
 def assemble(
@@ -42,35 +42,38 @@ def assemble(
     resumed: Checkpoint | None = None,
     ranks: Ranks = ALONE,
 ) -> Training:
-    """Take a config through the four stages. data, backbone: objects that were handed in.
+    """Turn a config into a training run, through the four stages.
 
-    resumed: the run's own checkpoint, whose weights the caller restores.
+    data, backbone: your own objects, in place of the config's.
+    resumed: the run's own checkpoint; the caller restores its weights.
+
+    Raises ConfigError, DataError, CheckpointError, ResourceError.
     """
     source = read_source(config, ranks, backbone, resumed)
     return prepare_training(build_model(read_data(source, data)))
 
 
 def prepare_training(model: RunModel) -> Training:
-    """Make a model ready to train. Measures what the config leaves to `auto`, and writes it into the config."""
-    config, objective, data, ranks = model.config, model.objective, model.given.data, model.given.start.ranks
+    """Prepare a model for training, and fill in what the config leaves to `auto`, by benchmarks if need be."""
+    config, objective, data, ranks = model.config, model.objective, model.run_data.data, model.run_data.run_source.ranks
     device = choose_device(config.train, ranks)
     batch_size = _batch_size(config.train, len(data.split("train")))
     loader = _loader(model, batch_size, device)
     optimizer = _scaled(config.optimizer, config.train.lr_for_batch, loader.batch_size)
     _place(model, loader)
-    if model.fresh and model.given.start.resumed is None:
+    if model.fresh and model.run_data.run_source.resumed is None:
         calibrate(objective.product, loader)
     objective.begin()
     constraint = _constraint(model)
     epochs, total = _length(config.train, config.stage, loader.steps_per_epoch)
-    chosen = _precision(config.train, loader, objective, total, ranks)
-    reading = _reading(config.train, loader, objective, chosen, ranks)
+    precision_name = _precision(config.train, loader, objective, total, ranks)
+    reading = _reading(config.train, loader, objective, precision_name, ranks)
     if config.train.compile:
         objective.backbone.compile()
-    filled = {"batch_size": batch_size, "lr_for_batch": None, "epochs": epochs, "precision": chosen}
+    choices = {"batch_size": batch_size, "lr_for_batch": None, "epochs": epochs, "precision": precision_name}
     return Training(
         model=model,
-        config=dataclasses.replace(config, train=config.train.model_copy(update=filled), optimizer=optimizer),
+        config=dataclasses.replace(config, train=config.train.model_copy(update=choices), optimizer=optimizer),
         objective=objective,
         data=data,
         ranks=ranks,
@@ -85,35 +88,43 @@ def prepare_training(model: RunModel) -> Training:
 
 
 def choose_device(train: Train, ranks: Ranks) -> torch.device:
-    """Choose the device. Raises ConfigError for one that is not here, or that cannot compute in the asked precision."""
-    wanted = train.device
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if (wanted == "cuda" and not torch.cuda.is_available()) or (
-        wanted == "mps" and not torch.backends.mps.is_available()
-    ):
-        raise ConfigError(f"train.device: {wanted} is not available here", "device: auto takes what there is")
-    if train.precision == "fp16" and wanted == "cpu":
+    """Choose the device of this rank.
+
+    Raises ConfigError if the device is not available, or does not support the precision.
+    """
+    kind = train.device
+    if kind == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if (kind == "cuda" and not torch.cuda.is_available()) or (kind == "mps" and not torch.backends.mps.is_available()):
+        raise ConfigError(f"train.device: {kind} is not available on this machine", "device: auto picks one that is")
+    if train.precision == "fp16" and kind == "cpu":
         raise ConfigError("train.precision: fp16 needs a GPU", "bf16 works on every device")
-    if wanted == "cuda" and ranks.local >= torch.cuda.device_count():
-        raise ConfigError(f"{ranks.local_world} ranks on this machine, which has {torch.cuda.device_count()} GPUs")
-    return torch.device(wanted, ranks.local) if wanted == "cuda" else torch.device(wanted)
+    if kind == "cuda" and ranks.local >= torch.cuda.device_count():
+        raise ConfigError(
+            f"{ranks.local_world} ranks need as many GPUs, and this machine has {torch.cuda.device_count()}"
+        )
+    return torch.device(kind, ranks.local) if kind == "cuda" else torch.device(kind)
 
 
 def _batch_size(train: Train, samples: int) -> int | Literal["full"]:
-    """Choose the samples per step: as the config says, or an automatic number."""
+    """Return the configured samples per step; for `auto`, a fifth of the samples within 16 and 64."""
     return min(64, max(16, samples // 5)) if train.batch_size == "auto" else train.batch_size
 
 
 def _loader(model: RunModel, batch_size: int | Literal["full"], device: torch.device) -> Loader:
-    """Make training batches. How they are read is chosen later, when a step can be timed."""
-    objective, data, ranks, train = model.objective, model.given.data, model.given.start.ranks, model.config.train
+    """Build the loader of training batches. How it reads samples is chosen later, once a step can be timed."""
+    objective, data, ranks, train = (
+        model.objective,
+        model.run_data.data,
+        model.run_data.run_source.ranks,
+        model.config.train,
+    )
     samples = data.split("train")
     size = len(samples) if isinstance(batch_size, str) else min(batch_size, len(samples))
     micro = min(size, MICRO_BATCH if isinstance(train.micro_batch, str) else train.micro_batch)
-    whole = objective.coupled and type(objective).represent is Objective.represent
-    if whole and micro < size:
-        raise ConfigError(f"train.micro_batch: {micro}: this objective's loss needs the batch of {size} whole")
+    needs_full_batch = objective.coupled and type(objective).represent is Objective.represent
+    if needs_full_batch and micro < size:
+        raise ConfigError(f"train.micro_batch: {micro}: this objective's loss needs the full batch of {size} at once")
     if objective.coupled and micro < size:
         say(
             f"contrastive batch of {size}: computed in micro-batches of {micro}, with two forward passes (gradient caching)"
@@ -134,15 +145,18 @@ def _loader(model: RunModel, batch_size: int | Literal["full"], device: torch.de
         rank=ranks.rank,
         world=ranks.world,
     )
-    if ranks.world > 1 and whole:
-        raise ConfigError("this objective's loss needs the batch whole; it cannot be trained by several ranks")
+    if ranks.world > 1 and needs_full_batch:
+        raise ConfigError("this objective's loss needs the full batch at once: it cannot be trained by several ranks")
     if (smallest := min(end - start for start, end in loader.steps)) < ranks.world:
-        raise ConfigError(f"{ranks.world} ranks cannot share steps of {smallest} samples", "raise train.batch_size")
+        raise ConfigError(f"{ranks.world} ranks cannot share a step of {smallest} samples", "raise train.batch_size")
     return loader
 
 
 def _length(train: Train, stage: str, per_epoch: int) -> tuple[float | None, int]:
-    """Choose the run's length: (epochs, None where it is given in steps or time; steps). per_epoch: steps."""
+    """Choose the run's length. Returns epochs and steps; epochs are None if the config gives steps or a time budget.
+
+    per_epoch: steps.
+    """
     if train.budget is not None:
         return None, UNLIMITED
     if train.steps is not None:
@@ -155,36 +169,40 @@ def _length(train: Train, stage: str, per_epoch: int) -> tuple[float | None, int
 
 
 def _scaled(optimizer: Choice, lr_for_batch: int | None, size: int) -> Choice:
-    """Scale a learning rate that was given for another batch size to the run's own."""
+    """Scale a learning rate from the batch size that it was tuned for, `lr_for_batch`, to the run's own."""
     if lr_for_batch is None:
         return optimizer
     rate: Any = optimizer.options["lr"]
     if rate == "auto":
-        raise ConfigError("train.lr_for_batch: a range test finds the rate of the run's own batches", "leave it out")
+        raise ConfigError(
+            "train.lr_for_batch cannot be combined with optimizer.lr: auto",
+            "the range test already uses the run's own batches",
+        )
     scaled = rate * size / lr_for_batch
     say(f"optimizer.lr: {scaled:g} = {rate:g} x {size} / {lr_for_batch}, for batches of {size}")
     return dataclasses.replace(optimizer, options={**optimizer.options, "lr": scaled})
 
 
 def _balance(labels: object) -> Tensor:
+    """Return the labels (N,) that a balanced sampler draws by. Raises ConfigError without one class per sample."""
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.ndim != 1:
         raise ConfigError("train.sampler: balanced needs one class per sample")
     return labels
 
 
 def _place(model: RunModel, loader: Loader) -> None:
-    """Move the objective to its device and memory format."""
+    """Move the objective to the loader's device and memory format."""
     objective = model.objective.to(loader.device)
     if loader.channels_last:
         objective.to(memory_format=torch.channels_last)
     if model.config.train.sync_batch_norm and loader.world > 1:
         if loader.device.type != "cuda":
-            raise ConfigError("train.sync_batch_norm needs GPUs", "torch has it for no other device")
+            raise ConfigError("train.sync_batch_norm needs GPUs", "torch implements it for no other device")
         torch.nn.SyncBatchNorm.convert_sync_batchnorm(objective)
 
 
 def _constraint(model: RunModel) -> Constraint | None:
-    """Bind weights as the transfer strategy wants. Raises ConfigError for what cannot be combined with it."""
+    """Build the transfer strategy's constraint on weights. Raises ConfigError for settings that conflict with it."""
     if model.transfer.bind is None:
         return None
     constraint = model.transfer.bind(dict(model.objective.named_parameters()))
@@ -192,7 +210,7 @@ def _constraint(model: RunModel) -> Constraint | None:
     if constraint.own and config.transfer is not None:
         if config.train.ema is not None:
             raise ConfigError(
-                f"train.ema: the average of {config.transfer.name}'s changes is no such change itself",
+                f"train.ema cannot be combined with {config.transfer.name}: averaged weights do not keep its constraint",
                 "leave train.ema out",
             )
         if config.train.precision == "fp16":
@@ -201,39 +219,45 @@ def _constraint(model: RunModel) -> Constraint | None:
 
 
 def calibrate(backbone: Backbone, loader: Loader) -> None:
-    """Fit what a new backbone computes from data; most have nothing of the kind, and read nothing."""
+    """Calibrate a new backbone from a few training samples. Backbones without `calibrate` read nothing."""
     if type(backbone).calibrate is not Backbone.calibrate:
         with torch.no_grad():
-            backbone.calibrate(first_batch(loader, CALIBRATED).views[0])
+            backbone.calibrate(first_batch(loader, CALIBRATION_SAMPLES).views[0])
 
 
 def _precision(train: Train, loader: Loader, objective: Objective, total: int, ranks: Ranks) -> str:
-    """Choose the precision; on a CPU, by measuring which is faster. total: steps."""
+    """Choose the precision; on a CPU by a benchmark.
+
+    total: steps of the run.
+    """
     device = loader.device
     if train.precision != "auto":
         return train.precision
     if device.type != "cpu":
         return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    batch = first_batch(loader, TRIED)
+    batch = first_batch(loader, BENCHMARK_SAMPLES)
     samples = total * len(loader.samples) / loader.steps_per_epoch / ranks.world
     limit = seconds(train.budget) if train.budget else math.inf
 
     def measure() -> str:
         chosen, gain = precision.faster_precision(objective, batch, device, samples, limit)
         if gain != 1.0:
-            say(f"precision: {chosen}; here bf16 trains this model {gain:.1f} times as fast as fp32")
+            say(f"precision: {chosen}; bf16 trains this model {gain:.1f} times as fast as fp32 on this machine")
         return chosen
 
     return ranks.from_first(measure)
 
 
-def _reading(train: Train, loader: Loader, objective: Objective, chosen: str, ranks: Ranks) -> Reading:
-    """Choose how samples are read; beside a GPU, by measuring how long a step takes. chosen: the precision."""
+def _reading(train: Train, loader: Loader, objective: Objective, precision_name: str, ranks: Ranks) -> Reading:
+    """Choose how samples are read; with a GPU by timing a step.
+
+    precision_name: as in train.precision.
+    """
     device, step_seconds = loader.device, None
     if device.type == "cuda" and train.workers == "auto":
-        batch = first_batch(loader, TRIED)
-        precision.step_seconds(objective, batch, device, chosen)  # the first one pays for the start
-        step_seconds = precision.step_seconds(objective, batch, device, chosen) / len(batch)
+        batch = first_batch(loader, BENCHMARK_SAMPLES)
+        precision.step_seconds(objective, batch, device, precision_name)  # warm-up
+        step_seconds = precision.step_seconds(objective, batch, device, precision_name) / len(batch)
     return choose_reading(
         train.workers,
         loader.data,
