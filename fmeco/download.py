@@ -1,4 +1,4 @@
-"""Files that others publish: downloaded once, whole or not at all, into the folder that torch users have."""
+"""Download published files once into torch's cache folder. A partial download never appears under the final name."""
 
 from __future__ import annotations
 
@@ -18,29 +18,31 @@ from fmeco.files import disk_error
 
 
 class NotPublished(ResourceError):
-    """There is no file at this address."""
+    """Report that the server has no file at this URL (HTTP 404 or 410)."""
 
 
 def fetch(url: str, digits: str = "") -> Path:
-    """The file at an address, downloaded unless it is here. digits: the first ones of its SHA-256, "" = not known.
+    """Return the local path of the file at `url`; download it if it is not there yet.
 
-    Raises NotPublished, ResourceError, CheckpointError for a file of another hash, DiskError.
+    digits: the first hex digits of the file's SHA-256, "" = unknown.
+
+    Raises NotPublished or ResourceError for a failed download, CheckpointError for a wrong hash, and DiskError.
     """
-    folder = Path(torch.hub.get_dir()) / "checkpoints"  # noqa: TID251  the folder that torch users have
-    # Only a name with digits is one file's alone: every model on a hub is called model.safetensors.
+    folder = Path(torch.hub.get_dir()) / "checkpoints"  # noqa: TID251  torch's own folder for weights
+    # Only a name with hash digits is unique. Others are not (every model of a hub is model.safetensors): use the whole path.
     path = folder / (os.path.basename(url) if digits else urllib.parse.urlsplit(url).path.strip("/").replace("/", "--"))
     if not path.is_file():
         _download(url, path)
     if digits and not (digest := hashlib.sha256(path.read_bytes()).hexdigest()).startswith(digits):
         raise CheckpointError(
-            f"{path} is not the file that was published: its SHA-256 begins {digest[: len(digits)]}, not {digits}",
-            "delete it, and it will be downloaded again",
+            f"{path} is not the published file: its SHA-256 begins {digest[: len(digits)]}, not {digits}",
+            "delete it; the next run downloads it again",
         )
     return path
 
 
 def _download(url: str, path: Path) -> None:
-    """Fetch a file next to its place and move it there when it is whole."""
+    """Download to a temporary name beside `path`, then rename it when it is complete."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Errors that a user can act on. Each class is one exit code of the command line; torch is not imported here."""
+"""Define the errors that a user can act on. Each class has one exit code of the command line. Does not import torch."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from collections.abc import Iterable, Iterator
 
 
 class FmecoError(Exception):
-    """A failure that is not a bug in fmeco.
+    """Report a failure that is not a bug in fmeco.
 
-    Attributes:
-        message: one sentence or list that names the file, key or value at fault.
-        hints: what to do, one line each.
+    message: one sentence or list that names the file, key or value at fault.
+    hints: suggested fixes, one line each.
     """
 
     exit_code = 1
@@ -26,7 +25,7 @@ class FmecoError(Exception):
         self.hints = tuple(hint for hint in hints if hint)
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Loader workers send exceptions between processes; the default would drop the hints.
+        # Exceptions travel from loader workers to the main process; the default __reduce__ would drop the hints.
         return type(self), (self.message, *self.hints)
 
     def __str__(self) -> str:
@@ -34,60 +33,60 @@ class FmecoError(Exception):
 
 
 class ConfigError(FmecoError):
-    """Usage, configuration, a missing plug-in or extra, a REF that is not found, an output that is in the way."""
+    """Report wrong usage or configuration, a missing plug-in or extra, an unknown REF, or an output that already exists."""
 
     exit_code, code = 2, "config"
 
 
 class DataError(FmecoError):
-    """Missing path, empty or single class, unreadable sample, NaN in a target, dead loader worker."""
+    """Report a missing path, an empty or single class, an unreadable sample, NaN in a target, or a dead loader worker."""
 
     exit_code, code = 3, "data"
 
 
 class CheckpointError(FmecoError):
-    """A checkpoint that is invalid, changed, of another modality, or fits too little of the model."""
+    """Report a checkpoint that is invalid, modified, of another modality, or fits too little of the model."""
 
     exit_code, code = 4, "checkpoint"
 
 
 class Diverged(FmecoError):
-    """The loss or a gradient is not finite, or the representation collapsed."""
+    """Report a loss or gradient that is not finite, or a collapsed representation."""
 
     exit_code, code = 5, "diverged"
 
 
 class ResourceError(FmecoError):
-    """Out of memory, or a download that failed."""
+    """Report that memory ran out or a download failed."""
 
     exit_code, code = 6, "resource"
 
 
 class RankLost(ResourceError):
-    """Another process of a job with several ranks ended."""
+    """Report that another rank of a distributed job ended."""
 
     code = "rank"
 
 
 class Elsewhere(FmecoError):
-    """Rank 0 failed, and says why; this rank ends with the same exit code."""
+    """End this rank with the exit code of rank 0, which failed and prints the reason itself."""
 
     def __init__(self, exit_code: int) -> None:
-        super().__init__("rank 0 could not go on")
+        super().__init__("rank 0 failed; its own message gives the reason")
         self.exit_code = exit_code
 
 
 class DiskError(FmecoError):
-    """The disk is full or not writable."""
+    """Report a disk that is full or not writable."""
 
     exit_code, code = 7, "disk"
 
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # what asks a run to save and leave
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # signals on which a run saves its state and exits
 
 
 class Stopped(FmecoError):
-    """A signal ended the run after its state was saved: `fmeco resume` goes on from there."""
+    """Report that a signal ended the run. Its state was saved first, so `fmeco resume` can continue it."""
 
     exit_code, code = 75, "stopped"
 
@@ -99,23 +98,23 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f" (did you mean '{by_lower[match[0]]}'?)" if match else ""
 
 
-# C0 and C1 controls, and the BiDi overrides that make a terminal show text in another order than it is stored.
+# C0 and C1 control characters, and the BiDi overrides that make a terminal reorder text.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def clean(text: object, limit: int = 500) -> str:
-    """Make text from a file safe to print: control and BiDi characters are escaped, long text is cut."""
+    """Make text from a file safe to print: escape control and BiDi characters, cut after `limit` characters."""
     shown = _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", readable(str(text)))
     return shown if len(shown) <= limit else shown[:limit] + "…"
 
 
 def readable(name: str) -> str:
-    """A file's name as valid text: bytes that are not UTF-8 are escaped."""
+    """Turn a file name into valid text: escape the bytes that are not UTF-8."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def listing(names: Iterable[object], limit: int = 10) -> str:
-    """Join names for a message, the first `limit` of them, and say how many more there are."""
+    """Join the first `limit` names for a message, and count the others: "a, b and 3 more"."""
     shown = [clean(name, 120) for name in names]
     more = f" and {len(shown) - limit} more" if len(shown) > limit else ""
     return ", ".join(shown[:limit]) + more
@@ -123,30 +122,33 @@ def listing(names: Iterable[object], limit: int = 10) -> str:
 
 @contextlib.contextmanager
 def known_errors() -> Iterator[None]:
-    """Turn what torch raises for memory, loader workers and lone samples into one sentence. Also a decorator."""
+    """Translate torch's errors into fmeco's: out of memory, dead loader workers, batch norm on one sample.
+
+    Works as a context manager and as a decorator. Raises ResourceError, DataError or ConfigError in their place.
+    """
     try:
         yield
     except (RuntimeError, MemoryError, ValueError, ConnectionError) as error:
-        said = str(error)
+        text = str(error)
         memory = ("not enough memory", "can't allocate memory")
         if (
             isinstance(error, MemoryError)
             or type(error).__name__ == "OutOfMemoryError"
-            or any(words in said for words in memory)
+            or any(words in text for words in memory)
         ):
             raise ResourceError(
                 "out of memory",
-                "--set train.micro_batch=8 (or smaller) needs less and learns the same",
+                "try --set train.micro_batch=8 (or smaller): it uses less memory and gives the same gradients",
                 "a smaller dataset.image_size or backbone also helps",
             ) from None
-        if "DataLoader worker" in said or "DataLoader timed out" in said or isinstance(error, ConnectionError):
+        if "DataLoader worker" in text or "DataLoader timed out" in text or isinstance(error, ConnectionError):
             raise DataError(
-                f"a loader worker died or hung: {clean(said.splitlines()[0] if said else type(error).__name__)}",
+                f"a loader worker died or hung: {clean(text.splitlines()[0] if text else type(error).__name__)}",
                 "--set train.workers=0 reads in the main process and shows the cause",
-                "workers are killed when memory, or /dev/shm, runs out",
+                "workers are killed when memory or /dev/shm runs out",
             ) from None
-        if "Expected more than 1 value per channel" in said:
+        if "Expected more than 1 value per channel" in text:
             raise ConfigError(
-                "batch norm cannot train on a batch of one sample", "train.batch_size, and micro_batch, must be larger"
+                "batch norm cannot train on a batch of one sample", "increase train.batch_size and train.micro_batch"
             ) from None
         raise

@@ -1,4 +1,4 @@
-"""Writing files: whole or not at all, on the disk when said so, and what went wrong in words."""
+"""Write files durably, and describe failed writes to the user."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from fmeco.errors import DiskError
 
 
 def write_durably(path: Path, body: bytes) -> None:
-    """Write a file and wait until it is on the disk; its mode follows the umask."""
+    """Write a new file and wait until it is on the disk (fsync). Its mode follows the umask. Raises OSError."""
     with open(path, "xb", buffering=0) as file:
         view = memoryview(body)
-        while view:  # a raw write may be partial, when the disk is nearly full
+        while view:  # a raw write may be partial when the disk is nearly full
             view = view[file.write(view) :]
         os.fsync(file.fileno())
 
 
 def disk_error(error: OSError, path: Path, needed: int) -> DiskError:
-    """An OSError of writing, in words."""
+    """Turn the OSError of a failed write of `path` into a DiskError. needed: bytes to write, 0 = unknown."""
     reason = {
         errno.ENOSPC: "the disk is full",
         errno.EDQUOT: "your disk quota is used up",
@@ -38,11 +38,12 @@ def disk_error(error: OSError, path: Path, needed: int) -> DiskError:
         pass
     return DiskError(
         f"cannot write {path}: {reason}{room}",
-        "what was saved before is intact; `fmeco resume` goes on from it",
+        "earlier checkpoints are intact; fix this, then `fmeco resume` continues from the last one",
     )
 
 
 def sync_folder(folder: Path) -> None:
+    """Wait until a folder's entries (new names, renames) are on the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -51,7 +52,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def free_bytes(folder: Path) -> float:
-    """Free space of the disk that holds `folder`, inf when it cannot be told."""
+    """Return the free bytes of the disk that holds `folder`, or inf if they cannot be read."""
     try:
         return shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.exists())).free
     except (OSError, StopIteration):

@@ -1,4 +1,4 @@
-"""Where a run reports: the terminal (stderr), run.log, metrics.jsonl and, if it is installed, TensorBoard."""
+"""Write messages for the user to the logger `fmeco`: the terminal (stderr), and run.log while a run is active."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ logger = logging.getLogger("fmeco")
 
 
 def say(message: str) -> None:
-    """A line for the user: on the terminal above any progress bar, and in run.log."""
+    """Print a line for the user, above any progress bar of the terminal, and add it to run.log."""
     logger.info(message)
 
 
@@ -23,7 +23,7 @@ class _Terminal(logging.Handler):
 
 
 def to_terminal(quiet: bool = False) -> None:
-    """Send `say` to stderr. Called by the command line; as a library fmeco is silent."""
+    """Print the lines of `say` to stderr. The command line calls this; used as a library, fmeco prints nothing."""
     logger.setLevel(logging.INFO)
     logger.propagate = False
     for handler in [h for h in logger.handlers if isinstance(h, _Terminal)]:
@@ -34,7 +34,7 @@ def to_terminal(quiet: bool = False) -> None:
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Within, nothing is said on the terminal; run.log still gets every line."""
+    """Silence the terminal inside the `with` block; run.log still gets every line."""
     terminals = [handler for handler in logger.handlers if isinstance(handler, _Terminal)]
     for handler in terminals:
         handler.setLevel(logging.CRITICAL)

@@ -497,7 +497,7 @@ def test_published_weights_are_verified_on_every_load(
     cached.write_bytes(bytes(body))
     answer = fmeco(*command)
     assert answer.code == 4
-    assert "not the file that was published" in answer.err
+    assert "is not the published file" in answer.err
     served.unlink()
     cached.unlink()
     answer = fmeco(*command)

@@ -115,7 +115,7 @@ def test_what_a_table_inherits_is_there_and_has_its_new_name(monkeypatch: pytest
     found = section_for_use("t.csv", {"name": "clouds", "point": "n", "unit": "id"}, "clouds")
     assert found == {"name": "clouds", "path": "t.csv", "points": "n", "unit": "id"}
     with pytest.raises(
-        ConfigError, match=r"LAYOUT names point, and build\(\) has no such key \(did you mean 'points'\?\)"
+        ConfigError, match=r"LAYOUT names point, but build\(\) has no such key \(did you mean 'points'\?\)"
     ):
         add("wrong", body.replace('LAYOUT = ("points"', 'LAYOUT = ("point"'))
 

@@ -552,7 +552,7 @@ def test_files_that_are_missing_or_broken(fmeco: Fmeco) -> None:
     refused("m/config.json: no such file")
     refused("no such folder", "hf/./gone@DEFAULT")
     refused("no name of the hub", "hf/some/where/else@DEFAULT")
-    refused("'hf' needs one of its names", "hf@DEFAULT")
+    refused("'hf' needs an architecture or dataset", "hf@DEFAULT")
     Path("m/config.json").write_text(body)
     refused("it has: DEFAULT", "hf/./m@main")
     tokens = Path("m/tokenizer.json").read_text()

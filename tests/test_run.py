@@ -277,7 +277,7 @@ def test_several_targets_are_learned_at_once(fmeco: Fmeco) -> None:
     }
     refused = fmeco("pretrain", write("typo.yaml", typo), "--out", "typo")
     assert refused.code == 2
-    assert "objective.tasks.size.name: 'regresion' is not known (did you mean 'regression'?)" in refused.err
+    assert "objective.tasks.size.name: unknown name 'regresion' (did you mean 'regression'?)" in refused.err
     typo["objective"]["tasks"]["size"] = {"name": "regression", "los": "mae"}
     refused = fmeco("pretrain", write("typo.yaml", typo), "--out", "typo")
     assert "objective.tasks.size.los: unknown key" in refused.err

@@ -272,7 +272,7 @@ def test_a_name_is_that_of_one_file(fmeco: Fmeco) -> None:
 )
 def test_a_plugin_cannot_take_the_name_of_a_built_in(kind: str, name: str, where: str) -> None:
     file = write(f"{name}.py", f'KIND = "{kind}"\ndef build(*, lr: float = 1.0): ...')
-    with pytest.raises(ConfigError, match="is a name of two files") as caught:
+    with pytest.raises(ConfigError, match="two files are named") as caught:
         registry.add_file(file)
     assert where in caught.value.message
     assert str(file.resolve()) in caught.value.message
@@ -286,7 +286,7 @@ def test_a_folder_names_the_file_that_is_no_plugin(fmeco: Fmeco) -> None:
     write("plug/notes.py", "x = 1")
     answer = fmeco("list", "augment", "--plugin", "plug")
     assert answer.code == 2
-    assert "plug/notes.py: a plug-in file says its kind" in answer.err
+    assert "plug/notes.py: a plug-in file needs a line with its kind" in answer.err
 
 
 def test_files_beside_a_plugin_are_imported_relative_to_it() -> None:
@@ -309,7 +309,7 @@ def test_files_beside_a_plugin_are_imported_relative_to_it() -> None:
     [
         (
             "def build(params, *, momentum: float = 0.9): ...",
-            "wrong.py:2: an optimizer needs a key for the learning rate",
+            "wrong.py:2: an optimizer needs a key `lr` for the learning rate",
         ),
         ("def build(params, *, lr: float = 1.0): return 3", "wrong.py: build() must return a torch.optim.Optimizer"),
         (

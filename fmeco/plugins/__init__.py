@@ -1,1 +1,1 @@
-"""Plug-ins: a name in YAML is a file in a folder, and the signature in that file is its config schema."""
+"""Find and build plug-ins: each name in YAML is a file in a folder, whose `build` signature is its config schema."""

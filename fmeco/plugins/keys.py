@@ -1,4 +1,4 @@
-"""Keys that several plug-ins share, each written once: a signature says `image_size: ImageSize = None`."""
+"""Define the config keys that several plug-ins share. A signature uses one as in `image_size: ImageSize = None`."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ Scalar = str | int | float | bool | None
 
 
 def Doc(text: str) -> Any:
-    """Help for a key: `lr: Annotated[float, Doc("step size"), Gt(0)] = 1e-3`."""
+    """Attach help text to a key, as in `lr: Annotated[float, Doc("step size"), Gt(0)] = 1e-3`."""
     return Field(description=text)
 
 
-FilePath = str  # in a signature it marks a file or folder: a run stores it absolute, a checkpoint relative
+# Marks a key that is a file or folder. A run stores the absolute path, a checkpoint the path relative to itself.
+FilePath = str
 
-Ref = str  # in a signature it marks a checkpoint, or published weights: `build` is handed a core.Teacher, or None
+# Marks a key that names a checkpoint or published weights. `build` gets a core.Teacher, or None if nothing is trained.
+Ref = str
 
-# A section of its own inside a plug-in's: `tasks: dict[str, ObjectiveSection]`. `build` is handed builders: each takes the
-# injected values by name and returns what its section describes.
+# Marks a key that holds sections of its own, as in `tasks: dict[str, ObjectiveSection]`. `build` gets one builder per
+# section; a builder takes the injected values by name and returns the objective.
 ObjectiveSection = Callable[..., Any]
 
 NESTED = {"ObjectiveSection": "objectives"}
@@ -34,34 +36,37 @@ Classes = Annotated[list[str | int] | None, Doc("use only these classes, in this
 
 LimitPerClass = Annotated[int | None, Doc("at most this many training samples per class (few-shot); null = all"), Gt(0)]
 
-LimitSeed = Annotated[int, Doc("which samples `limit_per_class` draws; another number draws others"), Ge(0)]
+LimitSeed = Annotated[int, Doc("seed of the random choice of samples for `limit_per_class`"), Ge(0)]
 
 ValFraction = Annotated[
-    float, Doc("share of each class held out for validation, chosen by name, not by order"), Gt(0), Lt(1)
+    float,
+    Doc("share of each class held out for validation; chosen by a hash of the sample's name, not by order"),
+    Gt(0),
+    Lt(1),
 ]
 
 TestFraction = Annotated[float, Doc("share of each class held out for testing; 0 = no test split"), Ge(0), Lt(1)]
 
 Fold = Annotated[
     dict[str, int] | None,
-    Doc("{fold: 1, of: 5}: validate on that fold of a cross-validation instead of on val_fraction"),
+    Doc("{fold: 1, of: 5}: cross-validation; validate on fold 1 of 5 instead of on val_fraction"),
 ]
 
 GroupSplit = Annotated[
     str | None,
     Doc(
-        "keeps each group, such as a speaker, a patient or a customer, in one split, by a hash of its name: a table's column, "
-        "or a regular expression whose one group is that name in a file's path, such as '_([a-z]+)_'"
+        "keep all samples of a group, such as a speaker or a patient, in one split (by a hash of the group's name). The "
+        "group is a table's column, or the one group of a regular expression on the file's path, such as '_([a-z]+)_'"
     ),
 ]
 
 
 @dataclass(frozen=True)
 class Splitting:
-    """Choose a dataset's samples and split them: keys of `dataset:` that `build` is handed as one value.
+    """Choose and split a dataset's samples. Its fields are keys of `dataset:`, and `build` gets them as one value.
 
-    A signature says `splitting: Splitting`, or with defaults of its own `splitting: Splitting = Splitting(val_fraction=0.1)`;
-    `Annotated[Splitting, Without("test_fraction")]` leaves keys out, which then have the values below.
+    A signature declares `splitting: Splitting`, or other defaults with `splitting: Splitting = Splitting(val_fraction=0.1)`.
+    `Annotated[Splitting, Without("test_fraction")]` removes keys; removed keys keep the values below.
     """
 
     classes: Classes = None
@@ -74,19 +79,19 @@ class Splitting:
 
 
 class Without:
-    """Leave keys of a group out of a signature."""
+    """Remove keys of a group, such as Splitting, from a signature."""
 
     def __init__(self, *keys: str) -> None:
         self.keys = keys
 
 
-KEY_GROUPS: dict[str, type] = {"Splitting": Splitting}  # several keys that `build` is handed as one value
+KEY_GROUPS: dict[str, type] = {"Splitting": Splitting}  # types that bundle several keys into one parameter of `build`
 
 TeacherMomentum = Annotated[
     float,
     Doc(
-        "what the teacher keeps of itself at the first step; it rises to 1 over the run. 0.99 looks back over about 100 "
-        "steps; runs of a hundred thousand steps take 0.996"
+        "decay of the teacher's moving average (EMA) at the first step; it rises to 1 over the run. 0.99 averages over "
+        "about 100 steps; for runs of about 100000 steps use 0.996"
     ),
     Ge(0),
     Lt(1),
@@ -94,15 +99,17 @@ TeacherMomentum = Annotated[
 
 ImageSize = Annotated[
     int | None,
-    Doc("height and width of the model's input, pixels; null = the checkpoint's, else the default"),
+    Doc("height and width of the model's input in pixels; null = the checkpoint's size, or the default without one"),
     Gt(0),
 ]
 
-Color = Annotated[Literal["rgb", "gray"] | None, Doc("colour mode; null = the checkpoint's, else that of the data")]
+Color = Annotated[
+    Literal["rgb", "gray"] | None, Doc("colour mode; null = the checkpoint's, or the data's without a checkpoint")
+]
 
-Rate = float  # in a signature it marks the learning rate, which a user may leave to a range test
+Rate = float  # marks the key of the learning rate: its schema is RATE, so a user may also write auto
 
 RATE = Annotated[
     Annotated[float, Gt(0)] | Literal["auto"],
-    Doc("learning rate; auto = by a range test of a few steps, which leaves no trace"),
+    Doc("learning rate; auto = found by a range test of a few steps, after which the model is restored"),
 ]

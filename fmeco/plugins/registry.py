@@ -1,8 +1,8 @@
-"""Plug-ins: a name in YAML is a file in a folder, and the signature in that file is its config schema.
+"""Find plug-ins by name, read their config schemas and build them.
 
-A plug-in file is read with `ast`, never imported, until something is built from it: listing, validating and
-describing need neither torch nor the plug-in. In `build(...)` the parameters before `*` are handed in by name
-(`INJECTED` below); the keyword-only ones are the user's keys, with their types, defaults and help.
+A plug-in file is parsed with `ast` and only imported when it is built, so listing, validating and describing need
+neither torch nor the plug-in's imports. The parameters of `build(...)` before `*` are injected by name (see
+`INJECTED`). The keyword-only parameters are the user's keys, with their types, defaults and help.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from fmeco.errors import ConfigError, FmecoError, clean, listing, nearest
 from fmeco.plugins.keys import NESTED
 from fmeco.plugins.signature import VOCABULARY, KeyGroup, annotation, key_group, literal, mentions, parse_file, schema
 
-# kind -> (what `build` may be handed by name, where its plug-ins live)
+# kind (also its folder's name) -> names of the parameters that `build` may declare before `*`
 INJECTED: dict[str, tuple[str, ...]] = {
     "datasets": ("known", "whole", "arch"),
     "backbones": ("spec", "arch"),
@@ -47,7 +47,7 @@ _HERE = Path(__file__).parent.parent
 
 @dataclass(frozen=True)
 class Plugin:
-    """One plug-in as its file declares it, read without importing it."""
+    """Describe one plug-in by the declarations in its file, read without importing it."""
 
     kind: str
     name: str
@@ -56,36 +56,34 @@ class Plugin:
     model: type[BaseModel]  # the schema of the user's keys
     injected: tuple[str, ...]
     help: str  # first paragraph of the file's docstring
-    names: tuple[str, ...]  # architectures or datasets of a library this file stands for
-    suffixes: tuple[str, ...]  # of the files that a dataset of class folders reads
+    names: tuple[str, ...]  # architectures or datasets of a library that this file builds
+    suffixes: tuple[str, ...]  # suffixes of the files that a dataset reads from class folders
     files: tuple[str, ...]  # suffixes of the files that a dataset reads as a whole, such as tables
-    lists: str  # the dataset whose files a table names, where another one reads such tables
-    fallback: bool  # it is the dataset of a folder or file, where nothing tells of which one it is
-    layout: tuple[
-        str, ...
-    ]  # the keys that --dataset FILE inherits from a checkpoint; NAME? where the file has the column
-    starter: Mapping[str, str]  # what `fmeco init` writes: "backbone", and "column", the key of the column to learn
-    qualified: bool  # its names are known as PLUGIN/NAME alone
-    open: bool  # it takes PLUGIN/ANYTHING: what its names are is not fmeco's to list
-    tables: bool  # --dataset TABLE with a checkpoint that it made data for is read by it
+    lists: str  # dataset that reads the files named in this dataset's tables; "" = none
+    fallback: bool  # use this dataset if a folder's or file's contents do not determine one
+    layout: tuple[str, ...]  # keys that --dataset FILE inherits from a checkpoint; NAME? = only columns the file has
+    starter: Mapping[str, str]  # for `fmeco init`: "backbone", and "column", the key that names the column to learn
+    qualified: bool  # a config must write PLUGIN/NAME, never NAME alone
+    open: bool  # accepts PLUGIN/ANYTHING; `names` is not complete
+    tables: bool  # if a checkpoint's dataset is this one, it also reads any --dataset TABLE used with the checkpoint
     renamed: Mapping[str, str]  # old key -> new key
-    paths: tuple[str, ...]  # the keys that are files or folders
-    refs: tuple[str, ...]  # the keys that name a checkpoint
-    nested: Mapping[str, str]  # key that holds sections -> their kind
-    key_groups: Mapping[str, KeyGroup]  # parameter that is handed several keys as one value -> these keys
-    modality: str  # of a dataset's samples; "" where the file does not say
-    default_for: tuple[str, ...]  # kinds of targets that an objective serves where a config names none
-    combines: str  # the key under which an objective takes one objective for each of several targets
-    finetune: Mapping[str, Any]  # keys that have another default when finetuning
+    paths: tuple[str, ...]  # keys that are files or folders
+    refs: tuple[str, ...]  # keys that name a checkpoint
+    nested: Mapping[str, str]  # key that holds sections -> kind of those sections
+    key_groups: Mapping[str, KeyGroup]  # parameter of `build` that bundles several keys -> these keys
+    modality: str  # modality of a dataset's samples; "" = not declared
+    default_for: tuple[str, ...]  # kinds of targets for which this objective is the default
+    combines: str  # key that holds one objective per target, for an objective that combines them; "" = none
+    finetune: Mapping[str, Any]  # key -> its default when finetuning
 
     @property
     def built_in(self) -> bool:
-        """Whether it comes with fmeco."""
+        """Whether the plug-in ships with fmeco."""
         return self.module.startswith("fmeco.")
 
     @property
     def spellings(self) -> list[str]:
-        """What a config may call each of `names`; the shortest ones come first."""
+        """List every way in which a config may write each of `names`, shortest first."""
         return [*(() if self.qualified else self.names), *(f"{self.name}/{name}" for name in self.names)]
 
     def load(self) -> ModuleType:
@@ -95,118 +93,122 @@ class Plugin:
         return _import_file(self.file)
 
     def build(
-        self, given: Mapping[str, Any], options: Mapping[str, Any], teach: Callable[[str], Any] = lambda _: None
+        self, values: Mapping[str, Any], options: Mapping[str, Any], teach: Callable[[str], Any] = lambda _: None
     ) -> Any:
-        """Call the plug-in with what its signature asks of `given`, and the user's options; `teach` turns a Ref into what
-        it names, or into None where nothing is trained."""
-        return self.bound(options, teach)(**given)
+        """Build the plug-in from injected `values` (those its signature names) and the user's options.
+
+        teach: loads the Teacher that a Ref key names; returns None if nothing is trained. Raises ConfigError.
+        """
+        return self.bound(options, teach)(**values)
 
     def bound(self, options: Mapping[str, Any], teach: Callable[[str], Any] = lambda _: None) -> Callable[..., Any]:
-        """Import the plug-in and check the user's options. Returns its `build` with these options: a function of the
-        injected values by name, which passes on those that the signature asks for."""
+        """Import the plug-in, check the user's options and bind them to its `build`.
+
+        Returns a function of the injected values by name; it ignores values that the signature does not name.
+        """
         module = self.load()
         check: Callable[..., list[str]] | None = getattr(module, "check", None)
         if check is not None and (problems := check(**options)):
             raise ConfigError("\n".join(f"{self.kind}/{self.name}: {problem}" for problem in problems))
-        handed = dict(options)
+        arguments = dict(options)
         for key, kind in self.nested.items():
-            handed[key] = {name: functools.partial(build_section, kind, raw) for name, raw in options[key].items()}
+            arguments[key] = {name: functools.partial(build_section, kind, raw) for name, raw in options[key].items()}
         for key in self.refs:
-            handed[key] = teach(options[key])
+            arguments[key] = teach(options[key])
         for name, group in self.key_groups.items():
-            handed[name] = group.kind(**{key: handed.pop(key) for key in group.fields})
+            arguments[name] = group.kind(**{key: arguments.pop(key) for key in group.fields})
         build, injected = module.build, self.injected
 
-        def call(**given: Any) -> Any:
-            return build(*(given[name] for name in injected), **handed)
+        def call(**values: Any) -> Any:
+            return build(*(values[name] for name in injected), **arguments)
 
         return call
 
 
-def build_section(kind: str, section: Mapping[str, Any], **given: Any) -> Any:
-    """What a checked section {"name": ..., key: value} describes."""
+def build_section(kind: str, section: Mapping[str, Any], **values: Any) -> Any:
+    """Build the plug-in of a checked section {"name": ..., key: value} from the injected `values`."""
     options = dict(section)
     plugin, arch = find(kind, options.pop("name"))
-    return plugin.build({"arch": arch, **given}, options)
+    return plugin.build({"arch": arch, **values}, options)
 
 
-_EXTRA: dict[tuple[str, str], Plugin] = {}  # what --plugin brought, by (kind, name)
+_EXTRA: dict[tuple[str, str], Plugin] = {}  # plug-ins added with --plugin, by (kind, name)
 
 
 def kind_of(word: str) -> str:
-    """Turn a kind as a person writes it (singular accepted) into its folder's name."""
-    spoken = {kind: kind for kind in INJECTED} | {"strategy": "strategies", "augments": "augment"}
-    spoken |= {kind.rstrip("s"): kind for kind in INJECTED}
-    if word not in spoken:
+    """Turn a kind as a user writes it (singular or plural) into its folder's name. Raises ConfigError."""
+    spellings = {kind: kind for kind in INJECTED} | {"strategy": "strategies", "augments": "augment"}
+    spellings |= {kind.rstrip("s"): kind for kind in INJECTED}
+    if word not in spellings:
         raise ConfigError(
-            f"no kind of plug-in is called '{clean(word)}'{nearest(word, spoken)}",
+            f"unknown kind of plug-in: '{clean(word)}'{nearest(word, spellings)}",
             f"kinds: {', '.join(INJECTED)}",
         )
-    return spoken[word]
+    return spellings[word]
 
 
 def plugins(kind: str) -> dict[str, Plugin]:
-    """Every plug-in of a kind by name: fmeco's own, those of installed packages, those of --plugin.
+    """Return all plug-ins of a kind by name: built-in ones, those of installed packages and those of --plugin.
 
-    A name stands for one file wherever a config or a checkpoint is read. Raises ConfigError where two files have it.
+    Raises ConfigError if two files share a name, since configs and checkpoints store the name alone.
     """
-    found = dict(_builtin(kind))
+    by_name = dict(_builtin(kind))
     installed = [_entry_point(kind, name, module) for name, module in _entry_points(kind)]
     for plugin in [*installed, *(plugin for plugin in _EXTRA.values() if plugin.kind == kind)]:
-        _refuse_twins(found, plugin)
-        found[plugin.name] = plugin
-    return found
+        _refuse_duplicate(by_name, plugin)
+        by_name[plugin.name] = plugin
+    return by_name
 
 
-def _refuse_twins(known: Mapping[str, Plugin], plugin: Plugin) -> None:
-    """Raise ConfigError where a plug-in's name is that of another file, or of an architecture in another's library."""
-    libraries = (one for one in known.values() if not one.qualified and plugin.name in one.names)
-    other = known.get(plugin.name) or next(libraries, None)
+def _refuse_duplicate(by_name: Mapping[str, Plugin], plugin: Plugin) -> None:
+    """Raise ConfigError if another file, or an architecture of another file's library, has this plug-in's name."""
+    libraries = (other for other in by_name.values() if not other.qualified and plugin.name in other.names)
+    other = by_name.get(plugin.name) or next(libraries, None)
     if other is not None and other.file.resolve() != plugin.file.resolve():
         raise ConfigError(
-            f"{plugin.kind}: '{clean(plugin.name)}' is a name of two files: {clean(other.file)} and {clean(plugin.file)}",
-            "rename one: configs and checkpoints store the name alone",
+            f"{plugin.kind}: two files are named '{clean(plugin.name)}': {clean(other.file)} and {clean(plugin.file)}",
+            "rename one of them: configs and checkpoints store only the name",
         )
 
 
 def find(kind: str, name: str) -> tuple[Plugin, str | None]:
-    """Resolve a name of a config: a plug-in, SOURCE/ARCH, or a bare name that one plug-in's library knows.
+    """Resolve a config's name to a plug-in: PLUGIN, PLUGIN/ARCH, or an ARCH that exactly one library has.
 
-    Returns the plug-in and, for a library's, the architecture.
-    Raises ConfigError with the nearest valid name.
+    Returns the plug-in, and the architecture or None. Raises ConfigError that suggests the nearest valid name.
     """
-    known = plugins(kind)
+    by_name = plugins(kind)
     source, slash, arch = name.partition("/")
     if not slash:
-        if name in known and not known[name].names and not known[name].open:
-            return known[name], None
-        owners = [plugin for plugin in known.values() if name in plugin.names and not plugin.qualified]
+        if name in by_name and not by_name[name].names and not by_name[name].open:
+            return by_name[name], None
+        owners = [plugin for plugin in by_name.values() if name in plugin.names and not plugin.qualified]
         if len(owners) == 1:
             return owners[0], name
-        if name in known:
+        if name in by_name:
             raise ConfigError(
-                f"{kind}: '{name}' needs one of its names: {name}/NAME", f"`fmeco list {kind}` says which"
+                f"{kind}: '{name}' needs an architecture or dataset: {name}/NAME",
+                f"`fmeco list {kind}` shows the names",
             )
-    elif source in known and (arch in known[source].names or (known[source].open and arch)):
-        return known[source], arch
-    valid = [*known, *(spelling for plugin in known.values() for spelling in plugin.spellings)]
+    elif source in by_name and (arch in by_name[source].names or (by_name[source].open and arch)):
+        return by_name[source], arch
+    valid = [*by_name, *(spelling for plugin in by_name.values() for spelling in plugin.spellings)]
     raise ConfigError(
-        f"{kind}: '{clean(name)}' is not known{nearest(name, valid)}", f"`fmeco list {kind} [WORD]` shows the names"
+        f"{kind}: unknown name '{clean(name)}'{nearest(name, valid)}", f"`fmeco list {kind} [WORD]` shows the names"
     )
 
 
-def require(what: str, named: Iterable[tuple[str, str]]) -> None:
-    """Raise ConfigError where a plug-in (kind, name or NAME/ARCH) that `what` needs is not there."""
+def require(user: str, named: Iterable[tuple[str, str]]) -> None:
+    """Raise ConfigError if a plug-in that `user`, such as a run, needs is missing. named: (kind, NAME or NAME/ARCH)."""
     if absent := [f"{kind}/{name}" for kind, name in named if name.partition("/")[0] not in plugins(kind)]:
         raise ConfigError(
-            f"{what} needs {listing(absent)}: --plugin FILE.py",
-            "--plugin also takes a folder of such files; those of an installed package are found without it",
+            f"{user} needs {listing(absent)}: --plugin FILE.py",
+            "--plugin also takes a folder of plug-in files; plug-ins of installed packages need no --plugin",
         )
 
 
 @contextlib.contextmanager
 def added(paths: Iterable[Path]) -> Iterator[None]:
-    """Within, the plug-ins of these files and folders are known (--plugin)."""
+    """Register the plug-ins of these files and folders (--plugin) inside the `with` block. Raises ConfigError."""
     before = dict(_EXTRA)
     try:
         for path in paths:
@@ -218,37 +220,33 @@ def added(paths: Iterable[Path]) -> Iterator[None]:
 
 
 def add(path: Path) -> list[Plugin]:
-    """Make a stranger's plug-ins known: those of a file, or of every file of a folder that does not begin with `_`. Raises
-    ConfigError."""
+    """Register the plug-in of a file, or of every *.py of a folder whose name does not begin with `_`. Raises ConfigError."""
     if not path.is_dir():
         return [add_file(path)]
     files = sorted(file for file in path.glob("*.py") if not file.stem.startswith("_"))
     if not files:
-        raise ConfigError(f"--plugin {clean(path)}: the folder holds no plug-in", "it takes files NAME.py")
+        raise ConfigError(f"--plugin {clean(path)}: the folder holds no plug-in", "plug-ins are files NAME.py")
     return [add_file(file) for file in files]
 
 
 def add_file(path: Path) -> Plugin:
-    """Make the plug-in of one file known under the file's name.
-
-    The file says of what kind it is with `KIND = "objective"`.
-    """
+    """Register the plug-in of one file under the file's name; its kind is in a line KIND = "objective". Raises ConfigError."""
     if not path.is_file():
         raise ConfigError(f"--plugin {clean(path)}: no such file or folder")
     tree = parse_file(path)
     kind = literal(tree, "KIND", path)
     if not isinstance(kind, str):
         raise ConfigError(
-            f'{path}: a plug-in file says its kind, as in: KIND = "objective"',
+            f'{path}: a plug-in file needs a line with its kind, such as: KIND = "objective"',
             f"kinds: {', '.join(INJECTED)}",
-            "a file whose name begins with _ may lie beside plug-ins without being one",
+            "if it only holds code shared by plug-ins, let its name begin with _",
         )
     try:
         kind = kind_of(kind)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error.message}", *error.hints) from None
     plugin = _read(kind, path.stem, path.resolve(), "")
-    _refuse_twins(plugins(kind), plugin)
+    _refuse_duplicate(plugins(kind), plugin)
     _EXTRA[kind, plugin.name] = plugin
     return plugin
 
@@ -268,7 +266,7 @@ def _entry_points(kind: str) -> tuple[tuple[str, str], ...]:
 def _entry_point(kind: str, name: str, module: str) -> Plugin:
     try:
         spec = importlib.util.find_spec(module)
-    except ModuleNotFoundError:  # of a package above it
+    except ModuleNotFoundError:  # a parent package is missing
         spec = None
     if spec is None or spec.origin is None:
         raise ConfigError(
@@ -278,7 +276,7 @@ def _entry_point(kind: str, name: str, module: str) -> Plugin:
 
 
 def _read(kind: str, name: str, file: Path, module: str) -> Plugin:
-    """Read one plug-in's schema from its source."""
+    """Read one plug-in's declarations from its source. Raises ConfigError that names the file and line."""
     tree = parse_file(file)
     node = next((n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "build"), None)
     if node is None:
@@ -286,15 +284,15 @@ def _read(kind: str, name: str, file: Path, module: str) -> Plugin:
     injected = tuple(arg.arg for arg in [*node.args.posonlyargs, *node.args.args])
     if wrong := [arg for arg in injected if arg not in INJECTED[kind]]:
         raise ConfigError(
-            f"{file}:{node.lineno}: build() cannot be handed {listing(wrong)}; "
-            f"before `*` a plug-in of kind {kind} may name: {', '.join(INJECTED[kind])}"
+            f"{file}:{node.lineno}: build() has unknown parameters before `*`: {listing(wrong)}; "
+            f"{kind} plug-ins may use: {', '.join(INJECTED[kind])}"
         )
     if node.args.vararg or node.args.kwarg:
-        raise ConfigError(f"{file}:{node.lineno}: build() must name every key; *args and **kwargs hide typos")
+        raise ConfigError(f"{file}:{node.lineno}: build() must name every key, without *args or **kwargs")
     fields, groups = _fields(node, file)
     if kind == "optimizers" and "lr" not in fields:
         raise ConfigError(
-            f"{file}:{node.lineno}: an optimizer needs a key for the learning rate, as in: lr: Rate = 1e-3"
+            f"{file}:{node.lineno}: an optimizer needs a key `lr` for the learning rate, as in: lr: Rate = 1e-3"
         )
     names = literal(tree, "NAMES", file) or ()
     if (listed := file.with_suffix(".txt")).is_file():
@@ -335,40 +333,42 @@ def _read(kind: str, name: str, file: Path, module: str) -> Plugin:
 
 
 def _fields(node: ast.FunctionDef, file: Path) -> tuple[dict[str, tuple[Any, Any]], dict[str, KeyGroup]]:
-    """Read the user's keys, each with its type and default, and the parameters that are handed several of them at once."""
+    """Read the user's keys as {key: (type, default)}, and the parameters that bundle several of them. Raises ConfigError."""
     fields: dict[str, tuple[Any, Any]] = {}
     groups: dict[str, KeyGroup] = {}
     for arg, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True):
         where = f"{file}:{arg.lineno}: {arg.arg}"
         if arg.annotation is None:
-            raise ConfigError(f"{where} has no type")
+            raise ConfigError(f"{where} needs a type annotation")
         try:
             group = key_group(arg.annotation, default)
             if group is not None:
-                groups[arg.arg], added = group, group.fields
+                groups[arg.arg], new = group, group.fields
             else:
-                added = {arg.arg: (annotation(arg.annotation), ... if default is None else ast.literal_eval(default))}
+                new = {arg.arg: (annotation(arg.annotation), ... if default is None else ast.literal_eval(default))}
         except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{where}: {error}", "types: " + ", ".join(VOCABULARY), "defaults are literals") from None
-        if twice := [key for key in added if key in fields]:
-            raise ConfigError(f"{where}: the key {listing(twice)} is there twice")
-        fields |= added
+            raise ConfigError(
+                f"{where}: {error}", "types: " + ", ".join(VOCABULARY), "defaults must be literals"
+            ) from None
+        if twice := [key for key in new if key in fields]:
+            raise ConfigError(f"{where}: the key {listing(twice)} is defined twice")
+        fields |= new
     return fields, groups
 
 
 def _layout(tree: ast.Module, fields: Mapping[str, Any], file: Path) -> tuple[str, ...]:
     layout = tuple(literal(tree, "LAYOUT", file) or ())
-    if strange := [key for key in layout if key.removesuffix("?") not in fields]:
+    if unknown := [key for key in layout if key.removesuffix("?") not in fields]:
         raise ConfigError(
-            f"{file}: LAYOUT names {listing(strange)}, and build() has no such key{nearest(strange[0], fields)}"
+            f"{file}: LAYOUT names {listing(unknown)}, but build() has no such key{nearest(unknown[0], fields)}"
         )
     return layout
 
 
 def _import_file(file: Path) -> ModuleType:
-    """Import a --plugin file once, under a name that loader workers can find again.
+    """Import a --plugin file once, under a module name that loader workers can import too. Raises ConfigError.
 
-    Its folder counts as a package, so that it can import what lies beside it: `from ._shared import x`.
+    Its folder acts as a package, so the file can import its neighbours: `from ._shared import x`.
     """
     package = f"fmeco_plugins_{hashlib.sha256(str(file.parent).encode()).hexdigest()[:12]}"
     if package not in sys.modules:
@@ -393,6 +393,6 @@ def _import_file(file: Path) -> ModuleType:
         beside = absent is not None and (file.parent / f"{absent}.py").is_file()
         raise ConfigError(
             f"--plugin {file} could not be imported: {type(error).__name__}: {clean(error)}",
-            f"a file beside it is imported as: from .{absent} import ..." if beside else "",
+            f"import the file beside it as: from .{absent} import ..." if beside else "",
         ) from error
     return module

@@ -1,4 +1,4 @@
-"""Read a plug-in's signature from its source, without importing it: names, types, defaults and help become a schema."""
+"""Read a plug-in's signature from its source, without importing it, and make its config schema."""
 
 from __future__ import annotations
 
@@ -56,18 +56,22 @@ VOCABULARY: dict[str, Any] = {
 
 
 def schema(name: str, fields: Mapping[str, Any]) -> type[BaseModel]:
-    """A strict pydantic model: unknown keys, wrong types and non-finite numbers are errors."""
+    """Create a strict pydantic model: it rejects unknown keys, wrong types and non-finite numbers.
+
+    fields: key -> (type, default).
+    """
     config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True, protected_namespaces=())
     model: type[BaseModel] = create_model(name, __config__=config, **fields)
     return model
 
 
-@functools.cache  # a file is parsed for its kind, and then for its signature
+@functools.cache  # each file is parsed twice: for its kind, then for its signature
 def _tree(text: str, name: str) -> ast.Module:
     return ast.parse(text, name)
 
 
 def parse_file(file: Path) -> ast.Module:
+    """Parse a Python file. Raises ConfigError if it cannot be read or has a syntax error."""
     try:
         return _tree(file.read_text("utf-8"), str(file))
     except SyntaxError as error:
@@ -77,7 +81,7 @@ def parse_file(file: Path) -> ast.Module:
 
 
 def literal(tree: ast.Module, name: str, file: Path) -> Any:
-    """The value of a top-level `NAME = literal`, or None."""
+    """Return the value of a top-level `NAME = literal`, or None if there is none. Raises ConfigError."""
     for node in tree.body:
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
         if isinstance(target, ast.Name) and target.id == name and isinstance(node, ast.Assign | ast.AnnAssign):
@@ -85,13 +89,13 @@ def literal(tree: ast.Module, name: str, file: Path) -> Any:
                 return ast.literal_eval(node.value) if node.value is not None else None
             except ValueError:
                 raise ConfigError(
-                    f"{file}:{node.lineno}: {name} must be a literal: it is read without importing the file"
+                    f"{file}:{node.lineno}: {name} must be a literal, because the file is not imported to read it"
                 ) from None
     return None
 
 
 def annotation(node: ast.expr) -> Any:
-    """Evaluate a type annotation over `VOCABULARY`, without running any code of the file."""
+    """Evaluate a type annotation made of names in `VOCABULARY`, without running any code of the file. Raises ValueError."""
     match node:
         case ast.Constant(value=str() | int() | float() | None):
             return node.value
@@ -113,40 +117,45 @@ def annotation(node: ast.expr) -> Any:
 
 
 def mentions(node: ast.expr | None, name: str) -> bool:
+    """Tell whether an annotation contains the bare name `name`."""
     return node is not None and any(isinstance(part, ast.Name) and part.id == name for part in ast.walk(node))
 
 
 class KeyGroup(NamedTuple):
-    """Hold keys of the user that `build` is handed as one value. fields: key -> its type and default."""
+    """Describe user keys that `build` receives bundled in one parameter.
+
+    kind: dataclass of that parameter.
+    fields: key -> (type, default).
+    """
 
     kind: type
     fields: Mapping[str, tuple[Any, Any]]
 
 
 def key_group(node: ast.expr, default: ast.expr | None) -> KeyGroup | None:
-    """Read a parameter such as `splitting: Splitting = Splitting(val_fraction=0.1)`; None where it is a single key.
+    """Read a bundling parameter such as `splitting: Splitting = Splitting(val_fraction=0.1)`; None for a single key.
 
-    Raises ValueError for a default that is no such call of literals, and for keys that the value does not have.
+    Raises ValueError if the default is not such a call with literal arguments, or names an unknown key.
     """
     name = next((name for name in KEY_GROUPS if mentions(node, name)), None)
     if name is None:
         return None
-    kind, made = KEY_GROUPS[name], annotation(node)
-    own, *about = typing.get_args(made) if typing.get_origin(made) is Annotated else (made,)
-    if own is not kind:
-        raise ValueError(f"{name} is one value of several keys: it stands alone, or as Annotated[{name}, Without(...)]")
-    without = [key for one in about if isinstance(one, Without) for key in one.keys]
+    kind, declared = KEY_GROUPS[name], annotation(node)
+    bare, *extras = typing.get_args(declared) if typing.get_origin(declared) is Annotated else (declared,)
+    if bare is not kind:
+        raise ValueError(f"{name} bundles several keys; its type must be {name} or Annotated[{name}, Without(...)]")
+    without = [key for extra in extras if isinstance(extra, Without) for key in extra.keys]
     defaults = {field.name: field.default for field in dataclasses.fields(kind)}
     match default:
         case None:
-            given: dict[str, Any] = {}
+            overrides: dict[str, Any] = {}
         case ast.Call(func=ast.Name(id=called), args=[], keywords=keywords) if called == name:
-            given = {str(one.arg): ast.literal_eval(one.value) for one in keywords}
+            overrides = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in keywords}
         case _:
-            raise ValueError(f"its default is written {name}(key=value)")
-    for keys, has in ((without, defaults), (given, [key for key in defaults if key not in without])):
-        if strange := [key for key in keys if key not in has]:
-            raise ValueError(f"{name} has no key {listing(strange)}{nearest(strange[0], has)}")
+            raise ValueError(f"its default must be written {name}(key=value)")
+    for keys, valid in ((without, defaults), (overrides, [key for key in defaults if key not in without])):
+        if unknown := [key for key in keys if key not in valid]:
+            raise ValueError(f"{name} has no key {listing(unknown)}{nearest(unknown[0], valid)}")
     types = typing.get_type_hints(kind, include_extras=True)
-    fields = {key: (types[key], given.get(key, value)) for key, value in defaults.items() if key not in without}
+    fields = {key: (types[key], overrides.get(key, value)) for key, value in defaults.items() if key not in without}
     return KeyGroup(kind, fields)
