@@ -456,17 +456,17 @@ def test_what_was_said_and_by_an_encoder_of_a_folder(fmeco: Fmeco) -> None:
     heard = {**settings["dataset"], "input": "waveform"}
     for changes, told in (
         ({"backbone": "hf/./gone"}, "takes waveforms; this dataset has spectrogram"),
-        ({"backbone": "cnn", "dataset": heard}, "this dataset has waveform\n  hint: hf/ encoders of speech"),
+        ({"backbone": "cnn", "dataset": heard}, "this dataset has waveform\n  hint: speech encoders of hf/"),
     ):
         answer = fmeco("pretrain", write("c.yaml", {**settings, **changes}), "--out", "x")
         assert answer.code == 2 and told in answer.err
     Path("gone/preprocessor_config.json").write_text('{"sampling_rate": "fast"}')
     with pytest.raises(
-        ConfigError, match=r"preprocessor_config\.json: not how recordings are prepared: sampling_rate fast"
+        ConfigError, match=r"preprocessor_config\.json: not a valid audio preprocessing: sampling_rate fast"
     ):
         started("./gone")
     Path("gone/preprocessor_config.json").write_text('{"do_normalize": null}')
-    with pytest.raises(ConfigError, match="not how recordings are prepared: do_normalize None"):
+    with pytest.raises(ConfigError, match="not a valid audio preprocessing: do_normalize None"):
         started("./gone")
     shutil.move("gone", "m")
     for key in ("add_adapter", "conv_pos_batch_norm"):
@@ -514,13 +514,13 @@ def test_a_config_chooses_no_kernel_and_no_code(monkeypatch: pytest.MonkeyPatch)
         ({"trust_remote_code": True}, "trust_remote_code"),
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantised"),
         ({"vision_config": {"model_type": "vit"}}, "several models"),
-        ({"model_type": "bart"}, "an encoder with a decoder"),
+        ({"model_type": "bart"}, "an encoder-decoder"),
         ({"model_type": "clip"}, "several models"),
-        ({"model_type": "encodec"}, "no model of one text, image or waveform"),
-        ({"model_type": "timm_wrapper"}, "no model of one text, image or waveform"),
-        ({"model_type": "bertt"}, "knows no model_type 'bertt'"),
+        ({"model_type": "encodec"}, "not a model that turns a text, an image or a waveform"),
+        ({"model_type": "timm_wrapper"}, "not a model that turns a text, an image or a waveform"),
+        ({"model_type": "bertt"}, "has no model_type 'bertt'"),
         ({"model_type": None}, "no model_type"),
-        ({"hidden_size": "many"}, "not a config of bert"),
+        ({"hidden_size": "many"}, "not a valid config of bert"),
         ({"num_attention_heads": 5}, "hf/./m cannot be built"),
         ({"to_dict": 3, "forward": "x", "get_text_config": 1}, "hf/./m"),
     ],
@@ -551,13 +551,13 @@ def test_files_that_are_missing_or_broken(fmeco: Fmeco) -> None:
     Path("m/config.json").unlink()
     refused("m/config.json: no such file")
     refused("no such folder", "hf/./gone@DEFAULT")
-    refused("no name of the hub", "hf/some/where/else@DEFAULT")
+    refused("not a valid model name of the hub", "hf/some/where/else@DEFAULT")
     refused("'hf' needs an architecture or dataset", "hf@DEFAULT")
     Path("m/config.json").write_text(body)
     refused("it has: DEFAULT", "hf/./m@main")
     tokens = Path("m/tokenizer.json").read_text()
     Path("m/tokenizer.json").write_text(tokens[:100])
-    refused("m/tokenizer.json: not a tokenizer")
+    refused("m/tokenizer.json: not a valid file of the package tokenizers")
     Path("m/tokenizer.json").write_text(tokens)
     state = load_file("m/model.safetensors")
     save_file(
@@ -631,7 +631,7 @@ def test_a_hub_serves_shards_and_a_licence(server: str, fmeco: Fmeco, monkeypatc
     model("m", "bert")
     Path("m/model.safetensors").unlink()
     Path("m/model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ConfigError, match="names no files of weights in this folder"):
+    with pytest.raises(ConfigError, match="weight_map must name .safetensors files of the same folder"):
         started("./m")
 
 

@@ -330,7 +330,7 @@ def test_rows_of_tables_are_compared_with_columns_of_other_rows(fmeco: Fmeco) ->
     assert fmeco("resume", "run", "--epochs", "+1").code == 0
     raw["dataset"] = {"name": "digits", "image_size": 16}
     answer = fmeco("pretrain", write("c.yaml", {**raw, "augment": "corrupt"}), "--out", "no")
-    assert answer.code == 2 and "augment corrupt is for tables" in answer.err
+    assert answer.code == 2 and "augment: 'corrupt' is for tables" in answer.err
 
 
 def test_hidden_patches_do_not_enter_the_backbone_that_has_a_decoder(fmeco: Fmeco) -> None:

@@ -1,1 +1,1 @@
-"""augment: how training samples vary; one plug-in per file."""
+"""Augmentations of training samples, one per file; the name of the file is the name in YAML."""

@@ -1,7 +1,8 @@
-"""Rows of tables in which some columns hold what another training row holds there, for objectives that compare views.
+"""Random replacement of table columns by values of other training rows, for objectives that compare views (SCARF).
 
-SCARF, https://arxiv.org/abs/2106.15147 section 3: a corrupted column is drawn from its own distribution over the training
-rows. There one of two views is corrupted, by 0.6; here both are, so that the same share of columns tells them apart.
+https://arxiv.org/abs/2106.15147 section 3: the new value of a column is drawn from that column's values over the training
+rows. SCARF corrupts one of two views, at a rate of 0.6. fmeco corrupts both, at a lower rate, so that the two views also
+differ in 0.6 of their columns.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from torch import Tensor
 
 from fmeco.core import Augment, ConfigError, DataSpec, Doc, Gt, Inputs, Lt, Samples, mix, uniform
 
-SHARE = 0.6  # of the columns, in which two views differ
+SHARE = 0.6  # default share of columns in which two views differ
 _ROW = 0x726F77
 
 
 def default(spec: DataSpec, views: int) -> str | None:
-    """The name that a config means which says nothing, where the data is of this kind."""
+    """Name the augmentation to use when the config names none; None if this file does not apply to the data."""
     return "corrupt" if spec.modality == "table" and views > 1 else None
 
 
@@ -29,21 +30,27 @@ def build(
     *,
     rate: Annotated[
         float | None,
-        Doc("share of a view's columns to replace; null = as many as make two views differ in 0.6"),
+        Doc("share of a view's columns to replace; null = 0.37, at which two views differ in 0.6 of their columns"),
         Gt(0),
         Lt(1),
     ] = None,
 ) -> Augment:
     if spec.modality != "table":
-        raise ConfigError(f"augment corrupt is for tables; this dataset holds {spec.modality} data")
+        raise ConfigError(
+            f"augment: 'corrupt' is for tables; this dataset holds {spec.modality} data",
+            "augment: none fits any data",
+        )
     if train.tensors is None:
         raise ConfigError(
-            "augment corrupt draws from the training rows, and some of these cannot be read", "repair or remove them"
+            "augment: 'corrupt' needs every training row in memory, and some rows of this dataset cannot be read",
+            "repair or remove those rows",
         )
     return Corrupt(train.tensors, 1 - math.sqrt(1 - SHARE) if rate is None else rate)
 
 
 class Corrupt(Augment):
+    """Replace each cell with probability `rate` by the same column's value in a random training row."""
+
     def __init__(self, rows: Inputs, rate: float) -> None:
         self.rows, self.rate = rows, rate
 
@@ -51,7 +58,9 @@ class Corrupt(Augment):
         out = dict(inputs)
         for name, x in inputs.items():  # (B, F)
             rows, columns = self.rows[name], torch.arange(x.shape[1])
-            cells = mix(keys[:, None], sum(map(ord, name)), columns)  # (B, F): apart for numbers and categories
+            cells = mix(
+                keys[:, None], sum(map(ord, name)), columns
+            )  # (B, F): the input's name keeps the keys of numbers and categories apart
             source = (mix(cells, _ROW) >> 1) % len(rows)
             drawn = rows[source, columns].to(x.device)
             out[name] = torch.where((uniform(cells, 0) < self.rate).to(x.device), drawn, x)

@@ -1,7 +1,10 @@
-"""Image augmentation: the presets light, standard, trivial, rand and views, each key of which can be set by itself.
+"""Image augmentation: the presets light, standard, trivial, rand and views, each key of which can be overridden.
 
-light: a shift by a few pixels, and a flip. standard: random resized crop, flip and colour, as for ImageNet.
-trivial: TrivialAugment, https://arxiv.org/abs/2103.10158. rand: RandAugment, https://arxiv.org/abs/1909.13719. views: small crops and strong colours, for objectives that compare views.
+light: shift by a few pixels, and flip.
+standard: random resized crop, flip and colour jitter, as is usual for ImageNet.
+trivial: TrivialAugment, https://arxiv.org/abs/2103.10158.
+rand: RandAugment, https://arxiv.org/abs/1909.13719.
+views: small crops and strong colour jitter, for objectives that compare views.
 """
 
 from __future__ import annotations
@@ -30,7 +33,10 @@ _PRESETS: dict[str, tuple[float, float, float, float, float, int]] = {
 
 
 def default(spec: DataSpec, views: int) -> str | None:
-    """The name that a config means which says nothing, where the data is of this kind. views: of each sample."""
+    """Name the augmentation to use when the config names none; None if this file does not apply to the data.
+
+    views: how many views of each sample the objective asks for.
+    """
     if "image" not in spec.inputs:
         return None
     if views > 1:
@@ -44,49 +50,57 @@ def build(
     *,
     shift: Annotated[
         float | None,
-        Doc("largest shift of the crop, as a share of the image's size; null = the preset's"),
+        Doc(
+            "largest shift of the image, as a share of its size; null = the preset's. Not used with random resized crops"
+        ),
         Ge(0),
         Le(0.5),
     ] = None,
     crop_scale: Annotated[
         float | None,
-        Doc("smallest area of the random resized crop, 1 = off; null = the preset's"),
+        Doc("smallest area of the random resized crop, as a share of the image; 1 = off; null = the preset's"),
         Ge(0.01),
         Le(1),
     ] = None,
     flip: Annotated[
         float | None,
         Doc(
-            "probability of a mirror image; null = the preset's, and 0 where the dataset says that mirrors change the "
-            "meaning. At 0.5 an image is mirrored in every other epoch"
+            "probability of a horizontal flip; null = the preset's, or 0 if the dataset says that a mirror image means "
+            "something else. At 0.5 an image is flipped in every other epoch"
         ),
         Ge(0),
         Le(1),
     ] = None,
     color: Annotated[
         float | None,
-        Doc("strength of random brightness, contrast and saturation; null = the preset's"),
+        Doc("strength of random changes of brightness, contrast and saturation; null = the preset's"),
         Ge(0),
         Le(1),
     ] = None,
-    erase: Annotated[float | None, Doc("probability of erasing a box; null = the preset's"), Ge(0), Le(1)] = None,
-    magnitude: Annotated[int, Doc("strength of the operations of rand, of 30"), Ge(0), Le(30)] = 9,
+    erase: Annotated[
+        float | None, Doc("probability of erasing a random box; null = the preset's"), Ge(0), Le(1)
+    ] = None,
+    magnitude: Annotated[int, Doc("strength of the operations of the preset rand, 0 to 30"), Ge(0), Le(30)] = 9,
 ) -> Augment:
     if "image" not in spec.inputs:
         raise ConfigError(
             f"augment: '{arch}' is for images; this dataset has {', '.join(spec.inputs)}",
             "augment: none fits any data",
         )
-    given = (shift, crop_scale, flip, color, erase)
+    keys = (shift, crop_scale, flip, color, erase)
     preset = _PRESETS[arch]
-    values = [preset[i] if value is None else value for i, value in enumerate(given)]
+    values = [preset[i] if value is None else value for i, value in enumerate(keys)]
     if flip is None and not spec.preprocessing.get("mirror", True):
         values[2] = 0.0
     return ImageAugment(spec, *values, ops=preset[5], magnitude=magnitude if arch == "rand" else None)
 
 
 class ImageAugment(Augment):
-    """Geometry and library operations per sample in the worker; flips, colour and erasing per batch."""
+    """Augment images: crops and library operations per sample in the worker; shifts, flips, colour and erasing per batch.
+
+    ops: number of random operations per image.
+    magnitude: strength of these operations, 0 to 30; None = random, as in TrivialAugment.
+    """
 
     def __init__(
         self,
@@ -103,15 +117,15 @@ class ImageAugment(Augment):
         self.size = spec.inputs["image"].shape[-1]
         self.shift, self.crop_scale, self.flip, self.color, self.erase = shift, crop_scale, flip, color, erase
         self.ops, self.magnitude = ops, magnitude
-        self.largest, self.scaled = 1.0, False  # area of the crop; whether it has a size of its own
+        self.largest, self.scaled = 1.0, False  # largest area of the crop; whether the view's size is not the image's
 
     def for_view(self, view: View) -> Augment:
-        """The same with crops of that size and area."""
-        made = copy.copy(self)
-        made.size, made.scaled = view.side(self.size), view.size != 1
+        """Return a copy of this augmentation with crops of the view's size and area."""
+        copied = copy.copy(self)
+        copied.size, copied.scaled = view.side(self.size), view.size != 1
         if view.area is not None:
-            made.crop_scale, made.largest = view.area
-        return made
+            copied.crop_scale, copied.largest = view.area
+        return copied
 
     @property
     def per_sample(self) -> bool:
@@ -128,8 +142,8 @@ class ImageAugment(Augment):
 
     def batch(self, inputs: Inputs, keys: Tensor) -> Inputs:
         x = inputs["image"]  # (B, C, H, W) uint8
-        # Every image once each way in two epochs: more of it is seen than with a coin (https://arxiv.org/abs/2404.00498,
-        # section 3.6). The lowest bit of a key alternates by itself.
+        # Flipping every image in every other epoch shows more distinct images than random flips do
+        # (https://arxiv.org/abs/2404.00498 section 3.6). The lowest bit of a sample's key alternates between epochs.
         mirrored = (keys & 1) == 1 if self.flip == 0.5 else uniform(keys, 1) < self.flip
         reach = round(self.shift * self.size) if self.crop_scale == 1 else 0
         if reach:
@@ -144,10 +158,10 @@ class ImageAugment(Augment):
         return {**inputs, "image": x}
 
     def _jitter(self, x: Tensor, keys: Tensor) -> Tensor:
-        """Brightness, contrast and saturation, each by a factor from [1 - color, 1 + color].
+        """Change brightness, contrast and saturation of images (B, C, H, W), each by a factor from [1 - color, 1 + color].
 
-        Each is linear in the colours of an image: brightness scales by b, contrast draws towards the mean m by c, and
-        saturation towards the luma by s. Together they are one matrix and one offset for each image:
+        Each change is linear in the colours of an image: brightness multiplies by b, contrast interpolates towards the
+        mean m by c, saturation towards the luma by s. Together they are one matrix and one offset per image:
         s c b I + (1 - s) c b [luma in every row], and (1 - c) b m.
         """
         bright, contrast, saturation = (
@@ -165,7 +179,7 @@ class ImageAugment(Augment):
         return colours.round_().clamp_(0, 255).to(torch.uint8).view(x.shape)
 
     def _erase(self, x: Tensor, keys: Tensor) -> Tensor:
-        """A box of 2% to 25% of the image becomes mid-grey. https://arxiv.org/abs/1708.04896"""
+        """Fill a random box, 2% to 25% of the image, with mid-grey (random erasing). https://arxiv.org/abs/1708.04896"""
         h, w = x.shape[-2:]
         area, ratio = 0.02 + 0.23 * uniform(keys, 6), torch.exp(1.2 * (uniform(keys, 7) - 0.5))
         box_h, box_w = (area * ratio).sqrt() * h, (area / ratio).sqrt() * w
@@ -177,7 +191,7 @@ class ImageAugment(Augment):
         return x.masked_fill(inside.unsqueeze(1).to(x.device), 127)
 
     def _operation(self, image: Tensor, rng: random.Random) -> Any:
-        """One operation of TrivialAugment's wide space, or of RandAugment's at a fixed magnitude."""
+        """Apply one random operation of TrivialAugment's wide space, or of RandAugment's at the fixed magnitude."""
         f = import_torchvision("torchvision.transforms.v2.functional")
         level = rng.random() if self.magnitude is None else self.magnitude / 30
         sign = rng.choice((-1, 1))
@@ -228,7 +242,7 @@ class ImageAugment(Augment):
 
 
 def _resized_crop(image: Tensor, size: int, smallest: float, largest: float, rng: random.Random) -> Tensor:
-    """A box of `smallest` to `largest` of the area, aspect 3/4 to 4/3, resized to (size, size)."""
+    """Cut out a random box, `smallest` to `largest` of the area and of aspect 3/4 to 4/3; resize it to (size, size)."""
     height, width = image.shape[-2:]
     for _ in range(10):
         area = height * width * rng.uniform(smallest, largest)
@@ -246,11 +260,13 @@ def _resized_crop(image: Tensor, size: int, smallest: float, largest: float, rng
 
 
 def _shifted(x: Tensor, keys: Tensor, reach: int, mirrored: Tensor) -> Tensor:
-    """Images (B, C, H, W) moved by up to `reach` pixels each way, beyond the border mirrored; those of `mirrored` (B,)
-    flipped as well."""
+    """Shift images (B, C, H, W) by up to `reach` pixels in each direction, padding by reflection.
+
+    mirrored: (B,) bool, which images to flip as well.
+    """
     _, channels, h, w = x.shape
 
-    def places(stream: int, size: int) -> Tensor:
+    def places(stream: int, size: int) -> Tensor:  # source row or column of each pixel (B, size)
         moved = (uniform(keys, stream) * (2 * reach + 1)).long() - reach
         at = (torch.arange(size) + moved[:, None]).abs()  # (B, size)
         return torch.minimum(at, 2 * (size - 1) - at)

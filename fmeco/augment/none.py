@@ -1,4 +1,4 @@
-"""No variation: training sees exactly what evaluation sees."""
+"""No augmentation: training gets exactly the inputs that evaluation gets."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""SpecAugment: bands of frequency and stretches of time are masked, https://arxiv.org/abs/1904.08779 section 2; longer
-recordings are cropped at random. Its time warping is left out: the paper found it to matter least (section 5). Of waveforms,
-which have no bands, stretches of time become a constant.
+"""SpecAugment: random crops of recordings, and masks over frequency bands and time, https://arxiv.org/abs/1904.08779 section 2.
+
+Time warping is left out: the paper found that it matters least (section 5). Waveforms have no bands: they are masked in
+time only, with a constant.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from torch import Tensor
 from fmeco.core import Augment, ConfigError, DataSpec, Doc, Ge, Inputs, InputSpec, Le, mix_numbers, uniform
 
 NAMES = ("specaugment",)
-_CROP = 0x63726F70  # keeps the crop's number apart from those of the masks
-NOTHING = 1e-3  # of a waveform; and not 0, with which batches are filled up
+_CROP = 0x63726F70  # keeps the crop's random number independent of those of the masks
+NOTHING = 1e-3  # fills the masks of a waveform; not 0, which marks the padding of a batch
 
 
 def default(spec: DataSpec, views: int) -> str | None:
-    """The name that a config means which says nothing, where the data is of this kind."""
+    """Name the augmentation to use when the config names none; None if this file does not apply to the data."""
     return "specaugment" if {"spectrogram", "waveform"} & set(spec.inputs) else None
 
 
@@ -26,9 +27,11 @@ def build(
     spec: DataSpec,
     arch: str,
     *,
-    masks: Annotated[int, Doc("of each kind"), Ge(0)] = 2,
-    frequency: Annotated[float, Doc("largest mask, as a share of the bands; waveforms have none"), Ge(0), Le(1)] = 0.25,
-    time: Annotated[float, Doc("largest mask, as a share of the frames"), Ge(0), Le(1)] = 0.2,
+    masks: Annotated[int, Doc("number of masks of each kind, frequency and time"), Ge(0)] = 2,
+    frequency: Annotated[
+        float, Doc("largest frequency mask, as a share of the bands; not used for waveforms"), Ge(0), Le(1)
+    ] = 0.25,
+    time: Annotated[float, Doc("largest time mask, as a share of the recording"), Ge(0), Le(1)] = 0.2,
 ) -> Augment:
     if "waveform" in spec.inputs:
         return TimeMasks(spec.inputs["waveform"].shape[0], masks, time)
@@ -41,11 +44,12 @@ def build(
 
 
 class SpecAugment(Augment):
-    """Crops of each sample in the worker; masks of the whole batch."""
+    """Augment spectrograms: crop each sample in the worker, mask the batch on the device."""
 
-    def __init__(self, one: InputSpec, masks: int, frequency: float, time: float) -> None:
-        self.frames = one.shape[-1]
-        self.fill = one.mean[0] / one.scale if one.mean else 0.0  # the mean, which the model sees as 0
+    def __init__(self, spectrogram: InputSpec, masks: int, frequency: float, time: float) -> None:
+        self.frames = spectrogram.shape[-1]
+        # Masks are filled with the mean, which normalisation maps to 0.
+        self.fill = spectrogram.mean[0] / spectrogram.scale if spectrogram.mean else 0.0
         self.masks, self.frequency, self.time = masks, frequency, time
 
     def sample(self, inputs: Inputs, key: int) -> Inputs:
@@ -62,7 +66,7 @@ class SpecAugment(Augment):
 
 
 class TimeMasks(Augment):
-    """Of waveforms: crops and masks of each sample, which has a length of its own."""
+    """Augment waveforms: crop and mask each sample in the worker, since samples differ in length."""
 
     def __init__(self, length: int, masks: int, time: float) -> None:
         self.length, self.masks, self.time = length, masks, time
@@ -76,14 +80,16 @@ class TimeMasks(Augment):
 
 
 def _cropped(x: Tensor, length: int, key: int) -> Tensor:
-    """A random part of (..., length or more); what is shorter stays."""
+    """Cut a random part (..., length) out of x; return x unchanged if it is shorter."""
     start = mix_numbers(key, _CROP) % (max(0, x.shape[-1] - length) + 1)
     return x[..., start : start + length]
 
 
 def _stretch(keys: Tensor, stream: int, size: int, share: float) -> Tensor:
-    """Which of `size` places (B, size) a mask hides: its length is uniform in 0..share * size, and its place in what is
-    left, as in the paper's policies."""
+    """Draw one mask per key, as a bool tensor (B, size).
+
+    Its length is uniform in 0..share * size and its start uniform over the positions left, as in the paper (section 2).
+    """
     length = (uniform(keys, stream) * (share * size + 1)).long().clamp_max(size)[:, None]
     start = (uniform(keys, stream + 1)[:, None] * (size - length + 1)).long()
     at = torch.arange(size)

@@ -1,1 +1,1 @@
-"""backbones: architectures, spec -> Backbone; one plug-in per file."""
+"""Backbones, one per file: `build(spec, ...)` returns a Backbone. The name of the file is the name in YAML."""

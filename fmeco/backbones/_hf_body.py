@@ -1,4 +1,4 @@
-"""Hold what backbones of transformers have in common: names of tensors, also of older files, and the first convolution."""
+"""Define the base class of the transformers backbones: it translates tensor names of older files and fits the first convolution."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from fmeco.core import Backbone
 
 
 class Body(Backbone):
-    """Share what models of text, images and speech have in common.
+    """Wrap a network of transformers; base of the text, image and speech backbones.
 
-    class_layers: a pooler that the library's classifier goes without, and tensors that the library itself ignores in its
-    own older files.
+    class_layers: names of tensors that a file may hold beyond this network's, namely a pooler that the library's classifier
+        does not use, and tensors of older files that the library itself ignores.
+    computed: names of buffers that are computed, not saved.
+    first: names of the first convolution's weight, if it has one.
     """
 
     input: str
@@ -33,18 +35,21 @@ class Body(Backbone):
         return self.net
 
     def adapt(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-        """Names of older files are the library's to translate. A first convolution for another number of channels is
-        summed (to one) or spread (from one)."""
+        """Fit a file's tensors to this network.
+
+        Names of older versions are translated as the library does. A first convolution for another number of channels is
+        summed (to one channel) or spread (from one channel).
+        """
         own = self.net.state_dict()
         names = {name: name if name in own else _renamed(name, self.net) for name in state}
-        # Two tensors with one name are not translated: what has no place is then refused by its own.
-        once = [*names.values()]
-        state = {(new if once.count(new) == 1 else old): state[old] for old, new in names.items()}
+        # Two tensors that would get the same name keep their own names, so that the error about them names the file's.
+        translated = [*names.values()]
+        state = {(new if translated.count(new) == 1 else old): state[old] for old, new in names.items()}
         ignored = tuple(getattr(self.net, "_keys_to_ignore_on_load_unexpected", None) or ())
         stale = (
             name
             for name in state
-            if name not in own and (name in self.computed or any(re.search(one, name) for one in ignored))
+            if name not in own and (name in self.computed or any(re.search(pattern, name) for pattern in ignored))
         )
         self.class_layers = (*self.class_layers, *stale)
         changed = fit_channels(state, own, self.first)
@@ -52,7 +57,7 @@ class Body(Backbone):
 
 
 def _renamed(name: str, net: nn.Module) -> str:
-    """Translate a tensor's name of an older version of the library, as its own loading does."""
+    """Translate a tensor name of an older version of the library, as the library's own loading does."""
     mapping = importlib.import_module("transformers.conversion_mapping")
     loading = importlib.import_module("transformers.core_model_loading")
     for change in mapping.get_model_conversion_mapping(net):

@@ -1,4 +1,4 @@
-"""Build models of transformers that see images, and read how their images are prepared."""
+"""Build image models of transformers, and read their preprocessing."""
 
 from __future__ import annotations
 
@@ -14,18 +14,22 @@ from fmeco.backbones._hf_published import local_file, read_json
 from fmeco.backbones._images import image_input
 from fmeco.core import Backbone, ConfigError, DataSpec, Features, Inputs, InputSpec, clean
 
-# Pillow's number -> fmeco's name; Lanczos is nearest to bicubic.
-INTERPOLATIONS = {0: "nearest", 1: "bicubic", 2: "bilinear", 3: "bicubic"}
+# Pillow's number -> fmeco's name; fmeco has no Lanczos, and bicubic is the closest.
+INTERPOLATIONS = {0: "nearest", 1: "bicubic", 2: "bilinear", 3: "bicubic"}  # 1 is Lanczos
 
 
 class Image(Body):
-    """Images (B, C, H, W) -> pooled (B, D), tokens (B, T, D), and their grid where they are patches or cells of one."""
+    """Compute features of images (B, C, H, W): pooled (B, D), tokens (B, T, D), and their grid if they form one.
+
+    cells: the grid (rows, columns) of a model with patches; None for one without.
+    arguments: further arguments of the network's forward.
+    """
 
     def __init__(self, net: nn.Module, pooling: str, name: str, shape: tuple[int, int, int]) -> None:
         super().__init__(net, pooling)
         self.input = name
         config: Any = net.config
-        convolutions = (key for key, one in net.named_modules() if isinstance(one, nn.Conv2d))
+        convolutions = (key for key, module in net.named_modules() if isinstance(module, nn.Conv2d))
         self.first = [f"{key}.weight" for key in list(convolutions)[:1]]
         patch = getattr(config, "patch_size", None)
         self.cells: tuple[int, int] | None = None
@@ -33,12 +37,12 @@ class Image(Body):
             high, wide = (patch, patch) if isinstance(patch, int) else tuple(patch)
             self.cells = (shape[1] // high, shape[2] // wide)
         size = getattr(config, "image_size", None)
-        known = (size, size) if isinstance(size, int) else tuple(size or ())
-        resized = known != shape[1:] and "interpolate_pos_encoding" in inspect.signature(net.forward).parameters
-        self.given = {"interpolate_pos_encoding": True} if resized else {}
+        own_size = (size, size) if isinstance(size, int) else tuple(size or ())
+        resized = own_size != shape[1:] and "interpolate_pos_encoding" in inspect.signature(net.forward).parameters
+        self.arguments = {"interpolate_pos_encoding": True} if resized else {}
 
     def forward(self, inputs: Inputs) -> Features:
-        out = self.net(pixel_values=inputs[self.input], **self.given)
+        out = self.net(pixel_values=inputs[self.input], **self.arguments)
         x, pooled, grid, before = out.last_hidden_state, getattr(out, "pooler_output", None), None, 0
         if x.ndim == 4:  # (B, D, h, w)
             grid, x = (x.shape[2], x.shape[3]), x.flatten(2).transpose(1, 2)
@@ -56,21 +60,24 @@ class Image(Body):
 
 
 def build(config: Any, spec: DataSpec, pooling: str, where: str) -> Backbone:
-    """Build a model for the images or spectrograms of a dataset. Raises ConfigError where it gives no vector of them."""
+    """Build a model for the images or spectrograms of a dataset. Raises ConfigError if it returns no vector per image."""
     name, shape = image_input(spec, where)
     if hasattr(config, "num_channels"):
         config.num_channels = shape[0]
     made = Image(network(config, "image"), pooling, name, shape)
-    with torch.no_grad():  # some refuse a size only when they run
+    with torch.no_grad():  # some models reject an image size only when they run
         vector = made({name: torch.zeros(1, *shape)}).vector
     if vector.ndim != 2:
-        raise ConfigError(f"{where} does not give one vector per image")
+        raise ConfigError(f"{where} does not return one vector per image")
     made.width = vector.shape[1]
     return made.train()
 
 
 def preprocessing(arch: str, config: Any) -> DataSpec | None:
-    """Translate preprocessor_config.json to fmeco's terms: the shorter side is resized, and the middle is cut out."""
+    """Translate preprocessor_config.json into a DataSpec: resize the shorter side, then crop the centre.
+
+    Returns None if the model has no such file. Raises ConfigError for values that fmeco cannot follow.
+    """
     path = local_file(arch, "preprocessor_config.json")
     if path is None:
         return None
@@ -86,10 +93,10 @@ def preprocessing(arch: str, config: Any) -> DataSpec | None:
             for key, default in (("image_mean", 0.0), ("image_std", 1.0))
         )
         if not (0 < size <= short < 1 << 14 and len(mean) == len(std) == 3 and min(std) > 0 and scale > 0):
-            raise ValueError("sizes or colours are out of range")
+            raise ValueError("size, crop_size, image_mean, image_std or rescale_factor is out of range")
         interpolation = INTERPOLATIONS.get(raw["resample"], "bilinear")
     except (TypeError, ValueError, KeyError, ArithmeticError) as error:
-        raise ConfigError(f"{clean(path)}: not how images are prepared: {clean(error)}") from None
+        raise ConfigError(f"{clean(path)}: not a valid image preprocessing: {clean(error)}") from None
     return DataSpec(
         "image",
         {"image": InputSpec((3, size, size), "uint8", scale, mean, std)},
@@ -99,7 +106,7 @@ def preprocessing(arch: str, config: Any) -> DataSpec | None:
 
 
 def _side(size: Any) -> int:
-    """Read a size: 224, {"height": 224, "width": 224} or {"shortest_edge": 224}. Images of fmeco's are square."""
+    """Read the side of a square image from 224, {"height": 224, "width": 224} or {"shortest_edge": 224}."""
     if isinstance(size, dict):
         size = size["shortest_edge"] if "shortest_edge" in size else min(size["height"], size["width"])
     return int(size)

@@ -1,4 +1,4 @@
-"""Build models of transformers that hear waveforms, and read how their recordings are prepared."""
+"""Build speech models of transformers, which read waveforms, and read their preprocessing."""
 
 from __future__ import annotations
 
@@ -15,36 +15,38 @@ from fmeco.core import Backbone, ConfigError, DataSpec, Features, Inputs, InputS
 
 
 class Speech(Body):
-    """Waveforms (B, L), filled up with 0 at the end -> tokens (B, T, D), and mask (B, T). What a recording gives does not depend
-    on those beside it, nor on how its batch is filled up.
+    """Compute features of waveforms (B, L), padded with 0 at the end: tokens (B, T, D) and mask (B, T).
 
-    https://arxiv.org/abs/2006.11477 section 2: convolutions, of which each step of time sees a few milliseconds, and a
-    transformer.
+    The features of a recording do not depend on the rest of its batch, nor on the padding. The network is a stack of
+    convolutions, in which each time step covers a few milliseconds, and a transformer (https://arxiv.org/abs/2006.11477
+    section 2).
+    shortest: number of samples that one time step covers.
+    alone: pass recordings through the convolutions one by one.
     """
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__(net, "mean")
         config: Any = net.config
-        # Its own masks are drawn from numbers that no seed of a run reaches: fmeco's augmentation masks instead.
+        # The library's own masking uses random numbers that the run's seed does not set; fmeco's augmentation masks instead.
         self.class_layers = ("masked_spec_embed",)
         net._parameters.pop("masked_spec_embed", None)
         self.width = int(config.hidden_size)
         self.convolutions = [*zip(config.conv_kernel, config.conv_stride, strict=True)]
-        self.shortest = 1  # samples that a first step of time sees
+        self.shortest = 1
         for kernel, stride in reversed(self.convolutions):
             self.shortest = (self.shortest - 1) * stride + kernel
-        # A norm over time would count what a batch is filled up with.
+        # A group norm runs over time, so its statistics would include the padding.
         self.alone = config.feat_extract_norm == "group"
 
     def forward(self, inputs: Inputs) -> Features:
         wave = inputs["waveform"]
         wave = nn.functional.pad(wave, (0, max(0, self.shortest - wave.shape[1])))
-        places = torch.arange(1, wave.shape[1] + 1, device=wave.device)
-        length = (wave.ne(0) * places).amax(1).clamp_min(self.shortest)  # (B,)
+        positions = torch.arange(1, wave.shape[1] + 1, device=wave.device)
+        length = (wave.ne(0) * positions).amax(1).clamp_min(self.shortest)  # (B,)
         net: Any = self.net
-        # Without gradients batches are large, and the first map of each is by far the largest.
+        # One by one without gradients, too, to save memory: batches are large then, and the first map is by far the largest.
         if self.alone or not torch.is_grad_enabled():
-            parts = [net.feature_extractor(one[None, :n])[0].T for one, n in zip(wave, length.tolist(), strict=True)]
+            parts = [net.feature_extractor(w[None, :n])[0].T for w, n in zip(wave, length.tolist(), strict=True)]
             x = pad(parts)  # (B, T, C)
         else:
             x = net.feature_extractor(wave[:, : int(length.max())]).transpose(1, 2)
@@ -58,22 +60,28 @@ class Speech(Body):
 
 
 def build(config: Any, spec: DataSpec, pooling: str, where: str) -> Backbone:
-    """Build a model for the waveforms of a dataset; a sample's vector is the mean of its tokens, whatever `pooling` says."""
+    """Build a model for the waveforms of a dataset. The vector of a sample is always the mean of its tokens; `pooling` is ignored.
+
+    Raises ConfigError for other inputs.
+    """
     if set(spec.inputs) != {"waveform"}:
         raise ConfigError(
             f"the backbone {where} takes waveforms; this dataset has {', '.join(spec.inputs)}",
-            "dataset.input: waveform, where the dataset is audio",
+            "for a dataset of recordings, set dataset.input: waveform",
         )
-    # Of wavlm: the library hands torch masks of two types.
+    # The library's wavlm passes torch two masks of different types.
     warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask and attn_mask")
     made = Speech(network(config, "speech"))
-    with torch.no_grad():  # some refuse a config only when they run
+    with torch.no_grad():  # some models reject a config only when they run
         made({"waveform": torch.zeros(1, made.shortest)})
     return made.train()
 
 
 def preprocessing(arch: str, config: Any) -> DataSpec:
-    """Read what the library's feature extractor says, alone or within a processor; without one these models hear 16 kHz."""
+    """Read sample rate and normalisation from the library's feature extractor or processor config; 16 kHz without one.
+
+    Raises ConfigError for invalid values.
+    """
     raw: dict[str, Any] = {}
     path = local_file(arch, "preprocessor_config.json") or local_file(arch, "processor_config.json")
     if path is not None:
@@ -85,6 +93,6 @@ def preprocessing(arch: str, config: Any) -> DataSpec:
         ("do_normalize", normal, isinstance(normal, bool)),
     ):
         if not valid:
-            raise ConfigError(f"{clean(path)}: not how recordings are prepared: {key} {clean(value)}")
-    how = {"input": "waveform", "sample_rate": rate, "loudness": normal}
-    return DataSpec("audio", {"waveform": InputSpec((rate,), ragged=True)}, {}, how, "audio")
+            raise ConfigError(f"{clean(path)}: not a valid audio preprocessing: {key} {clean(value)}")
+    preparation = {"input": "waveform", "sample_rate": rate, "loudness": normal}
+    return DataSpec("audio", {"waveform": InputSpec((rate,), ragged=True)}, {}, preparation, "audio")

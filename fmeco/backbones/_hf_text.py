@@ -1,4 +1,4 @@
-"""Build models of transformers that read text, and read the tokenizer that comes with them."""
+"""Build text models of transformers, and read their tokenizers."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ from fmeco.backbones._hf_published import local_file, place
 from fmeco.core import BLANK, HIDDEN, Backbone, ConfigError, DataSpec, Features, Inputs, InputSpec, Tokens, clean
 from fmeco.nn.ids import numbering
 
-LENGTH = 128  # most tokens of a text, where the config does not say
+LENGTH = 128  # default maximum number of tokens per text
 
 
 class Text(Body):
-    """Ids (B, T), stored with an offset, 0 = padding -> tokens (B, T, D), mask (B, T), pooled (B, D)."""
+    """Compute features of ids (B, T): tokens (B, T, D), mask (B, T) and pooled (B, D).
+
+    offset: added to the tokenizer's ids in the inputs, so that 0 is padding.
+    padding: the network's own id for padding.
+    """
 
     def __init__(self, net: nn.Module, pooling: str, offset: int, padding: int) -> None:
         super().__init__(net, pooling)
@@ -27,11 +31,11 @@ class Text(Body):
     def forward(self, inputs: Inputs) -> Features:
         mask = inputs["tokens"].ne(0)  # (B, T)
         ids = torch.where(mask, inputs["tokens"] - self.offset, self.padding)
-        given = {"input_ids": ids}
+        arguments = {"input_ids": ids}
         if HIDDEN in inputs:
             x = self.net.get_input_embeddings()(ids)  # type: ignore[operator]  # (B, T, D)
-            given = {"inputs_embeds": torch.where(inputs[HIDDEN].unsqueeze(-1), inputs[BLANK].to(x.dtype), x)}
-        out = self.net(**given, attention_mask=mask.long())
+            arguments = {"inputs_embeds": torch.where(inputs[HIDDEN].unsqueeze(-1), inputs[BLANK].to(x.dtype), x)}
+        out = self.net(**arguments, attention_mask=mask.long())
         x = out.last_hidden_state
         if self.pooling == "mean":
             return Features(tokens=x, mask=mask)
@@ -45,58 +49,64 @@ class Text(Body):
         return Tokens(inputs["tokens"].ne(0), ids=inputs["tokens"])
 
     def scores(self, tokens: Tensor) -> Tensor:
-        found = nn.functional.linear(tokens, self.net.get_input_embeddings().weight)  # type: ignore[operator]
-        return nn.functional.pad(found, (self.offset, 0))  # padding is never to be guessed
+        scores = nn.functional.linear(tokens, self.net.get_input_embeddings().weight)  # type: ignore[operator]
+        return nn.functional.pad(scores, (self.offset, 0))  # id 0, padding, is never a target
 
 
 def build(config: Any, spec: DataSpec, pooling: str, where: str) -> Backbone:
-    """Build a model for the texts of a dataset. Raises ConfigError for a tokenizer that is not the model's."""
+    """Build a model for the texts of a dataset. Raises ConfigError if the tokenizer's ids do not match the embeddings."""
     if "tokens" not in spec.inputs or spec.modality == "events":
         what = "events" if spec.modality == "events" else ", ".join(spec.inputs)
         raise ConfigError(f"the backbone {where} takes text; this dataset has {what}")
-    one, count = spec.inputs["tokens"], int(spec.preprocessing["ids"])
-    if count - one.offset != config.vocab_size:
+    described, count = spec.inputs["tokens"], int(spec.preprocessing["ids"])
+    if count - described.offset != config.vocab_size:
         raise ConfigError(
-            f"{where} has embeddings of {config.vocab_size} ids, and the tokenizer has {count - one.offset}",
-            "backbone.weights: DEFAULT brings the model's own tokenizer, dataset.tokenizer: FILE another",
-            f"to train from scratch with this one: backbone.options: {{vocab_size: {count - one.offset}}}",
+            f"{where} has embeddings of {config.vocab_size} ids, and the tokenizer has {count - described.offset}",
+            "use the model's tokenizer: backbone.weights: DEFAULT brings it, or name its file with dataset.tokenizer",
+            f"to train from scratch with this tokenizer: backbone.options: {{vocab_size: {count - described.offset}}}",
         )
     blank = getattr(config, "pad_token_id", None)
     padding = blank if isinstance(blank, int) and 0 <= blank < config.vocab_size else 0
-    made = Text(network(config, "text"), pooling, one.offset, padding)
+    made = Text(network(config, "text"), pooling, described.offset, padding)
     with torch.no_grad():
-        made({"tokens": torch.full((1, one.shape[0]), count - 1)})  # some refuse a length only when they run
-        ids = 1 + torch.arange(min(8, one.shape[0]))[None] % (count - 1)  # (1, T)
+        made(
+            {"tokens": torch.full((1, described.shape[0]), count - 1)}
+        )  # some models reject a length only when they run
+        ids = 1 + torch.arange(min(8, described.shape[0]))[None] % (count - 1)  # (1, T)
         other = torch.cat([ids[:, :-1], 1 + ids[:, -1:] % (count - 1)], 1)
         x, y = (made({"tokens": tokens}).tokens for tokens in (ids, other))
         assert x is not None and y is not None
         made.causal = torch.equal(x[:, :-1], y[:, :-1])
-        # A width of embeddings that is not that of tokens has no room for what is shown in place of a hidden one.
+        # A masked token is replaced by a vector of the tokens' width, so embeddings of another width cannot be masked.
         if made.net.get_input_embeddings().weight.shape[1] == made.width:  # type: ignore[operator]
             made.vocabulary = count
     return made.train()
 
 
 def preprocessing(arch: str, config: Any) -> DataSpec:
-    """Read the model's own tokenizer. Raises ConfigError where it is not the model's."""
+    """Read the model's tokenizer.json. Raises ConfigError if it is invalid or has more ids than the model's embeddings."""
     path = local_file(arch, "tokenizer.json")
-    if path is None:  # then the dataset names one
+    if path is None:  # the dataset's config then has to name a tokenizer
         return DataSpec("text", {}, reader="text")
     where = clean(place(arch, "tokenizer.json"))
     try:
-        described = path.read_text("utf-8")
-        count, offset = numbering(importlib.import_module("tokenizers").Tokenizer.from_str(described))
-    except Exception as error:  # the library raises nothing more special
-        raise ConfigError(f"{where}: not a tokenizer of the package tokenizers: {clean(error)}") from None
+        content = path.read_text("utf-8")
+        count, offset = numbering(importlib.import_module("tokenizers").Tokenizer.from_str(content))
+    except Exception as error:  # the library raises plain Exceptions
+        raise ConfigError(f"{where}: not a valid file of the package tokenizers: {clean(error)}") from None
     if count > config.vocab_size:
         raise ConfigError(f"{where} has {count} ids, and the model has embeddings of {config.vocab_size}")
-    how = {
-        "tokenizer": described,
-        "ids": config.vocab_size + offset,  # some models have more embeddings than words, for round numbers
+    preparation = {
+        "tokenizer": content,
+        "ids": config.vocab_size + offset,  # some models have more embeddings than tokens, to round the number up
         "vocabulary": None,
         "lowercase": None,
         "length": min(LENGTH, getattr(config, "max_position_embeddings", None) or LENGTH),
     }
     return DataSpec(
-        "text", {"tokens": InputSpec((how["length"],), "int64", ragged=True, offset=offset)}, {}, how, "text"
+        "text",
+        {"tokens": InputSpec((preparation["length"],), "int64", ragged=True, offset=offset)},
+        {},
+        preparation,
+        "text",
     )

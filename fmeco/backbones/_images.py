@@ -1,4 +1,4 @@
-"""Find the image among a dataset's inputs, fit first convolutions to its channels, and know how ImageNet is prepared."""
+"""Find the image among the inputs, fit first convolutions to its channels, and state ImageNet's preprocessing."""
 
 from __future__ import annotations
 
@@ -11,28 +11,36 @@ from fmeco.errors import ConfigError
 
 
 def image_input(spec: DataSpec, whose: str) -> tuple[str, tuple[int, int, int]]:
-    """Find the one input that a convolutional network can take, an image or a spectrogram: its name and shape (C, H, W).
-    Raises ConfigError where there is none, or more than one. whose: the backbone that asks."""
-    found = [(name, one.shape) for name, one in spec.inputs.items() if len(one.shape) == 3]
-    if len(found) != 1:
+    """Find the dataset's image or spectrogram. Returns its name and shape (C, H, W).
+
+    whose: name of the backbone, for the error message.
+    Raises ConfigError unless there is exactly one.
+    """
+    images = [(name, one.shape) for name, one in spec.inputs.items() if len(one.shape) == 3]
+    if len(images) != 1:
         raise ConfigError(
-            f"the backbone {whose} takes images or spectrograms, one of each sample; this dataset has {', '.join(spec.inputs)}",
-            "hf/ encoders of speech take waveforms" if "waveform" in spec.inputs else "backbone: mlp takes tables",
+            f"the backbone {whose} takes one image or spectrogram per sample; this dataset has {', '.join(spec.inputs)}",
+            "speech encoders of hf/ take waveforms" if "waveform" in spec.inputs else "backbone: mlp takes tables",
         )
-    name, (channels, height, width) = found[0]
+    name, (channels, height, width) = images[0]
     return name, (channels, height, width)
 
 
 def channels_as(weight: Tensor, channels: int) -> Tensor:
-    """Change the input channels of a kernel, (O, I, h, w) -> (O, channels, h, w): an image whose channels are all equal gives
-    the same response."""
+    """Change the number of input channels of a kernel, (O, I, h, w) -> (O, channels, h, w).
+
+    The response to an image whose channels are all equal stays the same.
+    """
     gray = weight.sum(1, keepdim=True)
     return gray.expand(-1, channels, -1, -1) / channels
 
 
 def fit_channels(state: Mapping[str, Tensor], own: Mapping[str, Tensor], first: Iterable[str]) -> dict[str, Tensor]:
-    """Fit the first convolutions (their names) of `state` to the number of channels that `own` has, where that is well
-    defined: summed to one channel, or spread from one. Returns those that changed."""
+    """Fit the first convolutions of `state` to the number of input channels in `own`: sum to one channel, or spread from one.
+
+    first: names of their weights. Weights for which both numbers of channels exceed 1 stay as they are.
+    Returns the tensors that changed.
+    """
     changed = {}
     for name in first:
         theirs, mine = state.get(name), own.get(name)
@@ -44,7 +52,7 @@ def fit_channels(state: Mapping[str, Tensor], own: Mapping[str, Tensor], first: 
 
 
 def assumed() -> tuple[str, DataSpec]:
-    """Give what is assumed of weights that do not say how their inputs were prepared, and whose way that is."""
+    """Return the preprocessing to assume for weights that do not state theirs: (whose it is, the preprocessing)."""
     return "ImageNet's", DataSpec(
         "image",
         {"image": InputSpec((3, 224, 224), "uint8", 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))},

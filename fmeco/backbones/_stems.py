@@ -1,4 +1,4 @@
-"""Stems of the transformer: what its tokens are made of."""
+"""Turn inputs into the transformer's tokens: one stem per kind of data."""
 
 from __future__ import annotations
 
@@ -12,14 +12,24 @@ from fmeco.nn.layers import by_instance
 
 
 class Stem(nn.Module, ABC):
-    """Inputs -> what tokens are made of (B, T, D), and what tells apart tokens that are hidden (T, D), beside positions."""
+    """Embed inputs as tokens.
 
-    length: int  # most tokens of a sample
+    `forward` returns the tokens (B, T, D) and an identity (T, D) or None, which is added to masked tokens as well, so that
+    they stay distinguishable without positions.
+    length: maximum number of tokens per sample.
+    vocabulary: number of ids; 0 if tokens hold numbers only.
+    numbers: numbers per token; 0 if tokens hold ids only.
+    grid: (rows, columns) of the tokens, if they form a grid.
+    embedding: embeddings of the ids (vocabulary, D), if there are ids.
+    grows: whether ids keep their meaning when a dataset adds more of them.
+    """
+
+    length: int
     vocabulary: int = 0
     numbers: int = 0
     grid: tuple[int, int] | None = None
-    embedding: nn.Embedding | None  # (vocabulary, D)
-    grows = False  # ids of a checkpoint keep their meaning when there are more of them
+    embedding: nn.Embedding | None
+    grows = False
 
     @abstractmethod
     def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]: ...
@@ -28,18 +38,18 @@ class Stem(nn.Module, ABC):
     def tokenize(self, inputs: Inputs) -> Tokens: ...
 
     def mask(self, inputs: Inputs) -> Tensor | None:
-        """Which tokens (B, T) are real; None where all are."""
+        """Return a bool mask (B, T) of the real tokens; None if all are real."""
         return None
 
 
 class Ids(Stem):
-    """Ids (B, T), of which 0 is padding -> their embeddings."""
+    """Embed ids (B, T), of which 0 is padding."""
 
     def __init__(self, spec: DataSpec, width: int) -> None:
         super().__init__()
         self.length, self.vocabulary = spec.inputs["tokens"].shape[0], int(spec.preprocessing["ids"])
         self.embedding = nn.Embedding(self.vocabulary, width)
-        self.grows = "items" in spec.preprocessing  # words of another tokenizer are others, whatever their number
+        self.grows = "items" in spec.preprocessing  # not for text: another tokenizer gives every id another meaning
 
     def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
         assert self.embedding is not None
@@ -53,13 +63,13 @@ class Ids(Stem):
 
 
 class Numbers(Stem):
-    """Tokens that are P numbers each, all of them real, through a linear layer."""
+    """Embed tokens of P numbers each by a linear layer. Every token is real."""
 
     embed: nn.Linear
 
     @abstractmethod
     def cut(self, inputs: Inputs) -> Tensor:
-        """The numbers of each token (B, T, P)."""
+        """Return the numbers of each token (B, T, P)."""
 
     def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
         return self.embed(self.cut(inputs)), None
@@ -70,12 +80,12 @@ class Numbers(Stem):
 
 
 class Patches(Numbers):
-    """An image or spectrogram (B, C, H, W) -> its patches, row by row, each C * h * w numbers, through a linear layer."""
+    """Embed the patches of an image or spectrogram (B, C, H, W), row by row, each C * h * w numbers."""
 
     def __init__(self, spec: DataSpec, width: int, patch: list[int]) -> None:
         super().__init__()
-        self.name, one = next(iter(spec.inputs.items()))
-        channels, *sides = one.shape
+        self.name, image = next(iter(spec.inputs.items()))
+        channels, *sides = image.shape
         if len(patch) != 2 or min(patch) < 1 or any(side % p for side, p in zip(sides, patch, strict=True)):
             raise ConfigError(f"backbone.patch: {patch} does not divide {sides[0]}x{sides[1]}, the size of the input")
         self.patch = patch
@@ -84,7 +94,7 @@ class Patches(Numbers):
         self.embed, self.embedding = nn.Linear(self.numbers, width), None
 
     def cut(self, inputs: Inputs) -> Tensor:
-        """(B, C, H, W) -> (B, T, C * h * w)."""
+        """Cut an image into patches, (B, C, H, W) -> (B, T, C * h * w)."""
         (rows, columns), (h, w) = self.grid or (0, 0), self.patch
         x = inputs[self.name].unflatten(3, (columns, w)).unflatten(2, (rows, h))  # (B, C, rows, h, columns, w)
         patches: Tensor = x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
@@ -92,34 +102,38 @@ class Patches(Numbers):
 
 
 class Steps(Numbers):
-    """A window of a series (B, L), standardised by its own mean and deviation -> its patches, side by side, each of P
-    numbers, through a linear layer. https://arxiv.org/abs/2211.14730 section 3.1"""
+    """Embed the patches of a series' window (B, L), each P steps, without overlap.
+
+    The window is standardised by its own mean and deviation. https://arxiv.org/abs/2211.14730 section 3.1
+    """
 
     def __init__(self, spec: DataSpec, width: int, patch: int | list[int]) -> None:
         super().__init__()
         context = spec.inputs["series"].shape[0]
         if not isinstance(patch, int) or patch < 1 or context % patch:
-            raise ConfigError(f"backbone.patch: {patch} does not divide {context}, the steps of dataset.context")
+            raise ConfigError(
+                f"backbone.patch: {patch} does not divide {context}, the number of steps of dataset.context"
+            )
         self.length, self.numbers = context // patch, patch
         self.embed, self.embedding = nn.Linear(patch, width), None
 
     def cut(self, inputs: Inputs) -> Tensor:
-        """(B, L) -> (B, T, P)."""
+        """Standardise a window and cut it into patches, (B, L) -> (B, T, P)."""
         patches: Tensor = by_instance(inputs["series"])[0].unflatten(1, (self.length, self.numbers))
         return patches
 
 
 class Columns(Stem):
-    """A row of a table -> a token per column: x_j * w_j + b_j of numbers (B, F), e_j[x_j] + b_j of categories (B, K).
+    """Embed each column of a table's row as a token: x_j * w_j + b_j for numbers (B, F), e_j[x_j] + b_j for categories (B, K).
 
-    https://arxiv.org/abs/2106.11959 section 3.3. The biases say which column it is, also of one that is hidden.
+    https://arxiv.org/abs/2106.11959 section 3.3. The bias b_j identifies the column, even if its value is masked.
     """
 
     def __init__(self, spec: DataSpec, width: int) -> None:
         super().__init__()
         floats = spec.inputs["columns"].shape[0] if "columns" in spec.inputs else 0
-        # Index 0 of each is "missing or never seen in training"; columns of categories share one numbering.
-        sizes = [len(one["categories"]) + 1 for one in spec.preprocessing.get("categorical", ())]
+        # Index 0 of each column is "missing or never seen in training"; all columns share one embedding table.
+        sizes = [len(column["categories"]) + 1 for column in spec.preprocessing.get("categorical", ())]
         self.length, self.numbers, self.vocabulary = floats + len(sizes), min(floats, 1), sum(sizes)
         self.weight = nn.Parameter(torch.zeros(floats, width)) if floats else None
         self.embedding = nn.Embedding(self.vocabulary, width) if sizes else None

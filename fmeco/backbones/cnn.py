@@ -1,7 +1,7 @@
-"""A small convolutional network for small images, that learns in minutes on a CPU.
+"""A small convolutional network for small images, which trains in minutes on a CPU.
 
-Three blocks of two convolutions after a 2x2 one that whitens, as in https://arxiv.org/abs/2404.00498 section 3.1, with
-ordinary batch norm.
+A 2x2 whitening convolution, then three blocks of two convolutions, as in https://arxiv.org/abs/2404.00498 section 3.1, but
+with ordinary batch norm.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from fmeco.backbones._images import assumed as assumed
 from fmeco.backbones._images import image_input
 from fmeco.core import Backbone, ConfigError, DataSpec, Doc, Features, Inputs
 
-FLOOR = 5e-4  # of the variances of patches: what hardly varies is not blown up
+FLOOR = 5e-4  # added to the variances of patches, so that directions of almost no variance are not amplified
 
 
 def build(
     spec: DataSpec,
     *,
-    widths: Annotated[list[int], Doc("channels of each block; a block halves the image")] = [64, 256, 256],
-    identity: Annotated[bool, Doc("convolutions begin by passing on what they get (section 3.3)")] = True,
+    widths: Annotated[list[int], Doc("channels of each block; each block halves height and width")] = [64, 256, 256],
+    identity: Annotated[bool, Doc("initialise convolutions as identities (section 3.3 of the paper)")] = True,
     whiten: Annotated[
-        bool, Doc("the first layer whitens patches of the training images instead of learning (section 3.2)")
+        bool, Doc("fit the first layer to whiten patches of the training images, and freeze its weights (section 3.2)")
     ] = True,
 ) -> Backbone:
     name, (channels, height, width) = image_input(spec, "cnn")
     if not widths or min(widths) < 1:
-        raise ConfigError(f"backbone.widths: the blocks' channels must be positive, got {widths}")
+        raise ConfigError(f"backbone.widths: expected a list of positive numbers, got {widths}")
     if min(height, width) - 1 < 2 ** len(widths):
         raise ConfigError(f"backbone.widths: {len(widths)} blocks are too many for inputs of {height}x{width}")
     return CNN(name, channels, widths, identity, whiten)
 
 
 class CNN(Backbone):
-    """images or spectrograms (B, C, H, W) -> pooled (B, widths[-1])."""
+    """Compute features of images or spectrograms (B, C, H, W): pooled (B, widths[-1])."""
 
     def __init__(self, name: str, channels: int, widths: list[int], identity: bool, whiten: bool) -> None:
         super().__init__()
         self.input = name
-        first = 8 * channels  # a 2x2 patch has 4 * C numbers; each of them and its negative
+        first = 8 * channels  # the 4 * C whitened numbers of a 2x2 patch, and their negatives
         layers: list[nn.Module] = [Whitening(channels) if whiten else nn.Conv2d(channels, first, 2), nn.GELU()]
         for before, after in zip([first, *widths[:-1]], widths, strict=True):
             layers += [_convolution(before, after, identity), nn.MaxPool2d(2), nn.BatchNorm2d(after), nn.GELU()]
@@ -63,8 +63,11 @@ class CNN(Backbone):
 
 
 class Whitening(nn.Module):
-    """images (B, C, H, W) -> (B, 8 * C, H - 1, W - 1): the coordinates of each 2x2 patch along the principal axes of
-    training patches, scaled to unit variance, and their negatives; plus a bias, which is all that learns."""
+    """Whiten 2x2 patches of images, (B, C, H, W) -> (B, 8 * C, H - 1, W - 1).
+
+    The output is the coordinates of each patch along the principal axes of training patches, scaled to unit variance, and
+    their negatives, plus a bias. Only the bias is trained.
+    """
 
     weight: torch.Tensor
 
@@ -78,17 +81,18 @@ class Whitening(nn.Module):
         return F.conv2d(x, self.weight, self.bias)
 
     def fit(self, images: torch.Tensor) -> None:
+        """Compute the whitening weights from images (B, C, H, W)."""
         patches = F.unfold(images, 2).transpose(1, 2).flatten(0, 1).double()  # (N, 4 * C)
         values, axes = torch.linalg.eigh(patches.T @ patches / len(patches))
-        # The largest entry of an axis is made positive: its sign is arbitrary, and would differ between machines.
+        # The sign of an axis is arbitrary and differs between machines: make its largest entry positive.
         axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
         rows = (axes / (values + FLOOR).sqrt()).T.view(-1, *self.weight.shape[1:])
         self.weight.copy_(torch.cat([rows, -rows]))
 
 
 def _convolution(before: int, after: int, identity: bool) -> nn.Conv2d:
-    made = nn.Conv2d(before, after, 3, padding=1, bias=False)
+    convolution = nn.Conv2d(before, after, 3, padding=1, bias=False)
     if identity:
         with torch.no_grad():
-            nn.init.dirac_(made.weight[:before])
-    return made
+            nn.init.dirac_(convolution.weight[:before])
+    return convolution

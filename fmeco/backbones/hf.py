@@ -1,10 +1,11 @@
-"""Models of transformers that read text, images or speech: `backbone: hf/distilbert-base-uncased` of the hub, or `hf/./FOLDER`.
+"""Text, image and speech models of Hugging Face transformers: `backbone: hf/distilbert-base-uncased` from the hub, or `hf/./FOLDER`.
 Needs the extra: pip install 'fmeco[hf]'.
 
-A name that begins with . or / is a folder, and no other is. Code that comes with a model never runs. The architecture
-is that of config.json, which a run writes into its own config, so that a checkpoint needs neither folder nor hub.
-The network is the body of the library's own classifier (of sequences, images or recordings), and tensors keep its names.
-`pooled` is what that classifier reads: pooler_output where the body has one, else the first token, of a causal model the last.
+A name that begins with . or / is a folder; any other is a model of the hub. Code that comes with a model never runs. The
+architecture is read from config.json, which a run writes into its own config, so that a checkpoint needs neither folder
+nor hub. The network is the body of the library's classifier (of sequences, images or recordings), and tensors keep the
+library's names. `pooled` is the input of that classifier's head: pooler_output if the body has one, else the first token,
+or the last token of a causal model.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ MODELS = {
     "text": _hf_text,
     "image": _hf_image,
     "speech": _hf_speech,
-}  # what a model reads -> the file about such models
+}  # kind of data -> the module for its models
 
 
 def build(
@@ -37,14 +38,17 @@ def build(
     ] = None,
     pooling: Annotated[
         Literal["model", "mean"],
-        Doc("a sample's vector: what the model's own classifier reads, or the mean of its tokens; of speech the mean"),
+        Doc(
+            "vector of a sample: model = the input of the model's own classification head; mean = the mean of its tokens, "
+            "which speech models always use"
+        ),
     ] = "model",
     options: Annotated[dict[str, Scalar], Doc("keys of config.json to change, such as hidden_dropout_prob: 0")] = {},
     config: Annotated[
-        str | None, Doc("the JSON of config.json; null = that of the model, filled in by the run")
+        str | None, Doc("content of config.json; null = read from the model, and filled in by the run")
     ] = None,
 ) -> Backbone:
-    """Loading `weights` is the caller's: weights change hands in one place only."""
+    """Build the network with new weights. The caller loads `weights`. Raises ConfigError."""
     where = f"hf/{clean(arch)}"
     raw = parse_config(config, where) if config is not None else read_config(arch)
     made, kind = library_config(raw, options, where)
@@ -53,24 +57,24 @@ def build(
         return backbone
     except FmecoError:
         raise
-    except Exception as error:  # a config may say anything, and each architecture refuses in its own way
+    except Exception as error:  # architectures raise anything for config values that they do not support
         if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error)):
-            raise  # explained elsewhere
-        said = ", ".join(f"{name} {one.shape}" for name, one in spec.inputs.items())
-        raise ConfigError(f"{where} cannot be built for {said}: {type(error).__name__}: {clean(error)}") from None
+            raise  # the command line explains these
+        shapes = ", ".join(f"{name} {described.shape}" for name, described in spec.inputs.items())
+        raise ConfigError(f"{where} cannot be built for {shapes}: {type(error).__name__}: {clean(error)}") from None
 
 
 def complete(arch: str | None, options: dict[str, Any]) -> dict[str, Any]:
-    """Add the architecture itself to the options of `build`."""
+    """Add the architecture (the content of config.json) to the options of `build`, unless they have it."""
     return options if options["config"] is not None else {**options, "config": json.dumps(read_config(arch or ""))}
 
 
 def pretrained(arch: str, weights: str) -> Published:
-    """Find the model's own weights, and how its inputs are made. Raises ConfigError where there are none."""
+    """Find a model's own weights, preprocessing and licence. Raises ConfigError for weights other than DEFAULT."""
     if weights != "DEFAULT":
         raise ConfigError(
             f"hf/{clean(arch)} has no weights '{clean(weights)}'; it has: DEFAULT",
-            "a file with weights is named by its path",
+            "name a file of weights by its path",
         )
     spec = preprocessing(arch)
     first, *rest = [place(arch, name) for name in weight_files(arch)]
@@ -78,8 +82,7 @@ def pretrained(arch: str, weights: str) -> Published:
 
 
 def preprocessing(arch: str) -> DataSpec | None:
-    """Read how the model's inputs are made: its tokenizer, the size and colours of its images, or the sample rate of its
-    waveforms. None where it does not say."""
+    """Read a model's preprocessing: tokenizer, image size and normalisation, or sample rate. None if it states none."""
     config, kind = library_config(read_config(arch), {}, f"hf/{clean(arch)}")
     spec: DataSpec | None = MODELS[kind].preprocessing(arch, config)
     return spec

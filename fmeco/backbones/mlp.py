@@ -1,4 +1,4 @@
-"""A multi-layer perceptron for tables and vectors; takes small images too, flattened."""
+"""A multi-layer perceptron for tables and vectors; small images are flattened."""
 
 from __future__ import annotations
 
@@ -15,28 +15,29 @@ from fmeco.nn.layers import mlp
 def build(
     spec: DataSpec,
     *,
-    hidden: Annotated[list[int], Doc("width of each layer")] = [256, 256],
+    hidden: Annotated[list[int], Doc("width of each hidden layer")] = [256, 256],
     batch_norm: bool = True,
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0,
     embedding: Annotated[int, Doc("width of the embedding of each categorical column"), Ge(1)] = 8,
 ) -> Backbone:
     if not hidden or min(hidden) < 1:
-        raise ConfigError(f"backbone.hidden: the layers' widths must be positive, got {hidden}")
-    if ragged := [name for name, one in spec.inputs.items() if one.ragged]:
+        raise ConfigError(f"backbone.hidden: expected a list of positive numbers, got {hidden}")
+    if ragged := [name for name, described in spec.inputs.items() if described.ragged]:
         raise ConfigError(
-            f"the backbone mlp takes inputs of one length, and {ragged[0]} are of several", "backbone: transformer"
+            f"the backbone mlp takes inputs of a fixed length, and the length of '{ragged[0]}' varies",
+            "backbone: transformer takes sequences",
         )
     return MLP(spec, hidden, batch_norm, dropout, embedding)
 
 
 class MLP(Backbone):
-    """Every float input flattened, every category embedded, side by side -> pooled (B, hidden[-1])."""
+    """Concatenate all numeric inputs, flattened, and the embeddings of categories; compute pooled (B, hidden[-1])."""
 
     def __init__(self, spec: DataSpec, hidden: list[int], batch_norm: bool, dropout: float, embedding: int) -> None:
         super().__init__()
-        self.floats = [name for name, one in spec.inputs.items() if name != "categories"]
+        self.floats = [name for name in spec.inputs if name != "categories"]
         # Index 0 is "missing or never seen in training".
-        sizes = [len(one["categories"]) + 1 for one in spec.preprocessing.get("categorical", ())]
+        sizes = [len(column["categories"]) + 1 for column in spec.preprocessing.get("categorical", ())]
         self.embeddings = nn.ModuleList(nn.Embedding(size, embedding) for size in sizes)
         width = sum(torch.Size(spec.inputs[name].shape).numel() for name in self.floats) + embedding * len(sizes)
         self.layers = mlp([width, *hidden], batch_norm=batch_norm, dropout=dropout)

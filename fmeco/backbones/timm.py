@@ -1,7 +1,8 @@
-"""Every architecture of timm: `backbone: timm/vit_tiny_patch16_224`. Needs the extra: pip install 'fmeco[timm]'.
+"""All architectures of timm: `backbone: timm/vit_tiny_patch16_224`. Needs the extra: pip install 'fmeco[timm]'.
 
-Only the class layer is left out, as timm does with num_classes=0, and tensors keep timm's names, so a saved backbone
-loads in plain timm. `pooled` is what timm returns then. The prefix timm/ is needed: resnet18 alone is torchvision's.
+The network is timm's with num_classes=0: only the class layer is removed, and tensors keep timm's names, so a saved
+backbone loads in plain timm. `pooled` is the output of that network. The prefix timm/ is required: resnet18 alone is
+torchvision's.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from fmeco.core import (
 )
 from fmeco.nn.libraries import import_torchvision
 
-QUALIFIED = True  # hundreds of names are also torchvision's
+QUALIFIED = True  # torchvision has many of the same names
 HUB = "https://huggingface.co/{}/resolve/main/{}"
 
 
@@ -45,34 +46,34 @@ def build(
     weights: Annotated[
         FilePath | None, Doc("pretrained weights: a tag of timm such as a1_in1k, DEFAULT, or a file; null = random")
     ] = None,
-    options: Annotated[dict[str, Scalar], Doc("further arguments of timm.create_model")] = {},
+    options: Annotated[dict[str, Scalar], Doc("additional arguments of timm.create_model")] = {},
 ) -> Backbone:
-    """Loading `weights` is the caller's: weights change hands in one place only."""
+    """Build the network with new weights. The caller loads `weights`. Raises ConfigError."""
     name, (channels, height, width) = image_input(spec, f"timm/{arch}")
     size = height if height == width else (height, width)
     timm = _import_timm()
-    # timm says of a model whether its constructor is to be told the image size; the others take any.
+    # timm's config says whether a model's constructor needs the image size; other models take any size.
     about = timm.models.get_pretrained_cfg(arch)
     extra = {"img_size": size} if about is not None and about.fixed_input_size else {}
     try:
-        # Named here, so that `options` cannot name them again: weights come by fmeco's own verified way.
+        # Passed by name, so that `options` cannot set them: fmeco downloads, verifies and loads weights itself.
         net: nn.Module = timm.create_model(
             arch, pretrained=False, checkpoint_path=None, num_classes=0, in_chans=channels, **{**extra, **options}
         )
-        # What timm declares as the width is not that of every model, and some refuse a size only when they run.
+        # The width that timm declares is wrong for some models, and some reject an image size only when they run.
         with torch.no_grad():
-            made = net.eval()(torch.zeros(1, channels, height, width))
+            output = net.eval()(torch.zeros(1, channels, height, width))
     except (TypeError, ValueError, AssertionError, RuntimeError, LookupError, ArithmeticError) as error:
         if isinstance(error, RuntimeError) and "memory" in str(error):
-            raise  # explained elsewhere
+            raise  # the command line explains these
         raise ConfigError(f"timm/{arch} with image_size {size} and options {dict(options)}: {error}") from None
-    if not isinstance(made, Tensor) or made.ndim != 2:
-        raise ConfigError(f"timm/{arch} does not give one vector per image", "backbone.options: {global_pool: avg}")
-    return Timm(net.train(), name, made.shape[1])
+    if not isinstance(output, Tensor) or output.ndim != 2:
+        raise ConfigError(f"timm/{arch} does not return one vector per image", "backbone.options: {global_pool: avg}")
+    return Timm(net.train(), name, output.shape[1])
 
 
 class Timm(Backbone):
-    """images or spectrograms (B, C, H, W) -> pooled (B, D)."""
+    """Compute features of images or spectrograms (B, C, H, W): pooled (B, D)."""
 
     def __init__(self, net: nn.Module, name: str, width: int) -> None:
         super().__init__()
@@ -89,8 +90,11 @@ class Timm(Backbone):
         return self.net
 
     def adapt(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-        """A first convolution for another number of channels is summed (to one) or spread (from one). What depends on
-        the image size is resampled by timm's own function, where the architecture has one."""
+        """Fit a file's tensors to this network.
+
+        A first convolution for another number of channels is summed (to one channel) or spread (from one channel). Tensors
+        that depend on the image size are resampled by timm's own function, if the architecture has one.
+        """
         own = self.net.state_dict()
         changed = fit_channels(state, own, self.first)
         state = {**state, **changed}
@@ -98,16 +102,18 @@ class Timm(Backbone):
         convert = getattr(sys.modules[type(self.net).__module__], "checkpoint_filter_fn", None)
         if odd and convert is not None:
             try:
-                made = convert(dict(state), self.net)
-            except Exception:  # it is written for timm's own files; what of another does not fit is refused by name
-                made = {}
-            changed |= {name: made[name] for name in odd if name in made and made[name].shape == own[name].shape}
+                converted = convert(dict(state), self.net)
+            except Exception:  # it expects timm's own files; other tensors that do not fit are reported by name later
+                converted = {}
+            changed |= {
+                name: converted[name] for name in odd if name in converted and converted[name].shape == own[name].shape
+            }
         return {**state, **changed}, list(changed)
 
 
 def _import_timm() -> Any:
-    """timm, imported late: it takes three seconds."""
-    import_torchvision()  # timm uses it, and a pair that does not match torch is then one clear sentence
+    """Import timm when it is first needed: importing takes three seconds. Raises ConfigError if it is not installed."""
+    import_torchvision()  # timm imports it; if it does not match torch, this raises a clear error
     try:
         return importlib.import_module("timm")
     except ImportError as error:
@@ -115,12 +121,12 @@ def _import_timm() -> Any:
 
 
 def _names(declared: Any) -> tuple[str, ...]:
-    """timm declares layers as a name, several, or None."""
+    """Return the layers that timm declares as one name, several names or None, as a tuple."""
     return (declared,) if isinstance(declared, str) else tuple(declared or ())
 
 
 def _left_out(net: nn.Module, name: str) -> str:
-    """With the class layer timm leaves out what only it needed (an MLP around it): the largest part without tensors."""
+    """Return the outermost module around the class layer that has no tensors left: timm may remove an MLP around it, too."""
     own = net.state_dict()
     while (parent := name.rpartition(".")[0]) and not any(key.startswith(f"{parent}.") for key in own):
         name = parent
@@ -128,7 +134,7 @@ def _left_out(net: nn.Module, name: str) -> str:
 
 
 def pretrained(arch: str, weights: str) -> Published:
-    """Where timm publishes these weights: on the hub, as safetensors, else at an address of their own.
+    """Find where timm publishes weights: as safetensors on the hub, else at the URL that timm states.
 
     Raises ConfigError for a tag that the architecture does not have.
     """
@@ -137,21 +143,25 @@ def pretrained(arch: str, weights: str) -> Published:
     if weights not in (*tags, "DEFAULT") or not tags:
         raise ConfigError(
             f"timm/{arch} has no weights '{weights}'{nearest(weights, tags)}; it has: {', '.join(tags) or 'none'}",
-            "a file with weights is named by its path",
+            "name a file of weights by its path",
         )
-    about = timm.models.get_pretrained_cfg(arch if weights == "DEFAULT" else f"{arch}.{weights}")
-    url = HUB.format(about.hf_hub_id, about.hf_hub_filename or "model.safetensors") if about.hf_hub_id else about.url
+    published = timm.models.get_pretrained_cfg(arch if weights == "DEFAULT" else f"{arch}.{weights}")
+    url = (
+        HUB.format(published.hf_hub_id, published.hf_hub_filename or "model.safetensors")
+        if published.hf_hub_id
+        else published.url
+    )
     digits = re.search(r"-([0-9a-f]{8,64})\.", os.path.basename(url))
-    size = about.input_size[-1]
+    size = published.input_size[-1]
     spec = DataSpec(
         modality="image",
         reader="image_folder",
-        inputs={"image": InputSpec((3, size, size), "uint8", 1 / 255, tuple(about.mean), tuple(about.std))},
+        inputs={"image": InputSpec((3, size, size), "uint8", 1 / 255, tuple(published.mean), tuple(published.std))},
         preprocessing={
             "size": size,
-            "resize": math.floor(size / about.crop_pct),
-            "interpolation": about.interpolation,
+            "resize": math.floor(size / published.crop_pct),
+            "interpolation": published.interpolation,
             "color": "rgb",
         },
     )
-    return Published(url, digits[1] if digits else "", spec, about.license)
+    return Published(url, digits[1] if digits else "", spec, published.license)

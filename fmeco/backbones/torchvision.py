@@ -1,7 +1,7 @@
-"""Every classification architecture of torchvision: `backbone: resnet18`, or torchvision/resnet18.
+"""All classification architectures of torchvision: `backbone: resnet18`, or torchvision/resnet18.
 
 Only the final class layer is removed, and parameters keep the library's names, so a saved backbone loads in plain
-torchvision. `pooled` is what that layer would have seen.
+torchvision. `pooled` is the input of that layer.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from fmeco.core import (
 )
 from fmeco.nn.libraries import import_torchvision
 
-_CLASSES = 1000  # the width by which the final class layer is known
-_SQUARE = ("vit_", "maxvit_")  # architectures that are built for one size
+_CLASSES = 1000  # the final class layer is found by this number of outputs
+_SQUARE = ("vit_", "maxvit_")  # architectures built for one square image size
 
 
 def build(
@@ -44,16 +44,16 @@ def build(
     ] = None,
     stem: Annotated[
         Literal["library", "small"],
-        Doc("small = a stride-1 3x3 first convolution without max-pool, for resnets on images of about 32 pixels"),
+        Doc("small = 3x3 first convolution of stride 1 and no max-pool, for resnets on images of about 32 pixels"),
     ] = "library",
-    options: Annotated[dict[str, Scalar], Doc("further arguments of the library's constructor")] = {},
+    options: Annotated[dict[str, Scalar], Doc("additional arguments of the library's constructor")] = {},
 ) -> Backbone:
-    """Loading `weights` is the caller's: weights change hands in one place only."""
+    """Build the network with new weights. The caller loads `weights`. Raises ConfigError."""
     name, (channels, size, width) = image_input(spec, f"torchvision/{arch}")
     if size != width and arch.startswith(_SQUARE):
         raise ConfigError(
-            f"torchvision/{arch} takes square inputs alone, and '{name}' is {size} by {width}",
-            "a spectrogram is square with as many mels as frames (seconds / hop); other architectures take any shape",
+            f"torchvision/{arch} takes square inputs only, and '{name}' is {size} by {width}",
+            "a spectrogram is square if it has as many mels as frames (seconds / hop); other architectures take any shape",
         )
     models = import_torchvision().models
     extra: dict[str, Any] = {"image_size": size} if arch.startswith("vit_") else {}
@@ -65,10 +65,10 @@ def build(
         net: nn.Module = models.get_model(arch, weights=None, num_classes=_CLASSES, **{**extra, **options})
     except (TypeError, ValueError, AssertionError, ZeroDivisionError) as error:
         raise ConfigError(f"torchvision/{arch} with image_size {size} and options {dict(options)}: {error}") from None
-    # The first convolution is looked for before the stem is changed, the class layer from the end.
+
     if stem == "small":
         if not isinstance(net, models.ResNet):
-            raise ConfigError(f"backbone.stem: small is for resnets, not for {arch}")
+            raise ConfigError(f"backbone.stem: small is for resnets only, not for {arch}")
         net.conv1 = nn.Conv2d(3, net.conv1.out_channels, 3, 1, 1, bias=False)
         nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
         net.maxpool = nn.Identity()
@@ -76,7 +76,7 @@ def build(
 
 
 class Torchvision(Backbone):
-    """images or spectrograms (B, C, H, W) -> pooled (B, D)."""
+    """Compute features of images or spectrograms (B, C, H, W): pooled (B, D)."""
 
     def __init__(self, net: nn.Module, name: str, channels: int, arch: str) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class Torchvision(Backbone):
             name for name, m in layers.items() if getattr(m, "out_features", getattr(m, "out_channels", 0)) == _CLASSES
         ]
         if not final:
-            raise ConfigError(f"torchvision/{arch}: no class layer found")
+            raise ConfigError(f"torchvision/{arch}: no layer with {_CLASSES} outputs, so the class layer is unknown")
         last = layers[final[-1]]
         self.width = int(last.in_features if isinstance(last, nn.Linear) else last.in_channels)
         _replace(net, final[-1], nn.Identity())
@@ -110,12 +110,12 @@ class Torchvision(Backbone):
         return Features(pooled=self.net(inputs[self.input]).flatten(1))  # (B, D)
 
     def mapped(self, inputs: Inputs) -> Features:
-        """The map that the library's own pooling reads, of the architectures that have such a layer."""
+        """Compute `forward` with tokens: the cells of the map before average pooling, if the network has such a layer."""
         pooling = getattr(self.net, "avgpool", None)
         maps: list[Tensor] = []
         if not isinstance(pooling, nn.AdaptiveAvgPool2d):
             return self(inputs)
-        hook = pooling.register_forward_pre_hook(lambda _, given: maps.append(given[0]))
+        hook = pooling.register_forward_pre_hook(lambda _, arguments: maps.append(arguments[0]))
         try:
             pooled = self(inputs).pooled
         finally:
@@ -128,8 +128,11 @@ class Torchvision(Backbone):
         return self.net
 
     def adapt(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-        """A first convolution for another number of channels is summed (to one) or spread (from one); a ViT's positions
-        for another image size are interpolated."""
+        """Fit a file's tensors to this network.
+
+        A first convolution for another number of channels is summed (to one channel) or spread (from one channel). The
+        positions of a ViT for another image size are interpolated.
+        """
         own = self.net.state_dict()
         changed = fit_channels(state, own, [f"{self.first}.weight"])
         name = "encoder.pos_embedding"
@@ -139,8 +142,10 @@ class Torchvision(Backbone):
 
 
 def _positions(embedding: Tensor, count: int) -> Tensor:
-    """(1, 1 + h * h, D) -> (1, count, D): the class token's stays, those of the grid are interpolated, as in
-    https://arxiv.org/abs/2010.11929 section 3.2."""
+    """Interpolate a ViT's position embeddings, (1, 1 + h * h, D) -> (1, count, D), and keep that of the class token.
+
+    https://arxiv.org/abs/2010.11929 section 3.2.
+    """
     old, new = math.isqrt(embedding.shape[1] - 1), math.isqrt(count - 1)
     if 1 + old * old != embedding.shape[1] or 1 + new * new != count:
         return embedding
@@ -150,12 +155,13 @@ def _positions(embedding: Tensor, count: int) -> Tensor:
 
 
 def _replace(net: nn.Module, name: str, module: nn.Module) -> None:
+    """Put `module` in the place of the submodule called `name`."""
     parent, _, leaf = name.rpartition(".")
     setattr(net.get_submodule(parent), leaf, module)
 
 
 def pretrained(arch: str, weights: str) -> Published:
-    """Where the library publishes these weights; the file's name ends in digits of its hash.
+    """Find where the library publishes weights, and their preprocessing. The file's name ends in digits of its SHA-256.
 
     Raises ConfigError for a name that the architecture does not have.
     """
@@ -164,22 +170,26 @@ def pretrained(arch: str, weights: str) -> Published:
     if weights not in (*names, "DEFAULT"):
         raise ConfigError(
             f"torchvision/{arch} has no weights '{weights}'{nearest(weights, names)}; it has: {', '.join(names)}",
-            "a file with weights is named by its path",
+            "name a file of weights by its path",
         )
     weight = models.get_model_weights(arch)[weights]
-    how = weight.transforms()
+    transforms = weight.transforms()
     spec = DataSpec(
         modality="image",
         reader="image_folder",
         inputs={
             "image": InputSpec(
-                (3, how.crop_size[0], how.crop_size[0]), "uint8", 1 / 255, tuple(how.mean), tuple(how.std)
+                (3, transforms.crop_size[0], transforms.crop_size[0]),
+                "uint8",
+                1 / 255,
+                tuple(transforms.mean),
+                tuple(transforms.std),
             )
         },
         preprocessing={
-            "size": how.crop_size[0],
-            "resize": how.resize_size[0],
-            "interpolation": how.interpolation.value,
+            "size": transforms.crop_size[0],
+            "resize": transforms.resize_size[0],
+            "interpolation": transforms.interpolation.value,
             "color": "rgb",
         },
     )

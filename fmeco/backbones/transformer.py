@@ -1,8 +1,8 @@
-"""A transformer for text, events, tables, images and series: one body, and a stem for what the data is made of.
+"""A transformer for text, events, tables, images and series, with a stem for each kind of data.
 
-Pre-norm blocks (https://arxiv.org/abs/2002.04745). A stem says what tokens are made of: ids of text or items, columns of a table
-(https://arxiv.org/abs/2106.11959), patches of an image or spectrogram (https://arxiv.org/abs/2010.11929), or of a series
-(https://arxiv.org/abs/2211.14730).
+Pre-norm blocks (https://arxiv.org/abs/2002.04745). The stem turns inputs into tokens: ids of text or items, columns of a
+table (https://arxiv.org/abs/2106.11959), patches of an image or spectrogram (https://arxiv.org/abs/2010.11929), or patches
+of a series (https://arxiv.org/abs/2211.14730).
 """
 
 from __future__ import annotations
@@ -18,32 +18,35 @@ from fmeco.backbones._images import assumed as assumed
 from fmeco.backbones._stems import Columns, Ids, Patches, Stem, Steps
 from fmeco.core import BLANK, HIDDEN, Backbone, ConfigError, DataSpec, Doc, Features, Ge, Gt, Inputs, Lt, Tokens
 
-BASE = 10000.0  # of the rotations' wavelengths
+BASE = 10000.0  # the wavelengths of rotary positions grow from 2 pi to almost 2 pi * BASE
 
 
 def build(
     spec: DataSpec,
     *,
-    width: Annotated[int, Doc("of a token"), Gt(0)] = 128,
-    depth: Annotated[int, Doc("blocks"), Gt(0)] = 4,
-    heads: Annotated[int, Doc("of attention; they share the width"), Gt(0)] = 4,
+    width: Annotated[int, Doc("width of a token"), Gt(0)] = 128,
+    depth: Annotated[int, Doc("number of blocks"), Gt(0)] = 4,
+    heads: Annotated[int, Doc("attention heads per block; they divide the width"), Gt(0)] = 4,
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.1,
-    causal: Annotated[bool, Doc("a token sees only those before it, as objective next needs")] = False,
+    causal: Annotated[bool, Doc("each token attends only to earlier ones, as objective next requires")] = False,
     positions: Annotated[
-        Literal["rotary", "learned"] | None, Doc("null = rotary for text, learned for patches; columns have none")
+        Literal["rotary", "learned"] | None,
+        Doc("position encoding; null = rotary for text and events, learned for patches; table columns have none"),
     ] = None,
     patch: Annotated[
         int | list[int] | None,
-        Doc("side of a patch, or [height, width]; images need it. Of series its steps; null = 16"),
+        Doc("patch size: pixels, or [height, width], required for images; steps for series, null = 16"),
     ] = None,
 ) -> Backbone:
     if width % heads or width // heads % 2:
-        raise ConfigError(f"backbone.heads: a width of {width} is not {heads} times an even number")
+        raise ConfigError(f"backbone.heads: the width of {width} must be {heads} times an even number")
     if causal and "tokens" not in spec.inputs:
-        raise ConfigError("backbone.causal: only text and events are read in one direction")
+        raise ConfigError("backbone.causal: true is for text and events only")
     if "series" not in spec.inputs and (patch is not None) != _is_image(spec):
         raise ConfigError(
-            "backbone.patch: the side of a patch of an image, which images need and nothing else but series takes"
+            "backbone.patch: missing: images need the side of a patch, in pixels"
+            if patch is None
+            else "backbone.patch: is for images and series only; leave the key out"
         )
     stem: Stem
     if "tokens" in spec.inputs:
@@ -54,7 +57,7 @@ def build(
         stem = Steps(spec, width, 16 if patch is None else patch)
     elif spec.inputs and set(spec.inputs) <= {"columns", "categories"}:
         if positions is not None:
-            raise ConfigError("backbone.positions: the columns of a table have no order")
+            raise ConfigError("backbone.positions: table columns have no order; leave the key out")
         stem = Columns(spec, width)
     else:
         raise ConfigError(
@@ -66,11 +69,12 @@ def build(
 
 
 def _is_image(spec: DataSpec) -> bool:
+    """Tell whether the only input is an image or a spectrogram (C, H, W)."""
     return len(spec.inputs) == 1 and len(next(iter(spec.inputs.values())).shape) == 3
 
 
 class Transformer(Backbone):
-    """Inputs -> tokens (B, T, D). Padding is at the end, and changes nothing before it."""
+    """Compute tokens (B, T, D) from inputs. Padding is at the end and does not change the real tokens."""
 
     def __init__(
         self, stem: Stem, width: int, depth: int, heads: int, dropout: float, causal: bool, positions: str | None
@@ -85,8 +89,8 @@ class Transformer(Backbone):
         angles = rotations(stem.length, width // heads) if positions == "rotary" else None
         self.register_buffer("angles", angles, persistent=False)
         for name, p in self.named_parameters():
-            if p.ndim > 1:  # (outputs, inputs) of a layer, (ids, D) of embeddings: what they make is of size 1
-                # What is added to the residual stream, twice in each block, is scaled so that its sum keeps its size.
+            if p.ndim > 1:  # (outputs, inputs) of a layer, (ids, D) of embeddings: scaled to outputs of size 1
+                # Each block adds to the residual stream twice; scaled so that the sum over all blocks keeps its size.
                 added = 2 * depth if name.endswith("out.weight") else 1
                 nn.init.normal_(p, std=1 / math.sqrt(p.shape[1] * added))
             elif name.endswith("bias"):
@@ -95,20 +99,20 @@ class Transformer(Backbone):
     angles: Tensor | None
 
     def forward(self, inputs: Inputs) -> Features:
-        x, place = self.stem(inputs)  # (B, T, D), (T, D) or None
+        x, identity = self.stem(inputs)  # (B, T, D), (T, D) or None
         if BLANK in inputs:
             x = torch.where(inputs[HIDDEN].unsqueeze(-1), inputs[BLANK].to(x.dtype), x)
-        if place is not None:
-            x = x + place
+        if identity is not None:
+            x = x + identity
         length = x.shape[1]
         if self.positions is not None:
             x = x + self.positions[:length]
         left_out = HIDDEN in inputs and BLANK not in inputs
-        if left_out:  # as many of each sample
+        if left_out:  # drop the masked tokens: each sample has the same number of them
             x = x[~inputs[HIDDEN]].view(len(x), -1, self.width)
         x = F.dropout(x, self.dropout, self.training)
         mask = self.stem.mask(inputs)
-        # What comes later is not seen by a causal model, and padding comes last.
+        # A causal model needs no mask: padding comes last, and it does not attend to later tokens.
         seen = None if mask is None or self.causal else mask[:, None, None]  # (B, 1, 1, T)
         angles = None if self.angles is None else self.angles[:, :length]
         for block in self.blocks:
@@ -124,8 +128,8 @@ class Transformer(Backbone):
 
     def embedded(self, ids: Tensor) -> Tensor:
         assert self.stem.embedding is not None
-        found: Tensor = self.stem.embedding(ids)
-        return found
+        embeddings: Tensor = self.stem.embedding(ids)
+        return embeddings
 
     def depth_of(self, name: str) -> int:
         first, _, rest = name.partition(".")
@@ -134,9 +138,12 @@ class Transformer(Backbone):
         return 0 if first in ("stem", "positions") else 1 + len(self.blocks)
 
     def adapt(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-        """Learned positions of longer samples serve shorter ones; those of series are counted from the newest patch back, and
-        what is older than any before is where the oldest was. Items keep their ids when new ones are appended: these start
-        afresh."""
+        """Fit learned positions and item embeddings of a checkpoint to this model.
+
+        Positions: cut to the length of this model. Those of a series are aligned at the newest patch; patches older than the
+        checkpoint's oldest reuse its position.
+        Items: keep their ids and embeddings; items that were appended keep their new, random embeddings.
+        """
         changed: dict[str, Tensor] = {}
         theirs, mine = state.get("positions"), self.positions
         if mine is not None and self.grid is None and theirs is not None and len(theirs) != len(mine):
@@ -154,7 +161,7 @@ class Transformer(Backbone):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)): (B, T, D) -> (B, T, D)."""
+    """Apply x + attention(norm(x)), then x + mlp(norm(x)): (B, T, D) -> (B, T, D)."""
 
     def __init__(self, width: int, heads: int, dropout: float, causal: bool) -> None:
         super().__init__()
@@ -175,15 +182,18 @@ class Block(nn.Module):
 
 
 def rotations(length: int, size: int) -> Tensor:
-    """Cosine and sine of the angle of each position and pair of coordinates (2, T, d / 2)."""
+    """Compute cosine and sine of the rotation angle of each position and pair of coordinates (2, T, d / 2)."""
     speed = BASE ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
     angle = torch.arange(length, dtype=torch.float64)[:, None] * speed
     return torch.stack([angle.cos(), angle.sin()]).float()
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Turn pairs of coordinates of queries or keys (B, heads, T, d) by an angle proportional to the position: products of
-    two of them then depend on how far apart they are alone. https://arxiv.org/abs/2104.09864 equation (34)."""
+    """Rotate pairs of coordinates of queries or keys (B, heads, T, d) by an angle proportional to the position.
+
+    The product of a query and a key then depends only on the distance of their positions.
+    https://arxiv.org/abs/2104.09864 equation (34).
+    """
     cos, sin = angles.to(x.dtype)
     a, b = x.chunk(2, -1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)

@@ -1,4 +1,4 @@
-"""Groups of parameters, as few as possible."""
+"""Join parameter groups, so that an optimizer has few of them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from fmeco.core import Groups
 
 
 def merged(params: Groups, lr: float) -> Groups:
-    """Join groups with the same learning rate and weight decay into one: each group costs a call per step.
+    """Join groups that have the same learning rate (`lr` times `scale`) and weight decay: each group costs a call per step.
 
-    Moments are saved by position, so the order of groups and parameters must stay as it is.
+    Keep the order of groups and parameters: a state dict numbers parameters by position, and checkpoints without parameter
+    names are resumed by that number.
     """
     groups: dict[tuple[float, float], dict[str, Any]] = {}
-    for g in params:
-        empty = {"params": [], "names": [], "weight_decay": g["weight_decay"]}
-        group = groups.setdefault((lr * g["scale"], g["weight_decay"]), empty)
-        group["params"] += g["params"]
-        group["names"] += g["names"]
+    for part in params:
+        empty = {"params": [], "names": [], "weight_decay": part["weight_decay"]}
+        group = groups.setdefault((lr * part["scale"], part["weight_decay"]), empty)
+        group["params"] += part["params"]
+        group["names"] += part["names"]
     return list(groups.values())

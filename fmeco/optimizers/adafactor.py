@@ -1,4 +1,4 @@
-"""Adafactor: second moments by row and column, https://arxiv.org/abs/1804.04235."""
+"""Adafactor: second moments stored per row and column of a weight to save memory, https://arxiv.org/abs/1804.04235."""
 
 from __future__ import annotations
 

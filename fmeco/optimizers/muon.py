@@ -1,7 +1,8 @@
-"""Muon for the weights inside the backbone, AdamW for the rest, https://kellerjordan.github.io/posts/muon.
+"""Muon for weight matrices and convolutions inside the backbone, AdamW for all other parameters, https://kellerjordan.github.io/posts/muon.
 
-A convolution counts as the matrix (outputs, inputs * height * width). Steps are scaled to AdamW's size, so that both
-take the same rate, as in https://arxiv.org/abs/2502.16982 equation (4). Costs time in proportion to the weights, not to the batch.
+A convolution is treated as the matrix (outputs, inputs * height * width). Muon's updates are scaled to the size of AdamW's,
+so that both use the same learning rate, as in https://arxiv.org/abs/2502.16982 equation (4). The time that Muon adds to a
+step depends on the number of weights, not on the batch size.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ def build(
     *,
     lr: Rate = 1e-3,
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.95,
-    betas: Annotated[list[float], Doc("of adamw, for the first layer, heads, biases and norms")] = [0.9, 0.95],
+    betas: Annotated[list[float], Doc("betas of AdamW, which trains the first layer, heads, biases and norms")] = [
+        0.9,
+        0.95,
+    ],
     weight_decay: Annotated[float, Ge(0)] = 0.05,
 ) -> torch.optim.Optimizer:
     inside, rest = _part(params, hidden=True), _part(params, hidden=False)
@@ -34,17 +38,21 @@ def build(
 
 
 def _part(params: Groups, hidden: bool) -> Groups:
-    """Leave only the hidden matrices in each group, or only the others; empty groups are left out."""
+    """Keep only the hidden matrices of each group, or only its other parameters; drop groups that become empty."""
     parts = []
-    for g in params:
-        at = [i for i, inside in enumerate(g["hidden"]) if inside == hidden]
+    for group in params:
+        at = [i for i, inside in enumerate(group["hidden"]) if inside == hidden]
         if at:
-            parts.append({**g, **{key: [g[key][i] for i in at] for key in ("params", "names", "hidden")}})
+            parts.append({**group, **{key: [group[key][i] for i in at] for key in ("params", "names", "hidden")}})
     return parts
 
 
 class _Muon(torch.optim.Optimizer):
-    """torch's Muon, which takes matrices only, over matrices that share memory with the parameters; and AdamW."""
+    """Step torch's Muon and AdamW as one optimizer.
+
+    torch's Muon accepts 2-D parameters only, so each weight is passed as a matrix that shares its memory.
+    pairs: (parameter, its matrix).
+    """
 
     def __init__(self, groups: Groups, adamw: torch.optim.Optimizer | None, lr: float, momentum: float) -> None:
         self.pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -56,13 +64,15 @@ class _Muon(torch.optim.Optimizer):
         ]
         super().__init__(
             [{"params": [matrix for _, matrix in self.pairs]}], {}
-        )  # for its hooks; the parts have the rest
+        )  # only for the base class's hooks: the two optimizers in `parts` do the work
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
     def _matrix(self, parameter: torch.Tensor) -> torch.Tensor:
         matrix = nn.Parameter(_flat(parameter.detach()))
         if matrix.data_ptr() != parameter.data_ptr():
-            raise ValueError("a weight is not dense in memory")
+            raise ValueError(
+                f"muon: a weight of shape {tuple(parameter.shape)} is not contiguous in memory, so a matrix cannot share it"
+            )
         self.pairs.append((parameter, matrix))
         return matrix
 
@@ -73,13 +83,14 @@ class _Muon(torch.optim.Optimizer):
             part.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """States numbered through; those of matrices have the matrices' shapes."""
+        """Return the states of both optimizers, numbered consecutively: first Muon's, shaped like the matrices, then AdamW's."""
         state: dict[int, Any] = {}
         for part, first in zip(self.parts, self._firsts(), strict=True):
             state |= {first + i: values for i, values in part.state_dict()["state"].items()}
         return {"state": state, "param_groups": []}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state dict that `state_dict` returned."""
         firsts = [*self._firsts(), 1 << 62]
         for part, first, end in zip(self.parts, firsts[:-1], firsts[1:], strict=True):
             own = {i - first: values for i, values in state_dict["state"].items() if first <= i < end}
@@ -87,11 +98,12 @@ class _Muon(torch.optim.Optimizer):
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
     def _firsts(self) -> list[int]:
+        """Return the number of each optimizer's first parameter in the common state dict."""
         sizes = [sum(len(group["params"]) for group in part.param_groups) for part in self.parts]
         return [sum(sizes[:i]) for i in range(len(sizes))]
 
 
 def _flat(weight: torch.Tensor) -> torch.Tensor:
-    """(O, ...) -> (O, M) without a copy, in the order that the other dimensions have in memory."""
+    """Flatten a weight (O, ...) -> (O, M) without a copy: the flattened dimensions keep their order in memory."""
     order = sorted(range(1, weight.ndim), key=lambda d: weight.stride()[d], reverse=True)
     return weight.permute(0, *order).flatten(1)

@@ -1,4 +1,4 @@
-"""Stochastic gradient descent; with `momentum: 0` and `train.batch_size: full`, plain gradient descent."""
+"""Stochastic gradient descent; plain gradient descent with `momentum: 0` and `train.batch_size: full`."""
 
 from __future__ import annotations
 

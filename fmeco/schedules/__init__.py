@@ -1,1 +1,1 @@
-"""Schedules, pure functions from a step to the factor on the learning rate, one per file; the name of the file is the name in YAML."""
+"""Schedules, one per file: pure functions from the step to a factor on the learning rate. The name of the file is the name in YAML."""

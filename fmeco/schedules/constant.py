@@ -1,4 +1,4 @@
-"""Full rate after the warm-up."""
+"""Constant learning rate after a linear warm-up."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ def build(
     step: float,
     total: float,
     *,
-    warmup: Annotated[float, Doc("share of the run"), Ge(0), Lt(1)] = 0.0,
+    warmup: Annotated[float, Doc("share of the run with linear warm-up"), Ge(0), Lt(1)] = 0.0,
 ) -> float:
     return warm_up(step, total, warmup)[0]

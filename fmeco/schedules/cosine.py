@@ -1,4 +1,4 @@
-"""Half a cosine from 1 to `final`, https://arxiv.org/abs/1608.03983 equation (5)."""
+"""Cosine decay of the learning rate after a linear warm-up, https://arxiv.org/abs/1608.03983 equation (5)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def build(
     step: float,
     total: float,
     *,
-    warmup: Annotated[float, Doc("share of the run"), Ge(0), Lt(1)] = 0.05,
-    final: Annotated[float, Doc("factor at the end"), Ge(0), Le(1)] = 0.0,
+    warmup: Annotated[float, Doc("share of the run with linear warm-up"), Ge(0), Lt(1)] = 0.05,
+    final: Annotated[float, Doc("factor on the learning rate at the end"), Ge(0), Le(1)] = 0.0,
 ) -> float:
     warm, progress = warm_up(step, total, warmup)
     return warm * (final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2)

@@ -1,4 +1,4 @@
-"""A straight line from 1 to `final`."""
+"""Linear decay of the learning rate after a linear warm-up."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def build(
     step: float,
     total: float,
     *,
-    warmup: Annotated[float, Doc("share of the run"), Ge(0), Lt(1)] = 0.05,
-    final: Annotated[float, Doc("factor at the end"), Ge(0), Le(1)] = 0.0,
+    warmup: Annotated[float, Doc("share of the run with linear warm-up"), Ge(0), Lt(1)] = 0.05,
+    final: Annotated[float, Doc("factor on the learning rate at the end"), Ge(0), Le(1)] = 0.0,
 ) -> float:
     warm, progress = warm_up(step, total, warmup)
     return warm * (1 + (final - 1) * progress)

@@ -1,4 +1,4 @@
-"""Up by half a cosine, down by another, https://arxiv.org/abs/1708.07120."""
+"""One cycle: the learning rate rises along half a cosine, then falls along another, https://arxiv.org/abs/1708.07120."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ def build(
     step: float,
     total: float,
     *,
-    warmup: Annotated[float, Doc("share of the run that rises"), Gt(0), Lt(1)] = 0.3,
-    start: Annotated[float, Doc("factor at the start"), Gt(0), Le(1)] = 0.04,
-    final: Annotated[float, Ge(0), Le(1)] = 0.0,
+    warmup: Annotated[float, Doc("share of the run in which the learning rate rises"), Gt(0), Lt(1)] = 0.3,
+    start: Annotated[float, Doc("factor on the learning rate at the start"), Gt(0), Le(1)] = 0.04,
+    final: Annotated[float, Doc("factor on the learning rate at the end"), Ge(0), Le(1)] = 0.0,
 ) -> float:
     rise = warmup * total
     if step < rise:

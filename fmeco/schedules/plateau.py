@@ -1,4 +1,4 @@
-"""Drops when the validation score stops rising."""
+"""Learning rate that drops when the validation score stops improving, after a linear warm-up."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from fmeco.schedules._warmup import warm_up
 def build(
     step: float,
     total: float,
-    history: Sequence[float],  # the validation score of every evaluation so far, higher is better
+    history: Sequence[float],  # validation score of each evaluation so far; higher is better
     *,
-    warmup: Annotated[float, Doc("share of the run"), Ge(0), Lt(1)] = 0.0,
-    patience: Annotated[int, Doc("evaluations without a better score before the rate drops"), Gt(0)] = 3,
-    gamma: Annotated[float, Doc("factor of each drop"), Gt(0), Lt(1)] = 0.1,
+    warmup: Annotated[float, Doc("share of the run with linear warm-up"), Ge(0), Lt(1)] = 0.0,
+    patience: Annotated[int, Doc("number of evaluations without a better score after which the rate drops"), Gt(0)] = 3,
+    gamma: Annotated[float, Doc("factor on the learning rate at each drop"), Gt(0), Lt(1)] = 0.1,
 ) -> float:
     best, waited, drops = -math.inf, 0, 0
     for score in history:

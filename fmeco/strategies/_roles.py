@@ -1,4 +1,4 @@
-"""Scales that several strategies share, by what parameters are."""
+"""Compute learning-rate scales that several strategies share, from the roles of parameters."""
 
 from __future__ import annotations
 
@@ -8,20 +8,29 @@ from fmeco.core import ConfigError, Role, Roles, Scales
 
 
 def everything(roles: Roles, backbone_lr: float) -> Scales:
+    """Train all parameters: the head with scale 1, the backbone with `backbone_lr`."""
     return {name: 1.0 if role.depth is None else backbone_lr for name, role in roles.items()}
 
 
 def head_alone(roles: Roles, lr: float) -> Scales:
+    """Train only the head, with scale `lr`, and freeze the backbone."""
     return {name: lr if role.depth is None else 0.0 for name, role in roles.items()}
 
 
 def head_and(roles: Roles, chosen: Callable[[str, Role], bool], what: str) -> Scales:
-    """The head and what is chosen of the backbone."""
+    """Train the head and those backbone parameters for which `chosen(name, role)` is true; freeze the others.
+
+    what: the chosen parameters in words, for the error message.
+    Raises ConfigError if no backbone parameter is chosen.
+    """
     scales = {name: float(role.depth is None or chosen(name, role)) for name, role in roles.items()}
     if not any(scales[name] for name, role in roles.items() if role.depth is not None):
-        raise ConfigError(f"transfer.strategy: this backbone has no {what}", "probe trains the head alone")
+        raise ConfigError(
+            f"transfer.strategy: this backbone has no {what}", "transfer.strategy: probe trains only the head"
+        )
     return scales
 
 
 def layers_of(roles: Roles) -> list[int]:
+    """List the depths of the backbone's layers, from the input to the output."""
     return sorted({role.depth for role in roles.values() if role.depth is not None})

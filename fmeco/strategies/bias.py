@@ -1,4 +1,4 @@
-"""The biases, those of normalisation layers included, and the head. https://arxiv.org/abs/2106.10199 (BitFit)"""
+"""Train the head and all biases, including those of normalisation layers (BitFit). https://arxiv.org/abs/2106.10199"""
 
 from __future__ import annotations
 

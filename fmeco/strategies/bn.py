@@ -1,4 +1,4 @@
-"""The weights and biases of normalisation layers, and the head. https://arxiv.org/abs/2003.00152"""
+"""Train the head and the weights and biases of normalisation layers. https://arxiv.org/abs/2003.00152"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Train everything."""
+"""Train all parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The head, then the backbone from the top, one block after the other.
+"""Train the head first, then unfreeze the backbone from the output to the input, one block after the other.
 
 https://arxiv.org/abs/1801.06146 (Howard and Ruder 2018), section 3.3.
 """
@@ -15,8 +15,8 @@ from fmeco.strategies._roles import layers_of
 def build(
     roles: Roles,
     *,
-    blocks: Annotated[int, Doc("parts of the backbone that are unfrozen one after the other"), Ge(1)] = 3,
-    share: Annotated[float, Doc("share of the run until all of it trains"), Gt(0), Lt(1)] = 0.6,
+    blocks: Annotated[int, Doc("number of blocks of layers that are unfrozen one after the other"), Ge(1)] = 3,
+    share: Annotated[float, Doc("share of the run after which the whole backbone trains"), Gt(0), Lt(1)] = 0.6,
     backbone_lr: Annotated[float, Doc("factor on the learning rate of the backbone"), Gt(0), Le(1)] = 1.0,
 ) -> Transfer:
     layers = layers_of(roles)

@@ -1,6 +1,7 @@
-"""Everything, drawn back towards the source's weights. https://arxiv.org/abs/1802.01483 equation (2).
+"""Train all parameters, with an L2 penalty on the distance from the source's weights. https://arxiv.org/abs/1802.01483 equation (2).
 
-The head is left to the optimizer's decay, and normalisation layers to themselves.
+The penalty replaces weight decay in the backbone. The head keeps the optimizer's weight decay; normalisation layers get
+neither.
 """
 
 from __future__ import annotations
@@ -18,19 +19,21 @@ from fmeco.strategies._roles import everything
 def build(
     roles: Roles,
     *,
-    alpha: Annotated[float, Doc("weight of half the squared distance to the source's weights"), Gt(0)] = 0.01,
+    alpha: Annotated[
+        float, Doc("weight of the penalty, half the squared distance from the source's weights"), Gt(0)
+    ] = 0.01,
     backbone_lr: Annotated[float, Doc("factor on the learning rate of the backbone"), Gt(0), Le(1)] = 1.0,
 ) -> Transfer:
-    drawn = [name for name, role in roles.items() if role.depth is not None and role.kind != "norm"]
+    anchored = [name for name, role in roles.items() if role.depth is not None and role.kind != "norm"]
 
     def bind(parameters: Mapping[str, nn.Parameter]) -> Constraint:
-        return Anchor({name: parameters[name] for name in drawn if name in parameters}, alpha)
+        return Anchor({name: parameters[name] for name in anchored if name in parameters}, alpha)
 
     return Transfer((Phase(everything(roles, backbone_lr)),), bind=bind)
 
 
 class Anchor(Constraint):
-    """Draws parameters back to where they were: the gradient of alpha / 2 times the squared distance."""
+    """Add the gradient of the penalty alpha / 2 * ||w - w_start||^2 to the parameters' gradients."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], alpha: float) -> None:
         self.parameters, self.alpha, self.undecayed = parameters, alpha, set(parameters)

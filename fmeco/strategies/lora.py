@@ -1,6 +1,6 @@
-"""A change of low rank to each weight of the backbone, and the head. https://arxiv.org/abs/2106.09685 equation (3).
+"""LoRA: train the head and a low-rank update of each weight of the backbone. https://arxiv.org/abs/2106.09685 equation (3).
 
-The checkpoint's backbone holds the merged weights; adapter.safetensors beside it holds the factors.
+The checkpoint's backbone holds the merged weights; adapter.safetensors beside it holds the low-rank factors.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from fmeco.strategies._roles import head_alone
 def build(
     roles: Roles,
     *,
-    rank: Annotated[int, Doc("of the change to each weight"), Ge(1)] = 8,
-    alpha: Annotated[float, Doc("the change is alpha / rank times the product of its factors"), Gt(0)] = 16.0,
+    rank: Annotated[int, Doc("rank of the update of each weight"), Ge(1)] = 8,
+    alpha: Annotated[float, Doc("the update is alpha / rank times the product of its factors"), Gt(0)] = 16.0,
     lr: Annotated[
-        float, Doc("factor on the learning rate: small factors can take more than whole weights"), Gt(0)
+        float, Doc("factor on the learning rate: low-rank factors train at higher rates than full weights"), Gt(0)
     ] = 10.0,
     only: Annotated[
         list[str], Doc("names or patterns of the weights to adapt; [] = all matrices and convolutions of the backbone")
@@ -40,11 +40,11 @@ def build(
 
 
 class Adapters(Constraint):
-    """Weights as base + scale * B @ A, of which A and B are trained.
+    """Train the factors A and B of weights base + scale * B @ A.
 
-    The model holds the sum, so that it computes, is evaluated and is saved like any other. The chain rule takes the sum's
-    gradient G (O, I) to those of the factors: scale * G @ A.T for B (O, rank), and scale * B.T @ G for A (rank, I). A
-    convolution (O, I, h, w) counts as (O, I * h * w).
+    The model holds the sum, so it runs, is evaluated and is saved like any other model. The gradients of the factors
+    follow from the sum's gradient G (O, I) by the chain rule: scale * G @ A.T for B (O, rank), scale * B.T @ G for
+    A (rank, I). A convolution (O, I, h, w) is treated as the matrix (O, I * h * w).
     """
 
     def __init__(self, weights: Mapping[str, nn.Parameter], rank: int, scale: float, rate: float) -> None:
@@ -54,7 +54,7 @@ class Adapters(Constraint):
         for name, weight in weights.items():
             outputs, inputs = weight.flatten(1).shape
             r = min(rank, outputs, inputs)
-            a = torch.empty(r, inputs)  # drawn on the CPU: the same numbers for every device
+            a = torch.empty(r, inputs)  # drawn on the CPU, so that every device starts from the same numbers
             nn.init.kaiming_uniform_(a, a=math.sqrt(5))
             self.own[f"{name}.lora_A"] = nn.Parameter(a.to(weight))
             self.own[f"{name}.lora_B"] = nn.Parameter(weight.new_zeros(outputs, r))

@@ -1,4 +1,4 @@
-"""Train the head only: how good are the features as they are?"""
+"""Train only the head on frozen features (linear probe)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from fmeco.strategies._roles import head_alone
 def build(
     roles: Roles,
     *,
-    lr: Annotated[float, Doc("factor on the learning rate: a head alone can take more"), Gt(0)] = 10.0,
+    lr: Annotated[
+        float, Doc("factor on the learning rate: a head on frozen features trains at higher rates"), Gt(0)
+    ] = 10.0,
 ) -> Transfer:
     return Transfer((Phase(head_alone(roles, lr)),))

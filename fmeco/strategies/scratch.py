@@ -1,5 +1,4 @@
-"""Train everything from new weights: the source gives its architecture and preprocessing only. The control that
-says what its weights were worth."""
+"""Train all parameters from new weights, with the source's architecture and preprocessing: the control that shows what its weights are worth."""
 
 from __future__ import annotations
 
@@ -11,6 +10,8 @@ from fmeco.core import Doc, Gt, Phase, Roles, Transfer
 def build(
     roles: Roles,
     *,
-    lr: Annotated[float, Doc("factor on the learning rate: new weights have further to go"), Gt(0)] = 2.0,
+    lr: Annotated[
+        float, Doc("factor on the learning rate: new weights have further to go than pretrained ones"), Gt(0)
+    ] = 2.0,
 ) -> Transfer:
     return Transfer((Phase(dict.fromkeys(roles, lr)),), fresh=True)
