@@ -40,11 +40,17 @@ def _build(run_source: RunSource) -> Data:
     chosen, known = run_source.config.dataset, run_source.known
     if chosen is None:
         raise ConfigError("dataset: missing", "add `dataset: {name: ...}` to the config, or --dataset X")
-    crossing = known is not None and chosen.plugin.modality not in ("", known.modality)
-    if crossing and run_source.config.carry.cross_modality:
-        known = None
-    data: Data = chosen.plugin.build({"known": known, "whole": False, "arch": chosen.arch}, chosen.options)
-    return data
+
+    def build(known: DataSpec | None) -> Data:
+        data: Data = chosen.plugin.build({"known": known, "whole": False, "arch": chosen.arch}, chosen.options)
+        return data
+
+    modality = chosen.plugin.modality
+    if known is None or not run_source.config.carry.cross_modality or modality == known.modality:
+        return build(known)
+    data = build(None)
+    # A plug-in that does not declare its modality tells it only when it is built.
+    return build(known) if not modality and data.spec.modality == known.modality else data
 
 
 def _check_modality(run_source: RunSource, spec: DataSpec) -> None:

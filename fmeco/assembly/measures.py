@@ -14,8 +14,8 @@ UNLABELLED = "retrieval"  # the probe for data without classes: does a view find
 def choose_measures(model: RunModel) -> Measures:
     """Choose the probes, the metrics and the metric that selects the best checkpoint.
 
-    Raises ConfigError for a metric that the run does not have, and for early stopping or the plateau schedule without a
-    validation split.
+    Raises ConfigError for a metric that the run does not have, and for early stopping, or a schedule that follows
+    validation scores, without a validation split.
     """
     probes, directions = _probes(model)
     evaluate, train, data = model.config.evaluate, model.config.train, model.run_data.data
@@ -25,9 +25,11 @@ def choose_measures(model: RunModel) -> Measures:
             f"evaluate.best: this run has no metric {clean(best)}{nearest(best, directions)}",
             f"metrics: {', '.join(directions)}",
         )
-    needs_validation = train.early_stop is not None or model.config.schedule.name == "plateau"
-    if needs_validation and (data.val is None or len(data.val) == 0):
-        raise ConfigError("early_stop and the plateau schedule need a validation split, and this dataset has none")
+    schedule = model.config.schedule
+    scored = f"the schedule {schedule.name}" if "history" in schedule.plugin.injected else None
+    needs_scores = "train.early_stop" if train.early_stop is not None else scored
+    if needs_scores is not None and (data.val is None or len(data.val) == 0):
+        raise ConfigError(f"{needs_scores} needs a validation split, and this dataset has none")
     return Measures(probes, directions, best, 1 if directions[best] == "max" else -1)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fmeco.assembly import defaults
 from fmeco.assembly.stages import Origin, RunData, RunModel, RunSource
 from fmeco.checkpoints.transplant import Report, carry_rows, split_state, transplant
-from fmeco.config.check import choose
+from fmeco.config.check import DEFAULT_NAMES, choose
 from fmeco.config.run_config import Choice
 from fmeco.core.augment import Augment
 from fmeco.core.data import Data
@@ -43,10 +43,10 @@ def build_model(run_data: RunData) -> RunModel:
     if objective.about:
         say(clean(", ".join(f"{key}: {value}" for key, value in objective.about.items())))
     roles = roles_of(objective)
-    strategy = config.transfer or choose("transfer", "full")
+    strategy = config.transfer or choose("transfer", DEFAULT_NAMES["transfer"])
     transfer: Transfer = frozen(strategy.plugin.build({"roles": roles}, strategy.options), config.carry.freeze, roles)
-    fresh = run_source.source is None or transfer.fresh
-    report = None if fresh else _transplant(run_data, objective)
+    loads = run_source.source is not None and not transfer.fresh
+    report = _transplant(run_data, objective) if loads else None
     augment_section = config.augment or choose("augment", defaults.augment(data.spec, len(objective.views)))
     augment: Augment = augment_section.plugin.build(
         {"spec": data.spec, "arch": augment_section.arch, "train": data.split("train")}, augment_section.options
@@ -56,16 +56,24 @@ def build_model(run_data: RunData) -> RunModel:
             f"objective {objective_section.name} compares views of a sample, but augment {augment_section.spelled} makes them all the same"
         )
     backbone_section = None if run_source.backbone is not None else chosen
-    config = dataclasses.replace(
-        config, backbone=backbone_section, objective=objective_section, augment=augment_section
+    return RunModel(
+        run_data=run_data,
+        config=dataclasses.replace(
+            config, backbone=backbone_section, objective=objective_section, augment=augment_section
+        ),
+        objective=objective,
+        augment=augment,
+        roles=roles,
+        transfer=transfer,
+        fresh=report is None and run_source.resumed is None,
+        report=report,
+        origin=_origin(run_source, report),
     )
-    origin = _origin(run_data.run_source, report, fresh)
-    return RunModel(run_data, config, objective, augment, roles, transfer, fresh, report, origin)
 
 
-def _origin(run_source: RunSource, report: Report | None, fresh: bool) -> Origin:
+def _origin(run_source: RunSource, report: Report | None) -> Origin:
     """Record where the weights come from; for a resumed run, as its checkpoint does."""
-    resumed, source = run_source.resumed, None if fresh else run_source.source
+    resumed, source = run_source.resumed, None if report is None else run_source.source
     if resumed is not None:
         return Origin(list(resumed.manifest["parents"]), resumed.meta["transplant"], resumed.meta.get("licence"))
     parents = [source.checkpoint.id] if source is not None and source.checkpoint is not None else []

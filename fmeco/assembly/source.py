@@ -25,37 +25,35 @@ def read_source(config: RunConfig, ranks: Ranks, backbone: Backbone | None, resu
 
     Raises ConfigError, CheckpointError, ResourceError.
     """
-    if config.backbone is not None:
-        config = dataclasses.replace(config, backbone=refs.completed(config.backbone))
-    source = _source(config, backbone) if resumed is None else None
+    section = refs.completed(config.backbone) if config.backbone is not None else None
+    source = _source(config.source, section, backbone) if resumed is None else None
     teachers = _teachers(config.objective, resumed)
     prepared: DataSpec | None
     if source is not None:
         prepared = source.spec
     elif resumed is not None:
-        inherited = config.source is not None or _weights(config.backbone) is not None or bool(teachers)
+        inherited = config.source is not None or _weights(section) is not None or bool(teachers)
         prepared = resumed.spec if inherited else None
     else:  # a student gets the same inputs as its teacher
         prepared = next((one.spec for one in teachers.values()), None)
     known = prepared.preprocessing_only() if prepared is not None else None
-    return RunSource(config, ranks, source, teachers, resumed, backbone, known)
+    complete = dataclasses.replace(config, backbone=section)
+    return RunSource(complete, ranks, source, teachers, resumed, backbone, known)
 
 
-def _source(config: RunConfig, own_backbone: Backbone | None) -> refs.Source | None:
+def _source(ref: str | None, section: Choice | None, own_backbone: Backbone | None) -> refs.Source | None:
     """Load the weights that --from names, or else the backbone's `weights`; None if neither is set."""
-    ref, weights = config.source, _weights(config.backbone)
+    weights = _weights(section)
     if ref is not None and own_backbone is not None:
         saved = refs.find_checkpoint(ref)
-        placeholder = choose("backbone", "mlp")  # replaced by the object that was passed
-        licence = saved.meta.get("licence")
-        return refs.Source(ref, placeholder, saved.tensors("backbone"), saved.spec, saved, licence)
+        return refs.Source(ref, None, saved.tensors("backbone"), saved.spec, saved, saved.meta.get("licence"))
     if ref is not None:
-        return refs.resolve(ref, config.backbone)
-    if config.backbone is None or weights is None:
+        return refs.resolve(ref, section)
+    if section is None or weights is None:
         return None
     if os.path.exists(weights):
-        return refs.resolve(weights, config.backbone)
-    return refs.published(config.backbone, weights)
+        return refs.resolve(weights, section)
+    return refs.published(section, weights)
 
 
 def _teachers(objective: Choice | None, resumed: Checkpoint | None) -> dict[str, Teacher]:
@@ -80,6 +78,7 @@ def _weights(backbone: Choice | None) -> str | None:
 def teacher(ref: str) -> Teacher:
     """Load a trained model as a frozen teacher. Raises the errors of `refs.resolve`."""
     source = refs.resolve(ref, None)
+    assert source.backbone is not None, "resolve names one"
     backbone: Backbone = source.backbone.build(spec=source.spec)
     saved, objective = source.checkpoint, None
     if saved is not None:

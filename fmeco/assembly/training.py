@@ -61,7 +61,7 @@ def prepare_training(model: RunModel) -> Training:
     loader = _loader(model, batch_size, device)
     optimizer = _scaled(config.optimizer, config.train.lr_for_batch, loader.batch_size)
     _place(model, loader)
-    if model.fresh and model.run_data.run_source.resumed is None:
+    if model.fresh:
         calibrate(objective.product, loader)
     objective.begin()
     constraint = _constraint(model)
@@ -127,7 +127,7 @@ def _loader(model: RunModel, batch_size: int | Literal["full"], device: torch.de
         raise ConfigError(f"train.micro_batch: {micro}: this objective's loss needs the full batch of {size} at once")
     if objective.coupled and micro < size:
         say(
-            f"contrastive batch of {size}: computed in micro-batches of {micro}, with two forward passes (gradient caching)"
+            f"batch of {size} with a coupled loss: computed in micro-batches of {micro}, with two forward passes (gradient caching)"
         )
     loader = Loader(
         data=data,

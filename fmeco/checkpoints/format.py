@@ -39,16 +39,10 @@ _NAME = re.compile(r"[A-Za-z0-9_.\-/:\[\]]{1,300}")
 _STEP = re.compile(r"step-(\d{8,})")
 
 
-# ---------------------------------------------------------------- writing
-
-
 def steps(folder: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
     found = [path for path in folder.glob("step-*") if _STEP.fullmatch(path.name)] if folder.is_dir() else []
     return sorted(found, key=lambda path: int(path.name[5:]))
-
-
-# ---------------------------------------------------------------- reading
 
 
 @dataclass(frozen=True)
@@ -198,6 +192,3 @@ def refuse_nonfinite(tensors: dict[str, Tensor], source: Path) -> dict[str, Tens
     if bad := [name for name, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]:
         raise CheckpointError(f"{source}: not finite (NaN or infinity) in {listing(bad, 5)}")
     return tensors
-
-
-# ---------------------------------------------------------------- the transplant

@@ -33,7 +33,7 @@ class Source:
     """Weights to start from, and how their inputs were made."""
 
     ref: str
-    backbone: Choice
+    backbone: Choice | None  # None where it is an object that was passed
     state: Mapping[str, Tensor]  # the backbone's tensors
     spec: DataSpec  # of a checkpoint: everything; of a foreign file: preprocessing only
     checkpoint: checkpoint.Checkpoint | None = None  # None for foreign weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,12 +40,11 @@ def load_config(
         tree[key] = value
         marks = {path: mark for path, mark in marks.items() if path[:1] != (key,)}
         marks[key,] = "command line"
+    stage = stage or _stage(tree)  # before --set, which changes keys of a run, not what it is
     for item in overrides:
         _override(tree, marks, item, problems)
     if own_backbone:
-        tree.pop("backbone", None)
-    if stage is None:
-        stage = _stage(tree)
+        _drop_backbone(tree, overrides, problems)
     stem = source.stem if isinstance(source, Path) else None
     config = Check(marks, problems, stage).run(tree, name or stem, own_backbone)
     if problems or config is None:
@@ -70,8 +70,6 @@ def read_config(
     if dataset is not None:
         own = peek(Path(ref) / "config.yaml").get("dataset") if ref is not None else None
         given["dataset"] = dataset_section(dataset, str(own.get("name")) if isinstance(own, dict) else None)
-    if allow_partial:
-        overrides = [*overrides, "transfer.allow_partial=true"]
     config = load_config(
         Path(source) if isinstance(source, str) else source,
         stage=stage,
@@ -80,12 +78,22 @@ def read_config(
         name=name,
         own_backbone=own_backbone,
     )
+    if allow_partial:
+        config = dataclasses.replace(config, carry=config.carry.model_copy(update={"allow_partial": True}))
     if config.stage == "finetune" and config.source is None and not own_backbone:
         raise ConfigError(
             "finetuning starts from a checkpoint: --from REF",
             "REF is a run, a checkpoint, a file of weights, or SOURCE/ARCH@WEIGHTS",
         )
     return config
+
+
+def _drop_backbone(tree: dict[str, Any], overrides: Sequence[str], problems: list[str]) -> None:
+    """Remove the config's backbone, whose place an object takes. An override of one of its keys is a problem."""
+    tree.pop("backbone", None)
+    for item in overrides:
+        if item.partition("=")[0].strip().partition(".")[0] == "backbone":
+            problems.append(f"--set {clean(item)}: the backbone was passed as an object, so its section is not used")
 
 
 def _stage(tree: Mapping[str, Any]) -> Stage:

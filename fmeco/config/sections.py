@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 from fmeco.errors import clean
 from fmeco.plugins.keys import Doc, Ge, Gt, Le, Lt
@@ -96,13 +96,13 @@ class Train(BaseModel):
     on_bad_sample: Annotated[Literal["error", "skip"], Doc("when a sample cannot be read")] = "error"
     tensorboard: Annotated[bool | Literal["auto"], Doc("write TensorBoard events; auto = if it is installed")] = "auto"
 
-    @model_validator(mode="before")
+    @field_validator("steps", "budget")  # after epochs, in this order
     @classmethod
-    def _one_length(cls, raw: Any) -> Any:
-        given = [key for key in ("epochs", "steps", "budget") if raw.get(key) is not None]
-        if len(given) > 1:
-            raise ValueError(f"give one of epochs, steps and budget, not {' and '.join(given)}")
-        return raw
+    def _one_length(cls, value: Any, info: ValidationInfo) -> Any:
+        lengths = [key for key in ("epochs", "steps") if info.data.get(key) is not None]
+        if value is not None and lengths:
+            raise ValueError(f"give one of epochs, steps and budget, not {lengths[0]} and {info.field_name}")
+        return value
 
     @field_validator("batch_size", "micro_batch", "workers", "save_every")
     @classmethod

@@ -33,12 +33,6 @@ def folder() -> Path:
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "fmeco"
 
 
-# ---------------------------------------------------------------- held on the device
-
-
-# ---------------------------------------------------------------- decoded on the disk
-
-
 class Decoded(Wrapped):
     """Samples whose decoded tensors are kept in a file, shared by threads, loader workers, ranks and later runs.
 

@@ -35,7 +35,6 @@ def fit_baseline(
     Returns the rows that the objective's `metrics` take, of the same samples in the same order as those of `found`, and how
     many training samples were learned from. Raises ConfigError for a name that the objective does not offer.
     """
-    check_offered(found.model, name)
     lacking: FmecoError | None = None
     try:
         data = _learned_from(found, ref, overrides)

@@ -27,12 +27,6 @@ HELD_OUT = 0.2  # of the training samples, to choose the penalty on, where there
 FEW, MANY = 20, 500  # samples per class at which another strategy is advised
 
 
-# ---------------------------------------------------------------- scores, each a pure function
-
-
-# ---------------------------------------------------------------- the commands
-
-
 @known_errors()
 def probe(ref: str, *, dataset: str | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Features of a dataset under the weights of `ref`, judged by nearest neighbours and by a linear head.

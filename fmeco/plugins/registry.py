@@ -22,10 +22,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from annotated_types import Ge as Ge
-from annotated_types import Gt as Gt
-from annotated_types import Le as Le
-from annotated_types import Lt as Lt
 from pydantic import BaseModel
 
 from fmeco.errors import ConfigError, FmecoError, clean, listing, nearest

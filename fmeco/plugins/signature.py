@@ -10,10 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from annotated_types import Ge as Ge
-from annotated_types import Gt as Gt
-from annotated_types import Le as Le
-from annotated_types import Lt as Lt
 from pydantic import BaseModel, ConfigDict, create_model
 
 from fmeco.errors import ConfigError, listing, nearest
@@ -26,9 +22,13 @@ from fmeco.plugins.keys import (
     Doc,
     FilePath,
     Fold,
+    Ge,
+    Gt,
     ImageSize,
+    Le,
     LimitPerClass,
     LimitSeed,
+    Lt,
     Ref,
     Scalar,
     TeacherMomentum,

@@ -79,31 +79,40 @@ class Result:
 def pretrain(
     source: Config,
     *,
+    ref: str | Path | None = None,
+    dataset: str | None = None,
     data: Data | None = None,
     backbone: Backbone | None = None,
     overrides: Sequence[str] = (),
-    ref: str | Path | None = None,
     name: str | None = None,
     allow_partial: bool = False,
-    **how: Any,
+    out: str | Path | None = None,
+    force: bool = False,
+    stop: Callable[[], bool] = never,
 ) -> Result:
-    """Train from the config's initialisation.
+    """Train from the config's initialisation, or from the weights of `ref`.
 
-    data, backbone: your own objects in place of the config's.
+    ref: a run, a checkpoint, a file of weights, or SOURCE/ARCH@WEIGHTS.
+    dataset: as `--dataset`: a path, or a dataset's name.
+    data, backbone: your own objects, in place of the config's.
     overrides: as --set, `["a.b=c"]`.
-    ref: start from its weights.
-    Further keywords as for `train`. Raises the errors of fmeco.errors.
+    name: of the run; None takes the config's stem or the dataset's name.
+    allow_partial: load the weights that fit, even if they are few.
+    out, force, stop: as for `train`.
+
+    Raises the errors of fmeco.errors.
     """
     config = read_config(
         source,
         stage="pretrain",
         ref=ref,
+        dataset=dataset,
         overrides=overrides,
         name=name,
         own_backbone=backbone is not None,
         allow_partial=allow_partial,
     )
-    return train(config, data=data, backbone=backbone, **how)
+    return train(config, data=data, backbone=backbone, out=out, force=force, stop=stop)
 
 
 def finetune(
@@ -116,12 +125,13 @@ def finetune(
     overrides: Sequence[str] = (),
     name: str | None = None,
     allow_partial: bool = False,
-    **how: Any,
+    out: str | Path | None = None,
+    force: bool = False,
+    stop: Callable[[], bool] = never,
 ) -> Result:
     """Train on a new task from the weights of `ref`, with a new head. Without a config, a dataset is enough.
 
-    dataset: as `--dataset`: a path, or a dataset's name. allow_partial: load what fits of the source.
-    Further keywords as for `pretrain`.
+    Keywords as for `pretrain`. Raises the errors of fmeco.errors.
     """
     config = read_config(
         source,
@@ -133,7 +143,7 @@ def finetune(
         own_backbone=backbone is not None,
         allow_partial=allow_partial,
     )
-    return train(config, data=data, backbone=backbone, **how)
+    return train(config, data=data, backbone=backbone, out=out, force=force, stop=stop)
 
 
 @known_errors()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fmeco.assembly.data import classes_of
+from fmeco.assembly.measures import UNLABELLED
 from fmeco.assembly.stages import Training
 from fmeco.core.data import Samples, View
 from fmeco.core.random import mix
@@ -26,7 +27,7 @@ from fmeco.nn.metrics import alignment, neighbours_agree, retrieved, uniformity
 from fmeco.nn.probes import Split, linear, score
 
 WATCHED, VIEWED = 4096, 1024  # samples of the split, evenly spread; those that two views are made of
-SHARES = ("knn", "linear", "retrieval")  # of samples
+SHARES = ("knn", "linear", UNLABELLED)  # of samples
 PENALTY = 1e-3  # of the linear head, on standardised vectors
 
 
@@ -60,7 +61,7 @@ def watcher(training: Training) -> Callable[[Mapping[str, Tensor]], dict[str, fl
         if pair:
             (one, _), (other, _) = (read() for read in pair)
             if name is None:
-                out["retrieval"] = retrieved(one, other)
+                out[UNLABELLED] = retrieved(one, other)
             out |= {"alignment": alignment(one, other), "uniformity": uniformity(one)}
         return out
 
