@@ -315,8 +315,16 @@ def test_a_bug_is_said_to_be_one(fmeco: Fmeco, monkeypatch: pytest.MonkeyPatch) 
 def test_exit_codes_are_distinct_and_documented() -> None:
     codes = {kind.exit_code: kind.code for kind in FmecoError.__subclasses__() if kind is not Elsewhere}
     assert sorted(codes) == [2, 3, 4, 5, 6, 7, 75]
-    text = (Path(cli.__file__).parents[2] / "README.md").read_text()
-    assert all(f"| {code} |" in text for code in codes)
+    root = Path(cli.__file__).parents[2]
+    page = (root / "docs/commands.md").read_text()
+    table = page.split("## Exit codes\n")[1].split("\n## ")[0]
+    assert [int(code) for code in re.findall(r"^\| (\d+) \| \S", table, flags=re.MULTILINE)] == [
+        0,
+        1,
+        *sorted(codes),
+        130,
+    ]
+    assert "(docs/commands.md#exit-codes)" in (root / "README.md").read_text()
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc").exists(), reason="needs a folder that cannot be written")

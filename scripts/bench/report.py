@@ -41,9 +41,11 @@ def peers(trained: dict[str, Any]) -> list[str]:
     job = images.Job(**trained["job"])
     return [
         f"resnet18 at {job.size} pixels, batches of {job.batch}, {job.images:,} generated photographs of 400x533 pixels, on",
-        f"{machine['cores']} cores of an {machine['cpu']}, torch {versions['fmeco']['torch']}. `bare` is a loop in",
-        "bfloat16 and channels_last over one batch in memory: it reads nothing, and is the limit. fmeco has no flags. A peer is at",
-        "its defaults, and as `best` at the fastest settings that we know for it on a CPU; see the script for what they are.",
+        f"{machine['cores']} cores of an {machine['cpu']}, torch {versions['fmeco']['torch']}.",
+        "",
+        "- `bare`: a bfloat16 channels_last loop over one batch in memory. It reads no data, so it is the upper limit.",
+        "- fmeco: no flags.",
+        "- A peer's name alone: its defaults. `best`: the fastest CPU settings that we know for it; the script lists them.",
         "",
         "```",
         "python scripts/bench/images.py setup --work W && python scripts/bench/images.py run --work W --rounds 5 --timm-train TRAIN.PY",
@@ -61,10 +63,12 @@ def peers(trained: dict[str, Any]) -> list[str]:
 
 def pieces(found: dict[str, Any]) -> list[str]:
     return [
-        "`python scripts/bench/parts.py run --work W`. The loop: an MLP on 8x8 digits, batches of 32, one thread, with metrics.jsonl and",
-        "TensorBoard on; bare is the same model on tensors in memory, and both take turns of 100 steps in one process. The pause for",
-        "a checkpoint is how long training stands still; the rest of the writing happens beside it. Memory is that of the whole",
-        "process tree.",
+        "`python scripts/bench/parts.py run --work W`",
+        "",
+        "- Loop: an MLP on 8x8 digits, batches of 32, one thread, with metrics.jsonl and TensorBoard on. `bare` is the same model on tensors",
+        "  in memory. Both take turns of 100 steps in one process.",
+        "- Checkpoint pause: how long training stops. A thread writes the rest during training.",
+        "- Memory: the whole process tree.",
         "",
         *parts.rows(found),
     ]
@@ -72,9 +76,9 @@ def pieces(found: dict[str, Any]) -> list[str]:
 
 def recipe(found: dict[str, Any]) -> list[str]:
     return [
-        "[configs/speedrun/cifar10.yaml](../configs/speedrun/cifar10.yaml) against plain SGD (Nesterov, cosine, the same network) on",
-        "CIFAR-10's 50,000 training images as files, with the same time; accuracy on the 10,000 test images.",
-        f"`python scripts/bench/speedrun.py FOLDER OUT --seeds {len(found['recipe'])}`. [LOG.md](LOG.md) has how the recipe was found.",
+        "[configs/speedrun/cifar10.yaml](../configs/speedrun/cifar10.yaml) against plain SGD (Nesterov, cosine, the same network). Both train",
+        "for the same time on CIFAR-10's 50,000 training images, read as files. Accuracy is on the 10,000 test images.",
+        f"`python scripts/bench/speedrun.py FOLDER OUT --seeds {len(found['recipe'])}`. [LOG.md](LOG.md) tells how the recipe was found.",
         "",
         *speedrun.rows(found),
     ]
@@ -111,7 +115,7 @@ def verdict(results: dict[str, Any], job: images.Job) -> list[str]:
             faster.append(label)
     return [
         f"fmeco's speed from the second epoch on, divided by that of: {'; '.join(told)}.",
-        f"Faster than fmeco: {', '.join(faster)}." if faster else "None of them is faster in the median.",
+        f"Faster than fmeco: {', '.join(faster)}." if faster else "By the median, no peer is faster than fmeco.",
     ]
 
 
