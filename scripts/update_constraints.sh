@@ -5,7 +5,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check ".[dev,plots,tables,tensorboard,timm,audio,text,hf]"
+"$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check ".[dev,docs,plots,tables,tensorboard,timm,audio,text,hf]"
 {
     echo "# Versions that the set-up scripts install; made by scripts/update_constraints.sh"
     # A local label such as +cu132 says how a wheel was built, not which version it is.
