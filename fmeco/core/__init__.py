@@ -1,7 +1,6 @@
-"""The vocabulary of fmeco: the types and functions that plug-ins of all kinds are written with.
+"""Define the types and functions that plug-ins of all kinds use. A plug-in imports them from here.
 
-A plug-in imports its names from here. Letters in shape comments: B samples, V views, T tokens, D width, C channels or
-classes, H W height and width.
+Letters in shape comments: B samples, V views, T tokens, D feature width, C channels or classes, H and W height and width.
 """
 
 from fmeco.core.augment import Augment

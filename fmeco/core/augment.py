@@ -1,4 +1,4 @@
-"""Augmentation: how training samples vary, and which views of them an objective asks for."""
+"""Define the interface of augmentations, which vary training samples and make an objective's views of them."""
 
 from __future__ import annotations
 
@@ -11,32 +11,34 @@ from fmeco.errors import ConfigError
 
 
 class Augment(ABC):
-    """How training samples vary. Two pure parts; both must give the same for the same key."""
+    """Vary training samples in two steps, `sample` and `batch`. Both must be pure functions of the inputs and the key."""
 
     @property
     def per_sample(self) -> bool:
-        """Whether `sample` does anything: where it does not, a split in memory is cut into batches as it is."""
+        """Whether `sample` changes anything. If not, a split in memory is cut into batches without calling it."""
         return type(self).sample is not Augment.sample
 
     @property
     def varies(self) -> bool:
-        """Whether any part does."""
+        """Whether `sample` or `batch` changes anything."""
         return self.per_sample or type(self).batch is not Augment.batch
 
     def for_view(self, view: View) -> Augment:
-        """The augmentation that makes this kind of view, by `sample` where it has a size of its own. Raises ConfigError
-        where it cannot."""
+        """Return the augmentation that makes this view. Raises ConfigError if it cannot make crops of such a size or area.
+
+        A view whose size differs from the input's must be made by `sample`.
+        """
         if view.size != 1 or view.area is not None:
             raise ConfigError(
-                f"this augmentation cannot make '{view.name}': a part of a sample, of a size of its own",
-                "augment: views makes such of images; objective.local: 0 does without, where the objective is dino",
+                f"this augmentation cannot make '{view.name}', a view with its own crop size or area",
+                "for images use augment: views; the objective dino needs no such views with objective.local: 0",
             )
         return self
 
     def sample(self, inputs: Inputs, key: int) -> Inputs:
-        """Geometry of one sample, in the loader's worker."""
+        """Augment one sample (no batch dimension) in a loader worker, such as by a random crop."""
         return inputs
 
     def batch(self, inputs: Inputs, keys: Tensor) -> Inputs:
-        """What is cheaper for B samples at once, on the device. keys: (B,) int64 on the CPU."""
+        """Augment B samples at once on the device, for steps that are cheaper there. keys: (B,) int64 on the CPU."""
         return inputs

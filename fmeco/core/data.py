@@ -1,4 +1,4 @@
-"""Data: what a dataset gives, from the description of its inputs to a batch."""
+"""Define the data types: input and dataset descriptions, splits, batches and views."""
 
 from __future__ import annotations
 
@@ -21,16 +21,20 @@ Inputs = dict[str, Tensor]  # "image", "columns", "tokens", ... -> (B, ...); wit
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One named input: its shape, how it is stored, and the affine map that makes it the model's input.
+    """Describe one named input: its shape, its storage type and its normalisation.
 
-    `shape` is that of one sample, (C, H, W) or (F,). Dimension 0 of `shape` is the one `mean` and `std` run over.
-    The model sees `(stored * scale - mean) / std`; an empty mean leaves the stored values as they are.
+    The model sees `(stored * scale - mean) / std`, or the stored values if `mean` is empty.
+
+    shape: shape of one sample, (C, H, W) or (F,).
+    dtype: name of the torch dtype in which values are stored.
+    scale: factor on the stored values.
+    mean, std: one value per index of dimension 0 of `shape`, such as per channel.
     ragged: dimension 0 of a sample may be shorter than shape[0]; a batch is padded with 0 to its longest sample.
-    offset: of ids, what was added to those of their tokenizer, so that 0 is free for padding.
+    offset: number added to a tokenizer's ids, so that 0 is free for padding.
     """
 
     shape: tuple[int, ...]
-    dtype: str = "float32"  # a torch dtype's name, as stored
+    dtype: str = "float32"
     scale: float = 1.0
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
@@ -40,31 +44,37 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What a model must know of its data to be used again. Stored in the checkpoint; compared by name and value.
+    """Describe a dataset as far as a trained model needs it. Stored in the checkpoint; compared by name and value.
 
-    `preprocessing` is whatever `reader.read(spec, sources)` needs to turn a file, row or string into Inputs:
-    size, resize rule, interpolation, colour mode, tokenizer, column statistics. It is plain JSON.
+    modality: "image", "table", ...
+    inputs: name -> description of an input.
+    targets: name -> description of a target.
+    preprocessing: plain JSON that `reader.read(spec, sources)` needs to turn a file, row or string into Inputs, such as
+        size, resize rule, interpolation, colour mode, tokenizer, column statistics.
+    reader: dataset plug-in whose `read` applies `preprocessing`.
+    sizes: samples per split.
+    fingerprint: hash of the training data.
     """
 
-    modality: str  # "image", "table", ...
+    modality: str
     inputs: Mapping[str, InputSpec]
     targets: Mapping[str, Target] = field(default_factory=dict)
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
-    reader: str = ""  # the dataset plug-in whose read() applies `preprocessing`
-    sizes: Mapping[str, int] = field(default_factory=dict)  # samples per split
-    fingerprint: str = ""  # of the training data
+    reader: str = ""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    fingerprint: str = ""
 
     @property
     def ragged(self) -> bool:
-        """Whether samples differ in length."""
-        return any(one.ragged for one in self.inputs.values())
+        """Whether samples may differ in length."""
+        return any(spec.ragged for spec in self.inputs.values())
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     @staticmethod
     def from_json(raw: Mapping[str, Any]) -> DataSpec:
-        """Rebuild a DataSpec; raises CheckpointError when the JSON is not one."""
+        """Rebuild a DataSpec from `to_json`. Raises CheckpointError if the JSON does not describe one."""
 
         def build(kind: type, value: Mapping[str, Any]) -> Any:
             return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
@@ -78,62 +88,73 @@ class DataSpec:
                 }
             )
         except (TypeError, KeyError, AttributeError, ConfigError) as error:
-            raise CheckpointError(f"the data description is not valid: {clean(error)}") from None
+            raise CheckpointError(f"the checkpoint's data description is not valid: {clean(error)}") from None
 
     def preprocessing_only(self) -> DataSpec:
-        """What finetuning hands to a dataset: how inputs are made, and nothing of the old task."""
+        """Return a copy with inputs and preprocessing only, without the old task. Finetuning passes it to a dataset."""
         return dataclasses.replace(self, targets={}, sizes={}, fingerprint="")
 
 
 def same_modality(known: DataSpec | None, modality: str) -> None:
-    """For datasets of one modality. Raises CheckpointError where the checkpoint's data (`known`) is of another."""
+    """Raise CheckpointError if the checkpoint's data (`known`) has another modality than the dataset."""
     if known is not None and known.modality not in (modality, ""):
         raise CheckpointError(
-            f"this checkpoint is for {known.modality} data, and the dataset holds {modality} data",
-            "finetuning can start from such weights, where the architecture takes both: transfer.cross_modality=true",
+            f"this checkpoint is for {known.modality} data, but the dataset holds {modality} data",
+            "if the architecture accepts both, finetune across modalities with transfer.cross_modality=true",
         )
 
 
 class Samples(ABC):
-    """A split: samples by position. `targets` holds one tensor (N, ...) or list of length N per target, and whatever else
-    of a sample its metrics need.
+    """Access the N samples of a split by position.
 
-    Reading sample i must depend on nothing but i and the files: no global random state, no order of calls. Samples are
-    read from several threads and processes at once.
+    Reading sample i must depend only on i and the files, not on global random state or the order of calls. Several
+    threads and processes read samples at once.
+
+    targets: name -> tensor (N, ...) or list of length N: each target, and other per-sample values that metrics need.
+    groups: column -> value per sample, for metrics per group (`evaluate --by`).
+    notes: messages for the user, such as about skipped files.
+    in_memory: reading a sample is so cheap that loader workers would only slow it down.
+    tensors: the whole split (N, ...) if it is in memory; batches are then cut from it.
+    content: hash of the files and of how they are read, to cache decoded samples on disk; "" = do not cache.
+    lengths: (N,) lengths of ragged samples; batches are then made of samples of similar length.
+    block: number of consecutive samples that resemble each other, such as overlapping windows; the bootstrap resamples
+        whole blocks.
     """
 
     targets: Mapping[str, Tensor | list[Any]] = {}
-    groups: Mapping[str, Sequence[str]] = {}  # column -> a value per sample, to measure by (`evaluate --by`)
-    notes: tuple[str, ...] = ()  # findings that the user should read (skipped files, ...)
-    in_memory = False  # True when reading a sample is so cheap that loader workers would only cost
-    tensors: Inputs | None = None  # the whole split (N, ...), where it is in memory: batches are then cut from it
-    content = ""  # a hash of what the samples hold and how they are read, where it pays to keep them decoded
-    lengths: Tensor | None = None  # (N,) of ragged samples: batches are then made of samples of like length
-    block = 1  # of so many in a row each is like the next, as windows that overlap are: intervals draw them together
+    groups: Mapping[str, Sequence[str]] = {}
+    notes: tuple[str, ...] = ()
+    in_memory = False
+    tensors: Inputs | None = None
+    content = ""
+    lengths: Tensor | None = None
+    block = 1
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
     def __getitem__(self, index: int) -> Inputs:
-        """The canonical decode of one sample. Raises DataError that names the file."""
+        """Read and decode one sample, always to the same values. Raises DataError that names the file."""
 
     @abstractmethod
     def name(self, index: int) -> str:
-        """A stable name: the relative path, or the row number."""
+        """Return a stable name of a sample: its relative path or row number."""
 
     def answers(self, index: int, answer: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """What an objective decodes for a sample as rows for the user of `predict`: one, or one for each step of time."""
+        """Turn a sample's decoded prediction into rows of `predict`: one row, or one per time step."""
         return [dict(answer)]
 
 
 class Wrapped(Samples):
-    """Hand on all that other samples say of themselves. A wrapper overrides what it changes: after `super().__init__` for
-    an attribute, and by a method of its own for a method."""
+    """Wrap other samples and forward all their attributes and methods.
+
+    A subclass sets the attributes that it changes after `super().__init__`, and overrides the methods that it changes.
+    """
 
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
-        for name in _SAID:
+        for name in _ATTRIBUTES:
             setattr(self, name, getattr(samples, name))
 
     def __len__(self) -> int:
@@ -149,24 +170,28 @@ class Wrapped(Samples):
         return self.samples.answers(index, answer)
 
 
-_SAID = [
-    name for name, value in vars(Samples).items() if not (name.startswith("_") or callable(value))
-]  # its attributes
+_ATTRIBUTES = [name for name, value in vars(Samples).items() if not (name.startswith("_") or callable(value))]
 
 
 @dataclass(frozen=True)
 class Data:
-    """What a dataset plug-in builds. `notes` are findings that the user should read (skipped folders, ...)."""
+    """Hold a dataset, as a dataset plug-in returns it.
+
+    spec: description of the data.
+    train, val, test: splits; None = the dataset lacks it.
+    collate: function that joins samples into a batch; None = stack them, and pad ragged inputs.
+    notes: messages for the user, such as about skipped folders.
+    """
 
     spec: DataSpec
     train: Samples | None = None
     val: Samples | None = None
     test: Samples | None = None
-    collate: Callable[[Sequence[Inputs]], Inputs] | None = None  # default: stack, and pad what is ragged
+    collate: Callable[[Sequence[Inputs]], Inputs] | None = None
     notes: tuple[str, ...] = ()
 
     def split(self, name: str) -> Samples:
-        """The split called train, val or test. Raises ConfigError when this dataset has none."""
+        """Return the split named train, val or test. Raises ConfigError if it is missing or empty."""
         samples: Samples | None = getattr(self, name) if name in ("train", "val", "test") else None
         if samples is None or len(samples) == 0:
             has = [split for split in ("train", "val", "test") if getattr(self, split) is not None]
@@ -176,31 +201,34 @@ class Data:
 
 @dataclass
 class Batch:
-    """B samples on their way to an objective.
+    """Hold a batch of B samples for an objective.
 
-    views: one Inputs per augmented view of the same B samples. target: name -> (B, ...) tensor, or a list.
-    index: (B,) positions in the split. keys: (V, B) int64 on the CPU, one random key per view and sample: all
-    randomness of augmentation comes from them, so that workers, ranks and resume change no bit. The lowest bit of a
-    sample's key is a fair coin that lands on the other side in the next epoch.
+    views: one Inputs per augmented view of the same B samples.
+    target: name -> (B, ...) tensor, or a list of length B.
+    index: (B,) positions in the split.
+    keys: (V, B) int64 on the CPU, one random key per view and sample. All randomness of augmentation comes from them, so
+        the number of workers or ranks and a resume change no bit. The lowest bit of a sample's key flips every epoch.
+    skipped: unreadable samples left out of this batch, each with the reason.
     """
 
     views: list[Inputs]
     target: dict[str, Tensor | list[Any]]
     index: Tensor
     keys: Tensor
-    skipped: list[str] = field(default_factory=list)  # samples left out of this batch, with the reason
+    skipped: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.index)
 
-    def to(self, device: torch.device, **how: Any) -> Batch:
-        return self._each(lambda x: x.to(device, **how))
+    def to(self, device: torch.device, **options: Any) -> Batch:
+        """Move views and targets to a device. options: keyword arguments of Tensor.to."""
+        return self._map_tensors(lambda x: x.to(device, **options))
 
     def pin_memory(self) -> Batch:
-        """For a loader that feeds a GPU; torch calls it by this name."""
-        return self._each(lambda x: x.pin_memory())
+        """Pin the tensors for copies to a GPU. torch's DataLoader calls this method by name."""
+        return self._map_tensors(lambda x: x.pin_memory())
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+    def _map_tensors(self, change: Callable[[Tensor], Tensor]) -> Batch:
         return dataclasses.replace(
             self,
             views=[{name: change(x) for name, x in view.items()} for view in self.views],
@@ -208,8 +236,10 @@ class Batch:
         )
 
     def split(self, sizes: list[int]) -> Iterator[Batch]:
-        """Smaller batches, in order. Where inputs begin in memory can decide how sums are rounded: each begins as if it
-        were alone."""
+        """Yield consecutive batches of the given sizes.
+
+        Memory alignment can change how sums are rounded, so each part's inputs are aligned like a batch of their own.
+        """
 
         def cut(values: Tensor | list[Any]) -> Sequence[Any]:
             if isinstance(values, Tensor):
@@ -234,55 +264,63 @@ def _aligned(x: Tensor) -> Tensor:
 
 
 def fit(inputs: Inputs, spec: DataSpec, leading: int = 0) -> Inputs:
-    """Centre-crop each input to the shape that the spec promises, where it is larger; of ids the beginning stays. A ragged
-    one may be shorter. leading: dimensions before those of a sample: 0 for one sample, 1 for a whole split."""
+    """Centre-crop each input that is larger than its shape in the spec; crop ids (int64) at the end instead.
+
+    leading: number of dimensions before those of a sample: 0 for one sample, 1 for a whole split.
+
+    Raises DataError if an input is smaller; only dimension 0 of a ragged input may be.
+    """
     out = dict(inputs)
-    for name, want in spec.inputs.items():
+    for name, wanted in spec.inputs.items():
         x = out[name]
-        for dim, size in enumerate(want.shape, leading):
+        for dim, size in enumerate(wanted.shape, leading):
             if x.shape[dim] > size:
-                x = x.narrow(dim, 0 if want.dtype == "int64" else (x.shape[dim] - size) // 2, size)
+                x = x.narrow(dim, 0 if wanted.dtype == "int64" else (x.shape[dim] - size) // 2, size)
         shape = tuple(x.shape[leading:])
-        if shape != want.shape and not (want.ragged and shape[1:] == want.shape[1:]):
-            raise DataError(f"input '{name}' has shape {shape}, the model expects {want.shape}")
+        if shape != wanted.shape and not (wanted.ragged and shape[1:] == wanted.shape[1:]):
+            raise DataError(f"input '{name}' has shape {shape}, the model expects {wanted.shape}")
         out[name] = x
     return out
 
 
 def pad(parts: Sequence[Tensor]) -> Tensor:
-    """Samples (L_i, ...) of several lengths -> (B, max L_i, ...), zeros at the end."""
+    """Stack samples (L_i, ...) of different lengths to (B, max L_i, ...), with zeros at the end."""
     return nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
 
 
 def standardize(inputs: Inputs, spec: DataSpec) -> Inputs:
-    """Stored values (B, ...) -> the model's: `(x * scale - mean) / std` per channel, as float32."""
+    """Normalise stored values (B, ...) for the model: `(x * scale - mean) / std` per channel, as float32."""
     out = dict(inputs)
-    for name, how in spec.inputs.items():
-        if how.mean and name in out:
+    for name, input_spec in spec.inputs.items():
+        if input_spec.mean and name in out:
             x = out[name]
             last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
-            factor, offset = _affine(how, x.shape[1:], last, x.device)
+            factor, offset = _affine(input_spec, x.shape[1:], last, x.device)
             out[name] = x.to(torch.float32, copy=True).mul_(factor).sub_(offset)
     return out
 
 
 @functools.lru_cache(maxsize=64)
-def _affine(how: InputSpec, shape: torch.Size, last: bool, device: torch.device) -> tuple[Tensor, Tensor]:
-    """scale / std and mean / std, made once, and as large as a sample: numbers that lie in memory as a batch does are
-    multiplied many at a time."""
+def _affine(spec: InputSpec, shape: torch.Size, last: bool, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Compute scale / std and mean / std, expanded to the shape (1, ...) of a sample.
+
+    Operands with the memory layout of the batch make the elementwise kernels vectorise. last: channels_last layout.
+    """
     with torch.inference_mode(False):
         per_channel = (1, -1) + (1,) * (len(shape) - 1)
-        std, mean = (torch.tensor(values, device=device).view(per_channel) for values in (how.std, how.mean))
+        std, mean = (torch.tensor(values, device=device).view(per_channel) for values in (spec.std, spec.mean))
         layout = torch.channels_last if last else torch.contiguous_format
-        factor, offset = (x.expand(1, *shape).contiguous(memory_format=layout) for x in (how.scale / std, mean / std))
+        factor, offset = (x.expand(1, *shape).contiguous(memory_format=layout) for x in (spec.scale / std, mean / std))
         return factor, offset
 
 
 class View(NamedTuple):
-    """One view of each sample that an objective asks the loader for.
+    """Describe one view of each sample that an objective needs.
 
-    size: its side, as a share of the input's. area: the smallest and the largest share of the sample that it shows; None
-    leaves that to the augmentation.
+    name: name for error messages.
+    augment: whether the view is augmented.
+    size: side of the view, as a share of the input's side.
+    area: smallest and largest share of the sample's area that the view shows; None = the augmentation decides.
     """
 
     name: str = "main"
@@ -291,5 +329,5 @@ class View(NamedTuple):
     area: tuple[float, float] | None = None
 
     def side(self, whole: int) -> int:
-        """Of an input with a side of `whole`."""
+        """Return the view's side in pixels for an input with a side of `whole` pixels."""
         return max(1, round(self.size * whole))

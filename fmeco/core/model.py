@@ -1,4 +1,4 @@
-"""Models: backbones, their features, objectives and losses."""
+"""Define the interfaces of models: backbones and their features, objectives and losses, teachers."""
 
 from __future__ import annotations
 
@@ -17,17 +17,24 @@ Mode = Literal["loss", "rows", "predict", "vector", "represent"]
 
 @dataclass(slots=True)
 class Features:
-    """What a backbone returns. A backbone fills what it has; an objective says which it needs."""
+    """Hold the outputs of a backbone. A backbone fills the fields it has; an objective uses the ones it needs.
 
-    pooled: Tensor | None = None  # (B, D)
-    tokens: Tensor | None = None  # (B, T, D)
-    mask: Tensor | None = None  # (B, T) bool, True = a real token
-    grid: tuple[int, int] | None = None  # tokens are the cells of an (h, w) map, row by row
-    pyramid: list[Tensor] | None = None  # maps (B, C_i, H_i, W_i), coarse last
+    pooled: (B, D), one vector per sample.
+    tokens: (B, T, D), one vector per token.
+    mask: (B, T) bool, True = a real token, False = padding.
+    grid: (h, w) if the tokens are the cells of a map, row by row.
+    pyramid: maps (B, C_i, H_i, W_i), coarsest last.
+    """
+
+    pooled: Tensor | None = None
+    tokens: Tensor | None = None
+    mask: Tensor | None = None
+    grid: tuple[int, int] | None = None
+    pyramid: list[Tensor] | None = None
 
     @property
     def vector(self) -> Tensor:
-        """One vector per sample (B, D): `pooled`, else the mean of the real tokens."""
+        """Return one vector per sample (B, D): `pooled`, or the mean of the real tokens. Raises TypeError without both."""
         if self.pooled is not None:
             return self.pooled
         if self.tokens is None:
@@ -39,9 +46,11 @@ class Features:
 
 
 class Tokens(NamedTuple):
-    """What a backbone's tokens stand for: first those that stand for numbers, then those that stand for an id.
+    """Hold the values that a backbone's tokens encode: first T' tokens of numbers, then T - T' tokens of ids.
 
-    mask: (B, T) bool, True = a real token. numbers: (B, T', P), such as the pixels of patches. ids: (B, T - T') int64.
+    mask: (B, T) bool, True = a real token, False = padding.
+    numbers: (B, T', P), such as the P pixel values of image patches.
+    ids: (B, T - T') int64, such as of words.
     """
 
     mask: Tensor
@@ -49,29 +58,43 @@ class Tokens(NamedTuple):
     ids: Tensor | None = None
 
 
-STORED = "stored features"  # the name of the input that holds what a frozen part of the backbone gives
+STORED = "stored features"  # input (B, V, ...): precomputed features of the backbone's frozen part
 
-HIDDEN, BLANK = "hidden", "blank"  # inputs: which tokens (B, T) a backbone sees as a vector (D,) in place of their own
+# Inputs for masked prediction. HIDDEN (B, T) bool: True = hide the token. BLANK (D,): embedding that replaces hidden tokens;
+# without it the backbone drops the hidden tokens.
+HIDDEN, BLANK = "hidden", "blank"
 
 
 class Backbone(nn.Module, ABC):
-    """Inputs -> Features. `width` is D of `Features.vector`. `class_layers`: names (or their beginnings) of the library
-    model's layers that a backbone goes without, and that a file of weights may therefore hold in excess."""
+    """Compute Features from Inputs.
+
+    width: D of `Features.vector`.
+    vocabulary: number of ids, for a backbone that can `tokenize` to ids; 0 = none.
+    numbers: P of `Tokens.numbers`, for a backbone that can `tokenize` to numbers; 0 = none.
+    tokens: T if it is the same for all samples and the backbone can drop tokens (HIDDEN without BLANK); 0 = cannot.
+    causal: a token's features depend only on it and earlier tokens.
+    class_layers: names, or their beginnings, of the library model's layers that the backbone omits. Files of weights may
+        contain them.
+    rest: function (stored features, training) -> Features: the part after the frozen part; None = nothing is left.
+    """
 
     width: int
-    vocabulary: int = 0  # how many ids tokens may stand for, of a backbone that can `tokenize`
-    numbers: int = 0  # P, where they stand for numbers
-    tokens: int = 0  # how many a sample has, where all have as many, and HIDDEN without BLANK leaves some of them out
-    causal = False  # a token's features depend on nothing that comes after it
+    vocabulary: int = 0
+    numbers: int = 0
+    tokens: int = 0
+    causal = False
     class_layers: tuple[str, ...] = ()
-    rest: Callable[[Tensor, bool], Features] | None = None  # (stored values, whether training) -> Features
+    rest: Callable[[Tensor, bool], Features] | None = None
 
     @abstractmethod
     def forward(self, inputs: Inputs) -> Features: ...
 
     def __call__(self, inputs: Inputs) -> Features:
-        """`forward`; or, where `inputs` hold what its frozen part gives (B, V, ...), computed before, the `rest` of the
-        way from the first of the V views. Where all is frozen that is the vector itself."""
+        """Run the backbone.
+
+        If `inputs` holds precomputed features of the frozen part (`STORED`, shape (B, V, ...)), skip that part and run
+        `rest` on the first view. If everything is frozen, the stored features are already the output vector.
+        """
         stored = inputs.get(STORED)
         if stored is not None:
             return Features(pooled=stored[:, 0]) if self.rest is None else self.rest(stored[:, 0], self.training)
@@ -80,54 +103,65 @@ class Backbone(nn.Module, ABC):
 
     @property
     def library(self) -> nn.Module:
-        """The module whose state dict is saved, under its source library's own key names."""
+        """Return the module whose state dict is saved, with its source library's own parameter names."""
         return self
 
     def adapt(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-        """Fit foreign tensors to this model where that is well defined (channels, positions).
+        """Reshape foreign tensors to this model where that is well defined (input channels, position embeddings).
 
         Returns the state and the names it reshaped.
         """
         return state, []
 
     def mapped(self, inputs: Inputs) -> Features:
-        """`forward`, with tokens: a convolutional network, which does without them where a vector is all that is asked for,
-        gives its last map, cell by cell."""
+        """Run the backbone and always fill `tokens`.
+
+        A convolutional network omits them in `forward`, since a vector is enough for most objectives. Here it returns
+        the cells of its last feature map.
+        """
         return self(inputs)
 
     def tokenize(self, inputs: Inputs) -> Tokens:
-        """What each of Features.tokens stands for. A backbone that says so also takes the inputs HIDDEN and BLANK: an
-        objective can then ask it to guess."""
-        raise TypeError(f"{type(self).__name__} has no tokens that stand for anything")
+        """Return the values that `Features.tokens` encode, as targets for masked or next-token prediction.
+
+        A backbone with this method also accepts the inputs HIDDEN and BLANK. Raises TypeError if it has no such tokens.
+        """
+        raise TypeError(f"{type(self).__name__} does not support tokenize()")
 
     def scores(self, tokens: Tensor) -> Tensor:
-        """How well features of tokens (N, D) fit each id (N, vocabulary): their products with the ids' embeddings. One
-        matrix then learns from both its ends. https://arxiv.org/abs/1608.05859"""
-        raise TypeError(f"{type(self).__name__} has no tokens that stand for ids")
+        """Score each id for token features (N, D): products (N, vocabulary) with the ids' input embeddings.
+
+        The input and output embeddings are tied: https://arxiv.org/abs/1608.05859. Raises TypeError without ids.
+        """
+        raise TypeError(f"{type(self).__name__} has no tokens for ids")
 
     def embedded(self, ids: Tensor) -> Tensor:
-        """The embeddings (..., D) of ids (...), with which `scores` are products: for scores of a few of very many ids."""
-        raise TypeError(f"{type(self).__name__} has no tokens that stand for ids")
+        """Return the embeddings (..., D) of ids (...), to compute `scores` for only a few ids of a large vocabulary."""
+        raise TypeError(f"{type(self).__name__} has no tokens for ids")
 
     def calibrate(self, inputs: Inputs) -> None:
-        """Fit what is computed from data rather than learned to a few hundred training samples. Called once, on a new
-        model without weights to start from."""
+        """Set layers that are computed from data instead of learned, from a few hundred training samples (B, ...).
+
+        Called once, on a new model that starts without pretrained weights.
+        """
 
     def depth_of(self, name: str) -> int:
-        """Distance of a parameter (named as in `library`) from the input, for layer-wise rates; by default the
-        position of its layer among the layers that have parameters."""
+        """Return a parameter's distance from the input, for layer-wise learning rates. name: as in `library`.
+
+        By default it is the position of the parameter's layer among the layers that have parameters.
+        """
         order = list(dict.fromkeys(key.rpartition(".")[0] for key, _ in self.library.named_parameters()))
         return order.index(name.rpartition(".")[0])
 
 
 class Published(NamedTuple):
-    """Where a library publishes weights, and how their inputs were prepared.
+    """Describe published weights and the preprocessing that they expect.
 
-    url: of the file; a file of this machine is its path.
-    digits: the first ones of its SHA-256, "" where the publisher does not say them.
-    spec: None where the publisher does not say it; the plug-in's `assumed()` then does.
-    licence: None where the publisher does not state one.
-    shards: the files that hold the rest of the weights.
+    url: URL of the file, or the path of a local file.
+    digits: first hex digits of its SHA-256; "" = not published.
+    spec: description of the inputs; None = not published, use the plug-in's `assumed()`.
+    licence: licence of the weights; None = not stated.
+    shards: further files that hold the rest of the weights.
     """
 
     url: str
@@ -139,9 +173,11 @@ class Published(NamedTuple):
 
 @dataclass(slots=True)
 class Loss:
-    """A loss as a sum and what it is a sum over: the loop divides once, over micro-batches and ranks.
+    """Hold a loss as a sum and a count. The training loop divides once, after adding up micro-batches and ranks.
 
-    parts: further named sums over the same count, for the log.
+    sum: scalar tensor, the summed loss.
+    count: number of terms in the sum, usually samples.
+    parts: name -> further sums over the same count, for the log.
     """
 
     sum: Tensor
@@ -149,22 +185,24 @@ class Loss:
     parts: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-# A plain method to hold a model against: (data, samples, rows) -> the rows that the objective's `metrics` take, and how many
-# training samples it learned from. data: the run's own, with the run's share of the training split. samples: the split that
-# was measured. rows: the objective's of it; rows["index"] (N,) are positions in `samples`.
+# A simple method to compare a model with: (data, samples, rows) -> (rows for the objective's `metrics`, number of training
+# samples it used). data: the run's data, with its share of the training split. samples: the evaluated split. rows: the
+# objective's rows of that split; rows["index"] (N,) are positions in `samples`.
 Baseline = Callable[[Data, Samples, Mapping[str, Tensor]], tuple[dict[str, Tensor], int]]
 
 
 class Objective(nn.Module, ABC):
-    """A Batch in, a Loss out. Owns the backbone, heads and teachers.
+    """Compute a Loss from a Batch. Owns the backbone, heads and teachers.
 
-    directions: metric name -> "max" or "min"; the first one picks the best checkpoint unless the config does.
-    about: what a reader of its metrics and predictions must know, such as which class is the positive one.
-    coupled: the loss depends on which samples share a step. It is then `compare` of what `represent` gives, so that the
-    samples of a step can pass the model in parts, on several ranks; without these two, they must pass together.
-    probes: what evaluations find out about the backbone's vectors where the config does not say: knn, linear.
-    baselines: name -> a plain method that its metrics can be held against.
-    vectors_only: inputs serve for nothing but the backbone's vectors: what is frozen of it can then be computed once.
+    views: views of each sample that the loader must make.
+    coupled: the loss compares the samples of a step with each other (contrastive). It is then `compare` of the outputs of
+        `represent`, so that a step can be split into micro-batches and over ranks. An objective without these two methods
+        needs all samples of a step in one forward pass.
+    probes: default probes of evaluations on the backbone's vectors: knn, linear.
+    vectors_only: inputs are used only to compute the backbone's vectors, so features of a frozen part can be precomputed.
+    directions: metric name -> "max" or "min". The first metric selects the best checkpoint, unless the config names one.
+    about: name -> note for readers of metrics and predictions, such as which class is the positive one.
+    baselines: name -> simple method to compare the model's metrics with.
     """
 
     views: tuple[View, ...] = (View(),)
@@ -177,71 +215,88 @@ class Objective(nn.Module, ABC):
     backbone: Backbone
 
     def forward(self, batch: Batch, mode: Mode) -> Any:
-        """The one entry, so that whatever wraps an objective (compile, data parallel) sees every call."""
+        """Call the method named by `mode`. Every call goes through here, so wrappers (compile, data parallel) see it.
+
+        Raises ValueError for an unknown mode.
+        """
         if mode not in get_args(Mode):
             raise ValueError(f"an objective has no mode {mode}")
         return getattr(self, mode)(batch)
 
     @abstractmethod
-    def loss(self, batch: Batch) -> Loss: ...
+    def loss(self, batch: Batch) -> Loss:
+        """Compute the training loss of a batch."""
 
     @abstractmethod
     def rows(self, batch: Batch) -> dict[str, Tensor]:
-        """Per-sample tensors (B, ...) that `metrics` needs; gathered over the split in order of index."""
+        """Compute the per-sample tensors (B, ...) that `metrics` needs. They are gathered over the split by index."""
 
     @abstractmethod
     def metrics(self, rows: dict[str, Tensor]) -> dict[str, float]:
-        """Pure: rows of a whole split -> named numbers. Accuracies are fractions 0..1."""
+        """Compute named metrics from the rows (N, ...) of a whole split. Must be pure. Accuracies are fractions 0..1."""
 
     def represent(self, batch: Batch) -> tuple[Tensor, ...]:
-        """Of a coupled objective: tensors (B, ...), each a function of its own sample. All parameters work in here."""
+        """Compute tensors (B, ...) for `compare`, each row from its own sample alone. Only for coupled objectives.
+
+        All parameters must be used in here, none in `compare`.
+        """
         raise NotImplementedError
 
     def compare(self, parts: tuple[Tensor, ...], target: Mapping[str, Tensor | list[Any]]) -> Loss:
-        """Of a coupled objective: the loss of a whole step's representations and targets."""
+        """Compute the loss from the representations and targets of a whole step. Only for coupled objectives."""
         raise NotImplementedError
 
     def vector(self, batch: Batch) -> dict[str, Tensor]:
-        """The backbone's vectors (B, D) of the first view."""
+        """Compute the backbone's vectors (B, D) of the first view."""
         return {"vector": self.product(batch.views[0]).vector}
 
     def correct(self, rows: dict[str, Tensor]) -> Tensor | None:
-        """Which samples (N,) were answered right, where an answer is right or wrong; their share is then the first of
-        `directions`. For tests on pairs, and for the standard error of that metric."""
+        """Return which samples (N,) bool are answered correctly, or None if answers are not just right or wrong.
+
+        Its mean must be the first metric of `directions`. Used for paired tests and the metric's standard error.
+        """
         return None
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
-        """Outputs (B, ...) for `decode`. Objectives without predictions leave it."""
+        """Compute outputs (B, ...) for `decode`. Raises ConfigError if the objective makes no predictions."""
         raise ConfigError(f"the objective {type(self).__name__} makes no predictions")
 
     def decode(self, outputs: dict[str, Tensor]) -> list[dict[str, str | float]]:
-        """One dict with `prediction` and, where there is one, `probability` per sample."""
+        """Turn outputs into one dict per sample, with `prediction` and, if there is one, `probability`."""
         raise ConfigError(f"the objective {type(self).__name__} makes no predictions")
 
     def class_rows(self) -> Mapping[str, tuple[str, ...]]:
-        """Tensors whose dimension 0 runs over classes -> the classes' names, so that finetuning can carry over
-        the rows of classes that both tasks have."""
+        """Map each tensor name whose dimension 0 runs over classes to the class names.
+
+        Finetuning copies the rows of classes that both tasks have.
+        """
         return {}
 
     def ailing(self, metrics: Mapping[str, float]) -> str | None:
-        """What is wrong with what was learned so far, as far as an evaluation's metrics tell; None = nothing."""
+        """Describe a problem of the learned representation, such as collapse, that metrics show; None = no problem."""
         return None
 
     def begin(self) -> None:
-        """Before the first step, when the weights to start from are in place: teachers become copies of them."""
+        """Prepare for the first step, after initial weights are loaded, such as by copying them to teachers."""
 
     def after_step(self, progress: float) -> None:
-        """Move teachers and queues; called after each optimizer step with the finished share of the run."""
+        """Update teachers and queues after each optimizer step. progress: finished share of the run, 0..1."""
 
     @property
     def product(self) -> Backbone:
-        """The module that is saved as the backbone."""
+        """Return the module that is saved as the backbone."""
         return self.backbone
 
 
 class Teacher(NamedTuple):
-    """What a Ref in an objective's section names: a trained model, frozen. objective: None of weights without one. id: of
-    the checkpoint."""
+    """Hold a frozen trained model that a Ref key of an objective names.
+
+    ref: the Ref as written in the config.
+    backbone: its backbone.
+    objective: its objective; None for weights without one.
+    spec: description of its inputs.
+    id: id of its checkpoint; None for weights that are not from a checkpoint.
+    """
 
     ref: str
     backbone: Backbone

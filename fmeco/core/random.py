@@ -1,4 +1,4 @@
-"""Random numbers from keys: a hash of integers in place of a generator with a state."""
+"""Derive random numbers from integer keys by hashing, without the state of a generator."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 def mix(*words: int | Tensor) -> Tensor:
-    """Hash integers (broadcast int64 tensors welcome) to int64 keys, with the SplitMix64 finaliser.
+    """Hash integers, or int64 tensors that broadcast, to int64 keys with the SplitMix64 finaliser.
 
-    A counter-based generator: the key of (seed, epoch, index, view) needs no state and no order of calls.
+    This is a counter-based generator: the key of (seed, epoch, index, view) depends on no state and no order of calls.
     https://doi.org/10.1145/2714064.2660195 (Steele, Lea, Flood 2014).
     """
     first = next((i for i, word in enumerate(words) if isinstance(word, Tensor)), len(words))
@@ -32,7 +32,7 @@ _30, _27, _31 = map(np.uint64, (30, 27, 31))
 
 
 def mix_numbers(*words: int) -> int:
-    """`mix` of plain numbers, for which tensors would be slow; as an unsigned number."""
+    """Hash plain integers as `mix` does, without the cost of tensors. Returns an unsigned 64-bit number."""
     h, limit = 0, (1 << 64) - 1
     for word in words:
         h = (h + word + 0x9E3779B97F4A7C15) & limit
@@ -43,7 +43,7 @@ def mix_numbers(*words: int) -> int:
 
 
 def seed_torch(*words: int) -> None:
-    """Seed the generators that layers draw from (dropout, initialisation) with a hash of `words`."""
+    """Seed torch's global generators (used by dropout and weight initialisation) with a hash of `words`."""
     seed = mix_numbers(*words) & 0x7FFFFFFFFFFFFFFF
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():
@@ -51,6 +51,6 @@ def seed_torch(*words: int) -> None:
 
 
 def uniform(keys: Tensor, stream: int) -> Tensor:
-    """Uniform float32 numbers in [0, 1), one per key; another `stream` gives an independent draw."""
-    bits = (mix(keys, stream) >> 40) & 0xFFFFFF  # 24 bits: every one is exact in float32
+    """Draw one uniform float32 number in [0, 1) per key. Different `stream` numbers give independent draws."""
+    bits = (mix(keys, stream) >> 40) & 0xFFFFFF  # 24 bits: every value is exact in float32
     return bits.to(torch.float32) / (1 << 24)

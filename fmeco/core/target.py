@@ -1,4 +1,4 @@
-"""Targets: what a model learns. KINDS is the one table of target kinds; a new kind is a new line in it."""
+"""Define prediction targets. KINDS is the only table of target kinds; to add a kind, add a line to it."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor
 
 from fmeco.errors import ConfigError, clean, listing, nearest
 
-MISSING_CLASS = -1  # the class index of a sample without a label; a number or a row of labels is then not a number
+MISSING_CLASS = -1  # class index of a sample without a label; a missing number or row of labels is NaN
 
 
 @dataclass(frozen=True)
 class Target:
-    """One named target of each sample.
+    """Describe one target of a dataset.
 
-    kind: what its values are, one of KINDS.
-    classes: the names that values stand for, of kinds that have them.
+    kind: type of its values, a key of KINDS.
+    classes: class names, for kinds that have classes.
     counts: training samples per class.
-    mean, std: of a number, over the training samples. Heads predict numbers in units of `std` from `mean`.
-    missing: training samples without a value.
+    mean, std: statistics of a number over the training samples; heads predict (number - mean) / std.
+    missing: number of training samples without a value.
     steps: length of a series.
 
     A run fills in counts, mean, std and missing. Raises ConfigError for a kind that is not in KINDS.
@@ -39,7 +39,7 @@ class Target:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ConfigError(
-                f"no kind of target is called '{clean(self.kind)}'{nearest(str(self.kind), KINDS)}",
+                f"unknown kind of target: '{clean(self.kind)}'{nearest(str(self.kind), KINDS)}",
                 f"kinds: {', '.join(KINDS)}",
             )
         if problem := KINDS[self.kind].check(self):
@@ -47,34 +47,36 @@ class Target:
 
     @property
     def traits(self) -> Kind:
-        """What its kind implies."""
+        """Return the properties of this target's kind."""
         return KINDS[self.kind]
 
     def described(self, values: Tensor) -> Target:
-        """This target with the statistics of the training split's values (N, ...)."""
-        here = known(values)
-        described = self.traits.describe(self, values[here]) if self.traits.counted else self
-        return dataclasses.replace(described, missing=len(values) - int(here.sum()))
+        """Return a copy with the statistics of the training split's values (N, ...)."""
+        present = known(values)
+        described = self.traits.describe(self, values[present]) if self.traits.counted else self
+        return dataclasses.replace(described, missing=len(values) - int(present.sum()))
 
 
 def known(values: Tensor) -> Tensor:
-    """Find the samples (N,) that have a value of a target (N, ...)."""
+    """Return a bool mask (N,) of the samples that have a target value in `values` (N, ...)."""
     if not values.is_floating_point():
         return values != MISSING_CLASS
-    return ~values.isnan() if values.ndim == 1 else ~values.sum(1).isnan()  # rows that overlap are not copied
+    return (
+        ~values.isnan() if values.ndim == 1 else ~values.sum(1).isnan()
+    )  # sum first: isnan would copy overlapping rows
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a kind of target implies, wherever targets of any kind are handled.
+    """Define the properties of a kind of target. Code outside plug-ins uses these instead of comparing names of kinds.
 
-    check: what is wrong with a Target of this kind, None = nothing.
-    describe: the target with the statistics of its known values; only called where `counted`.
-    summary: a Target of this kind in words, for the model card.
-    loss: of a linear head on vectors; None where no linear head can tell such a target.
-    metric: of that head; higher is better.
+    check: function (target) -> what is wrong with it, None = nothing.
+    describe: function (target, known values) -> the target with their statistics; only called if `counted`.
+    summary: function (target) -> text for the model card.
+    loss: loss of a linear probe on vectors; None = a linear probe cannot predict this kind.
+    metric: name of that probe's metric; higher is better.
     one_class: each sample has exactly one of `classes`.
-    counted: statistics are taken over the training samples.
+    counted: statistics of the training samples are computed.
     """
 
     check: Callable[[Target], str | None]
@@ -91,7 +93,7 @@ def _nothing(target: Target) -> str | None:
 
 
 def _needs_steps(target: Target) -> str | None:
-    return None if target.steps > 0 else "has `steps`, its length, above 0"
+    return None if target.steps > 0 else "needs `steps` > 0, the length of the series"
 
 
 def _unchanged(target: Target, values: Tensor) -> Target:
@@ -126,11 +128,12 @@ def _steps(target: Target) -> str:
 KINDS: dict[str, Kind] = {
     # one of `classes`
     "class": Kind(_nothing, _class_counts, _classes, "softmax", "accuracy", one_class=True),
-    # a subset of `classes`
+    # any subset of `classes`
     "multilabel": Kind(_nothing, _label_counts, _classes, "sigmoid", "mean_ap"),
+    # a real number
     "number": Kind(_nothing, _mean_and_std, _moments, "squares", "r2"),
-    # `steps` numbers in a row, in the units of the inputs
+    # the next `steps` values of a series, in the units of the inputs
     "series": Kind(_needs_steps, _unchanged, _steps, counted=False),
-    # a row of characters, which are the `classes`
+    # a string of characters; `classes` are the characters
     "text": Kind(_nothing, _unchanged, _classes, counted=False),
 }

@@ -1,4 +1,4 @@
-"""How a model is trained: what its parameters are, which of them learn how fast, and what binds them meanwhile."""
+"""Define transfer strategies: roles of parameters, learning-rate scales per phase, and constraints on weights."""
 
 from __future__ import annotations
 
@@ -14,71 +14,87 @@ from fmeco.errors import ConfigError, listing, nearest
 
 
 class Role(NamedTuple):
-    """What a parameter is. depth: of its layer in the backbone, 0 = nearest the input; None outside of it (heads). kind:
-    weight is a matrix or a convolution, norm belongs to a normalisation layer, other is a token, position or scale."""
+    """Describe a parameter's place and function in the model.
+
+    depth: depth of its layer in the backbone, 0 = nearest the input; None = outside the backbone (a head).
+    kind: weight = a matrix or convolution; bias; norm = of a normalisation layer; other = a token, position or scale.
+    """
 
     depth: int | None
     kind: Literal["weight", "bias", "norm", "other"]
 
 
-Roles = Mapping[str, Role]  # of every parameter, by name
+Roles = Mapping[str, Role]  # parameter name -> its role, for all parameters
 
-Scales = dict[str, float]  # of every parameter, by name: the factor on its learning rate; 0 freezes
+Scales = dict[str, float]  # parameter name -> factor on its learning rate, for all parameters; 0 freezes it
 
 Groups = list[dict[str, Any]]
-"""Parameters as an optimizer is handed them; `torch.optim` takes such groups as they are.
+"""Parameter groups for an optimizer, in the format of `torch.optim`.
 
 params: list of parameters.
 names: their names in the objective.
-hidden: for each, whether it is a matrix inside the backbone, neither of its first layer nor of a head.
-weight_decay: the config's, or 0 for what is not decayed.
-scale: the factor on the learning rate, which training multiplies in once the optimizer is built.
+hidden: list of bools: whether a parameter is a matrix inside the backbone, but not in its first layer.
+weight_decay: the config's weight decay, or 0 for parameters that are not decayed.
+scale: factor on the learning rate; training applies it after the optimizer is built.
 """
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of a run. scales: on each parameter's learning rate, by name; 0 freezes. share: of the run's length."""
+    """Describe one phase of a run.
+
+    scales: parameter name -> factor on its learning rate; 0 freezes it.
+    share: length of the phase, as a share of the run.
+    """
 
     scales: Mapping[str, float]
     share: float = 1.0
 
 
 class Constraint(ABC):
-    """What binds weights while they train. `own`: parameters that it adds, by name, which are trained as well, with the
-    learning rate times `rate`."""
+    """Constrain weights during training, such as to a low-rank change (LoRA) or near their start (L2-SP).
+
+    own: name -> parameter that the constraint adds; these are trained too.
+    rate: factor on the learning rate of `own`.
+    undecayed: names of parameters that the optimizer must not decay.
+    """
 
     own: Mapping[str, nn.Parameter] = {}
     rate = 1.0
-    undecayed: Set[str] = frozenset()  # parameters that the optimizer's decay leaves alone
+    undecayed: Set[str] = frozenset()
 
     @abstractmethod
     def thaw(self) -> None:
-        """At the start of a phase, when what is not trained itself was frozen."""
+        """Unfreeze parameters whose gradients the constraint needs. Called at the start of a phase, after freezing."""
 
     @abstractmethod
     def gradients(self, rescale: Tensor | float) -> None:
-        """After the backward pass, before gradients are multiplied by `rescale`, measured, clipped and used."""
+        """Change gradients. Called after the backward pass, before gradients are multiplied by `rescale` and clipped."""
 
     @abstractmethod
     def stepped(self) -> None:
-        """After the optimizer's step."""
+        """Update constrained weights. Called after each optimizer step."""
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
-        """What a resume needs; these very tensors are overwritten by it."""
+        """Return the tensors that a checkpoint must hold for a resume. A resume writes into these tensors in place."""
 
     def adapter(self) -> dict[str, Tensor]:
-        """What is saved beside the weights, for others to apply."""
+        """Return tensors to save as adapter.safetensors beside the weights, such as LoRA factors."""
         return {}
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """A strategy, applied to a model: its phases, and what binds the named parameters meanwhile."""
+    """Hold a transfer strategy's plan for a model.
+
+    phases: phases of the run, in order.
+    fresh: do not load the source's weights.
+    bind: function (parameters by name) -> Constraint; None = no constraint.
+    """
 
     phases: tuple[Phase, ...]
-    fresh: bool = False  # leave the source's weights out
+    fresh: bool = False
     bind: Callable[[Mapping[str, nn.Parameter]], Constraint] | None = None
 
 
@@ -88,10 +104,14 @@ def parameter_groups(
     hidden: Set[str] = frozenset(),
     undecayed: Set[str] = frozenset(),
 ) -> Groups:
-    """Sort parameters into groups by learning-rate scale and by whether they are decayed (`decay`); scale 0 freezes.
+    """Group parameters by learning-rate scale and weight decay (key `decay`: bool). Freezes those with scale 0.
 
-    Biases, norms and other vectors are not decayed: decay is for weights that multiply; nor is what `undecayed` names.
-    hidden: the names of matrices inside the backbone, neither of its first layer nor of a head.
+    Biases, norms and other vectors are not decayed.
+
+    hidden: names of the matrices inside the backbone, without its first layer.
+    undecayed: names of further parameters that are not decayed.
+
+    Raises ConfigError if a parameter has no scale.
     """
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
     named = list(named)
@@ -111,9 +131,9 @@ def parameter_groups(
 
 
 def frozen(transfer: Transfer, patterns: Iterable[str], roles: Roles) -> Transfer:
-    """The strategy with some of the parameters frozen throughout. Raises ConfigError for a pattern without a match."""
+    """Freeze parameters in all phases of a strategy. Raises ConfigError for a pattern that matches nothing."""
     patterns = list(patterns)
-    if not patterns or transfer.fresh:  # new weights that never train would be no control
+    if not patterns or transfer.fresh:  # freezing random weights would make training from scratch an unfair control
         return transfer
     names = matching(patterns, list(roles), "transfer.freeze")
     phases = [
@@ -130,9 +150,14 @@ def frozen(transfer: Transfer, patterns: Iterable[str], roles: Roles) -> Transfe
 
 
 def matching(patterns: Iterable[str], names: list[str], key: str) -> set[str]:
-    """The names that match a pattern: a shell's (`layer1.*`), or the beginning of a dotted name (`layer1`), from the
-    objective's point of view or the backbone's library's. Raises ConfigError for a pattern that matches nothing."""
-    found: set[str] = set()
+    """Return the parameter names that match a pattern. Raises ConfigError for a pattern that matches nothing.
+
+    patterns: shell patterns (`layer1.*`) or leading parts of a dotted name (`layer1`). They match names of the objective
+        (backbone.net.layer1) and of the library's model (layer1).
+    names: parameter names of the objective.
+    key: config key for the error message.
+    """
+    matches: set[str] = set()
     for pattern in patterns:
         matched = {
             name
@@ -143,13 +168,13 @@ def matching(patterns: Iterable[str], names: list[str], key: str) -> set[str]:
         if not matched:
             tops = list(dict.fromkeys(name.rpartition(".")[0] for name in names))
             raise ConfigError(
-                f"{key}: '{pattern}' matches no parameter{nearest(pattern, tops)}", f"there are {listing(tops)}"
+                f"{key}: '{pattern}' matches no parameter{nearest(pattern, tops)}", f"layers: {listing(tops)}"
             )
-        found |= matched
-    return found
+        matches |= matched
+    return matches
 
 
 def _tails(name: str) -> list[str]:
-    """backbone.net.conv1.weight, net.conv1.weight, conv1.weight, weight: a user may leave out what wraps a layer."""
+    """List a name without 0, 1 and 2 leading parts, so that users can omit wrappers such as `backbone.net.`."""
     parts = name.split(".")
     return [".".join(parts[at:]) for at in range(min(3, len(parts)))]

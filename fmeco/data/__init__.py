@@ -1,1 +1,1 @@
-"""From a dataset to batches: order, loading, caches, subsets."""
+"""Turn a dataset into batches: sample order, loading, caches and subsets."""

@@ -1,4 +1,4 @@
-"""A split held in the memory of the model's device."""
+"""Cache a split in the memory of the model's device."""
 
 from __future__ import annotations
 
@@ -12,8 +12,16 @@ from fmeco.errors import FmecoError
 
 
 class Held:
-    """A split as the model's device holds it: what is in memory from the start, or each sample from its first reading
-    on. Only for inputs of one shape, whose crop does not vary."""
+    """Hold the inputs and targets of a split on the model's device.
+
+    A split that is in memory is copied at the start; otherwise each sample is stored when it is first read. All samples
+    must have the same shape, and no augmentation may run before they are stored.
+
+    inputs: name -> tensor (N, ...).
+    targets: name -> tensor (N, ...) or list.
+    missing: (N,) bool on the CPU, samples that are not stored yet; None = all are stored.
+    bad: position -> error of a sample that could not be read.
+    """
 
     def __init__(self, samples: Samples, spec: DataSpec, device: torch.device) -> None:
         n = len(samples)
@@ -26,14 +34,14 @@ class Held:
             self.missing = None
         else:
             self.inputs = {
-                name: torch.empty(n, *one.shape, dtype=getattr(torch, one.dtype), device=device)
-                for name, one in spec.inputs.items()
+                name: torch.empty(n, *stored.shape, dtype=getattr(torch, stored.dtype), device=device)
+                for name, stored in spec.inputs.items()
             }
             self.missing = torch.ones(n, dtype=torch.bool)
         self.bad: dict[int, FmecoError] = {}
 
     def fill(self, positions: Tensor, read: Callable[[Sequence[int]], list[Inputs | FmecoError]]) -> None:
-        """Read those of `positions` (B,) that are not here yet."""
+        """Read and store the samples at `positions` (B,) that are not stored yet."""
         if self.missing is None:
             return
         absent = positions[self.missing[positions]].unique().tolist()
@@ -49,8 +57,8 @@ class Held:
 
     @staticmethod
     def size(samples: Samples, spec: DataSpec) -> float:
-        """Bytes that holding a split takes beyond what it takes already."""
+        """Return the bytes that storing a split takes; 0 if the split is in memory already."""
         if samples.tensors is not None:
             return 0.0
-        each = sum(torch.Size(one.shape).numel() * getattr(torch, one.dtype).itemsize for one in spec.inputs.values())
-        return float(len(samples) * each)
+        per_sample = sum(torch.Size(x.shape).numel() * getattr(torch, x.dtype).itemsize for x in spec.inputs.values())
+        return float(len(samples) * per_sample)

@@ -1,6 +1,6 @@
-"""Samples that were read once and need not be read again: held on the device, or decoded on the disk.
+"""Cache decoded samples on disk, and manage the folder of caches.
 
-Both keep what the canonical decode gave and nothing else, so that cold, warm and no cache give the same bits.
+A cache holds exactly the output of `Samples.__getitem__`, so a cold cache, a warm cache and no cache give the same bits.
 """
 
 from __future__ import annotations
@@ -22,50 +22,52 @@ import torch
 
 from fmeco.core.data import Inputs, Samples, Wrapped
 
-_RECORD = struct.Struct("<QII")  # of a sample: where it begins (0: nowhere), how long it is, its CRC-32
+_RECORD = struct.Struct("<QII")  # index record of a sample: offset in KEY.data (0 = not stored), length, CRC-32
 _MAGIC = b"fmeco-1\n"
 
 
 def folder() -> Path:
-    """Where caches live: fmeco's folder in the user's cache folder, as https://specifications.freedesktop.org/basedir
-    has it."""
+    """Return fmeco's folder in the user's cache folder (https://specifications.freedesktop.org/basedir)."""
     base = os.environ.get("XDG_CACHE_HOME") or ""
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "fmeco"
 
 
 class Decoded(Wrapped):
-    """Samples whose decoded tensors are kept in a file, shared by threads, loader workers, ranks and later runs.
+    """Cache decoded samples in a file that threads, loader workers, ranks and later runs share.
 
-    `KEY.data` holds the samples in the order they were read, `KEY.index` one record for each position. A sample is
-    appended first and entered into the index after, so that a process that dies leaves nothing half-written to be
-    read; its checksum is compared the first time a process reads it, and a record that does not hold is read anew from
-    the source. Every process writes the same bytes for a sample, so nobody waits for anybody.
+    `KEY.data` holds the samples in the order in which they were read, `KEY.index` one record per position. A sample is
+    appended before its record is written, so a process that dies leaves no readable record of a partial sample. Each
+    process checks a sample's CRC-32 at its first access; a sample that fails is read from the source again. All
+    processes write the same bytes for a sample, so writers need no lock.
     """
 
     def __init__(self, samples: Samples, home: Path, limit: float) -> None:
-        """limit: bytes of `KEY.data`; what does not fit is read from the source each time. Raises OSError."""
+        """Open or create the cache in folder `home`. Raises OSError.
+
+        limit: largest size of `KEY.data` in bytes; samples that do not fit are read from the source every time.
+        """
         super().__init__(samples)
         self.limit = limit
         home.mkdir(parents=True, exist_ok=True)
         self.paths = (home / f"{samples.content}.index", home / f"{samples.content}.data")
         self.checked = np.zeros(len(samples), dtype=np.bool_)
-        self.handles: tuple[int, int, int] = (0, 0, 0)  # of this process: its id, the index, the data
+        self.handles: tuple[int, int, int] = (0, 0, 0)  # process id, file descriptors of the index and the data
         self._open()
-        os.utime(self.paths[1])  # used now, for `prune`
+        os.utime(self.paths[1])  # time of last use, for `prune`
 
     def __getitem__(self, index: int) -> Inputs:
-        found = self._get(index)
-        if found is None:
-            found = self.samples[index]
-            with contextlib.suppress(OSError):  # a full disk costs time, not the run
-                self._put(index, found)
-        return found
+        inputs = self._get(index)
+        if inputs is None:
+            inputs = self.samples[index]
+            with contextlib.suppress(OSError):  # a full disk makes the run slower, but must not stop it
+                self._put(index, inputs)
+        return inputs
 
     def _open(self) -> tuple[int, int]:
-        """Handles of this process: one that came from before a fork would share its position with the parent's."""
+        """Return this process's descriptors of index and data. After a fork, open new ones: inherited ones share offsets."""
         if self.handles[0] != os.getpid():
             index, data = (os.open(path, os.O_RDWR | os.O_CREAT, 0o666) for path in self.paths)
-            fcntl.flock(data, fcntl.LOCK_SH)  # `prune` leaves what is in use
+            fcntl.flock(data, fcntl.LOCK_SH)  # keeps `prune` from removing a cache in use
             if os.fstat(data).st_size == 0:
                 os.pwrite(data, _MAGIC, 0)
             self.handles = (os.getpid(), index, data)
@@ -77,6 +79,7 @@ class Decoded(Wrapped):
                 os.close(handle)
 
     def _get(self, index: int) -> Inputs | None:
+        """Read a sample from the cache; None if it is not stored or its checksum is wrong."""
         entries, data = self._open()
         record = os.pread(entries, _RECORD.size, index * _RECORD.size)
         if len(record) < _RECORD.size:
@@ -94,6 +97,7 @@ class Decoded(Wrapped):
         return _unpack(body)
 
     def _put(self, index: int, inputs: Inputs) -> None:
+        """Append a sample to the data and record it in the index, unless it would exceed the limit. Raises OSError."""
         entries, data = self._open()
         parts = _pack(inputs)
         length, checksum = sum(len(part) for part in parts), 0
@@ -101,20 +105,20 @@ class Decoded(Wrapped):
             return
         for part in parts:
             checksum = zlib.crc32(part, checksum)
-        # A handle of its own: with O_APPEND the kernel chooses the place, and only the handle's position tells which.
-        own = os.open(self.paths[1], os.O_WRONLY | os.O_APPEND)
+        # With O_APPEND the kernel chooses the offset; only the position of a private descriptor then tells which it was.
+        private = os.open(self.paths[1], os.O_WRONLY | os.O_APPEND)
         try:
-            if os.writev(own, parts) == length:
-                begin = os.lseek(own, 0, os.SEEK_CUR) - length
+            if os.writev(private, parts) == length:
+                begin = os.lseek(private, 0, os.SEEK_CUR) - length
                 os.pwrite(entries, _RECORD.pack(begin, length, checksum), index * _RECORD.size)
         finally:
-            os.close(own)
+            os.close(private)
 
 
 def decoded(samples: Samples, wanted: str | float) -> Samples:
-    """`samples`, or the same behind a cache of what they decode to. wanted: off, auto, or bytes.
+    """Wrap samples in a disk cache, unless it is off, useless for them or not writable.
 
-    auto: what `room` says.
+    wanted: "off", "auto" (size limit from `room`) or a size limit in bytes.
     """
     if wanted == "off" or not samples.content or samples.in_memory:
         return samples
@@ -126,17 +130,19 @@ def decoded(samples: Samples, wanted: str | float) -> Samples:
         prune(home, "*.data", limit)
         return cache
     except OSError:
-        return samples  # no home, or a read-only one
+        return samples  # the cache folder cannot be created or written
 
 
 def room(home: Path) -> float:
-    """Bytes for a folder of caches: half of the free memory, as what the system cannot keep in memory would have to come
-    from the disk, and no more than a quarter of the free disk."""
+    """Choose the size limit of a cache folder in bytes: half of the free memory, at most a quarter of the free disk.
+
+    The system keeps files of that size in memory (page cache); a larger cache would be read from the disk.
+    """
     return min(free_memory() / 2, shutil.disk_usage(home).free / 4)
 
 
 def prune(home: Path, pattern: str, limit: float) -> None:
-    """Remove the caches that were used longest ago, and are not in use, until all together take at most `limit` bytes."""
+    """Remove the least recently used caches until the rest takes at most `limit` bytes. Caches in use stay."""
     caches = _used(home.glob(pattern))
     total = sum(size for _, size, _ in caches)
     for _, _, path in caches:
@@ -146,17 +152,17 @@ def prune(home: Path, pattern: str, limit: float) -> None:
 
 
 def _used(paths: Iterable[Path]) -> list[tuple[float, int, Path]]:
-    """(last use, bytes, path) of each file that is still there, the longest unused first."""
-    found = []
+    """List the existing files as (last use, bytes, path), least recently used first. Last use: seconds since 1970."""
+    files = []
     for path in paths:
-        with contextlib.suppress(FileNotFoundError):  # another process clears up as well
-            about = path.stat()
-            found.append((about.st_mtime, about.st_size, path))
-    return sorted(found)
+        with contextlib.suppress(FileNotFoundError):  # another process may remove files at the same time
+            stat = path.stat()
+            files.append((stat.st_mtime, stat.st_size, path))
+    return sorted(files)
 
 
 def remove(path: Path) -> int:
-    """Remove one cache, unless it is in use. Returns the bytes that are free now."""
+    """Remove one cache, unless it is in use. Returns the bytes that this freed."""
     try:
         handle = os.open(path, os.O_RDWR)
     except (FileNotFoundError, PermissionError):
@@ -173,26 +179,32 @@ def remove(path: Path) -> int:
         os.close(handle)
 
 
-KINDS = {"decoded": "*.data", "features": "*.npy"}  # folder -> its files
+KINDS = {"decoded": "*.data", "features": "*.npy"}  # subfolder -> pattern of its cache files
 
 
 def entries() -> list[dict[str, Any]]:
-    """What is kept, the longest unused first: {"kind", "file", "bytes", "used"}, the last in seconds since 1970."""
-    found = []
+    """List all caches, least recently used first.
+
+    kind: "decoded" or "features".
+    file: path of the cache.
+    bytes: its size.
+    used: time of last use, seconds since 1970.
+    """
+    caches = []
     for kind, pattern in KINDS.items():
         for used, size, path in _used((folder() / kind).glob(pattern)):
-            found.append({"kind": kind, "file": str(path), "bytes": size, "used": used})
-    return sorted(found, key=lambda one: one["used"])
+            caches.append({"kind": kind, "file": str(path), "bytes": size, "used": used})
+    return sorted(caches, key=lambda cache: cache["used"])
 
 
 def clear(older_than: float = 0.0) -> tuple[int, int]:
-    """Remove what was not used for `older_than` seconds and is not in use. Returns (files, bytes)."""
-    freed = [remove(Path(one["file"])) for one in entries() if time.time() - one["used"] >= older_than]
+    """Remove caches that were not used for `older_than` seconds and are not in use. Returns (files, bytes) removed."""
+    freed = [remove(Path(cache["file"])) for cache in entries() if time.time() - cache["used"] >= older_than]
     return sum(size > 0 for size in freed), sum(freed)
 
 
 def free_memory() -> float:
-    """Bytes that can be had without swapping; of a container, at most what its limit leaves."""
+    """Return the bytes of memory available without swapping, in a container at most the rest of its limit."""
     free = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / 2
     with contextlib.suppress(OSError, ValueError, StopIteration), open("/proc/meminfo") as file:
         free = 1024.0 * int(next(line for line in file if line.startswith("MemAvailable")).split()[1])
@@ -203,7 +215,7 @@ def free_memory() -> float:
 
 
 def _pack(inputs: Inputs) -> list[Any]:
-    """Tensors as buffers, each with its own order of dimensions in memory: another order could round differently later."""
+    """Turn tensors into buffers. Keeps each tensor's memory layout, since another layout could change later rounding."""
     header: list[Any] = []
     bodies: list[Any] = []
     for name, x in inputs.items():
@@ -218,6 +230,7 @@ def _pack(inputs: Inputs) -> list[Any]:
 
 
 def _unpack(body: np.ndarray[Any, Any]) -> Inputs:
+    """Rebuild the tensors from the bytes of `_pack`, without copying."""
     length = struct.unpack("<I", body[:4].tobytes())[0]
     at = 4 + length
     out: Inputs = {}

@@ -1,7 +1,7 @@
-"""Data -> Iterator[Batch]: order, views, keys, ranks, and who reads.
+"""Load batches for training and evaluation: sample order, views, random keys and the share of each rank.
 
-The order and every random number are functions of (seed, epoch, index): neither the number of workers or ranks nor a
-resume changes a bit of what a sample looks like.
+The order and every random number are functions of (seed, epoch, index). So the number of workers or ranks, or a resume,
+changes no bit of a sample.
 """
 
 from __future__ import annotations
@@ -22,18 +22,29 @@ from fmeco.data.order import by_length, chunks, epoch_orders, share
 from fmeco.data.reading import Chunk, Reader, Reading, Threads, cut_from_device, per_view, read_batches, unreadable
 from fmeco.errors import DataError
 
-DRAWN_TOGETHER = 16384  # samples; of a small split several epochs, as each call costs more than its numbers
-BLOCK_BYTES = 8 << 20  # of inputs that are prepared at once, where the split is held on the device
+DRAWN_TOGETHER = 16384  # samples whose order is drawn in one call; several epochs of a small split, to save calls
+BLOCK_BYTES = 8 << 20  # bytes of inputs that are augmented at once if the split is held on the device
 _COIN = 0x636F696E
 _VIEW = 0x76696577
 
 
 @dataclass
 class Loader:
-    """Training batches of one split.
+    """Load the training batches of one split.
 
-    batch_size: samples per optimizer step, over all ranks. micro_batch: samples per forward pass of a rank.
-    on_bad_sample: error or skip. rank of world: the part of every step that is this process's.
+    data: the dataset.
+    samples: the split.
+    views: views of each sample.
+    augment: augmentation that makes them.
+    batch_size: samples per optimizer step, over all ranks.
+    micro_batch: samples per forward pass of a rank.
+    seed: seed of order and augmentation.
+    reading: how samples are read.
+    device: device of the batches.
+    balance: class labels (N,), to show every class equally often; None = show every sample once per epoch.
+    on_bad_sample: raise DataError for an unreadable sample, or skip it.
+    channels_last: memory format of images.
+    rank, world: number of this process and of all processes; each loads its share of every step.
     """
 
     data: Data
@@ -45,7 +56,7 @@ class Loader:
     seed: int
     reading: Reading
     device: torch.device
-    balance: Tensor | None = None  # labels (N,), to show every class equally often
+    balance: Tensor | None = None
     on_bad_sample: Literal["error", "skip"] = "error"
     channels_last: bool = False
     rank: int = 0
@@ -61,7 +72,7 @@ class Loader:
         return len(self.steps)
 
     def micros(self, step: int) -> list[tuple[int, int]]:
-        """This rank's micro-batches of a step, as ranges of positions in its epoch's order."""
+        """Return this rank's micro-batches of a step, as ranges (start, end) in the order of its epoch."""
         return self._micros[step % len(self.steps)]
 
     def _part(self, start: int, end: int) -> list[tuple[int, int]]:
@@ -69,12 +80,12 @@ class Loader:
         return [(start + first + a, start + first + b) for a, b in chunks(last - first, self.micro_batch)]
 
     def samples_in(self, step: int) -> int:
-        """Samples of a step, over all ranks."""
+        """Return the number of samples in a step, over all ranks."""
         start, end = self.steps[step % len(self.steps)]
         return end - start
 
     def orders(self, epochs: range) -> Tensor:
-        """The samples of each epoch, in order (E, N)."""
+        """Return the positions of the samples in the order of each epoch, (E, N)."""
         n, lengths = len(self.samples), self.samples.lengths
         orders = epoch_orders(n, self.seed, epochs, self.balance)
         if lengths is None:
@@ -83,7 +94,10 @@ class Loader:
         return torch.stack([by_length(order, lengths, self.steps, self.seed, epoch) for order, epoch in paired])
 
     def batches(self, start: int, stop: int) -> Generator[Batch]:
-        """The micro-batches of steps start..stop-1, in order, on the device, augmented and standardised."""
+        """Yield the micro-batches of steps start..stop-1 in order, on the device, augmented and normalised.
+
+        Raises DataError for an unreadable sample if `on_bad_sample` is error.
+        """
         plan = _Plan(self, start, stop)
         held = self.reading.held
         if held is None:
@@ -92,11 +106,11 @@ class Loader:
             ):
                 yield self._prepare(batch)
             return
-        # What is done for many samples at once costs a small model little; its batches are cut from the result.
-        each = sum(torch.Size(one.shape).numel() * 4 for one in self.data.spec.inputs.values())
+        # Augmenting many samples at once costs less per sample; micro-batches are then cut from the result.
+        per_sample = sum(torch.Size(x.shape).numel() * 4 for x in self.data.spec.inputs.values())
         reader = Reader(self.data, self.samples, self.views, self.augment)
         with Threads(self.reading.threads) as threads:
-            for chunk, sizes in _blocks(plan, held, BLOCK_BYTES // max(1, each * len(self.views))):
+            for chunk, sizes in _blocks(plan, held, BLOCK_BYTES // max(1, per_sample * len(self.views))):
                 batch = self._prepare(cut_from_device(reader, held, chunk, threads))
                 yield from [batch] if len(sizes) == 1 else batch.split(sizes)
 
@@ -123,8 +137,12 @@ def evaluation_batches(
     world: int = 1,
     view: tuple[Augment, int] | None = None,
 ) -> Iterator[Batch]:
-    """This rank's share of the samples, in order, one view, no augmentation; or `view`, the n-th that an augmentation
-    makes of each, the same in every run. Samples that cannot be read are in `skipped`."""
+    """Yield this rank's share of the samples in order, with one view and no augmentation.
+
+    view: (augmentation, n) to load the n-th augmented view of each sample instead, which is the same in every run.
+
+    Samples that cannot be read are listed in `Batch.skipped`.
+    """
     first, last = share(len(samples), rank, world)
     augment, number = view or (Augment(), 0)
     plan = []
@@ -139,12 +157,12 @@ def evaluation_batches(
 
 
 def channels_last(wanted: bool | Literal["auto"], spec: DataSpec) -> bool:
-    """The memory format of a model and its inputs. auto: for images, whose convolutions it makes faster."""
-    return any(len(one.shape) == 3 for one in spec.inputs.values()) if wanted == "auto" else wanted
+    """Tell whether the model and its inputs use channels_last. auto: for images, since it makes convolutions faster."""
+    return any(len(x.shape) == 3 for x in spec.inputs.values()) if wanted == "auto" else wanted
 
 
 def _layout(inputs: Inputs, spec: DataSpec, channels_last: bool) -> Inputs:
-    """The model's inputs. The memory format is changed while values are small, before they are standardised."""
+    """Set the memory format, then normalise. In this order the copy moves the stored values, which are often uint8."""
     if channels_last:
         last = torch.channels_last
         inputs = {name: x.contiguous(memory_format=last) if x.ndim == 4 else x for name, x in inputs.items()}
@@ -152,7 +170,7 @@ def _layout(inputs: Inputs, spec: DataSpec, channels_last: bool) -> Inputs:
 
 
 class _Plan:
-    """The samples of each micro-batch of this rank."""
+    """Iterate over this rank's micro-batches of steps start..stop-1 as Chunks."""
 
     def __init__(self, loader: Loader, start: int, stop: int) -> None:
         self.loader, self.start, self.stop = loader, start, stop
@@ -162,7 +180,7 @@ class _Plan:
             yield from map(Chunk, epoch.positions.split(sizes), epoch.keys.split(sizes, 1))
 
     def epochs(self) -> Iterator[tuple[Chunk, list[int]]]:
-        """What is left of each epoch: its micro-batches side by side, and their sizes."""
+        """Yield the remaining samples of each epoch as one Chunk, with the sizes of its micro-batches."""
         loader, step, n = self.loader, self.start, len(self.loader.samples)
         per_epoch, places = loader.steps_per_epoch, torch.arange(n)
         views = torch.arange(len(loader.views))[:, None]
@@ -172,21 +190,24 @@ class _Plan:
             epochs = range(step // per_epoch, min(step // per_epoch + together, -(-self.stop // per_epoch)))
             orders = loader.orders(epochs)  # (E, N)
             numbers = torch.tensor(epochs)[:, None, None]
-            # The place in the order joins the key: a sample shown twice in a balanced epoch varies both times.
+            # The key includes the place in the order, so a sample repeated in a balanced epoch is augmented differently.
             keys = mix(loader.seed, numbers, orders[:, None], places, views)  # (E, V, N)
             keys = (keys & ~1) | ((coins[:, orders].transpose(0, 1) + numbers) & 1)
             for epoch, order, key in zip(epochs, orders, keys, strict=True):
                 end = min(self.stop, (epoch + 1) * per_epoch)
-                ranges = [micro for one in range(step, end) for micro in loader.micros(one)]
-                mine: Any = slice(ranges[0][0], ranges[-1][1])
+                ranges = [micro for number in range(step, end) for micro in loader.micros(number)]
+                selected: Any = slice(ranges[0][0], ranges[-1][1])
                 if loader.world > 1:
-                    mine = torch.cat([torch.arange(first, last) for first, last in ranges])
-                yield Chunk(order[mine], key[:, mine]), [last - first for first, last in ranges]
+                    selected = torch.cat([torch.arange(first, last) for first, last in ranges])
+                yield Chunk(order[selected], key[:, selected]), [last - first for first, last in ranges]
                 step = end
 
 
 def _blocks(plan: _Plan, held: Held, most: int) -> Iterator[tuple[Chunk, list[int]]]:
-    """Micro-batches side by side, at most `most` samples, with their sizes; one by one until all of the split is held."""
+    """Join consecutive micro-batches to Chunks of at most `most` samples, and yield each with the micro-batches' sizes.
+
+    Until the whole split is held on the device, each Chunk is one micro-batch.
+    """
     for epoch, sizes in plan.epochs():
         at = done = 0
         while done < len(sizes):
@@ -200,11 +221,14 @@ def _blocks(plan: _Plan, held: Held, most: int) -> Iterator[tuple[Chunk, list[in
 
 
 def first_batch(loader: Loader, count: int) -> Batch:
-    """Read the first training samples that can be read, `count` of them or fewer. Raises DataError where none can."""
+    """Load one batch of at most `count` training samples, skipping batches without any readable sample.
+
+    Raises DataError if no sample can be read.
+    """
     size = min(max(count, loader.batch_size), len(loader.samples))
     alone = Reading(0, 1, None)
     short = dataclasses.replace(loader, batch_size=size, micro_batch=min(count, size), reading=alone, rank=0, world=1)
-    batch = next((one for one in short.batches(0, short.steps_per_epoch) if len(one)), None)
+    batch = next((batch for batch in short.batches(0, short.steps_per_epoch) if len(batch)), None)
     if batch is None:
         raise DataError("no training sample can be read")
     return batch

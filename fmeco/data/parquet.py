@@ -1,4 +1,4 @@
-"""Parquet tables, read by polars (the extra `tables`) into the text that a CSV file of the same table holds."""
+"""Read Parquet tables with polars (the extra `tables`), as the text of an equivalent CSV file."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ from fmeco.errors import ConfigError, DataError, clean
 
 
 def columns(path: str) -> list[str]:
-    """The names of the columns; no rows are read."""
+    """Read the column names, without reading rows. Raises DataError, or ConfigError without polars."""
     return list(_read(path, "read_parquet_schema"))
 
 
 def as_csv(path: str, rows: int | None = None) -> str:
-    """The table, or its first rows, as CSV text with a header; nulls are empty. Raises DataError for columns that are no text, number or date."""
+    """Convert a table to CSV text with a header; nulls become empty fields.
+
+    rows: number of first rows to read; None = all.
+
+    Raises DataError for columns that are not text, numbers or dates, or ConfigError without polars.
+    """
     try:
         text: str = _read(path, "read_parquet", n_rows=rows).write_csv()
     except _polars().exceptions.PolarsError as error:
@@ -21,10 +26,10 @@ def as_csv(path: str, rows: int | None = None) -> str:
     return text
 
 
-def _read(path: str, how: str, **options: Any) -> Any:
+def _read(path: str, function: str, **options: Any) -> Any:
     polars = _polars()
     try:
-        return getattr(polars, how)(path, **options)
+        return getattr(polars, function)(path, **options)
     except (OSError, polars.exceptions.PolarsError) as error:
         raise DataError(f"{clean(path)}: not a Parquet table: {clean(error)}") from None
 

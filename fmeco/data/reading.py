@@ -23,14 +23,18 @@ from fmeco.data.device_cache import Held
 from fmeco.data.disk_cache import free_memory
 from fmeco.errors import STOPPING, DataError, FmecoError
 
-WORKER_TIMEOUT = 300  # seconds without a batch before a worker is taken for hung
+WORKER_TIMEOUT = 300  # seconds without a batch before a worker counts as hung
 
-MEASURED_SECONDS = 0.5  # spent on finding out how long reading takes
+MEASURED_SECONDS = 0.5  # longest time to measure the speed of reading
 
 
 class Reading(NamedTuple):
-    """Who reads the samples of a split. workers: processes beside the main one, 0 = the main one, with `threads`
-    threads between steps. held: the split on the device, where it is small enough."""
+    """Describe how a split is read.
+
+    workers: loader processes; 0 = the main process reads between training steps.
+    threads: threads of the main process that read, if workers is 0.
+    held: the split on the device; None = it is not held there.
+    """
 
     workers: int
     threads: int
@@ -38,13 +42,13 @@ class Reading(NamedTuple):
 
 
 def per_view(augment: Augment, views: Sequence[View]) -> list[Augment]:
-    """What makes each view. Raises ConfigError for a view that the augmentation cannot make."""
+    """Return the augmentation for each view. Raises ConfigError for a view that the augmentation cannot make."""
     return [augment.for_view(view) if view.augment else Augment() for view in views]
 
 
 def unreadable(batch: Batch) -> DataError:
-    """The error for a sample that could not be read, where that is not to be skipped."""
-    return DataError(batch.skipped[0], "repair or remove it, or train with --set train.on_bad_sample=skip")
+    """Make the error for the batch's first unreadable sample."""
+    return DataError(batch.skipped[0], "repair or remove the sample, or train with --set train.on_bad_sample=skip")
 
 
 def choose_reading(
@@ -59,24 +63,27 @@ def choose_reading(
     once: bool = False,
     world: int = 1,
 ) -> Reading:
-    """Who reads a split. auto: nobody where it fits on the device; else threads between the steps of a CPU, which has no
-    core to spare during a step; beside a GPU as many processes as it takes, and there are cores for.
+    """Choose how a split is read.
 
-    step_seconds: how long training takes for a sample, where it is known. The time of reading is measured. once: the
-    split is gone through once, and holding it would be for nothing.
+    wanted: number of worker processes, or auto. auto: keep the split on the device if it fits; otherwise, on a CPU, read
+        with threads between training steps (no core is free during a step), and with a GPU use as many worker
+        processes as keep up with it, up to the number of cores. The time to read a sample is measured.
+    step_seconds: training time per sample in seconds; None = unknown.
+    once: the split is read only once, so holding it on the device would not help.
+    world: number of ranks that share this machine.
     """
     augment = augment or Augment()
     cores = max(1, (len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1) // world)
     if wanted != "auto":
         return Reading(wanted, cores, None)
-    varied = any(one.per_sample for one in per_view(augment, views))
+    varied = any(part.per_sample for part in per_view(augment, views))
     room = _room(device) / world / 4 if not once else 0.0
-    whole = not varied and data.collate is None and not data.spec.ragged
-    if whole and Held.size(samples, data.spec) <= room:
+    holdable = not varied and data.collate is None and not data.spec.ragged
+    if holdable and Held.size(samples, data.spec) <= room:
         return Reading(0, cores, Held(samples, data.spec, device))
     if samples.in_memory or len(samples) < 64 or (once and device.type == "cpu"):
         return Reading(0, cores, None)
-    if once:  # reading some of it to measure would be reading them twice
+    if once:  # measuring would read some samples twice
         return Reading(max(1, min(8, cores // 2)), cores, None)
     reader, positions = Reader(data, samples, views, augment), range(0, len(samples), max(1, len(samples) // 256))
     began, busy, count = time.monotonic(), time.thread_time(), 0
@@ -87,29 +94,33 @@ def choose_reading(
             break
     seconds, busy = (time.monotonic() - began) / count, (time.thread_time() - busy) / count
     if device.type == "cpu":
-        # While a disk or a network is waited for, a core can serve another thread.
+        # A thread that waits for a disk or network uses no core: start more threads than cores.
         return Reading(0, min(16 * cores, math.ceil(cores * seconds / max(busy, 1e-6) - 0.25)), None)
     needed = cores if step_seconds is None else math.ceil(1.3 * seconds / step_seconds)
     return Reading(max(1, min(needed, cores, 16)), cores, None)
 
 
 def _room(device: torch.device) -> float:
-    """Bytes free for data."""
+    """Return the free bytes of the device's memory."""
     return float(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free_memory()
 
 
 class Chunk(NamedTuple):
-    """The samples of a micro-batch: positions (B,), and a key per view and sample (V, B)."""
+    """Name the samples of a micro-batch.
+
+    positions: (B,) positions in the split.
+    keys: (V, B) int64, one random key per view and sample.
+    """
 
     positions: Tensor
     keys: Tensor
 
 
-Row = list[Inputs] | FmecoError  # a sample once per view; failures travel as values, as loaders garble exceptions
+Row = list[Inputs] | FmecoError  # one sample, once per view; errors are values, because DataLoader rewrites exceptions
 
 
 class Reader(Dataset[Any]):
-    """Chunk -> Batch, whoever reads."""
+    """Read a Chunk into a Batch, in the main process or in a loader worker."""
 
     def __init__(self, data: Data, samples: Samples, views: Sequence[View], augment: Augment) -> None:
         self.spec, self.samples, self.views = data.spec, samples, views
@@ -119,21 +130,23 @@ class Reader(Dataset[Any]):
         )
 
     def one(self, index: int, keys: Sequence[int]) -> Row:
+        """Read one sample and make its views. Returns the error if it cannot be read. keys: one per view."""
         try:
             read = self.samples[index]
-            made = [augment.sample(read, key) for augment, key in zip(self.augments, keys, strict=True)]
-            # What has a size of its own was made in it.
-            return [fit(one, self.spec) if view.size == 1 else one for view, one in zip(self.views, made, strict=True)]
+            views = [augment.sample(read, key) for augment, key in zip(self.augments, keys, strict=True)]
+            # A view with its own size has that size already, which is not the spec's.
+            return [fit(x, self.spec) if view.size == 1 else x for view, x in zip(self.views, views, strict=True)]
         except FmecoError as error:
             return error
 
     def __getitems__(self, arrays: tuple[Any, Any]) -> Batch:
-        """In a loader's worker; arrays: those of a Chunk, as tensors would travel through shared memory."""
+        """Read a Chunk in a loader worker. arrays: its fields in numpy, since tensors would go through shared memory."""
         chunk = Chunk(*map(torch.from_numpy, arrays))
         rows = [self.one(i, keys) for i, keys in zip(chunk.positions.tolist(), chunk.keys.T.tolist(), strict=True)]
         return self.batch(chunk, rows)
 
     def batch(self, chunk: Chunk, rows: Sequence[Row]) -> Batch:
+        """Join the rows of a Chunk to a Batch; rows that are errors go to `skipped`."""
         skipped = [row.message for row in rows if isinstance(row, FmecoError)]
         good = [row for row in rows if not isinstance(row, FmecoError)]
         if skipped:
@@ -153,8 +166,10 @@ def _targets(targets: Any, positions: Tensor) -> dict[str, Tensor | list[Any]]:
 
 
 def _stack(rows: Sequence[Inputs], ragged: Collection[str]) -> Inputs:
-    """Samples side by side; the inputs named `ragged` are padded to the longest. Images that lie in memory pixel by pixel,
-    as decoders leave them, stay so."""
+    """Stack samples to a batch, and pad the inputs named in `ragged` to the longest sample.
+
+    Images that are channels_last in memory, as decoders return them, stay so.
+    """
     out: Inputs = {}
     for name, first in rows[0].items():
         parts = [row[name] for row in rows]
@@ -176,6 +191,7 @@ def read_batches(
     reading: Reading,
     device: torch.device,
 ) -> Iterator[Batch]:
+    """Yield the Batch of each Chunk in `plan`, on the device. Samples that cannot be read are in `skipped`."""
     reader = Reader(data, samples, views, augment)
     if reading.workers == 0:
         with Threads(reading.threads) as threads:
@@ -186,21 +202,21 @@ def read_batches(
                     rows = threads.map(reader.one, chunk.positions.tolist(), chunk.keys.T.tolist())
                     yield reader.batch(chunk, rows).to(device)
         return
-    # fork keeps plug-in files and packed arrays without copying; elsewhere the platform's default has to do.
+    # fork shares imported plug-in files and packed arrays without copying; other platforms use their default.
     context = "fork" if sys.platform == "linux" else None
     loader = DataLoader(
         reader,
-        batch_sampler=_Arrays(plan),  # type: ignore[arg-type]  # not lists of numbers: they go to __getitems__ whole
-        collate_fn=_same,
+        batch_sampler=_Arrays(plan),  # type: ignore[arg-type]  # arrays instead of lists of indices, for __getitems__
+        collate_fn=_unchanged,
         num_workers=reading.workers,
         worker_init_fn=_start_worker,
         timeout=WORKER_TIMEOUT,
         pin_memory=device.type == "cuda",
         multiprocessing_context=context,
-        # Its own generator: the default one would be drawn from in the middle of a step, after that step was seeded.
+        # DataLoader would draw from the global generator in the middle of a step, after the step was seeded.
         generator=torch.Generator().manual_seed(0),
     )
-    # Until a worker ignores them, signals wait: torch's own handler would have it die of one that the main process answers.
+    # Block signals until the workers ignore them: torch's own handler would end a worker on a signal meant for the run.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         batches = iter(loader)
@@ -211,8 +227,8 @@ def read_batches(
 
 
 def cut_from_device(reader: Reader, held: Held, chunk: Chunk, threads: Threads) -> Batch:
-    """A batch from what the device holds."""
-    whole, skipped = chunk, []
+    """Cut a batch from the split held on the device; read samples that it does not hold yet."""
+    readable, skipped = chunk, []
     if held.missing is not None:
 
         def read(positions: Sequence[int]) -> list[Inputs | FmecoError]:
@@ -223,17 +239,19 @@ def cut_from_device(reader: Reader, held: Held, chunk: Chunk, threads: Threads) 
         if held.bad:
             kept = torch.tensor([i not in held.bad for i in chunk.positions.tolist()])
             skipped = [held.bad[i].message for i in chunk.positions[~kept].tolist()]
-            whole = Chunk(chunk.positions[kept], chunk.keys[:, kept])
-    at = whole.positions.to(held.device, non_blocking=True)
+            readable = Chunk(chunk.positions[kept], chunk.keys[:, kept])
+    at = readable.positions.to(held.device, non_blocking=True)
     view = {name: x.index_select(0, at) for name, x in held.inputs.items()}
-    return Batch([view] * len(reader.views), _targets(held.targets, at), *whole, skipped)
+    return Batch([view] * len(reader.views), _targets(held.targets, at), *readable, skipped)
 
 
-def _same(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     return batch
 
 
 class _Arrays:
+    """Iterate over Chunks as numpy arrays, which are sent to workers faster than tensors."""
+
     def __init__(self, plan: Iterable[Chunk]) -> None:
         self.plan = plan
 
@@ -242,13 +260,14 @@ class _Arrays:
 
 
 class Threads:
-    """A few threads that read while the main one waits. With one, the main one reads."""
+    """Run a function in a thread pool while the main thread waits. With a count of 1, the main thread runs it."""
 
     def __init__(self, count: int) -> None:
         self.count = count
         self.pool: ThreadPoolExecutor | None = None
 
     def map(self, function: Any, *columns: Sequence[Any]) -> list[Any]:
+        """Call the function on each row of the columns, like the built-in `map`. Starts the pool when it is first needed."""
         if self.count == 1 or len(columns[0]) == 1:
             return list(map(function, *columns))
         if self.pool is None:
@@ -256,16 +275,18 @@ class Threads:
         return list(self.pool.map(function, *columns))
 
     def _start(self) -> ThreadPoolExecutor:
-        """Each thread of the pool works alone; what torch itself divides among cores would only get in the others' way.
-        torch keeps that number per thread, but new threads take over the last one that was set: set it back."""
-        pool, number, together = ThreadPoolExecutor(self.count), torch.get_num_threads(), threading.Barrier(self.count)
+        """Start the pool with one torch thread per pool thread, so that pool threads do not compete for cores.
 
-        def alone(_: int) -> None:
+        torch keeps this number per thread, but new threads inherit the last value set anywhere; so it is restored at the end.
+        """
+        pool, before, barrier = ThreadPoolExecutor(self.count), torch.get_num_threads(), threading.Barrier(self.count)
+
+        def use_one_thread(_: int) -> None:
             torch.set_num_threads(1)
-            together.wait()
+            barrier.wait()  # so that every thread of the pool runs this once
 
-        list(pool.map(alone, range(self.count)))
-        torch.set_num_threads(number)
+        list(pool.map(use_one_thread, range(self.count)))
+        torch.set_num_threads(before)
         return pool
 
     def __enter__(self) -> Threads:
@@ -278,7 +299,7 @@ class Threads:
 
 def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
-    # A scheduler signals the whole process group; the main process decides when to stop, and needs its workers for that.
+    # A scheduler signals the whole process group. The main process decides when to stop, and needs its workers until then.
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)

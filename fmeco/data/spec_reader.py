@@ -1,4 +1,4 @@
-"""Load the dataset plug-in that a data description names as its reader, and say how inputs are prepared."""
+"""Load the dataset plug-in that reads a model's new inputs, and describe the preprocessing in words."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from fmeco.plugins.registry import find, require
 
 
 def reader_module(spec: DataSpec) -> ModuleType | None:
-    """Import the plug-in that reads new inputs; None where the description names none.
+    """Import the dataset plug-in named in `spec.reader`; None if it is empty. Raises ConfigError if it is missing.
 
-    read(spec, sources): the samples of files, rows or strings.
-    SENTENCES = True: a source may be a text itself instead of a path.
-    plot(spec, inputs, rows, file): a picture of predictions.
-    shown(spec): how inputs are prepared, in a few words.
+    The module may define:
+    read(spec, sources): return the samples of files, rows or strings.
+    SENTENCES = True: a source may be a text instead of a path.
+    plot(spec, inputs, rows, file): draw predictions to an image file.
+    shown(spec): describe the preprocessing in a few words.
     """
     if not spec.reader:
         return None
@@ -24,10 +25,10 @@ def reader_module(spec: DataSpec) -> ModuleType | None:
 
 
 def show_preprocessing(spec: DataSpec) -> str:
-    """Say how inputs are prepared, as the reader says it; else by the plain values of `spec.preprocessing`."""
+    """Describe the preprocessing in a few words: by the reader's `shown`, or by the plain values in `spec.preprocessing`."""
     try:
         shown = getattr(reader_module(spec), "shown", None)
-    except ConfigError:  # the reader is of a plug-in that is not loaded
+    except ConfigError:  # the reader's plug-in is not loaded
         shown = None
     if shown is not None:
         return str(shown(spec))

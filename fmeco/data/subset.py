@@ -1,4 +1,4 @@
-"""Some samples of a split."""
+"""Select samples of a split."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fmeco.core.data import Data, Inputs, Samples, Wrapped
 
 
 class Part(Wrapped):
-    """Some samples of a split."""
+    """Hold the samples of a split at the positions `at` (n,)."""
 
     def __init__(self, samples: Samples, at: Tensor) -> None:
         super().__init__(samples)
@@ -28,7 +28,8 @@ class Part(Wrapped):
         self.lengths = None if samples.lengths is None else samples.lengths[at]
         digest = hashlib.sha256(f"{samples.content} {self.at}".encode()).hexdigest()
         self.content = digest if samples.content else ""
-        self.block = max(1, round(samples.block * len(self.at) / max(1, len(samples))))  # fewer in a row are alike
+        # A subset has proportionally fewer neighbours that resemble each other.
+        self.block = max(1, round(samples.block * len(self.at) / max(1, len(samples))))
 
     def __len__(self) -> int:
         return len(self.at)
@@ -44,8 +45,10 @@ class Part(Wrapped):
 
 
 def fraction(data: Data, share: float, seed: int) -> Data:
-    """The data with a share of the training samples: of each class of its first target that has classes, and at least
-    one."""
+    """Keep a share of the training samples, per class of the first target with classes, at least one per class.
+
+    The choice depends on the samples' names and the seed. A larger share keeps all samples of a smaller one.
+    """
     samples = data.split("train")
     if share == 1:
         return data
@@ -53,7 +56,7 @@ def fraction(data: Data, share: float, seed: int) -> Data:
     order = torch.tensor(sorted(range(len(samples)), key=draws.__getitem__))
     columns = (x for x in samples.targets.values() if isinstance(x, Tensor) and x.dtype == torch.int64 and x.ndim == 1)
     classes = next(columns, torch.zeros(len(samples)))
-    parts = [order[classes[order] == one] for one in classes.unique()]
+    parts = [order[classes[order] == label] for label in classes.unique()]
     kept = torch.cat([part[: max(1, round(share * len(part)))] for part in parts]).sort().values
     spec = dataclasses.replace(data.spec, sizes={**data.spec.sizes, "train": len(kept)})
     return dataclasses.replace(data, spec=spec, train=Part(samples, kept))

@@ -1,1 +1,1 @@
-"""Layers, metrics and statistics that plug-ins share: pure functions and small blocks."""
+"""Provide layers, metrics and statistics that plug-ins share, as pure functions and small modules."""

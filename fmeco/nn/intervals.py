@@ -1,4 +1,4 @@
-"""Confidence intervals and tests: the bootstrap, also of pairs and of blocks, and McNemar's test."""
+"""Compute confidence intervals and tests: the bootstrap (plain, paired, in blocks) and McNemar's test."""
 
 from __future__ import annotations
 
@@ -12,18 +12,22 @@ from fmeco.core.model import Objective
 from fmeco.core.random import mix
 from fmeco.errors import DataError
 
-# Draws of the bootstrap: of right and wrong answers, which are only counted, and of metrics, which take longer.
+# Number of bootstrap draws: more for accuracy, which only counts correct answers, fewer for metrics that take longer.
 ANSWER_DRAWS, METRIC_DRAWS = 2000, 200
 
 
 def bootstrap(
     n: int, draws: int, stream: int, measure: Callable[[Tensor], float], block: int = 1
 ) -> tuple[float, float]:
-    """Give the 95% interval of a figure by the bootstrap over n samples (percentiles). measure: positions (n,), drawn with
-    replacement -> the figure, not finite where it is not defined on them; nan where it never is.
+    """Compute the 95% percentile interval of a statistic by the bootstrap over n samples; (nan, nan) if never defined.
 
-    https://doi.org/10.1201/9780429246593 (Efron and Tibshirani 1993), chapter 13. block: so many in a row are drawn
-    together, where each is like the next (Politis and Romano 1992, the circular block bootstrap).
+    draws: number of bootstrap draws.
+    stream: number that selects the random draws; the same number gives the same interval.
+    measure: function (positions (n,), drawn with replacement) -> statistic; not finite if it is undefined on them.
+    block: number of consecutive samples to draw together if neighbours resemble each other (circular block bootstrap,
+        Politis and Romano 1992).
+
+    https://doi.org/10.1201/9780429246593 (Efron and Tibshirani 1993), chapter 13.
     """
     block = min(block, n)
     inside = torch.arange(block)
@@ -32,8 +36,8 @@ def bootstrap(
         first = (mix(stream, draw, torch.arange(-(-n // block))) >> 1) % n
         return ((first[:, None] + inside) % n).flatten()[:n]
 
-    found = [measure(positions(draw)) for draw in range(draws)]
-    defined = torch.tensor([one for one in found if math.isfinite(one)], dtype=torch.float64)
+    values = [measure(positions(draw)) for draw in range(draws)]
+    defined = torch.tensor([value for value in values if math.isfinite(value)], dtype=torch.float64)
     if not len(defined):
         return math.nan, math.nan
     low, high = defined.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
@@ -41,31 +45,37 @@ def bootstrap(
 
 
 def measure_at(objective: Objective, rows: Mapping[str, Tensor], metric: str, at: Tensor) -> float:
-    """Compute a metric of the rows at positions (n,); nan where it is not defined on them."""
+    """Compute a metric on the rows at positions `at` (n,); nan if it is undefined on them."""
     return objective.metrics({name: values[at] for name, values in rows.items()}).get(metric, math.nan)
 
 
 def interval(
-    one: Objective,
-    mine: dict[str, Tensor],
-    other: Objective,
-    theirs: dict[str, Tensor],
+    first: Objective,
+    first_rows: dict[str, Tensor],
+    second: Objective,
+    second_rows: dict[str, Tensor],
     metric: str,
     sign: int,
     block: int = 1,
 ) -> tuple[float, float]:
-    """Give the 95% interval of the difference of two models on the same samples, by the paired bootstrap, `block` samples in a
-    row at a time."""
-    a, b = one.correct(mine), other.correct(theirs)
+    """Compute the 95% interval of the difference in a metric, first minus second model, by the paired bootstrap.
+
+    first_rows, second_rows: rows of the two objectives on the same samples, in the same order.
+    sign: 1 if higher is better, -1 if lower is better, so that a positive difference favours the first.
+    block: number of consecutive samples to draw together.
+
+    Raises DataError if the metric is undefined on these samples.
+    """
+    a, b = first.correct(first_rows), second.correct(second_rows)
     gained = a.double() - b.double() if metric == "accuracy" and a is not None and b is not None else None
 
     def measure(at: Tensor) -> float:
         if gained is not None:
             return float(gained[at].mean())
-        return sign * (measure_at(one, mine, metric, at) - measure_at(other, theirs, metric, at))
+        return sign * (measure_at(first, first_rows, metric, at) - measure_at(second, second_rows, metric, at))
 
     low, high = bootstrap(
-        len(mine["index"]), METRIC_DRAWS if gained is None else ANSWER_DRAWS, 0x70616972, measure, block
+        len(first_rows["index"]), METRIC_DRAWS if gained is None else ANSWER_DRAWS, 0x70616972, measure, block
     )
     if math.isnan(low):
         raise DataError(f"{metric} is not defined on these samples")
@@ -73,8 +83,12 @@ def interval(
 
 
 def mcnemar(only_one: int, only_other: int) -> float:
-    """Compute the exact two-sided p of McNemar's test: could a fair coin decide which of two models is right where one of them
-    is? https://doi.org/10.1007/BF02295996"""
+    """Compute the exact two-sided p-value of McNemar's test that two models are equally accurate.
+
+    only_one, only_other: number of samples that only the first, or only the second, model answers correctly.
+
+    https://doi.org/10.1007/BF02295996
+    """
     from scipy.stats import binomtest
 
     if only_one + only_other == 0:

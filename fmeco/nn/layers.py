@@ -1,4 +1,4 @@
-"""Layers and blocks that several plug-ins share: heads, perceptrons, standardised windows, networks on trial."""
+"""Provide layers and helpers that several plug-ins share: heads, MLPs, instance normalisation, trial passes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def mlp(widths: list[int], *, batch_norm: bool, dropout: float) -> nn.Sequential:
-    """Stack linear, batch norm, ReLU, dropout for each step of `widths`: (B, widths[0]) -> (B, widths[-1])."""
+    """Build an MLP (B, widths[0]) -> (B, widths[-1]); each layer is linear, batch norm, ReLU, dropout."""
     layers: list[nn.Module] = []
     for before, after in zip(widths[:-1], widths[1:], strict=True):
         layers.append(nn.Linear(before, after))
@@ -25,7 +25,7 @@ def mlp(widths: list[int], *, batch_norm: bool, dropout: float) -> nn.Sequential
 
 @contextlib.contextmanager
 def trial(backbone: nn.Module) -> Iterator[None]:
-    """Try a network on zeros: within, it is in evaluation mode and without gradients, and afterwards as it was."""
+    """Switch a network to eval mode without gradients inside the `with` block, such as to find its output shapes."""
     training = backbone.training
     try:
         with torch.no_grad():
@@ -36,8 +36,11 @@ def trial(backbone: nn.Module) -> Iterator[None]:
 
 
 class Head(nn.Linear):
-    """The linear head of an objective, (B, width) -> (B, outputs), with dropout before it; starts at zero so that the
-    first predictions are the same for every class and a pretrained backbone gets no random gradient."""
+    """Apply dropout and a linear layer: (B, width) -> (B, outputs).
+
+    Weights start at zero, so the first predictions are equal for all classes, and a pretrained backbone gets no gradient
+    through random weights.
+    """
 
     def __init__(self, width: int, outputs: int, dropout: float) -> None:
         super().__init__(width, outputs)
@@ -52,7 +55,7 @@ class Head(nn.Linear):
 
 
 def by_instance(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Standardise each window of series (B, L) by its own mean and deviation. Returns these too, (B, 1) each."""
+    """Normalise each window of a series (B, L) by its own mean and standard deviation. Returns these too, (B, 1) each."""
     variance, mean = torch.var_mean(x, 1, keepdim=True, correction=0)
     std = (variance + 1e-5).sqrt()
     return (x - mean) / std, mean, std

@@ -1,4 +1,4 @@
-"""Import libraries late, and say in one sentence why one cannot be used."""
+"""Import heavy libraries on demand, and explain a failed import in one sentence."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fmeco.errors import ConfigError
 
 
 def import_torchvision(module: str = "torchvision") -> Any:
-    """Import torchvision late: it takes two seconds. A pair that does not match torch is one clear sentence."""
+    """Import torchvision on demand, since it takes two seconds. Raises ConfigError if it does not match torch."""
     try:
         return importlib.import_module(module)
     except (RuntimeError, ImportError, AttributeError, OSError) as error:

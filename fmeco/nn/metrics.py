@@ -1,4 +1,4 @@
-"""Metrics: pure functions of scores, labels and vectors."""
+"""Compute metrics as pure functions of scores, labels and vectors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ NEIGHBOURS, TEMPERATURE = 20, 0.07  # as in https://arxiv.org/abs/2104.14294, ap
 
 
 def votes(alike: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Votes (n, C) of the nearest of N samples with classes (N,), by cosine similarities s (n, N): each weighs exp(s / 0.07).
+    """Sum weighted votes (n, C) of the 20 nearest samples (weighted k-nearest neighbours).
+
+    alike: (n, N) cosine similarities s to N samples; a neighbour's vote has the weight exp(s / 0.07).
+    labels: (N,) classes of the N samples.
+    classes: C.
 
     https://arxiv.org/abs/1805.01978 section 3.4.
     """
@@ -22,8 +26,10 @@ def votes(alike: Tensor, labels: Tensor, classes: int) -> Tensor:
 
 
 def roc_auc(scores: Tensor, positive: Tensor) -> float:
-    """Area under the ROC curve of scores (N,) for bool labels (N,): the share of (positive, negative) pairs ranked
-    right, ties counting half (Mann-Whitney). nan when one side is empty."""
+    """Compute the area under the ROC curve of scores (N,) for bool labels (N,); nan without positives or negatives.
+
+    It is the share of (positive, negative) pairs in the right order; ties count half (Mann-Whitney U).
+    """
     n_pos = int(positive.sum())
     n_neg = len(positive) - n_pos
     if n_pos == 0 or n_neg == 0:
@@ -36,8 +42,10 @@ def roc_auc(scores: Tensor, positive: Tensor) -> float:
 
 
 def average_precision(scores: Tensor, positive: Tensor) -> float:
-    """Average precision of scores (N,) for bool labels (N,): sum over thresholds of precision times the recall gained.
-    nan without positives."""
+    """Compute the average precision of scores (N,) for bool labels (N,); nan without positives.
+
+    It is the sum over thresholds of the precision times the increase in recall.
+    """
     n_pos = int(positive.sum())
     if n_pos == 0:
         return float("nan")
@@ -46,8 +54,10 @@ def average_precision(scores: Tensor, positive: Tensor) -> float:
 
 
 def recall_at_precision(scores: Tensor, positive: Tensor, precision: float) -> float:
-    """The highest recall of any threshold on scores (N,) whose precision is at least `precision`, for bool labels (N,);
-    0 where there is none, nan without positives."""
+    """Compute the highest recall of all thresholds on scores (N,) that have at least this precision for bool labels (N,).
+
+    Returns 0 if no threshold has it, nan without positives.
+    """
     n_pos = int(positive.sum())
     if n_pos == 0:
         return float("nan")
@@ -56,7 +66,7 @@ def recall_at_precision(scores: Tensor, positive: Tensor, precision: float) -> f
 
 
 def _at_each_threshold(scores: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
-    """(positives, samples) at each distinct score (L,), the highest first."""
+    """Count (positives, samples) at each of the L distinct scores, two tensors (L,), highest score first."""
     _, inverse = scores.double().unique(return_inverse=True)
     empty = torch.zeros(int(inverse.max()) + 1, dtype=torch.float64)
     ones = torch.ones(len(scores), dtype=torch.float64)
@@ -64,8 +74,12 @@ def _at_each_threshold(scores: Tensor, positive: Tensor) -> tuple[Tensor, Tensor
 
 
 def calibration_error(probability: Tensor, right: Tensor, bins: int = 15) -> float:
-    """Expected calibration error of the probabilities (N,) that answers were given, of which some were `right` (N,):
-    sum over bins of equal width of |share right - mean probability|, weighted by the bins' shares of the samples.
+    """Compute the expected calibration error of predicted probabilities.
+
+    It is the sum over bins of equal width of |accuracy - mean probability|, weighted by each bin's share of the samples.
+
+    probability: (N,) probability of each predicted answer.
+    right: (N,) bool, whether the answer is correct.
 
     https://arxiv.org/abs/1706.04599 (Guo et al. 2017), equation 3.
     """
@@ -75,40 +89,50 @@ def calibration_error(probability: Tensor, right: Tensor, bins: int = 15) -> flo
 
 
 def spread(z: Tensor) -> float:
-    """How far the directions of vectors (N, D) differ: the deviation of their normalised values times the square root of D.
-    1 = everywhere, 0 = all the same. https://arxiv.org/abs/2011.10566 section 4.1."""
+    """Measure how much the directions of vectors (N, D) differ: 0 = all the same (collapse), 1 = spread evenly.
+
+    It is the mean standard deviation per dimension of the normalised vectors, times sqrt(D).
+    https://arxiv.org/abs/2011.10566 section 4.1.
+    """
     return float(F.normalize(z.double(), dim=1).std(0, correction=0).mean() * math.sqrt(z.shape[1]))
 
 
 def effective_rank(x: Tensor) -> float:
-    """In how many directions vectors (N, D) vary: exp of the entropy of their singular values' shares.
-    https://arxiv.org/abs/2210.02885 (RankMe), equation (1); of centred vectors, so that a common part is no direction."""
+    """Measure in how many directions vectors (N, D) vary: exp of the entropy of their normalised singular values.
+
+    https://arxiv.org/abs/2210.02885 (RankMe), equation (1), here with centred vectors, so that their mean does not count.
+    """
     sizes = torch.linalg.svdvals((x - x.mean(0)).double())
     shares = sizes / sizes.sum().clamp_min(1e-12)
     return float((-(shares * shares.clamp_min(1e-12).log()).sum()).exp())
 
 
 def neighbours_agree(x: Tensor, labels: Tensor) -> float:
-    """Share of samples (N, D) whose class the others' votes name."""
+    """Compute the leave-one-out accuracy of `votes` on vectors (N, D) with classes (N,)."""
     x = F.normalize(x, dim=1)
-    alike = (x @ x.T).fill_diagonal_(-math.inf)  # a vote for itself would weigh exp(-inf)
-    found = votes(alike, labels, int(labels.max()) + 1)
-    return float((found.argmax(1) == labels).double().mean())
+    alike = (x @ x.T).fill_diagonal_(-math.inf)  # a sample's vote for itself gets the weight exp(-inf) = 0
+    predicted = votes(alike, labels, int(labels.max()) + 1).argmax(1)
+    return float((predicted == labels).double().mean())
 
 
 def alignment(one: Tensor, other: Tensor) -> float:
-    """How far apart two views of a sample are: the mean squared distance of normalised vectors (N, D), 0..4.
-    https://arxiv.org/abs/2005.10242 section 4.1, with alpha = 2."""
+    """Compute the mean squared distance, 0..4, between the normalised vectors (N, D) of two views of each sample.
+
+    https://arxiv.org/abs/2005.10242 section 4.1, with alpha = 2.
+    """
     return float((F.normalize(one.double(), dim=1) - F.normalize(other.double(), dim=1)).square().sum(1).mean())
 
 
 def uniformity(x: Tensor) -> float:
-    """How evenly vectors (N, D), normalised, cover the sphere: the logarithm of the mean of exp(-2 d^2) over all pairs, which
-    are d apart; 0 = all the same, lower is more even. https://arxiv.org/abs/2005.10242 section 4.1, with t = 2."""
+    """Measure how evenly normalised vectors (N, D) cover the sphere: 0 = all the same, lower = more even.
+
+    It is the logarithm of the mean of exp(-2 d^2) over all pairs, with d their distance.
+    https://arxiv.org/abs/2005.10242 section 4.1, with t = 2.
+    """
     return float(F.pdist(F.normalize(x.double(), dim=1)).square().mul(-2).exp().mean().log())
 
 
 def retrieved(one: Tensor, other: Tensor) -> float:
-    """Share of samples whose view in `one` (N, D) is nearer to its own other view in `other` (N, D) than to anyone else's."""
+    """Compute the share of samples whose nearest vector in `other` (N, D) to their vector in `one` (N, D) is their own."""
     alike = F.normalize(one, dim=1) @ F.normalize(other, dim=1).T
     return float((alike.argmax(1) == torch.arange(len(one))).double().mean())

@@ -1,4 +1,4 @@
-"""Mixing pairs of samples: pure functions of a batch and its keys."""
+"""Mix pairs of samples (mixup, CutMix), as a pure function of a batch and its keys."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from fmeco.core.data import Inputs
 def mix_batch(inputs: Inputs, keys: Tensor, mixup: float, cutmix: float) -> tuple[Inputs, Tensor, float]:
     """Mix each sample with its neighbour in the (shuffled) batch, with one ratio for the whole batch.
 
-    inputs: float tensors (B, ...); cutmix wants (B, C, H, W). keys: (B,) int64. mixup, cutmix: the alpha of
-    Beta(alpha, alpha), 0 = off; with both on, a fair coin decides for each batch.
-    Returns the mixed inputs, the partner of each sample (B,), and lam: the share of the sample's own label.
+    inputs: float tensors (B, ...); cutmix needs (B, C, H, W).
+    keys: (B,) int64.
+    mixup, cutmix: alpha of Beta(alpha, alpha), 0 = off; if both are on, each batch uses either with probability 1/2.
+
+    Returns the mixed inputs, the position of each sample's partner (B,), and the weight lam of the sample's own label.
 
     mixup: https://arxiv.org/abs/1710.09412 equation (1). cutmix: https://arxiv.org/abs/1905.04899 equations (1), (2).
     """

@@ -1,4 +1,4 @@
-"""Set the numeric precision of forward passes, and know when a device's numbers are there."""
+"""Set the numeric precision of forward passes, and tell which devices compute asynchronously."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ NOTHING = contextlib.nullcontext()
 
 
 def autocast(device: torch.device, precision: str) -> Any:
-    """Enter torch's autocast for bf16 and fp16; nothing for fp32."""
+    """Return torch's autocast context for bf16 or fp16, or a context that does nothing for fp32."""
     if precision == "fp32":
         return NOTHING
     return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
 
 
 def immediate(device: torch.device) -> bool:
-    """Tell whether a number is there as soon as it is asked for. Only CUDA computes behind the host's back, and has kernels of
-    optimizers that leave out by themselves what is not finite."""
+    """Tell whether reading a number from the device needs no synchronisation, as on all devices but CUDA.
+
+    Only CUDA also has fused optimizer kernels that skip a step with non-finite gradients by themselves.
+    """
     return device.type != "cuda"

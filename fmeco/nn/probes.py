@@ -1,4 +1,4 @@
-"""Probes: how good vectors are for a task, by nearest neighbours, a linear head and LogME. Pure functions."""
+"""Measure how well vectors suit a task, by nearest neighbours, a linear head and LogME. All functions are pure."""
 
 from __future__ import annotations
 
@@ -14,30 +14,37 @@ from fmeco.core.target import Target
 from fmeco.nn.intervals import bootstrap
 from fmeco.nn.metrics import average_precision, votes
 
-PENALTIES = tuple(10.0**n for n in range(2, -7, -1))  # of the linear head, strongest first
-# Draws of the bootstrap of a probe's score: of accuracy and R2, and of mean average precision, which takes longer.
+PENALTIES = tuple(10.0**n for n in range(2, -7, -1))  # weight penalties of the linear head, strongest first
+# Number of bootstrap draws of a probe's score: for accuracy and R2, and for mean average precision, which takes longer.
 DRAWS, FEW_DRAWS = 1000, 200
 
 
 class Split(NamedTuple):
-    """Features (N, D) and targets: classes (N,), labels (N, C) or numbers (N,)."""
+    """Hold the features and targets of a split.
+
+    x: (N, D) features.
+    y: targets: classes (N,), labels (N, C) or numbers (N,).
+    """
 
     x: Tensor
     y: Tensor
 
 
 def knn(train: Split, test: Split, classes: int) -> Tensor:
-    """Votes (N, C) of the nearest training samples."""
+    """Compute the votes (N, C) of the nearest training samples for each test sample."""
     x = F.normalize(train.x, dim=1)
     parts = F.normalize(test.x, dim=1).split(1024)
     return torch.cat([votes(part @ x.T, train.y, classes) for part in parts])
 
 
 def linear(train: Split, target: Target, penalty: float, start: Tensor | None = None) -> Tensor:
-    """The weights (D + 1, C) of a linear head, bias last, that minimise the mean loss plus penalty / 2 times the squared
-    weights: cross-entropy for classes, its binary kind for several labels, the squared error for a number (C = 1).
+    """Fit a linear head. Returns its weights (D + 1, C); the last row is the bias.
 
-    Logistic losses by L-BFGS to convergence, from `start`; the squared one in closed form.
+    Minimises the mean loss plus penalty / 2 times the squared weights. The loss is cross-entropy for classes, binary
+    cross-entropy for labels and the squared error for numbers (C = 1). The squared error is solved in closed form, the
+    others by L-BFGS to convergence.
+
+    start: initial weights (D + 1, C) for L-BFGS; None = zeros.
     """
     ones = torch.ones(len(train.x), 1)
     x = torch.cat([train.x, ones], 1)
@@ -58,7 +65,7 @@ def linear(train: Split, target: Target, penalty: float, start: Tensor | None = 
     terms = len(x) if loss_name == "softmax" else wanted.size
 
     def loss(flat: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
-        """The objective, and its gradient by the chain rule: x.T @ (probabilities - wanted) / N."""
+        """Compute the objective and its gradient, whose data term is x.T @ (probabilities - wanted) / terms."""
         weights = flat.reshape(shape).astype(np.float32)
         scores = (x @ torch.from_numpy(weights)).numpy()
         if loss_name == "softmax":
@@ -74,26 +81,25 @@ def linear(train: Split, target: Target, penalty: float, start: Tensor | None = 
         return fit + float((decayed * np.square(weights)).sum()) / 2, gradient.ravel().astype(float)
 
     begin = np.zeros(shape[0] * shape[1]) if start is None else start.double().flatten().numpy()
-    with threadpool_limits(
-        1, "blas"
-    ):  # scipy's threads and torch's, waiting for work side by side, take five times as long
-        found = minimize(loss, begin, jac=True, method="L-BFGS-B", options={"maxiter": 500, "ftol": 1e-7, "gtol": 1e-5})
-    return torch.from_numpy(found.x).float().view(shape)
+    options = {"maxiter": 500, "ftol": 1e-7, "gtol": 1e-5}
+    with threadpool_limits(1, "blas"):  # idle BLAS threads of scipy slow down torch's threads fivefold
+        solved = minimize(loss, begin, jac=True, method="L-BFGS-B", options=options)
+    return torch.from_numpy(solved.x).float().view(shape)
 
 
 def score(outputs: Tensor, y: Tensor, target: Target) -> float:
-    """The metric of a head's outputs (N, C): accuracy, mean average precision, or R2. Higher is better."""
+    """Compute the metric of a head's outputs (N, C): accuracy, mean average precision or R2. Higher is better."""
     if target.traits.loss == "softmax":
         return float((outputs.argmax(1) == y).double().mean())
     if target.traits.loss == "sigmoid":
         each = [average_precision(outputs[:, c], y[:, c] > 0) for c in range(y.shape[1])]
-        return float(torch.tensor([one for one in each if one == one], dtype=torch.float64).mean())
+        return float(torch.tensor([x for x in each if not math.isnan(x)], dtype=torch.float64).mean())
     error = (outputs[:, 0].double() * target.std + target.mean - y.double()).square().sum()
     return float(1 - error / (y.double() - y.double().mean()).square().sum())
 
 
 def interval(outputs: Tensor, y: Tensor, target: Target) -> tuple[float, float]:
-    """The 95% interval of `score` by the bootstrap over samples (percentiles)."""
+    """Compute the 95% interval of `score` by the bootstrap over samples (percentiles)."""
     right = outputs.argmax(1) == y if target.traits.loss == "softmax" else None
 
     def measure(at: Tensor) -> float:
@@ -103,9 +109,11 @@ def interval(outputs: Tensor, y: Tensor, target: Target) -> tuple[float, float]:
 
 
 def logme(x: Tensor, y: Tensor, target: Target) -> float:
-    """The logarithm of the evidence of features (N, D) for the targets, per sample; mean over classes, each as 0 or 1.
+    """Compute LogME: the log evidence of a Bayesian linear model of the targets on features (N, D), per sample.
 
-    https://arxiv.org/abs/2102.11005 (You et al. 2021), equation (2) and algorithm 1, by the features' singular values.
+    Classes and labels are 0/1 targets, one model per class; the result is the mean over classes, nan without any.
+
+    https://arxiv.org/abs/2102.11005 (You et al. 2021), equation (2) and algorithm 1, with the features' singular values.
     """
     u, sizes, _ = torch.linalg.svd(x.double(), full_matrices=False)
     squares, (n, d) = sizes.square(), x.shape
@@ -117,7 +125,7 @@ def logme(x: Tensor, y: Tensor, target: Target) -> float:
     evidence = []
     for column in columns.T:
         if loss != "squares" and not 0 < float(column.sum()) < n:
-            continue  # a class without samples says nothing
+            continue  # a class that no sample, or every sample, has carries no information
         z2 = (u.T @ column).square()  # (min(N, D),)
         outside = float(column.square().sum() - z2.sum())
         alpha = beta = 1.0
