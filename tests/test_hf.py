@@ -631,7 +631,7 @@ def test_a_hub_serves_shards_and_a_licence(server: str, fmeco: Fmeco, monkeypatc
     model("m", "bert")
     Path("m/model.safetensors").unlink()
     Path("m/model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ConfigError, match="weight_map must name .safetensors files of the same folder"):
+    with pytest.raises(ConfigError, match=r"weight_map must name \.safetensors files of the same folder"):
         started("./m")
 
 
