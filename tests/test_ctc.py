@@ -199,7 +199,7 @@ def test_what_is_heard_early_comes_early() -> None:
 def test_what_keeps_no_time_or_has_too_little_is_refused() -> None:
     spec = image(16, 64)
     for name in ("mlp", "shufflenet_v2_x0_5"):
-        with pytest.raises(ConfigError, match="keeps time"):
+        with pytest.raises(ConfigError, match="needs features per time step"):
             ctc.build(backbone(name, spec), spec)
     with pytest.raises(ConfigError, match="kind class"):
         other = DataSpec("audio", spec.inputs, {"label": Target("class", ("a", "b"))})

@@ -111,4 +111,4 @@ def test_what_cannot_be_learned_from_is_refused(teacher: str, fmeco: Fmeco) -> N
     assert answer.code == 0 and "val_distance" in answer.json["metrics"], answer.err
     assert json.dumps("features") in json.dumps(peek(Path("f/config.yaml"))["objective"]["on"])
     answer = fmeco("evaluate", "f", "--split", "val")
-    assert answer.code == 2 and "a teacher is there in training alone" in answer.err
+    assert answer.code == 2 and "the teacher is loaded only in training" in answer.err

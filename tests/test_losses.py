@@ -122,7 +122,7 @@ def test_multi_task_adds_the_losses_of_what_is_labelled() -> None:
     right = [max(range(3), key=logits[i].__getitem__) == kind[i] for i in (0, 2, 3)]
     assert metrics["kind_accuracy"] == pytest.approx(sum(right) / 3)
     assert metrics["score"] == pytest.approx((metrics["kind_accuracy"] + metrics["size_r2"]) / 2)
-    with pytest.raises(ConfigError, match="asks for more than the backbone's vectors"):
+    with pytest.raises(ConfigError, match="needs more than the backbone's vectors"):
         mixed = choose("objective", {"name": "multi_task", "tasks": {"kind": {"name": "classification", "mixup": 0.2}}})
         mixed.plugin.build({"backbone": made.backbone, "spec": spec}, mixed.options)
 

@@ -362,4 +362,4 @@ def test_hidden_patches_do_not_enter_the_backbone_that_has_a_decoder(fmeco: Fmec
     answer = fmeco("pretrain", "m.yaml", "--set", "backbone=mlp", "--out", "x")
     assert answer.code == 2
     answer = fmeco("pretrain", "m.yaml", "--set", "objective.rate=0.99", "--out", "x")
-    assert answer.code == 2 and "leaves none" in answer.err
+    assert answer.code == 2 and "leaves no patch visible" in answer.err

@@ -189,7 +189,7 @@ def test_losses_and_metrics_equal_their_formulas() -> None:
     assert torch.allclose(3 * one + 100, other, atol=1e-2)
     normal, mean, std = by_instance(x)
     assert torch.allclose(normal * std + mean, x, atol=1e-5)
-    with pytest.raises(ConfigError, match=r"hold 0\.5"):
+    with pytest.raises(ConfigError, match=r"include 0\.5"):
         objective("forecast", Target("series", steps=3), loss="quantile", quantiles=[0.1, 0.9])
 
 

@@ -73,7 +73,7 @@ def strip_config(raw: dict[str, Any], where: str) -> dict[str, Any]:
     if parts := [key for key, value in raw.items() if isinstance(value, dict) and "model_type" in value]:
         raise ConfigError(f"{where}: {listing(parts)}: it is made of several models")
     if not isinstance(raw.get("model_type"), str):
-        raise ConfigError(f"{where}: no key model_type, so the architecture is unknown")
+        raise ConfigError(f"{where}: no model_type, the key that names the architecture")
     out = {key: value for key, value in _public(raw).items() if key not in (*REFUSED, *DROPPED)}
     if len(json.dumps(out)) > KEPT:
         raise ConfigError(f"{where}: larger than {KEPT >> 10} KB, too large for the description of an architecture")

@@ -1,1 +1,1 @@
-"""objectives: what is learned: Batch -> Loss; one plug-in per file."""
+"""Objectives, one per file: each turns a Batch into a Loss. The name of the file is the name in YAML."""

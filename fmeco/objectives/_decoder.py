@@ -1,4 +1,4 @@
-"""A small decoder, which guesses patches that the backbone did not see."""
+"""Define the small decoder that reconstructs masked patches."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ HEADS = 4
 
 
 class Decoder(nn.Module):
-    """Features of the tokens that were not hidden (B, K, D), and which ones were (B, T) -> features of all (B, T, D / 2).
-    https://arxiv.org/abs/2111.06377 section 3."""
+    """Compute features of all tokens from those of the visible ones. https://arxiv.org/abs/2111.06377 section 3
+
+    `forward(seen, hidden)`: features of the visible tokens (B, K, D) and the mask of the hidden ones (B, T) -> (B, T, D / 2).
+    """
 
     def __init__(self, backbone: Backbone, depth: int) -> None:
         super().__init__()
@@ -32,9 +34,9 @@ class Decoder(nn.Module):
 
     def forward(self, seen: Tensor, hidden: Tensor) -> Tensor:
         x = self.enter(seen)
-        whole = self.blank.to(x.dtype).expand(*hidden.shape, -1)
-        x = whole.masked_scatter(~hidden[..., None], x) + self.positions
+        tokens = self.blank.to(x.dtype).expand(*hidden.shape, -1)
+        x = tokens.masked_scatter(~hidden[..., None], x) + self.positions
         for block in self.blocks:
             x = block(x)
-        found: Tensor = self.norm(x)
-        return found
+        features: Tensor = self.norm(x)
+        return features

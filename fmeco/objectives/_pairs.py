@@ -1,4 +1,4 @@
-"""What objectives over two views of each sample share: projections, and how the representation is watched."""
+"""Define the base class of objectives that compare two views of each sample: projections, and metrics of collapse."""
 
 from __future__ import annotations
 
@@ -13,30 +13,34 @@ from fmeco.core import Backbone, Batch, Loss, Objective, View
 from fmeco.nn.layers import mlp
 from fmeco.nn.metrics import effective_rank, spread
 
-WATCHED = 4096  # samples of a split, evenly spread, that ranks are taken of
-COLLAPSED = 0.05  # of `spread`
-FLAT = 2.5  # of `projection_rank`
+WATCHED = 4096  # ranks are computed on at most so many samples, evenly spread over the split
+COLLAPSED = 0.05  # a `spread` below this is a collapse
+FLAT = 2.5  # a `projection_rank` below this is a collapse
 
 
 def projector(width: int, hidden: int, out: int, layers: int) -> nn.Sequential:
-    """Vectors (B, width) -> projections (B, out): linear layers, all but the last followed by batch norm and ReLU."""
+    """Build a projector (B, width) -> (B, out): linear layers, all but the last followed by batch norm and ReLU."""
     widths = [width, *[hidden] * (layers - 1)]
     return nn.Sequential(*mlp(widths, batch_norm=True, dropout=0.0), nn.Linear(widths[-1], out))
 
 
 class Pairs(Objective):
-    """Two views of each sample through backbone and projector.
+    """Compare two views of each sample after backbone and projector.
 
-    Evaluation sees plain samples: `effective_rank` of the backbone's vectors and, of the projections, where a collapse
-    shows first, `projection_rank` and the `spread` of their directions, or their standard deviation.
+    Evaluation uses samples without augmentation and measures the effective rank of the backbone's vectors, and the rank
+    and spread of the projections, where a collapse shows first.
+    cause: the most likely cause of a collapse, for the warning.
+    flat: the `projection_rank` below which the representation counts as collapsed.
+    directed: whether the loss depends on the projections' directions only; `spread` is then that of the directions, else
+        the projections' standard deviation.
     """
 
     views: tuple[View, ...] = (View("one"), View("other"))
     coupled = True
     probes = ("knn",)
-    cause = "the learning rate may be too high"  # of a collapse, most likely
+    cause = "the learning rate may be too high"
     flat = FLAT
-    directed = True  # only the projections' directions matter to the loss
+    directed = True
     directions: Mapping[str, Literal["max", "min"]] = {
         "effective_rank": "max",
         "projection_rank": "max",
@@ -49,15 +53,15 @@ class Pairs(Objective):
 
     @abstractmethod
     def losses(self, one: Tensor, other: Tensor, *rest: Tensor, target: Mapping[str, Tensor | list[Any]]) -> Tensor:
-        """The loss of each sample (B,), from what `represent` gives."""
+        """Compute the loss of each sample (B,) from the tensors that `represent` returned."""
 
     def represent(self, batch: Batch) -> tuple[Tensor, ...]:
-        """Projections (B, D) of the two views."""
+        """Compute the projections (B, D) of the two views."""
         return tuple(self.projector(self.backbone(view).vector).float() for view in batch.views)
 
     def compare(self, parts: tuple[Tensor, ...], target: Mapping[str, Tensor | list[Any]]) -> Loss:
-        found = self.losses(*parts, target=target)
-        return Loss(found.sum(), len(found))
+        losses = self.losses(*parts, target=target)
+        return Loss(losses.sum(), len(losses))
 
     def loss(self, batch: Batch) -> Loss:
         return self.compare(self.represent(batch), batch.target)
@@ -79,4 +83,4 @@ class Pairs(Objective):
         if metrics["spread"] >= COLLAPSED and metrics["projection_rank"] >= self.flat:
             return None
         numbers = f"spread {metrics['spread']:.3f}, projection_rank {metrics['projection_rank']:.1f}"
-        return f"the representation has collapsed: samples look alike ({numbers}); {self.cause}"
+        return f"the representation has collapsed: all samples have nearly the same vector ({numbers}); {self.cause}"

@@ -1,7 +1,7 @@
-"""What to recommend next: the whole catalogue ranked for each history, and how well that foretells what was taken.
+"""Rank the whole catalogue for each history, and measure how high the true next item ranks.
 
-Ranks are among all items, not among a few that are drawn: such samples can order methods wrongly
-(https://doi.org/10.1145/3394486.3403226). Each sample has one right answer, its last item.
+Ranks are among all items: metrics on sampled items can order methods wrongly (https://doi.org/10.1145/3394486.3403226).
+Each sample has one right answer, its last item.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from fmeco.core import Batch, DataSpec, Inputs, Objective
 from fmeco.nn.ids import FIRST_ITEM
 
-TOP = 10  # items that are recommended, and that metrics look at
+TOP = 10  # number of items that are recommended, and the cut-off of the metrics
 
 DIRECTIONS: Mapping[str, Literal["max", "min"]] = {
     f"ndcg@{TOP}": "max",
@@ -27,15 +27,17 @@ DIRECTIONS: Mapping[str, Literal["max", "min"]] = {
 
 
 def asked(inputs: Inputs) -> tuple[Inputs, Tensor]:
-    """Sequences -> the histories without their last item, and that item (B,)."""
+    """Split each sequence into its history and its last item. Returns (inputs without the last item, last item (B,))."""
     tokens = inputs["tokens"]
     last = tokens.ne(0).sum(1, keepdim=True) - 1  # (B, 1)
     return {**inputs, "tokens": tokens.scatter(1, last, 0)}, tokens.gather(1, last)[:, 0]
 
 
 def rank(scores: Tensor, wanted: Tensor) -> Tensor:
-    """The rank (B,) of ids (B,) by scores (B, ids), from 1; ties go to the lower id. 0 where the score is -inf: the item
-    cannot be recommended, which is a miss."""
+    """Compute the rank (B,) of the ids `wanted` (B,) by scores (B, ids), from 1; on ties the lower id ranks higher.
+
+    The rank is 0 if the score is -inf: the item cannot be recommended, which counts as a miss.
+    """
     own = scores.gather(1, wanted[:, None])  # (B, 1)
     earlier = torch.arange(scores.shape[1], device=scores.device) < wanted[:, None]
     ahead = (scores > own) | ((scores == own) & earlier)
@@ -43,59 +45,69 @@ def rank(scores: Tensor, wanted: Tensor) -> Tensor:
 
 
 class Catalogue(NamedTuple):
-    """What may be recommended. items: by id, the first one has FIRST_ITEM. repeats: also what a history holds already."""
+    """Hold the items that can be recommended.
+
+    items: names by id; the first item has id FIRST_ITEM.
+    repeats: whether to recommend items that the history already holds.
+    """
 
     items: tuple[str, ...]
     repeats: bool
 
     @property
     def rows(self) -> tuple[str, ...]:
-        """A name for each id. Names of items have no space at their ends."""
+        """Return a name for each id; the space in front keeps the first two apart from items' names."""
         return (" padding", " unknown", *self.items)
 
     def allowed(self, scores: Tensor, history: Inputs) -> Tensor:
-        """Scores (B, ids) with -inf where there is nothing to recommend."""
+        """Set the scores (B, ids) of ids that must not be recommended to -inf."""
         scores = scores.clone()
         scores[:, :FIRST_ITEM] = -torch.inf
         if not self.repeats:
             for name in ("tokens", "seen"):
                 if name in history:
-                    scores.scatter_(1, history[name], -torch.inf)  # padding is of id 0
+                    scores.scatter_(1, history[name], -torch.inf)  # padding has id 0
         return scores
 
     def best(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """The TOP ids with the highest of the allowed scores (B, ids), 0 where there are fewer, and their probabilities."""
-        found, ids = scores.topk(min(TOP, len(self.items)), 1)
-        none = found.isinf()
-        shares = (found - scores.logsumexp(1, keepdim=True)).exp()
+        """Return the TOP ids with the highest allowed scores (B, ids), and their probabilities; 0 if there are fewer."""
+        highest, ids = scores.topk(min(TOP, len(self.items)), 1)
+        none = highest.isinf()
+        shares = (highest - scores.logsumexp(1, keepdim=True)).exp()
         return ids.masked_fill(none, 0), shares.masked_fill(none, 0.0)
 
     def answers(self, scores: Tensor, history: Inputs, wanted: Tensor) -> dict[str, Tensor]:
-        """Rows for `metrics`, from scores (B, ids) of histories and what came next (B,)."""
+        """Compute the rows for `metrics` from scores (B, ids) of histories and the true next items (B,)."""
         scores = self.allowed(scores, history)
         return {"rank": rank(scores, wanted), "top": self.best(scores)[0]}
 
     def metrics(self, rows: Mapping[str, Tensor]) -> dict[str, float]:
-        """With one right answer of rank r: NDCG is 1 / log2(1 + r) and the hit rate 1 where r is at most TOP, the reciprocal
-        rank 1 / r; all are 0 for a miss. coverage: the share of the catalogue that is recommended to anyone."""
-        place = rows["rank"].double()
-        there, high = place > 0, (place > 0) & (place <= TOP)
-        place = place.clamp_min(1)
+        """Compute NDCG, hit rate, reciprocal rank and coverage.
+
+        For the rank r of the one right answer, means over samples, with 0 for a miss:
+        ndcg: 1 / log2(1 + r) if r <= TOP, else 0.
+        hr: 1 if r <= TOP, else 0.
+        mrr: 1 / r.
+        coverage: share of the catalogue that is among the TOP items of at least one sample.
+        """
+        position = rows["rank"].double()
+        hit, high = position > 0, (position > 0) & (position <= TOP)
+        position = position.clamp_min(1)
         used = rows["top"].flatten().bincount(minlength=FIRST_ITEM)[FIRST_ITEM:].count_nonzero()
-        found = (
-            torch.where(high, 1 / (1 + place).log2(), 0.0).mean(),
+        values = (
+            torch.where(high, 1 / (1 + position).log2(), 0.0).mean(),
             high.double().mean(),
-            torch.where(there, 1 / place, 0.0).mean(),
+            torch.where(hit, 1 / position, 0.0).mean(),
             used / len(self.items),
         )
-        return {name: float(value) for name, value in zip(DIRECTIONS, found, strict=True)}
+        return {name: float(value) for name, value in zip(DIRECTIONS, values, strict=True)}
 
     def predict(self, scores: Tensor, history: Inputs) -> dict[str, Tensor]:
         top, probability = self.best(self.allowed(scores, history))
         return {"top": top, "probability": probability}
 
     def decode(self, outputs: Mapping[str, Tensor]) -> list[dict[str, str | float]]:
-        """The best item, and all that are recommended, the best one first."""
+        """Name the best item, and all recommended items in descending order."""
         rows: list[dict[str, str | float]] = []
         for ids, probability in zip(outputs["top"].tolist(), outputs["probability"].tolist(), strict=True):
             names = [self.items[i - FIRST_ITEM] for i in ids if i >= FIRST_ITEM]
@@ -106,29 +118,31 @@ class Catalogue(NamedTuple):
 
 
 def catalogue(spec: DataSpec) -> Catalogue | None:
-    """What may be recommended, where the data is of events."""
+    """Return the catalogue of a dataset of events; None for other data."""
     if spec.modality != "events":
         return None
     return Catalogue(tuple(spec.preprocessing["items"]), bool(spec.preprocessing["repeats"]))
 
 
 class Recommends(Objective):
-    """An objective over ids that, of events, is asked what comes next: evaluated and used by ranking the `catalogue`, which
-    is None of other data."""
+    """Base of objectives over ids that recommend the next item if the data is events.
+
+    On events they are evaluated, and predict, by ranking the `catalogue`; it is None for other data.
+    """
 
     catalogue: Catalogue | None
 
     @abstractmethod
     def scores(self, history: Inputs) -> Tensor:
-        """How well each id fits as what comes next (B, ids), in full precision: half would give many items one score."""
+        """Score each id as the next item (B, ids), in float32: half precision would give many items the same score."""
 
     @abstractmethod
     def guessed(self, batch: Batch) -> dict[str, Tensor]:
-        """`rows` of data that is no events."""
+        """Compute `rows` for data other than events."""
 
     @abstractmethod
     def measured(self, rows: dict[str, Tensor]) -> dict[str, float]:
-        """`metrics` of data that is no events."""
+        """Compute `metrics` for data other than events."""
 
     def rows(self, batch: Batch) -> dict[str, Tensor]:
         if self.catalogue is None:

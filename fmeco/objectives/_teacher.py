@@ -1,4 +1,4 @@
-"""A teacher that follows its student: a moving average of backbone and projector."""
+"""Define the momentum teacher: a moving average of the student's backbone and projector."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ from fmeco.core import Backbone, Inputs
 
 
 def momentum(start: float, progress: float) -> float:
-    """How much of itself a teacher keeps at a step, from `start` to 1 over the run, by half a cosine.
-    https://arxiv.org/abs/2006.07733 section 3.3."""
+    """Compute the teacher's momentum: from `start` to 1 over the run, along half a cosine.
+
+    progress: finished share of the run.
+    https://arxiv.org/abs/2006.07733 section 3.3.
+    """
     return 1 - (1 - start) * (math.cos(math.pi * progress) + 1) / 2
 
 
 class MovingTeacher(nn.Module):
-    """Inputs -> projections (B, D), without a gradient.
+    """Compute projections (B, D) of inputs, without gradients.
 
-    Its parameters never learn: they require no gradient, so that no optimizer is handed them, and `follow` moves them.
-    Batch norm works with the statistics of the batch, as the papers' teachers do, since running ones would lag behind
-    weights that move; the running ones that are saved are its own. Everything else is in evaluation mode: dropout would
-    only blur what is to be learned.
+    No optimizer trains the parameters: they require no gradient, and `follow` updates them. Batch norm uses the statistics
+    of the batch, as the teachers of the papers do, because running statistics would lag behind the moving weights; the
+    teacher saves running statistics of its own. All other modules stay in eval mode: dropout would add noise to the
+    targets.
     """
 
     def __init__(self, backbone: Backbone, projector: nn.Module) -> None:
@@ -35,8 +38,8 @@ class MovingTeacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, inputs: Inputs) -> Tensor:
-        found: Tensor = self.projector(self.backbone(inputs).vector)
-        return found.float()
+        projection: Tensor = self.projector(self.backbone(inputs).vector)
+        return projection.float()
 
     def train(self, mode: bool = True) -> MovingTeacher:
         super().train(False)
@@ -47,13 +50,13 @@ class MovingTeacher(nn.Module):
 
     @torch.no_grad()
     def begin(self, backbone: Backbone, projector: nn.Module) -> None:
-        """Become a copy of the student, its buffers included."""
+        """Copy the student's parameters and buffers."""
         for mine, theirs in ((self.backbone, backbone), (self.projector, projector)):
             for own, tensor in zip(mine.state_dict().values(), theirs.state_dict().values(), strict=True):
                 own.copy_(tensor)
 
     @torch.no_grad()
     def follow(self, backbone: Backbone, projector: nn.Module, kept: float) -> None:
-        """kept * teacher + (1 - kept) * student, of each parameter."""
+        """Move each parameter: teacher = kept * teacher + (1 - kept) * student."""
         student: list[Tensor] = list(itertools.chain(backbone.parameters(), projector.parameters()))
         torch._foreach_lerp_(list(self.parameters()), student, 1 - kept)

@@ -1,4 +1,4 @@
-"""Experimental. Make dimensions agree across the two views of a sample, and with no other dimension. Needs no labels."""
+"""Experimental. Correlate each dimension across two views of a sample, and decorrelate different dimensions. Needs no labels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fmeco.core import Backbone, Doc, Ge, Gt, Objective
 from fmeco.objectives._pairs import Pairs, projector
 
-EPS = 1e-5  # the least length of a dimension's column: one that is constant correlates with nothing
+EPS = 1e-5  # smallest norm of a dimension over the batch, so that a constant dimension has correlation 0
 
 
 def build(
@@ -25,15 +25,16 @@ def build(
 
 
 def correlation_loss(one: Tensor, other: Tensor, redundancy: float) -> Tensor:
-    """Projections of two views (B, D) -> the loss of the batch (): how far their correlations over the batch (D, D) are
-    from the identity, squared and summed, off the diagonal times `redundancy`.
+    """Compute the loss of a batch () from the projections of two views (B, D).
 
-    https://arxiv.org/abs/2103.03230 equations (1) and (2); projections are centred over the batch, as section 2 says.
+    With C (D, D) the correlations of the two views over the batch, the loss is
+    sum_i (1 - C_ii)^2 + redundancy * sum_(i != j) C_ij^2: https://arxiv.org/abs/2103.03230 equations (1) and (2).
+    Projections are centred over the batch (section 2).
     """
     one, other = (F.normalize(z - z.mean(0), dim=0, eps=EPS) for z in (one, other))
-    found = one.T @ other  # (D, D)
-    same = found.diagonal()
-    different = found.square().sum() - same.square().sum()
+    correlation = one.T @ other  # (D, D)
+    same = correlation.diagonal()
+    different = correlation.square().sum() - same.square().sum()
     return (1 - same).square().sum() + redundancy * different
 
 
@@ -45,5 +46,5 @@ class BarlowTwins(Pairs):
         self.redundancy = redundancy
 
     def losses(self, one: Tensor, other: Tensor, *rest: Tensor, target: Mapping[str, Tensor | list[Any]]) -> Tensor:
-        """Divided by D, so that the gradient's size does not grow with the width."""
+        """Divide the batch's loss by D, so that the size of the gradient does not grow with the width."""
         return correlation_loss(one, other, self.redundancy).div(one.shape[1]).expand(len(one))

@@ -1,4 +1,4 @@
-"""Experimental. Predict what a teacher, a moving average of the network itself, makes of the other view. Needs no labels, and no large batches."""
+"""Experimental. Predict a momentum teacher's projection of the other view. Needs no labels and no large batches."""
 
 from __future__ import annotations
 
@@ -26,13 +26,18 @@ def build(
 
 
 def distance(predicted: Tensor, wanted: Tensor) -> Tensor:
-    """The squared distance of the directions of predictions (..., D) and of what they are to be: 2 - 2 cosine (...).
-    https://arxiv.org/abs/2006.07733 equation (2)."""
+    """Compute the squared distance (...) of normalised predictions and targets (..., D): 2 - 2 cosine.
+
+    https://arxiv.org/abs/2006.07733 equation (2).
+    """
     return 2 - 2 * F.cosine_similarity(predicted, wanted, dim=-1)
 
 
 class BYOL(Pairs):
-    """A sample's loss is its own: only batch norm sees the others, as in any network that has it."""
+    """Train a student to predict the projections of its moving average.
+
+    Not coupled: the loss of a sample depends on the rest of the batch through batch norm only.
+    """
 
     coupled = False
     cause = "the learning rate may be too high, or objective.momentum too small"
@@ -43,7 +48,7 @@ class BYOL(Pairs):
         self.teacher = MovingTeacher(backbone, head)
 
     def represent(self, batch: Batch) -> tuple[Tensor, ...]:
-        """Predictions (B, 2, D) from each view, and the teacher's projections (B, 2, D) of the other one."""
+        """Compute the predictions (B, 2, D) from each view, and the teacher's projections (B, 2, D) of the other view."""
         one, other = batch.views
         wanted = torch.stack([self.teacher(other), self.teacher(one)], 1)
         predicted = [self.predictor(self.projector(self.backbone(view).vector)) for view in (one, other)]
@@ -56,5 +61,5 @@ class BYOL(Pairs):
         self.teacher.begin(self.backbone, self.projector)
 
     def after_step(self, progress: float) -> None:
-        """https://arxiv.org/abs/2006.07733 equation (1)."""
+        """Move the teacher. https://arxiv.org/abs/2006.07733 equation (1)."""
         self.teacher.follow(self.backbone, self.projector, momentum(self.momentum, progress))

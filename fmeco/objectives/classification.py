@@ -1,4 +1,4 @@
-"""One class per sample: cross-entropy."""
+"""One class per sample, learned with cross-entropy."""
 
 from __future__ import annotations
 
@@ -39,26 +39,29 @@ def build(
     backbone: Backbone,
     spec: DataSpec,
     *,
-    target: Annotated[str, Doc("which target of the dataset")] = "label",
+    target: Annotated[str, Doc("name of the dataset's target to learn")] = "label",
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0,
     class_weights: Annotated[
         Literal["balanced"] | dict[str, float] | None,
-        Doc("weight of each class in the loss, by name; balanced = inverse to its count"),
+        Doc("weight of each class in the loss, by name; balanced = inverse to its count; null = equal"),
     ] = None,
-    dropout: Annotated[float, Doc("before the head"), Ge(0), Lt(1)] = 0.0,
+    dropout: Annotated[float, Doc("dropout before the head"), Ge(0), Lt(1)] = 0.0,
     mixup: Annotated[float, Doc("alpha of mixup, 0 = off"), Ge(0)] = 0.0,
     cutmix: Annotated[float, Doc("alpha of cutmix (images), 0 = off"), Ge(0)] = 0.0,
-    test_flip: Annotated[bool, Doc("evaluate and predict with the mean of an image and its mirror image")] = False,
+    test_flip: Annotated[
+        bool, Doc("evaluate and predict with the mean logits of an image and its mirror image")
+    ] = False,
     positive: Annotated[
-        str | int | None, Doc("of two classes, the one to find; null = the rarer one of the training split")
+        str | int | None, Doc("with two classes, the positive one; null = the rarer one of the training split")
     ] = None,
     recall_at_precision: Annotated[
-        float | None, Doc("of two classes: also measure the recall at this precision"), Gt(0), Le(1)
+        float | None, Doc("with two classes, also measure the recall at this precision"), Gt(0), Le(1)
     ] = None,
     cost: Annotated[
         dict[str, float] | None,
         Doc(
-            "of two classes, {false_negative: 5, false_positive: 1}: what a mistake costs; decides from which probability on"
+            "with two classes, the cost of each mistake, {false_negative: 5, false_positive: 1}; sets the probability from "
+            "which the positive class is predicted"
         ),
     ] = None,
 ) -> Objective:
@@ -67,8 +70,10 @@ def build(
         kind = "no such target" if described is None else f"it is of kind {described.kind}"
         raise ConfigError(f"objective classification needs a class target '{target}': {kind}")
     if test_flip and spec.modality != "image":
-        raise ConfigError("objective.test_flip is for images: the mirror image of anything else is another thing")
-    if cutmix and any(len(one.shape) != 3 for one in spec.inputs.values()):
+        raise ConfigError(
+            f"objective.test_flip is for images; this dataset holds {spec.modality} data", "leave the key out"
+        )
+    if cutmix and any(len(described.shape) != 3 for described in spec.inputs.values()):
         raise ConfigError("objective.cutmix is for images", "mixup works on any numeric input")
     classes, counts = described.classes, described.counts
     if class_weights == "balanced":
@@ -76,7 +81,7 @@ def build(
     elif class_weights is not None:
         if strange := [name for name in class_weights if name not in classes]:
             raise ConfigError(
-                f"objective.class_weights names {listing(strange)}, not a class of this dataset{nearest(strange[0], classes)}"
+                f"objective.class_weights names {listing(strange)}, not classes of this dataset{nearest(strange[0], classes)}"
             )
         weights = [float(class_weights.get(name, 1.0)) for name in classes]
     else:
@@ -86,17 +91,22 @@ def build(
 
 
 class Two(NamedTuple):
-    """What is said of two classes. positive: the index of the one to find. threshold: the probability of it from which on
-    it is the answer; None = where it is the more probable one."""
+    """Hold the settings of a task with two classes.
+
+    positive: index of the positive class.
+    precision: the precision at which recall is measured.
+    costs: the cost of a false negative, and of a false positive.
+    """
 
     positive: int
-    precision: float | None = None  # at which recall is measured
-    costs: tuple[float, float] | None = None  # of a false negative, of a false positive
+    precision: float | None = None
+    costs: tuple[float, float] | None = None
 
     @property
     def threshold(self) -> float | None:
-        """Where both answers cost the same on average, if probabilities are calibrated: c_fp / (c_fp + c_fn).
+        """Compute the probability from which the positive class is predicted; None = predict the more probable class.
 
+        It is c_fp / (c_fp + c_fn), where both answers cost the same on average if probabilities are calibrated.
         https://doi.org/10.5555/1642194.1642224 (Elkan 2001), equation 2, with right answers at no cost.
         """
         return None if self.costs is None else self.costs[1] / sum(self.costs)
@@ -109,10 +119,11 @@ def _two_classes(
     precision: float | None,
     cost: dict[str, float] | None,
 ) -> Two | None:
-    asked = {"positive": positive, "recall_at_precision": precision, "cost": cost}
+    """Check the keys that are for two classes. Returns None for another number of classes; raises ConfigError."""
+    keys = {"positive": positive, "recall_at_precision": precision, "cost": cost}
     if len(classes) != 2:
-        if given := [key for key, value in asked.items() if value is not None]:
-            raise ConfigError(f"objective.{given[0]} is for two classes, and there are {len(classes)}")
+        if present := [key for key, value in keys.items() if value is not None]:
+            raise ConfigError(f"objective.{present[0]} is for two classes, and there are {len(classes)}")
         return None
     if positive is not None and str(positive) not in classes:
         raise ConfigError(f"objective.positive: {clean(positive)} is not a class of this dataset: {listing(classes)}")
@@ -126,16 +137,16 @@ def _two_classes(
 def cross_entropy(
     logits: Tensor, label: Tensor, smoothing: float = 0.0, weights: Tensor | None = None
 ) -> tuple[Tensor, Tensor | float]:
-    """Cross-entropy of logits (B, C) for labels (B,): the weighted sum over samples, and the sum of their weights.
+    """Compute the cross-entropy of logits (B, C) for labels (B,). Returns (weighted sum over samples, sum of the weights).
 
-    Smoothing as in https://arxiv.org/abs/1512.00567 section 7; sum / weights equals torch's F.cross_entropy mean.
+    Smoothing as in https://arxiv.org/abs/1512.00567 section 7; sum / weights equals the mean of torch's F.cross_entropy.
     """
     total = F.cross_entropy(logits, label, weights, reduction="sum", label_smoothing=smoothing)
     return total, float(len(label)) if weights is None else weights[label].sum()
 
 
 def mirrored(inputs: Inputs) -> Inputs:
-    """Mirror the images (B, C, H, W) of a batch."""
+    """Flip the images (B, C, H, W) of a batch horizontally."""
     return {name: x.flip(-1) if x.ndim == 4 else x for name, x in inputs.items()}
 
 
@@ -180,15 +191,15 @@ class Classification(Objective):
         self.backbone, self.classes, self.target = backbone, classes, target
         self.smoothing, self.mixup, self.cutmix = smoothing, mixup, cutmix
         self.head = Head(backbone.width, len(classes), dropout)
-        # Not a weight to learn nor to share: it is a setting, made anew from the config.
+        # Not saved in checkpoints: it is rebuilt from the config.
         self.register_buffer("weights", None if weights is None else torch.tensor(weights), persistent=False)
 
     def logits(self, inputs: Inputs) -> Tensor:
         scores: Tensor = self.head(self.backbone(inputs).vector)
-        return scores.float()  # (B, C); the loss is not for half precision
+        return scores.float()  # (B, C); the loss needs full precision
 
     def answer(self, batch: Batch) -> Tensor:
-        """The logits (B, C) that are evaluated and used."""
+        """Compute the logits (B, C) for evaluation and prediction: with test_flip, the mean over both mirror images."""
         logits = self.logits(batch.views[0])
         return (logits + self.logits(mirrored(batch.views[0]))) / 2 if self.test_flip else logits
 
@@ -220,7 +231,7 @@ class Classification(Objective):
         support = label.bincount(minlength=classes)
         hits = label[predicted == label].bincount(minlength=classes)
         claimed = predicted.bincount(minlength=classes)
-        seen = (support + claimed) > 0  # as scikit-learn: classes neither present nor predicted do not count
+        seen = (support + claimed) > 0  # like scikit-learn: leave out classes that are neither present nor predicted
         out["macro_f1"] = float((2 * hits.double() / (support + claimed).clamp_min(1))[seen].mean())
         if classes > 5:
             out["top5"] = float((logits.topk(5).indices == label[:, None]).any(1).double().mean())
@@ -228,7 +239,7 @@ class Classification(Objective):
             auc = roc_auc(probability[:, 1], label == 1)
         else:
             auc = sum(roc_auc(probability[:, c], label == c) for c in range(classes)) / classes
-        if auc == auc:  # not a number when a class has no samples
+        if auc == auc:  # nan if a class has no samples
             out["auc"] = auc
         sure, first = probability.max(1)
         out["ece"] = calibration_error(sure, first == label)
@@ -239,24 +250,23 @@ class Classification(Objective):
         }
 
     def of_two(self, two: Two, logits: Tensor, positive: Tensor) -> dict[str, float]:
-        """What two classes are also measured by. logits: (N, 2); positive: (N,) bool."""
-        scores = (
-            logits[:, two.positive] - logits[:, 1 - two.positive]
-        )  # ranks as the probability, which ends in ties at 1
-        found = logits.softmax(1)
-        out = {"brier": float((found[:, two.positive] - positive.double()).square().mean())}
+        """Compute the metrics for two classes. logits: (N, 2); positive: (N,) bool."""
+        # The same order as the probability's, but without its ties near 1.
+        scores = logits[:, two.positive] - logits[:, 1 - two.positive]
+        probability = logits.softmax(1)
+        out = {"brier": float((probability[:, two.positive] - positive.double()).square().mean())}
         if positive.any():
             out["average_precision"] = average_precision(scores, positive)
             if two.precision is not None:
                 out[self.recall_at] = recall_at_precision(scores, positive, two.precision)
         if two.costs is not None:
-            claimed = self.answers(found) == two.positive
+            claimed = self.answers(probability) == two.positive
             misses, alarms = int((positive & ~claimed).sum()), int((claimed & ~positive).sum())
             out["cost"] = (two.costs[0] * misses + two.costs[1] * alarms) / len(positive)
         return out
 
     def answers(self, probability: Tensor) -> Tensor:
-        """Probabilities (N, C) -> the classes that are predicted (N,)."""
+        """Choose the predicted classes (N,) from probabilities (N, C)."""
         if self.two is None or self.two.threshold is None:
             return probability.argmax(1)
         claimed = probability[:, self.two.positive] >= self.two.threshold

@@ -1,8 +1,8 @@
-"""What was said, character by character: connectionist temporal classification of recordings with transcripts.
+"""Speech recognition, character by character: connectionist temporal classification (CTC) of recordings with transcripts.
 
-https://doi.org/10.1145/1143844.1143891 (Graves et al. 2006). Each step of time gives a character or a blank; a path over the
-steps says the text that is left when repeats are merged and blanks removed, and a text is as likely as all its paths are
-together. No one has to say when a character was spoken.
+https://doi.org/10.1145/1143844.1143891 (Graves et al. 2006). Each time step outputs a character or a blank. The text of a
+path over the steps is what remains after merging repeats and removing blanks, and the probability of a text is the sum
+over all of its paths. Transcripts need no alignment in time.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ def build(
     backbone: Backbone,
     spec: DataSpec,
     *,
-    target: Annotated[str, Doc("which target of the dataset")] = "label",
+    target: Annotated[str, Doc("name of the dataset's target to learn")] = "label",
     beam: Annotated[
-        int, Doc("texts that are followed at once to find the likeliest; 1 = the likeliest path"), Ge(1)
+        int, Doc("beam width of the prefix search for the most likely text; 1 = the most likely path"), Ge(1)
     ] = 1,
-    dropout: Annotated[float, Doc("before the head"), Ge(0), Lt(1)] = 0.0,
+    dropout: Annotated[float, Doc("dropout before the head"), Ge(0), Lt(1)] = 0.0,
 ) -> Objective:
     described = spec.targets.get(target)
     if described is None or described.kind != "text":
@@ -56,21 +56,26 @@ def build(
 
 
 def width(backbone: Backbone, spec: DataSpec) -> int:
-    """D of a step of time, seen on a sample of zeros. Raises ConfigError for a backbone that keeps no time."""
-    zeros = {name: torch.zeros(1, *one.shape, dtype=getattr(torch, one.dtype)) for name, one in spec.inputs.items()}
+    """Find the width D of a time step by running the backbone on a sample of zeros.
+
+    Raises ConfigError for a backbone that returns no time steps.
+    """
+    zeros = {name: torch.zeros(1, *x.shape, dtype=getattr(torch, x.dtype)) for name, x in spec.inputs.items()}
     with trial(backbone):
-        found = backbone.mapped(standardize(zeros, spec))
-    if found.tokens is None or (found.grid is None and found.mask is None):
+        features = backbone.mapped(standardize(zeros, spec))
+    if features.tokens is None or (features.grid is None and features.mask is None):
         raise ConfigError(
-            f"objective ctc needs a backbone that keeps time, and {type(backbone).__name__} gives one vector per sample here",
-            "cnn, resnets of torchvision, transformer with backbone.patch: [mels, frames], or hf/ encoders of waveforms",
+            f"objective ctc needs features per time step, and {type(backbone).__name__} returns one vector per sample here",
+            "use cnn, a resnet of torchvision, transformer with backbone.patch: [mels, frames], or a speech encoder of hf/",
         )
-    return found.tokens.shape[-1]
+    return features.tokens.shape[-1]
 
 
 def over_time(features: Features) -> tuple[Tensor, Tensor]:
-    """Features with tokens -> steps of time (B, T, D), and how many of them are real (B,). Of a grid (h, w) time runs along
-    w; frequencies are averaged."""
+    """Turn features with tokens into time steps (B, T, D), and count the real steps of each sample (B,).
+
+    In a grid (h, w) time runs along w; the frequencies along h are averaged.
+    """
     x = features.tokens
     assert x is not None
     if features.grid is not None:
@@ -91,36 +96,39 @@ class CTC(Objective):
         self.head = Head(width, 1 + len(alphabet), dropout)
 
     def scores(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Log-probabilities (B, T, 1 + C) of the blank and each character, and the real steps of each sample (B,)."""
+        """Compute log-probabilities (B, T, 1 + C) of the blank and each character, and the number of real steps (B,)."""
         x, steps = over_time(self.backbone.mapped(batch.views[0]))
         return self.head(x).float().log_softmax(-1), steps
 
     def loss(self, batch: Batch) -> Loss:
-        """-log p(transcript | recording), summed over samples; counted in characters."""
-        scores, steps = self.scores(batch)
-        said = [one + 1 for one in batch.target[self.target]]
-        for one, most in zip(said, steps.tolist(), strict=True):
-            self._fits(one, most)
-        return Loss(negative_log_likelihood(scores, steps, said).sum(), float(sum(map(len, said))))
+        """Compute -log p(transcript | recording), summed over samples. The count is the number of characters.
 
-    def _fits(self, said: Tensor, steps: int) -> None:
-        """Raises DataError for a transcript that no path can say: a character needs a step, a repeated one also a blank."""
-        repeats = int((said[1:] == said[:-1]).sum())
-        if len(said) + repeats > steps:
-            text = self._text(said.tolist())
+        Raises DataError for a transcript that needs more time steps than the recording has.
+        """
+        scores, steps = self.scores(batch)
+        texts = [codes + 1 for codes in batch.target[self.target]]
+        for text, most in zip(texts, steps.tolist(), strict=True):
+            self._check_length(text, most)
+        return Loss(negative_log_likelihood(scores, steps, texts).sum(), float(sum(map(len, texts))))
+
+    def _check_length(self, outputs: Tensor, steps: int) -> None:
+        """Raise DataError for a text that has no path: each character needs a step, and a blank between two equal ones."""
+        repeats = int((outputs[1:] == outputs[:-1]).sum())
+        if len(outputs) + repeats > steps:
+            text = self._text(outputs.tolist())
             raise DataError(
-                f"the transcript '{clean(text, 60)}' has {len(said)} characters, {repeats} of them repeated at once, which "
-                f"need {len(said) + repeats} steps of time; the backbone gives {steps}",
-                "finer steps, where the input is a spectrogram: a narrower backbone.patch, a backbone that halves less often, or a "
-                "smaller dataset.hop",
-                "a larger dataset.seconds gives more of them only where the recordings are longer, too",
+                f"the transcript '{clean(text, 60)}' has {len(outputs)} characters, {repeats} of them repeated at once, "
+                f"which need {len(outputs) + repeats} time steps; the backbone returns {steps}",
+                "for more steps per second of a spectrogram: a narrower backbone.patch, a backbone with less downsampling, or "
+                "a smaller dataset.hop",
+                "a larger dataset.seconds helps only if the recordings are longer than it is now",
             )
 
     def rows(self, batch: Batch) -> dict[str, Tensor]:
-        wanted = [self._text((one + 1).tolist()) for one in batch.target[self.target]]
+        wanted = [self._text((codes + 1).tolist()) for codes in batch.target[self.target]]
         scores, steps = self.scores(batch)
-        found = [self._text(one) for one in self.read(scores, steps)]
-        pairs = list(zip(found, wanted, strict=True))
+        recognised = [self._text(outputs) for outputs in self.read(scores, steps)]
+        pairs = list(zip(recognised, wanted, strict=True))
         counted = {
             "edits": [distance(a, b) for a, b in pairs],
             "characters": [len(text) for text in wanted],
@@ -130,8 +138,12 @@ class CTC(Objective):
         return {name: torch.tensor(values) for name, values in counted.items()}
 
     def metrics(self, rows: dict[str, Tensor]) -> dict[str, float]:
-        """Edits that make the text of what was heard into the transcript, over what the transcripts have, of the whole
-        split; and the share of transcripts without one."""
+        """Compute error rates over the whole split.
+
+        wer: word edits from the recognised texts to the transcripts, divided by the words of the transcripts.
+        cer: the same for characters.
+        exact: share of samples without an edit.
+        """
         return {
             "wer": int(rows["word_edits"].sum()) / int(rows["words"].sum()),
             "cer": int(rows["edits"].sum()) / int(rows["characters"].sum()),
@@ -139,56 +151,64 @@ class CTC(Objective):
         }
 
     def read(self, scores: Tensor, steps: Tensor) -> list[list[int]]:
-        """What each sample says, as outputs: characters from 1."""
-        each = [one[:count].double() for one, count in zip(scores.cpu(), steps.tolist(), strict=True)]
-        return [greedy(one) if self.beam == 1 else prefix_search(one, self.beam) for one in each]
+        """Decode the text of each sample, as outputs: characters, counted from 1."""
+        real = [x[:count].double() for x, count in zip(scores.cpu(), steps.tolist(), strict=True)]
+        return [greedy(x) if self.beam == 1 else prefix_search(x, self.beam) for x in real]
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
-        """said: outputs (B, T), filled up with blanks. probability: of that text, over all its paths (B,)."""
+        """Recognise the text of each sample.
+
+        said: outputs (B, T), padded with blanks.
+        probability: of that text, summed over all its paths (B,).
+        """
         scores, steps = self.scores(batch)
-        said = [torch.tensor(one, dtype=torch.int64) for one in self.read(scores, steps)]
-        filled = torch.stack([F.pad(one, (0, scores.shape[1] - len(one)), value=BLANK) for one in said])
-        return {"said": filled, "probability": (-negative_log_likelihood(scores, steps, said)).exp()}
+        texts = [torch.tensor(outputs, dtype=torch.int64) for outputs in self.read(scores, steps)]
+        padded = torch.stack([F.pad(text, (0, scores.shape[1] - len(text)), value=BLANK) for text in texts])
+        return {"said": padded, "probability": (-negative_log_likelihood(scores, steps, texts)).exp()}
 
     def decode(self, outputs: dict[str, Tensor]) -> list[dict[str, str | float]]:
         return [
-            {"prediction": self._text(said), "probability": probability}
-            for said, probability in zip(outputs["said"].tolist(), outputs["probability"].tolist(), strict=True)
+            {"prediction": self._text(text), "probability": probability}
+            for text, probability in zip(outputs["said"].tolist(), outputs["probability"].tolist(), strict=True)
         ]
 
     def _text(self, outputs: Sequence[int]) -> str:
-        return "".join(self.alphabet[one - 1] for one in outputs if one != BLANK)
+        return "".join(self.alphabet[output - 1] for output in outputs if output != BLANK)
 
     def class_rows(self) -> Mapping[str, tuple[str, ...]]:
-        classes = ("blank", *self.alphabet)  # longer than a character, and so no other's name
+        classes = ("blank", *self.alphabet)  # "blank" cannot clash with a character: it is longer
         return {"head.weight": classes, "head.bias": classes}
 
 
-def negative_log_likelihood(scores: Tensor, steps: Tensor, said: Sequence[Tensor]) -> Tensor:
-    """-log p(text) (B,), over all its paths, of log-probabilities (B, T, 1 + C) and outputs (L_i,). Equations 6 to 8; inf
-    where a text has no path."""
-    lengths = torch.tensor([len(one) for one in said], device=scores.device)
-    together = torch.cat(list(said)).to(scores.device)
+def negative_log_likelihood(scores: Tensor, steps: Tensor, texts: Sequence[Tensor]) -> Tensor:
+    """Compute -log p(text) (B,), summed over all paths of the text; inf for a text without a path. Equations 6 to 8.
+
+    scores: log-probabilities (B, T, 1 + C).
+    steps: number of real steps (B,).
+    texts: outputs (L_i,) of each sample.
+    """
+    lengths = torch.tensor([len(text) for text in texts], device=scores.device)
+    together = torch.cat(list(texts)).to(scores.device)
     return F.ctc_loss(scores.transpose(0, 1), together, steps, lengths, BLANK, reduction="none")
 
 
-# ---------------------------------------------------------------- reading
+# ---------------------------------------------------------------- decoding
 
 
 def greedy(scores: Tensor) -> list[int]:
-    """The text of the likeliest path (section 3.2, best path decoding), of log-probabilities (T, 1 + C)."""
+    """Decode the text of the most likely path from log-probabilities (T, 1 + C): section 3.2, best path decoding."""
     path: Tensor = scores.argmax(1).unique_consecutive()
     return path[path != BLANK].tolist()
 
 
 def prefix_search(scores: Tensor, beam: int) -> list[int]:
-    """The likeliest text that a search over prefixes finds, of log-probabilities (T, 1 + C) in float64.
+    """Search for the most likely text in log-probabilities (T, 1 + C), float64, keeping `beam` prefixes after each step.
 
-    https://arxiv.org/abs/1408.2873 algorithm 1, without a language model. A prefix has the probabilities of its paths that
-    end in a blank and of those that do not, as those alone go on with the same character; after each step `beam` stay.
+    https://arxiv.org/abs/1408.2873 algorithm 1, without a language model. Each prefix has two probabilities: of its paths
+    that end in a blank, and of those that do not. A repeated character extends a prefix only after a blank.
     """
     kept: dict[tuple[int, ...], tuple[float, float]] = {(): (1.0, 0.0)}
-    before = kept  # the last step's prefixes, those that did not stay among them
+    before = kept  # all prefixes of the previous step, including those that were dropped
     for step in scores.exp().tolist():
         now: dict[tuple[int, ...], tuple[float, float]] = {}
         for prefix, (blank, own) in kept.items():
@@ -204,16 +224,18 @@ def prefix_search(scores: Tensor, beam: int) -> list[int]:
                     b, n = b + step[BLANK] * (was_blank + was_own), n + step[character] * was_own
                 now[longer] = b, n
         best = sorted(now, key=lambda prefix: -sum(now[prefix]))[:beam]
-        size = sum(now[best[0]])  # probabilities relative to the best: a long recording's own would all be 0
+        size = sum(
+            now[best[0]]
+        )  # relative to the best prefix: absolute probabilities of a long recording underflow to 0
         before = {prefix: (b / size, n / size) for prefix, (b, n) in now.items()}
         kept = {prefix: before[prefix] for prefix in best}
     return list(next(iter(kept)))
 
 
-def distance(found: Sequence[str], wanted: Sequence[str]) -> int:
-    """The fewest insertions, deletions and substitutions that make one of the other (Levenshtein)."""
+def distance(read: Sequence[str], wanted: Sequence[str]) -> int:
+    """Count the fewest insertions, deletions and substitutions between two sequences (Levenshtein distance)."""
     row = list(range(len(wanted) + 1))
-    for i, a in enumerate(found, 1):
+    for i, a in enumerate(read, 1):
         corner, row[0] = row[0], i
         for j, b in enumerate(wanted, 1):
             corner, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, corner + (a != b))

@@ -1,4 +1,4 @@
-"""Learn what a teacher, another checkpoint, makes of the samples: its classes' probabilities, or its vectors. Needs no labels."""
+"""Learn the outputs of a teacher, another checkpoint: its class probabilities or its vectors. Needs no labels."""
 
 from __future__ import annotations
 
@@ -36,95 +36,109 @@ def build(
     backbone: Backbone,
     spec: DataSpec,
     *,
-    teacher: Annotated[Ref, Doc("a checkpoint, or published weights such as torchvision/resnet50@DEFAULT")],
+    teacher: Annotated[
+        Ref, Doc("the teacher: a checkpoint, or published weights such as torchvision/resnet50@DEFAULT")
+    ],
     on: Annotated[
         Literal["logits", "features"] | None,
-        Doc("null = logits where the teacher tells one target's classes, else features"),
+        Doc("what to learn; null = logits if the teacher predicts the classes of one target, else features"),
     ] = None,
-    temperature: Annotated[float, Doc("of logits: higher also teaches which wrong answers are near"), Gt(0)] = 4.0,
+    temperature: Annotated[
+        float,
+        Doc("with logits: softmax temperature; a higher one teaches more about the order of wrong classes"),
+        Gt(0),
+    ] = 4.0,
     labels: Annotated[
-        float, Doc("of logits: share of the loss that labels have, where there are any"), Ge(0), Le(1)
+        float, Doc("with logits: weight of the labels in the loss of samples that have one"), Ge(0), Le(1)
     ] = 0.0,
-    classes: Annotated[list[str] | None, Doc("of logits: the teacher's; filled in by a run")] = None,
-    width: Annotated[int | None, Doc("of features: the teacher's; filled in by a run"), Gt(0)] = None,
+    classes: Annotated[list[str] | None, Doc("with logits: the teacher's classes; filled in by the run")] = None,
+    width: Annotated[int | None, Doc("with features: the teacher's width; filled in by the run"), Gt(0)] = None,
 ) -> Objective:
     if classes is None and width is None:
-        raise ConfigError("objective distill stands alone: it cannot be one of several tasks")
-    known_to: Teacher | None = teacher  # type: ignore[assignment]  # a Ref is handed in loaded; None where nothing is trained
-    if known_to is not None:
-        _same_inputs(spec, known_to)
+        raise ConfigError("objective distill cannot be one of several tasks", "use it as the only objective")
+    loaded: Teacher | None = teacher  # type: ignore[assignment]  # the Ref is passed loaded; None when nothing is trained
+    if loaded is not None:
+        _same_inputs(spec, loaded)
     if classes is None:
         assert width is not None
-        return Features(backbone, known_to, width)
-    target = next((name for name, one in spec.targets.items() if one.kind == "class"), None)
+        return Features(backbone, loaded, width)
+    target = next((name for name, described in spec.targets.items() if described.kind == "class"), None)
     if target is not None and spec.targets[target].classes != tuple(classes):
         raise ConfigError(
-            f"objective.teacher tells {listing(classes)}, and the target '{clean(target)}' has {listing(spec.targets[target].classes)}",
-            "objective.on: features learns its vectors instead",
+            f"objective.teacher predicts {listing(classes)}, and the target '{clean(target)}' has {listing(spec.targets[target].classes)}",
+            "objective.on: features learns the teacher's vectors instead",
         )
     if labels and target is None:
-        raise ConfigError("objective.labels: this dataset has no classes")
-    return Logits(backbone, known_to, tuple(classes), target, temperature, labels)
+        raise ConfigError("objective.labels: this dataset has no classes", "leave the key out")
+    return Logits(backbone, loaded, tuple(classes), target, temperature, labels)
 
 
 def complete(options: dict[str, Any], teacher: Teacher) -> dict[str, Any]:
-    """The options with what the teacher says, so that a checkpoint can be used without it."""
+    """Add the teacher's classes or width to the options, so that the objective can be rebuilt without loading the teacher.
+
+    Raises ConfigError for `on: logits` with a teacher that predicts no classes.
+    """
     classes = _classes(teacher)
     on = options["on"] or ("features" if classes is None else "logits")
     if on == "features":
         return {**options, "on": on, "classes": None, "width": teacher.backbone.width}
     if classes is None:
         raise ConfigError(
-            f"objective.on: logits: {clean(teacher.ref)} tells no classes", "on: features learns its vectors"
+            f"objective.on: logits: {clean(teacher.ref)} predicts no classes",
+            "objective.on: features learns its vectors",
         )
     return {**options, "on": on, "classes": classes, "width": None}
 
 
 def _classes(teacher: Teacher) -> list[str] | None:
-    """What the teacher's logits stand for; None where it has none of exactly one target."""
-    kinds = {one.kind for one in teacher.spec.targets.values()}
+    """Return the classes of the teacher's logits; None unless it predicts the classes of exactly one target."""
+    kinds = {described.kind for described in teacher.spec.targets.values()}
     if teacher.objective is None or not hasattr(teacher.objective, "logits") or kinds - {"class"}:
         return None
-    told = set(teacher.objective.class_rows().values())
-    return list(told.pop()) if len(told) == 1 else None
+    lists = set(teacher.objective.class_rows().values())
+    return list(lists.pop()) if len(lists) == 1 else None
 
 
 def _same_inputs(spec: DataSpec, teacher: Teacher) -> None:
-    """A teacher must see what it was trained on."""
+    """Check that the dataset prepares inputs as the teacher was trained on. Raises ConfigError."""
     theirs = teacher.spec
     keys = dict.fromkeys([*spec.preprocessing, *theirs.preprocessing])
-    keys.pop("mirror", None)  # says how samples may vary, not how inputs are made
+    keys.pop("mirror", None)  # about augmentation, not about inputs
     odd = [key for key in keys if spec.preprocessing.get(key) != theirs.preprocessing.get(key)]
     if odd or dict(spec.inputs) != dict(theirs.inputs):
         raise ConfigError(
-            f"objective.teacher: {clean(teacher.ref)} was trained on inputs that are made differently: {listing(odd or list(theirs.inputs))}",
-            "leave the keys of the dataset that say so out: without a checkpoint to start from, inputs are made the teacher's way",
+            f"objective.teacher: {clean(teacher.ref)} was trained with other preprocessing: {listing(odd or list(theirs.inputs))}",
+            "leave these keys of the dataset out: without a checkpoint to start from, the teacher's preprocessing is used",
         )
 
 
 def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(teacher || student) of softened probabilities, from logits (B, C): (B,).
-    https://arxiv.org/abs/1503.02531 section 2."""
-    wanted, found = (x.div(temperature).log_softmax(1) for x in (teacher, student))
-    return F.kl_div(found, wanted, reduction="none", log_target=True).sum(1) * temperature**2
+    """Compute T^2 KL(teacher || student) (B,) of the probabilities at temperature T, from logits (B, C).
+
+    https://arxiv.org/abs/1503.02531 section 2.
+    """
+    wanted, learned = (x.div(temperature).log_softmax(1) for x in (teacher, student))
+    return F.kl_div(learned, wanted, reduction="none", log_target=True).sum(1) * temperature**2
 
 
 def distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """Half the squared distance (B,) of vectors (B, D) of length 1: 1 - their cosine.
-    https://arxiv.org/abs/1412.6550 equation (3), of normalised vectors, so that the teacher's scale is none of the student's."""
+    """Compute half the squared distance (B,) of normalised vectors (B, D): 1 - their cosine.
+
+    https://arxiv.org/abs/1412.6550 equation (3). Vectors are normalised, so that the student need not learn their scale.
+    """
     return 1 - F.cosine_similarity(student, teacher, dim=1)
 
 
 class _Taught:
-    """The teacher, beside the student and no part of it: it is neither saved nor trained, and comes from its Ref again."""
+    """Run the teacher. It is not a submodule, so it is neither saved nor trained; a resumed run loads it from its Ref."""
 
     def __init__(self, teacher: Teacher | None) -> None:
         self.teacher = teacher
 
     def __call__(self, batch: Batch, what: Literal["logits", "vector"]) -> Tensor:
-        """Logits (B, C) or vectors (B, D) of the first view."""
+        """Compute the teacher's logits (B, C) or vectors (B, D) of the first view."""
         if self.teacher is None:
-            raise ConfigError("a teacher is there in training alone")
+            raise ConfigError("objective distill: the teacher is loaded only in training")
         module: nn.Module = self.teacher.objective or self.teacher.backbone
         device = next(iter(batch.views[0].values())).device
         if next(module.parameters()).device != device:
@@ -132,11 +146,13 @@ class _Taught:
         with torch.no_grad():
             if what == "vector":
                 return self.teacher.backbone(batch.views[0]).vector.float()
-            found: Tensor = module.logits(batch.views[0])  # type: ignore[operator]
-            return found
+            logits: Tensor = module.logits(batch.views[0])  # type: ignore[operator]
+            return logits
 
 
 class Logits(Objective):
+    """Learn the teacher's class probabilities, and the labels with a weight of `labels`."""
+
     def __init__(
         self,
         backbone: Backbone,
@@ -161,15 +177,15 @@ class Logits(Objective):
 
     def loss(self, batch: Batch) -> Loss:
         logits = self.logits(batch.views[0])
-        found = divergence(logits, self.taught(batch, "logits"), self.temperature)
+        losses = divergence(logits, self.taught(batch, "logits"), self.temperature)
         if self.labels and self.target is not None:
             label = batch.target[self.target]
             assert isinstance(label, Tensor)
             own = F.cross_entropy(logits, label, reduction="none", ignore_index=-1)
-            # A sample without a label learns from the teacher alone.
+            # A sample without a label learns from the teacher only.
             share = self.labels * known(label)
-            found = (1 - share) * found + share * own
-        return Loss(found.sum(), len(found))
+            losses = (1 - share) * losses + share * own
+        return Loss(losses.sum(), len(losses))
 
     def rows(self, batch: Batch) -> dict[str, Tensor]:
         out = {"logits": self.logits(batch.views[0])}
@@ -179,11 +195,11 @@ class Logits(Objective):
 
     def metrics(self, rows: dict[str, Tensor]) -> dict[str, float]:
         logits, out = rows["logits"].double(), {}
-        if "label" in rows and (here := known(rows["label"])).any():
-            label = rows["label"][here]
+        if "label" in rows and (labelled := known(rows["label"])).any():
+            label = rows["label"][labelled]
             out = {
-                "accuracy": float((logits[here].argmax(1) == label).double().mean()),
-                "loss": float(F.cross_entropy(logits[here], label)),
+                "accuracy": float((logits[labelled].argmax(1) == label).double().mean()),
+                "loss": float(F.cross_entropy(logits[labelled], label)),
             }
         if "teacher" in rows:
             teacher = rows["teacher"].double()
@@ -205,6 +221,8 @@ class Logits(Objective):
 
 
 class Features(Objective):
+    """Learn the directions of the teacher's vectors, through a linear head."""
+
     directions: Mapping[str, Literal["max", "min"]] = {"distance": "min"}
     probes = ("knn",)
 
@@ -214,11 +232,12 @@ class Features(Objective):
         self.head = nn.Linear(backbone.width, width)
 
     def distances(self, batch: Batch) -> Tensor:
+        """Compute the distance (B,) of each sample's projected vector from the teacher's vector."""
         return distance(self.head(self.backbone(batch.views[0]).vector).float(), self.taught(batch, "vector"))
 
     def loss(self, batch: Batch) -> Loss:
-        found = self.distances(batch)
-        return Loss(found.sum(), len(found))
+        distances = self.distances(batch)
+        return Loss(distances.sum(), len(distances))
 
     def rows(self, batch: Batch) -> dict[str, Tensor]:
         return {"distance": self.distances(batch)}

@@ -1,4 +1,4 @@
-"""What a series does next: all steps of the horizon at once, as numbers or as quantiles."""
+"""Forecasts of a series: all steps of the horizon at once, as numbers or as quantiles."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ DEFAULT_FOR = ("series",)  # kinds of targets
 
 def check(loss: str, quantiles: list[float], **_: Any) -> list[str]:
     if loss == "quantile" and (sorted(set(quantiles)) != quantiles or 0.5 not in quantiles):
-        return [f"quantiles {quantiles}: they must ascend, and hold 0.5, which is the prediction"]
+        return [f"quantiles {quantiles}: they must ascend and include 0.5, which is the prediction"]
     if loss == "quantile" and not 0 < quantiles[0] <= quantiles[-1] < 1:
-        return [f"quantiles {quantiles}: they are between 0 and 1"]
+        return [f"quantiles {quantiles}: they must lie between 0 and 1"]
     return []
 
 
@@ -28,20 +28,23 @@ def build(
     backbone: Backbone,
     spec: DataSpec,
     *,
-    target: Annotated[str, Doc("which target of the dataset")] = "future",
+    target: Annotated[str, Doc("name of the dataset's target to learn")] = "future",
     loss: Literal["mse", "mae", "quantile"] = "mse",
-    quantiles: Annotated[list[float], Doc("of loss quantile; the outer two are the interval that is told")] = [
+    quantiles: Annotated[
+        list[float], Doc("with loss quantile: the quantiles to forecast; the outer two are the reported interval")
+    ] = [
         0.1,
         0.5,
         0.9,
     ],
-    dropout: Annotated[float, Doc("before the head"), Ge(0), Lt(1)] = 0.0,
+    dropout: Annotated[float, Doc("dropout before the head"), Ge(0), Lt(1)] = 0.0,
 ) -> Objective:
     described = spec.targets.get(target)
     if described is None or described.kind != "series" or set(spec.inputs) != {"series"}:
         kind = "no such target" if described is None else f"it is of kind {described.kind}"
         raise ConfigError(
-            f"objective forecast needs a series to come, the target '{target}': {kind}", "dataset: series"
+            f"objective forecast needs a series target '{target}' and a series as the only input: {kind}",
+            "dataset: series reads such data",
         )
     context = spec.inputs["series"].shape[0]
     width = flat_width(backbone, context)
@@ -49,22 +52,22 @@ def build(
 
 
 def flat_width(backbone: Backbone, context: int) -> int:
-    """How many numbers a backbone's tokens are, side by side."""
+    """Find the length of the vector that `flat` returns, by running the backbone on zeros."""
     with trial(backbone):
         return flat(backbone, {"series": torch.zeros(2, context)}).shape[1]
 
 
 def flat(backbone: Backbone, inputs: Inputs) -> Tensor:
-    """All tokens side by side (B, T * D), so that a head knows which one is the newest; or the one vector (B, D)."""
+    """Concatenate all tokens (B, T * D), so that the head can tell the newest one; without tokens, return the vector (B, D)."""
     features = backbone(inputs)
     return features.vector if features.tokens is None else features.tokens.flatten(1)
 
 
 class Forecast(Objective):
-    """A linear head on all tokens: (B, T * D) -> (B, H) for each quantile; H steps. https://arxiv.org/abs/2211.14730
+    """Forecast H steps by a linear head on all tokens, (B, T * D) -> (B, H) per quantile. https://arxiv.org/abs/2211.14730
 
-    Each window is standardised by its own mean and deviation before, and the forecast is put back after, so that a level
-    that training has not seen is no obstacle. https://openreview.net/forum?id=cGDAkQo1C0p (RevIN, without its learned map)
+    Each window is standardised by its own mean and deviation, and the forecast is scaled back, so that the model works at
+    levels that training has not seen (RevIN, without its learned map: https://openreview.net/forum?id=cGDAkQo1C0p).
     """
 
     def __init__(
@@ -79,11 +82,11 @@ class Forecast(Objective):
         self.baselines = _linear_forecast.baselines(target, functools.partial(point_errors, quantiles, kind))
 
     def forecast(self, batch: Batch) -> Tensor:
-        """(B, H, Q), in the units of the inputs."""
+        """Compute the forecast (B, H, Q), in the units of the inputs."""
         normal, mean, std = by_instance(batch.views[0]["series"])
         out = self.head(flat(self.backbone, {**batch.views[0], "series": normal})).float()
-        found: Tensor = out.unflatten(1, (self.steps, len(self.levels))) * std.unsqueeze(-1) + mean.unsqueeze(-1)
-        return found
+        values: Tensor = out.unflatten(1, (self.steps, len(self.levels))) * std.unsqueeze(-1) + mean.unsqueeze(-1)
+        return values
 
     def loss(self, batch: Batch) -> Loss:
         future, got = batch.target[self.target], self.forecast(batch)
@@ -101,31 +104,35 @@ class Forecast(Objective):
         return self.errors(self.forecast(batch).sort(-1).values, future, batch.target.get("naive"))
 
     def errors(self, forecast: Tensor, future: Tensor, naive: Any = None) -> dict[str, Tensor]:
+        """Compute the rows for forecasts (B, H, Q), by the module's function `errors`."""
         return errors(self.levels, self.kind, forecast, future, naive)
 
     def metrics(self, rows: dict[str, Tensor]) -> dict[str, float]:
-        found = {name: float(rows[name].double().nanmean()) for name in self.directions if name in rows}
-        if "covered" in rows:  # neither high nor low is good: the share should be what the quantiles say
-            found[f"coverage/{self.levels[0]:g}-{self.levels[-1]:g}"] = float(rows["covered"].double().mean())
-        return {name: value for name, value in found.items() if value == value}
+        values = {name: float(rows[name].double().nanmean()) for name in self.directions if name in rows}
+        if "covered" in rows:  # no direction is better: it should equal the difference of the outer quantiles
+            values[f"coverage/{self.levels[0]:g}-{self.levels[-1]:g}"] = float(rows["covered"].double().mean())
+        return {name: value for name, value in values.items() if value == value}
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
-        """Quantiles that cross are sorted, which only makes them better: https://arxiv.org/abs/0704.3649"""
+        """Forecast, and sort quantiles that cross, which never makes them worse: https://arxiv.org/abs/0704.3649"""
         return {"forecast": self.forecast(batch).sort(-1).values}
 
     def decode(self, outputs: dict[str, Tensor]) -> list[dict[str, Any]]:
-        """Lists of H numbers: `prediction`, and with quantiles `low` and `high`."""
+        """Return lists of H numbers per sample: `prediction`, and with several quantiles also `low` and `high`."""
         columns = {"prediction": self.levels.index(0.5)}
         if len(self.levels) > 1:
             columns |= {"low": 0, "high": -1}
-        return [{name: one[:, at].tolist() for name, at in columns.items()} for one in outputs["forecast"]]
+        return [{name: values[:, at].tolist() for name, at in columns.items()} for values in outputs["forecast"]]
 
 
 def errors(levels: list[float], kind: str, forecast: Tensor, future: Tensor, naive: Any = None) -> dict[str, Tensor]:
-    """Measure the errors of each sample (B,), of forecasts (B, H, Q) of what came (B, H).
+    """Compute the errors of each sample (B,), mean over the horizon.
 
-    levels: the quantiles that are forecast. kind: the loss they were learned with. naive: (B,), the error that MASE is
-    relative to; nan where there is none.
+    levels: the quantiles that are forecast.
+    kind: the loss that they were trained with.
+    forecast: (B, H, Q).
+    future: the true values (B, H).
+    naive: (B,), the error that MASE is relative to; nan for samples without one.
     """
     error = forecast[..., levels.index(0.5)] - future
     rows = {"mse": error.square().mean(1), "mae": error.abs().mean(1)}
@@ -141,13 +148,15 @@ def errors(levels: list[float], kind: str, forecast: Tensor, future: Tensor, nai
 def point_errors(
     levels: list[float], kind: str, forecast: Tensor, future: Tensor, naive: Any = None
 ) -> dict[str, Tensor]:
-    """Measure the errors of forecasts (B, H) of one number per step, which stands for all quantiles."""
+    """Compute the errors of point forecasts (B, H), with the same number for all quantiles."""
     return errors(levels, kind, forecast.unsqueeze(-1).expand(-1, -1, len(levels)), future, naive)
 
 
 def pinball(forecast: Tensor, future: Tensor, levels: list[float]) -> Tensor:
-    """The loss (B, H, Q) that the quantiles of a distribution make least: of an error e it is q e where what came is
-    higher, else (q - 1) e. https://doi.org/10.2307/1913643 (Koenker and Bassett 1978)"""
+    """Compute the pinball loss (B, H, Q), which the true quantiles minimise: max(q e, (q - 1) e) for e = future - forecast.
+
+    https://doi.org/10.2307/1913643 (Koenker and Bassett 1978)
+    """
     level = torch.tensor(levels, device=forecast.device, dtype=forecast.dtype)
     error = future.unsqueeze(-1) - forecast
     return torch.maximum(level * error, (level - 1) * error)

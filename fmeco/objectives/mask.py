@@ -1,4 +1,4 @@
-"""Hide some tokens and guess them: words, items, patches of an image or series, columns of a table. Needs no labels."""
+"""Masked modelling: hide some tokens and predict them (words, items, patches of images or series, table columns). Needs no labels."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from fmeco.objectives import _popular_items, _ranking
 from fmeco.objectives._decoder import Decoder
 from fmeco.objectives._ranking import Catalogue, Recommends
 
-IDS, PATCHES, COLUMNS = 0.15, 0.75, 0.3  # the share that is hidden: BERT's, MAE's, and one between them
+IDS, PATCHES, COLUMNS = 0.15, 0.75, 0.3  # default share of tokens to hide: BERT's, MAE's, and one in between
 SERIES = 0.4  # https://arxiv.org/abs/2211.14730 section 4.2
-BLANKED, SWAPPED = 0.8, 0.1  # of the hidden ids; the rest stays as it is
+BLANKED, SWAPPED = 0.8, 0.1  # shares of the hidden ids that are blanked, and swapped; the rest stays unchanged
 EPS = 1e-6
 
 
 def suits(spec: DataSpec, backbone: Backbone) -> bool:
-    """Say whether this objective is the default for data without targets: a backbone of tokens learns to fill them in."""
+    """Tell whether this is the default objective for data without targets: yes for backbones of tokens that are not causal."""
     return bool(backbone.numbers) or (backbone.vocabulary > 0 and not backbone.causal)
 
 
@@ -51,45 +51,56 @@ def build(
     *,
     rate: Annotated[
         float | None,
-        Doc("share of a sample's tokens to hide; null = 0.15 of ids, 0.75 of patches, 0.3 of columns, 0.4 of series"),
+        Doc(
+            "share of a sample's tokens to hide; null = 0.15 for ids, 0.75 for image patches, 0.3 for table columns, 0.4 for "
+            "series"
+        ),
         Gt(0),
         Lt(1),
     ] = None,
     decoder: Annotated[
         int,
         Doc(
-            "of patches: blocks of a decoder that guesses them, so that the backbone sees what is not hidden alone, which "
-            "takes a fraction of the time; 0 = the backbone guesses"
+            "for patches: number of blocks of a decoder that predicts them; the backbone then runs on the visible patches only, "
+            "in a fraction of the time; 0 = no decoder, the backbone predicts them"
         ),
         Ge(0),
     ] = 0,
     swap: Annotated[
-        bool, Doc("of the hidden ids, show a tenth as another one and a tenth as it is, as BERT does")
+        bool, Doc("replace a tenth of the hidden ids by random ids and leave a tenth unchanged, as BERT does")
     ] = True,
 ) -> Objective:
     if not (backbone.vocabulary or backbone.numbers):
         raise ConfigError(
-            f"objective mask needs a backbone whose tokens it can hide, such as transformer, not {type(backbone).__name__}"
+            f"objective mask needs a backbone with tokens to hide, and {type(backbone).__name__} has none",
+            "backbone: transformer has tokens",
         )
     if backbone.causal:
         raise ConfigError(
-            "objective mask needs a backbone that looks both ways", "backbone.causal: false, or objective: next"
+            "objective mask needs a bidirectional backbone, and this one is causal",
+            "set backbone.causal: false, or use objective: next",
         )
     if decoder and not backbone.tokens:
-        raise ConfigError("objective.decoder needs patches, which a backbone such as transformer can go without")
-    images = any(len(one.shape) == 3 for one in spec.inputs.values())
+        raise ConfigError(
+            "objective.decoder needs a backbone that can run on a part of its patches, such as transformer on images"
+        )
+    images = any(len(described.shape) == 3 for described in spec.inputs.values())
     if rate is None:
         rate = PATCHES if images else IDS if "tokens" in spec.inputs else SERIES if "series" in spec.inputs else COLUMNS
     if decoder and not 0 < round(rate * backbone.tokens) < backbone.tokens:
-        raise ConfigError(f"objective.rate: {rate:g} of {backbone.tokens} patches leaves none, or none to guess")
-    # Ids that stand for categories belong to columns; one of another column would be no value of this one.
+        raise ConfigError(
+            f"objective.rate: {rate:g} of {backbone.tokens} patches leaves no patch visible, or none to predict"
+        )
+    # Not for tables: the id of a category belongs to one column, and a random id would be a value of another column.
     swap = swap and "tokens" in spec.inputs
     return Mask(backbone, rate, swap, images, Decoder(backbone, decoder) if decoder else None, _ranking.catalogue(spec))
 
 
 def draw(keys: Tensor, real: Tensor, rate: float) -> Tensor:
-    """Which of the real tokens (B, T) to hide: a share `rate` of each sample's, and one at least. By keys (B,) and
-    positions alone, so that padding changes nothing."""
+    """Choose the tokens to hide (B, T): a share `rate` of each sample's real tokens, and at least one.
+
+    The choice depends on keys (B,) and positions only, so padding does not change it.
+    """
     order = draws(keys, real, 0).masked_fill(~real, 2.0)
     count = (rate * real.sum(1)).round().clamp_min(1)
     rank = order.argsort(dim=1, stable=True).argsort(1)
@@ -98,25 +109,28 @@ def draw(keys: Tensor, real: Tensor, rate: float) -> Tensor:
 
 
 def draws(keys: Tensor, like: Tensor, stream: int) -> Tensor:
-    """A uniform number for each token (B, T), where `like` is."""
+    """Draw a uniform number for each token (B, T), on the device of `like`."""
     return uniform(mix(keys[:, None], torch.arange(like.shape[1])), stream).to(like.device)
 
 
 def normalized(patches: Tensor) -> Tensor:
-    """Patches (..., P), each less its mean and divided by its deviation. https://arxiv.org/abs/2111.06377 section 4."""
+    """Standardise each patch (..., P) by its own mean and deviation. https://arxiv.org/abs/2111.06377 section 4"""
     variance, mean = torch.var_mean(patches, -1, keepdim=True, correction=0)
     return (patches - mean) / (variance + EPS).sqrt()
 
 
 def errors(guess: Tensor, patches: Tensor) -> Tensor:
-    """The mean squared error (N,) of guesses (N, P) of patches (N, P)."""
+    """Compute the mean squared error (N,) of predicted patches (N, P)."""
     return (guess - patches).square().mean(-1)
 
 
 class Mask(Recommends):
-    """Cross-entropy of hidden ids (https://arxiv.org/abs/1810.04805 section 3.1), squared error of hidden numbers
-    (https://arxiv.org/abs/2111.06377): the mean over all that is hidden. With a decoder, hidden patches do not enter the
-    backbone. Of events it is BERT4Rec (https://arxiv.org/abs/1904.06690): what comes next is a hidden item at the end."""
+    """Predict hidden tokens; the loss is the mean over all hidden tokens.
+
+    ids: cross-entropy (https://arxiv.org/abs/1810.04805 section 3.1).
+    numbers: squared error (https://arxiv.org/abs/2111.06377). With a decoder, hidden patches do not enter the backbone.
+    events: BERT4Rec (https://arxiv.org/abs/1904.06690); the next item is predicted as a hidden item at the end.
+    """
 
     def __init__(
         self,
@@ -133,7 +147,7 @@ class Mask(Recommends):
         own: Mapping[str, Literal["max", "min"]] = {"loss": "min", "accuracy": "max"}
         self.directions = own if catalogue is None else _ranking.DIRECTIONS
         self.baselines = _popular_items.baselines(catalogue)
-        # Columns are standardised, and of series how high a patch lies in its window is what is to be guessed.
+        # Only image patches are standardised: columns already are, and the level of a series' patch has to be predicted.
         self.wanted = normalized if images else torch.Tensor.float
         if decoder is None:
             self.blank = nn.Parameter(torch.randn(backbone.width) / math.sqrt(backbone.width))
@@ -143,7 +157,7 @@ class Mask(Recommends):
         )
 
     def hide(self, batch: Batch) -> tuple[Inputs, Tokens, Tensor]:
-        """(inputs with tokens hidden, what the tokens stand for, which ones are to be guessed (B, T))."""
+        """Hide tokens. Returns (the inputs with tokens hidden, the original tokens, which ones to predict (B, T))."""
         inputs = batch.views[0]
         tokens, keys = self.backbone.tokenize(inputs), batch.keys[0]
         chosen = draw(keys, tokens.mask, self.rate)
@@ -158,7 +172,10 @@ class Mask(Recommends):
         return {**inputs, HIDDEN: chosen & (fate < BLANKED), BLANK: self.blank}, tokens, chosen
 
     def guess(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each token (B, T): its loss, 0 where it was not hidden; whether it was; whether it was an id guessed right."""
+        """Predict the hidden tokens. Returns three tensors (B, T).
+
+        They are each token's loss (0 unless hidden), whether it was hidden, and whether it was an id and predicted right.
+        """
         inputs, tokens, chosen = self.hide(batch)
         features = self.backbone(inputs).tokens
         assert features is not None
@@ -169,23 +186,23 @@ class Mask(Recommends):
         right = torch.zeros_like(chosen)
         if self.numbers is not None and tokens.numbers is not None:
             at = chosen[:, :split]
-            found = errors(self.numbers(features[:, :split][at]).float(), self.wanted(tokens.numbers[at].float()))
-            loss[:, :split] = torch.zeros_like(loss[:, :split]).masked_scatter(at, found)
+            losses = errors(self.numbers(features[:, :split][at]).float(), self.wanted(tokens.numbers[at].float()))
+            loss[:, :split] = torch.zeros_like(loss[:, :split]).masked_scatter(at, losses)
         if self.bias is not None and tokens.ids is not None:
             at = chosen[:, split:]
             logits = (self.backbone.scores(features[:, split:][at]) + self.bias).float()  # (N, ids)
             wanted = tokens.ids[at]  # (N,)
-            found = F.cross_entropy(logits, wanted, reduction="none")
-            loss[:, split:] = torch.zeros_like(loss[:, split:]).masked_scatter(at, found)
+            losses = F.cross_entropy(logits, wanted, reduction="none")
+            loss[:, split:] = torch.zeros_like(loss[:, split:]).masked_scatter(at, losses)
             right[:, split:] = torch.zeros_like(at).masked_scatter(at, logits.argmax(1) == wanted)
         return loss, chosen, right
 
     def scores(self, history: Inputs) -> Tensor:
-        """As what is hidden behind the history."""
+        """Score all ids for a hidden item that is appended to the history."""
         tokens = F.pad(history["tokens"], (0, 1))
-        place = tokens.ne(0).sum(1, keepdim=True)  # (B, 1)
-        tokens = tokens.scatter(1, place, UNKNOWN_ITEM)[:, : int(place.max()) + 1]
-        hidden = torch.zeros_like(tokens, dtype=torch.bool).scatter(1, place, True)
+        end = tokens.ne(0).sum(1, keepdim=True)  # (B, 1)
+        tokens = tokens.scatter(1, end, UNKNOWN_ITEM)[:, : int(end.max()) + 1]
+        hidden = torch.zeros_like(tokens, dtype=torch.bool).scatter(1, end, True)
         features = self.backbone({**history, "tokens": tokens, HIDDEN: hidden, BLANK: self.blank}).tokens
         assert features is not None and self.bias is not None
         with torch.autocast(features.device.type, enabled=False):

@@ -1,4 +1,4 @@
-"""Several targets at once: a head for each on one backbone, their losses added."""
+"""Several targets at once: one head per target on a shared backbone; their losses are added."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fmeco.core import (
     nearest,
 )
 
-COMBINES = "tasks"  # the default for several targets
+COMBINES = "tasks"  # makes this the default objective for several targets; names the key that lists them
 
 
 def build(
@@ -36,16 +36,18 @@ def build(
         dict[str, ObjectiveSection],
         Doc("target -> its objective, as in {species: classification, age: {name: regression, loss: mae}}"),
     ],
-    weights: Annotated[dict[str, float], Doc("target -> factor on its loss; 1 unless given")] = {},
+    weights: Annotated[dict[str, float], Doc("target -> factor on its loss; 1 for targets that are not named")] = {},
 ) -> Objective:
     if not tasks:
-        raise ConfigError("objective.tasks: name the targets to learn", f"the data has {listing(list(spec.targets))}")
+        raise ConfigError(
+            "objective.tasks: is empty; name the targets to learn", f"the dataset has {listing(list(spec.targets))}"
+        )
     for name in (*tasks, *weights):
         valid = spec.targets if name in tasks else tasks
         if name not in valid:
             key = "tasks" if name in tasks else "weights"
             raise ConfigError(
-                f"objective.{key}: no target '{name}'{nearest(name, valid)}", f"there are {listing(list(valid))}"
+                f"objective.{key}: no target '{name}'{nearest(name, valid)}", f"valid names: {listing(list(valid))}"
             )
     if wrong := [name for name, weight in weights.items() if weight < 0]:
         raise ConfigError(f"objective.weights: {listing(wrong)} must not be negative")
@@ -55,38 +57,41 @@ def build(
         part: Objective = make(backbone=Given(backbone.width), spec=alone)
         if not part.vectors_only or part.coupled or len(part.views) > 1:
             raise ConfigError(
-                f"objective.tasks.{name}: {type(part).__name__}, as it is set, asks for more than the backbone's vectors",
-                "mixup, cutmix and test_flip are for an objective of its own",
+                f"objective.tasks.{name}: {type(part).__name__} with these keys needs more than the backbone's vectors",
+                "mixup, cutmix and test_flip work only if it is the only objective",
             )
         parts[name] = part
     lacking = {name for name in parts if spec.targets[name].missing}
     return MultiTask(backbone, parts, {name: weights.get(name, 1.0) for name in parts}, lacking)
 
 
-OF = "of_"  # before a task's name: a module cannot be called `type` or `float`
+OF = "of_"  # prefix of the submodules' names: a submodule cannot be called `type` or `float`
 
 
 class Given(Backbone):
-    """Stands for the backbone in each task: its vectors come as an input."""
+    """Stand in for the backbone in each task, whose vectors are passed as an input."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.width = width
 
     def forward(self, inputs: Inputs) -> Features:
-        raise TypeError("vectors are handed in as an input")
+        raise TypeError("this backbone cannot run: its vectors are passed as an input")
 
 
 class MultiTask(Objective):
-    """Each task is an objective over the backbone's vectors. A sample without a task's label does not count in its loss;
-    a task's loss is divided by the number of all samples, so that one label weighs the same everywhere."""
+    """Train several objectives on the vectors of one backbone.
+
+    A sample without a task's label is left out of that task's loss. The loss of each task is divided by the number of all
+    samples, so that each label has the same weight.
+    """
 
     vectors_only = True
 
     def __init__(
         self, backbone: Backbone, parts: dict[str, Objective], weights: Mapping[str, float], lacking: Set[str]
     ) -> None:
-        """lacking: the tasks that some training samples have no label of; only there are they looked for."""
+        """Build the objective. lacking: tasks for which some training samples have no label; only these are filtered."""
         super().__init__()
         self.backbone, self.weights, self.lacking = backbone, weights, lacking
         self.parts = nn.ModuleDict({f"{OF}{name}": part for name, part in parts.items()})
@@ -101,18 +106,19 @@ class MultiTask(Objective):
         }
 
     def _named(self) -> Iterator[tuple[str, Objective]]:
+        """Yield each task's name and objective."""
         for name, part in self.parts.items():
             assert isinstance(part, Objective)
             yield name.removeprefix(OF), part
 
     def _tasks(self, batch: Batch) -> list[tuple[str, Objective, Batch]]:
-        """Each task with the batch as it sees it."""
+        """Run the backbone. Returns (name, objective, batch of vectors with that task's label) for each task."""
         vectors = self.backbone(batch.views[0]).vector.float()[:, None]  # (B, 1, D)
-        found = []
+        tasks = []
         for name, part in self._named():
             target = {"label": batch.target[name]} if name in batch.target else {}
-            found.append((name, part, Batch([{STORED: vectors}], target, batch.index, batch.keys)))
-        return found
+            tasks.append((name, part, Batch([{STORED: vectors}], target, batch.index, batch.keys)))
+        return tasks
 
     def loss(self, batch: Batch) -> Loss:
         total: Tensor | float = 0.0
@@ -120,7 +126,7 @@ class MultiTask(Objective):
             labelled = _labelled(its) if name in self.lacking else its
             if len(labelled):
                 total = total + self.weights[name] * part.loss(labelled).sum
-            else:  # ranks and steps see the same parameters whatever is labelled
+            else:  # zero loss, so that all parameters get a gradient on every rank and in every step
                 vectors = its.views[0][STORED]
                 total = total + 0.0 * (vectors.sum() + sum(p.sum() for p in part.parameters()))
         assert isinstance(total, Tensor)
@@ -135,15 +141,18 @@ class MultiTask(Objective):
         return out
 
     def metrics(self, rows: dict[str, Tensor]) -> dict[str, float]:
-        """Each task's over the samples that have its label, as TASK_METRIC; and `score`, the mean over tasks of the first
-        one that is to be high: accuracy, mean AP or R2."""
+        """Compute each task's metrics over the samples that have its label.
+
+        TASK_METRIC: a metric of a task.
+        score: mean over tasks of their first metric that is better when higher, such as accuracy, mean AP or R2.
+        """
         out: dict[str, float] = {}
         scores: list[float] = []
         for name, part in self._named():
-            here = rows[f"{name}/known"]
-            if not here.any():
+            labelled = rows[f"{name}/known"]
+            if not labelled.any():
                 continue
-            own = {key.removeprefix(f"{name}/"): x[here] for key, x in rows.items() if key.startswith(f"{name}/")}
+            own = {key.removeprefix(f"{name}/"): x[labelled] for key, x in rows.items() if key.startswith(f"{name}/")}
             measured = part.metrics(own)
             out |= {f"{name}_{metric}": value for metric, value in measured.items()}
             if self.main[name] in measured:
@@ -157,13 +166,13 @@ class MultiTask(Objective):
         }
 
     def decode(self, outputs: dict[str, Tensor]) -> list[dict[str, str | float]]:
-        """`prediction` tells all tasks; each also has columns of its own, TASK and TASK_probability."""
-        each: list[list[dict[str, str | float]]] = []
+        """Return `prediction`, which lists all tasks, and for each task the columns TASK and TASK_probability."""
+        by_task: list[list[dict[str, str | float]]] = []
         for name, part in self._named():
             own = {key.removeprefix(f"{name}/"): x for key, x in outputs.items() if key.startswith(f"{name}/")}
-            each.append(part.decode(own))
+            by_task.append(part.decode(own))
         rows: list[dict[str, str | float]] = []
-        for answers in zip(*each, strict=True):
+        for answers in zip(*by_task, strict=True):
             row: dict[str, str | float] = {
                 "prediction": ", ".join(
                     f"{name}={answer['prediction']}" for name, answer in zip(self.main, answers, strict=True)
@@ -185,10 +194,10 @@ class MultiTask(Objective):
 
 
 def _labelled(batch: Batch) -> Batch:
-    """The samples of a task's batch that have its label."""
+    """Keep only the samples of a task's batch that have its label."""
     label = batch.target["label"]
     assert isinstance(label, Tensor)
-    here = known(label)
-    views = [{name: x[here] for name, x in view.items()} for view in batch.views]
-    on_cpu = here.cpu()
-    return Batch(views, {"label": label[here]}, batch.index[on_cpu], batch.keys[:, on_cpu])
+    labelled = known(label)
+    views = [{name: x[labelled] for name, x in view.items()} for view in batch.views]
+    on_cpu = labelled.cpu()
+    return Batch(views, {"label": label[labelled]}, batch.index[on_cpu], batch.keys[:, on_cpu])

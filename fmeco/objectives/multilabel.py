@@ -1,4 +1,4 @@
-"""Any number of labels per sample: binary cross-entropy for each."""
+"""Any number of labels per sample, each learned with binary cross-entropy."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def build(
     backbone: Backbone,
     spec: DataSpec,
     *,
-    target: Annotated[str, Doc("which target of the dataset")] = "label",
+    target: Annotated[str, Doc("name of the dataset's target to learn")] = "label",
     pos_weight: Annotated[
         float | Literal["balanced"] | None,
-        Doc("weight of the present labels; balanced = absent over present, per label"),
+        Doc("weight of a present label in the loss; balanced = absent / present samples, per label; null = 1"),
     ] = None,
     threshold: Annotated[float, Doc("probability from which a label is predicted"), Gt(0), Lt(1)] = 0.5,
-    dropout: Annotated[float, Doc("before the head"), Ge(0), Lt(1)] = 0.0,
+    dropout: Annotated[float, Doc("dropout before the head"), Ge(0), Lt(1)] = 0.0,
 ) -> Objective:
     described = spec.targets.get(target)
     if described is None or described.kind != "multilabel":
@@ -106,7 +106,11 @@ class Multilabel(Objective):
         return {"probability": self.logits(batch).sigmoid()}
 
     def decode(self, outputs: dict[str, Tensor]) -> list[dict[str, str | float]]:
-        """prediction: the labels joined by |; probability: the least sure of them, or of their absence."""
+        """Return the predicted labels of each sample.
+
+        prediction: the labels, joined by |.
+        probability: that of the least certain predicted label; without one, that of no label being present.
+        """
         rows: list[dict[str, str | float]] = []
         for probability in outputs["probability"]:
             chosen = [c for c in range(len(self.classes)) if probability[c] >= self.threshold]

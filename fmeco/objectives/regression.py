@@ -1,4 +1,4 @@
-"""A number per sample, learned in units of its standard deviation over the training split."""
+"""One number per sample, learned in units of its standard deviation over the training split."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ def build(
     backbone: Backbone,
     spec: DataSpec,
     *,
-    target: Annotated[str, Doc("which target of the dataset")] = "label",
+    target: Annotated[str, Doc("name of the dataset's target to learn")] = "label",
     loss: Literal["mse", "mae", "huber"] = "mse",
-    delta: Annotated[float, Doc("where huber turns from square to linear, in standard deviations"), Gt(0)] = 1.0,
-    dropout: Annotated[float, Doc("before the head"), Ge(0), Lt(1)] = 0.0,
+    delta: Annotated[
+        float, Doc("error at which huber turns from squared to linear, in standard deviations"), Gt(0)
+    ] = 1.0,
+    dropout: Annotated[float, Doc("dropout before the head"), Ge(0), Lt(1)] = 0.0,
 ) -> Objective:
     described = spec.targets.get(target)
     if described is None or described.kind != "number":
@@ -43,8 +45,9 @@ class Regression(Objective):
         self.baselines = {"gbdt": functools.partial(_boosted_trees.regress, target)}
 
     def scaled(self, batch: Batch) -> Tensor:
+        """Predict the target (B,), in standard deviations from its mean."""
         scores: Tensor = self.head(self.backbone(batch.views[0]).vector)
-        return scores.float()[:, 0]  # (B,), in standard deviations from the mean
+        return scores.float()[:, 0]
 
     def loss(self, batch: Batch) -> Loss:
         value = batch.target[self.target]

@@ -1,4 +1,4 @@
-"""Tell the two views of a sample from all other samples of the batch. Needs no labels."""
+"""Contrastive learning: identify the other view of each sample among all views of the batch. Needs no labels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fmeco.objectives._pairs import Pairs, projector
 def build(
     backbone: Backbone,
     *,
-    temperature: Annotated[float, Gt(0)] = 0.2,
+    temperature: Annotated[float, Doc("softmax temperature of the similarities"), Gt(0)] = 0.2,
     hidden: Annotated[int | None, Doc("width of the projector's hidden layer; null = the backbone's"), Gt(0)] = None,
     projection: Annotated[int, Doc("width of the projections"), Gt(0)] = 128,
 ) -> Objective:
@@ -25,8 +25,11 @@ def build(
 
 
 def nt_xent(one: Tensor, other: Tensor, temperature: float) -> Tensor:
-    """Projections of two views (B, D) -> the loss of each sample (B,): the mean of its two views' cross-entropies, each
-    against the 2B - 1 other views. https://arxiv.org/abs/2002.05709 equation (1)."""
+    """Compute the NT-Xent loss of each sample (B,) from the projections of two views (B, D).
+
+    It is the mean cross-entropy of the sample's two views, each against the 2B - 1 other views of the batch.
+    https://arxiv.org/abs/2002.05709 equation (1).
+    """
     z = F.normalize(torch.cat([one, other]), dim=1)  # (2B, D)
     alike = (z @ z.T / temperature).masked_fill(torch.eye(len(z), dtype=torch.bool, device=z.device), -torch.inf)
     partner = torch.arange(len(z), device=z.device).roll(len(one))

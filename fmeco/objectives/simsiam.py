@@ -1,4 +1,4 @@
-"""Experimental. Predict one view's projection from the other's, which is held still. Needs no labels, and no large batches."""
+"""Experimental. Predict one view's projection from the other view, with a stop-gradient. Needs no labels and no large batches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from fmeco.objectives._pairs import Pairs, projector
 def build(
     backbone: Backbone,
     *,
-    projection: Annotated[int, Doc("width of the projector's layers; the predictor's is a quarter"), Gt(3)] = 512,
+    projection: Annotated[
+        int, Doc("width of the projector's layers; the predictor's hidden layer is a quarter of it"), Gt(3)
+    ] = 512,
 ) -> Objective:
     head = nn.Sequential(
         projector(backbone.width, projection, projection, layers=3), nn.BatchNorm1d(projection, affine=False)
@@ -24,8 +26,10 @@ def build(
 
 
 def similarity(predicted: Tensor, wanted: Tensor) -> Tensor:
-    """Minus the cosine similarity (B,) of predictions (B, D) and what they are to be, which gets no gradient.
-    https://arxiv.org/abs/2011.10566 equations (1) and (3)."""
+    """Compute the negative cosine similarity (B,) of predictions and targets (B, D); the targets get no gradient.
+
+    https://arxiv.org/abs/2011.10566 equations (1) and (3).
+    """
     return -F.cosine_similarity(predicted, wanted.detach(), dim=1)
 
 
@@ -37,7 +41,7 @@ class SimSiam(Pairs):
         self.predictor = predictor
 
     def represent(self, batch: Batch) -> tuple[Tensor, ...]:
-        """Projections (B, D) of the two views, and what each says of the other."""
+        """Compute the projections (B, D) of the two views, and the prediction of the other view from each."""
         one, other = super().represent(batch)
         return one, other, self.predictor(one).float(), self.predictor(other).float()
 

@@ -1,4 +1,4 @@
-"""Bring the two views of a sample together while every dimension keeps varying, and none repeats another. Needs no labels."""
+"""Bring two views of a sample together, while each dimension keeps its variance and dimensions stay uncorrelated. Needs no labels."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from torch import Tensor, nn
 from fmeco.core import Backbone, Doc, Ge, Gt, Objective
 from fmeco.objectives._pairs import Pairs, projector
 
-EPS = 1e-4
+EPS = 1e-4  # added to variances before the square root
 
 
 def build(
     backbone: Backbone,
     *,
-    invariance: Annotated[float, Doc("weight of the distance of two views"), Ge(0)] = 25.0,
-    variance: Annotated[float, Doc("weight of what keeps dimensions from becoming constant"), Ge(0)] = 25.0,
-    covariance: Annotated[float, Doc("weight of what keeps dimensions apart"), Ge(0)] = 1.0,
+    invariance: Annotated[float, Doc("weight of the distance of the two views"), Ge(0)] = 25.0,
+    variance: Annotated[
+        float, Doc("weight of the variance term, which keeps dimensions from becoming constant"), Ge(0)
+    ] = 25.0,
+    covariance: Annotated[float, Doc("weight of the covariance term, which decorrelates dimensions"), Ge(0)] = 1.0,
     projection: Annotated[int, Doc("width of the projector's layers"), Gt(0)] = 512,
 ) -> Objective:
     head = projector(backbone.width, projection, projection, layers=3)
@@ -27,10 +29,13 @@ def build(
 
 
 def terms(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Projections of two views (B, D) -> the squared distance of each pair, a mean over D (B,); and of both views together how
-    far deviations are below 1, a mean over D, and the squared covariances of different dimensions, a sum over D.
+    """Compute the three terms of the loss from the projections of two views (B, D).
 
-    https://arxiv.org/abs/2105.04906 equations (1), (3) and (5).
+    Returns, in this order:
+    distance: squared distance of each pair, mean over D (B,); equation (5).
+    short: how far standard deviations are below 1, mean over D, summed over both views (); equation (1).
+    shared: squared covariances of different dimensions, summed and divided by D, summed over both views (); equation (3).
+    https://arxiv.org/abs/2105.04906
     """
     distance = (one - other).square().mean(1)
     short, shared = one.new_zeros(()), one.new_zeros(())
