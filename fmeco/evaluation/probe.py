@@ -141,19 +141,10 @@ def _judge(ref: str, training: Training, backbone: Backbone) -> dict[str, Any]:
         fit_split, val_split, score_split, score_name = train, None, split("val"), "val"
     feature_seconds = time.monotonic() - began
     mean, std = train.x.mean(0), train.x.std(0).clamp_min(1e-6)
-    scaled = [
-        None if data_split is None else Split((data_split.x - mean) / std, data_split.y)
-        for data_split in (fit_split, val_split, score_split)
-    ]
+    scaled = [None if s is None else Split((s.x - mean) / std, s.y) for s in (fit_split, val_split, score_split)]
     fit_on, penalty_val, score_on = scaled
     assert fit_on is not None and score_on is not None
-    if penalty_val is None:
-        order = mix(0x70726F62, torch.arange(len(fit_on.x))).argsort(stable=True)
-        cut = max(1, round(len(order) * HELD_OUT))
-        penalty_val = Split(fit_on.x[order[:cut]], fit_on.y[order[:cut]])
-        penalty_train = Split(fit_on.x[order[cut:]], fit_on.y[order[cut:]])
-    else:
-        penalty_train = fit_on
+    penalty_train, penalty_val = (fit_on, penalty_val) if penalty_val is not None else _hold_out(fit_on)
     penalty = _best_penalty(penalty_train, penalty_val, target)
     weights = linear(fit_on, target, penalty)
     outputs = score_on.x @ weights[:-1] + weights[-1]
@@ -175,6 +166,13 @@ def _judge(ref: str, training: Training, backbone: Backbone) -> dict[str, Any]:
         "feature_seconds": round(feature_seconds, 3),
         "seconds": round(time.monotonic() - began, 3),
     }
+
+
+def _hold_out(train: Split) -> tuple[Split, Split]:
+    """Split training samples at random: those to fit on, and a share of HELD_OUT to choose the penalty on."""
+    order = mix(0x70726F62, torch.arange(len(train.x))).argsort(stable=True)
+    cut = max(1, round(len(order) * HELD_OUT))
+    return Split(train.x[order[cut:]], train.y[order[cut:]]), Split(train.x[order[:cut]], train.y[order[:cut]])
 
 
 def _best_penalty(train: Split, held_out: Split, target: Target) -> float:

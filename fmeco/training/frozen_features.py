@@ -26,10 +26,8 @@ VIEWS = 3  # per sample, if training augments
 def stored(training: Training, epochs: float) -> tuple[Data, Augment] | None:
     """Precompute outputs of the backbone, or of its frozen part.
 
+    Returns them as data, and an augmentation that picks a view; None if that is impossible, or would not pay.
     epochs: of the phase; 0 if not known.
-
-    Returns the features as data, and an augmentation that picks one of a sample's views. None if the loss needs more
-    than vectors, nothing is frozen, or it would not pay.
     """
     product, wanted = training.objective.product, training.config.carry.views
     product.rest = None
@@ -45,9 +43,7 @@ def stored(training: Training, epochs: float) -> tuple[Data, Augment] | None:
         place = _place(training) if wanted is not None or epochs > 2 else None
         if place is None or not views:
             if place is not None:
-                say(
-                    "part of the backbone is frozen; to compute it once and not in every epoch: transfer.views=3 or augment=none"
-                )
+                say("part of the backbone is frozen; to compute it only once, set transfer.views=3 or augment=none")
             return None
     extractor = Extractor(
         product,
@@ -85,9 +81,8 @@ def stored(training: Training, epochs: float) -> tuple[Data, Augment] | None:
     stored_val = None
     if val is not None and validated is not None:
         stored_val = Stored(val, validated[:, None].expand(-1, views, *[-1] * len(extractor.shape)))
-    return dataclasses.replace(
-        training.data, spec=spec, train=Stored(train, values), val=stored_val, collate=None
-    ), OneOf()
+    data = dataclasses.replace(training.data, spec=spec, train=Stored(train, values), val=stored_val, collate=None)
+    return data, OneOf()
 
 
 def _place(training: Training) -> Cut | None:
