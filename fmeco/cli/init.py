@@ -24,7 +24,7 @@ train: {{epochs: {epochs}}}
 seed: 0
 """
 FINETUNE = """\
-# fmeco finetune {finetune} --from RUN     RUN is what pretrain printed; the backbone comes with it
+# fmeco finetune {finetune} --from RUN     RUN is the directory that pretrain printed; it brings the backbone
 dataset: {dataset}
 seed: 0
 """

@@ -96,15 +96,16 @@ def finetune(
         raise ConfigError("--label-fractions takes one task", "pass a single config")
     for name in strategies:
         choose("transfer", name)  # refuse a wrong name before an hour of training
-    own = one_dataset(dataset)
+    dataset_name = one_dataset(dataset)
     settings = [
-        read_config(file, stage="finetune", ref=ref, dataset=own, overrides=set_, allow_partial=allow_partial)
+        read_config(file, stage="finetune", ref=ref, dataset=dataset_name, overrides=set_, allow_partial=allow_partial)
         for file in files
     ]
     stems = [file.stem for file in files if file is not None]
     if len(set(stems)) < len(stems):
         raise ConfigError(
-            f"two configs have the same name: {', '.join(stems)}", "a task's run is named after its config"
+            f"two configs have the same name: {', '.join(stems)}",
+            "rename one of them: a task's run is named after its config",
         )
     _in_parallel(nproc)
     from fmeco.checkpoints import refs

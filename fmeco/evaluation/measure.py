@@ -36,7 +36,7 @@ class Measured(NamedTuple):
 
     @property
     def metric(self) -> str:
-        """The metric that selected the run's best checkpoint, or the objective's first metric if that was a probe."""
+        """Name of the metric that selected the run's best checkpoint; the objective's first if that was a probe."""
         evaluating = self.model.checkpoint.meta["config"]["evaluate"]
         directions, best = self.model.objective.directions, str(evaluating["best"]).removeprefix("val_")
         return best if best in directions else next(iter(directions))

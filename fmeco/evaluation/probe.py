@@ -128,7 +128,7 @@ def _judge(ref: str, training: Training, backbone: Backbone) -> dict[str, Any]:
         samples: Samples = data.split(part)
         vectors, values = extractor.values(samples, part), samples.targets[name]
         if vectors is None:
-            raise DataError(f"samples of the {part} split cannot be read", "fmeco check --dataset ... names them")
+            raise DataError(f"samples of the {part} split cannot be read", "`fmeco check --dataset X` lists them")
         assert isinstance(values, Tensor)
         if not vectors.isfinite().all():
             raise CheckpointError(f"features of the {part} split under {clean(ref)} are not finite")

@@ -42,7 +42,7 @@ def data_for(
         if run.is_file():  # holds absolute paths
             raw = parse_yaml(run.read_text("utf-8"), str(run))[0].get("dataset")
         if raw is None:
-            raise ConfigError("this checkpoint was trained on data given in Python", "name a dataset: --dataset X")
+            raise ConfigError("this checkpoint was trained on data given in Python", "pass a dataset: --dataset X")
     config = {"from": "-", "dataset": raw, "train": {"on_bad_sample": trained_config["train"]["on_bad_sample"]}}
     settings = load_config(config, stage="finetune", overrides=overrides, name="-")
     section = settings.dataset

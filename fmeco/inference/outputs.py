@@ -29,7 +29,7 @@ def check_place(option: str, path: Path | None, suffixes: Iterable[str], force: 
     if path.suffix not in suffixes:
         raise ConfigError(f"{option} {path}: expected a name that ends in {' or '.join(suffixes)}")
     if path.exists() and not force:
-        raise ConfigError(f"{path} exists already", "--force replaces it")
+        raise ConfigError(f"{path} already exists", "--force replaces it")
 
 
 def write_rows(rows: Rows, path: Path) -> None:

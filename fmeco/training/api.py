@@ -76,6 +76,7 @@ class Result:
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
+        """Return the result as a command prints it with --json."""
         return {
             "run": str(self.run.resolve()),
             "checkpoint": str(self.checkpoint.resolve()),
@@ -229,7 +230,7 @@ def _extended(config: RunConfig, epochs: str) -> RunConfig:
     """Apply --epochs N or +N to a config. Raises ConfigError if it does not make the run longer."""
     current = config.train.epochs
     try:
-        wanted = float(epochs.lstrip("+")) + (current or 0.0 if epochs.startswith("+") else 0.0)
+        total = float(epochs.lstrip("+")) + (current or 0.0 if epochs.startswith("+") else 0.0)
     except ValueError:
         raise ConfigError(f"--epochs {clean(epochs)}: expected a number, or +N for N more") from None
     if current is None:
@@ -237,11 +238,11 @@ def _extended(config: RunConfig, epochs: str) -> RunConfig:
             "--epochs: the length of this run is given in " + ("steps" if config.train.steps else "time"),
             "start a new run with --from",
         )
-    if not math.isfinite(wanted):
+    if not math.isfinite(total):
         raise ConfigError(f"--epochs {clean(epochs)}: expected a finite number")
-    if wanted <= current:
+    if total <= current:
         raise ConfigError(f"--epochs {clean(epochs)}: the run already has {current:g} epochs", "to add N more, pass +N")
-    return dataclasses.replace(config, train=config.train.model_copy(update={"epochs": wanted}))
+    return dataclasses.replace(config, train=config.train.model_copy(update={"epochs": total}))
 
 
 def _newest(folder: Path) -> str:

@@ -29,18 +29,18 @@ def stored(training: Training, epochs: float) -> tuple[Data, Augment] | None:
     Returns them as data, and an augmentation that picks a view; None if that is impossible, or would not pay.
     epochs: of the phase; 0 if not known.
     """
-    product, wanted = training.objective.product, training.config.carry.views
+    product, configured = training.objective.product, training.config.carry.views
     product.rest = None
     frozen = [not p.requires_grad for p in product.parameters()]
     adapts = training.config.carry.batch_norm == "adapt" and any(isinstance(m, BatchNorm) for m in product.modules())
-    if not any(frozen) or not training.objective.vectors_only or adapts or wanted == 0:
+    if not any(frozen) or not training.objective.vectors_only or adapts or configured == 0:
         return None
     augments = training.model.augment.varies
     if all(frozen):
-        views, place = (wanted or VIEWS) if augments else 1, None
+        views, place = (configured or VIEWS) if augments else 1, None
     else:  # trainable layers need more variety than a head: store only as many views as the config says
-        views = (wanted or 0) if augments else 1
-        place = _place(training) if wanted is not None or epochs > 2 else None
+        views = (configured or 0) if augments else 1
+        place = _place(training) if configured is not None or epochs > 2 else None
         if place is None or not views:
             if place is not None:
                 say("part of the backbone is frozen; to compute it only once, set transfer.views=3 or augment=none")

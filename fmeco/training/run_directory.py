@@ -91,8 +91,8 @@ def settle(out: Path, *, keep_new: bool) -> None:
 
 def _never_saved(out: Path) -> bool:
     """Whether the folder holds only a run that ended before its first checkpoint, such as by an error."""
-    strange = {path.name for path in out.iterdir()} - {*OWN_FILES, ".lock", ".config.yaml"}
-    return (out / "run.log").exists() and not strange and not checkpoint.steps(out / "checkpoints")
+    other_files = {path.name for path in out.iterdir()} - {*OWN_FILES, ".lock", ".config.yaml"}
+    return (out / "run.log").exists() and not other_files and not checkpoint.steps(out / "checkpoints")
 
 
 @contextlib.contextmanager

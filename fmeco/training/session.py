@@ -142,16 +142,16 @@ def evaluated_weights(s: Session) -> Iterator[None]:
     if s.average is None:
         yield
         return
-    own = s.objective.state_dict()
-    raw = {name: tensor.clone() for name, tensor in own.items()}
+    tensors = s.objective.state_dict()
+    raw = {name: tensor.clone() for name, tensor in tensors.items()}
     with torch.no_grad():
-        for name, tensor in own.items():
+        for name, tensor in tensors.items():
             tensor.copy_(s.average[name])
     try:
         yield
     finally:
         with torch.no_grad():
-            for name, tensor in own.items():
+            for name, tensor in tensors.items():
                 tensor.copy_(raw[name])
 
 
@@ -260,8 +260,8 @@ def _renumbered(
     """
     if then is None or now is None:
         return state
-    if strange := sorted(set(then) ^ set(now)):
-        raise CheckpointError(f"{where}: the optimizer's state is of other parameters: {listing(strange, 5)}")
+    if mismatched := sorted(set(then) ^ set(now)):
+        raise CheckpointError(f"{where}: the optimizer's state is of other parameters: {listing(mismatched, 5)}")
     place = {name: number for number, name in enumerate(now)}
     return {place[then[number]]: values for number, values in state.items()}
 

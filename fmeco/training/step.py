@@ -135,7 +135,7 @@ def settle(s: Session) -> None:
 
 
 def _not_finite(s: Session, step: int, loss: float, norm: float, factor: float) -> None:
-    """Report a step that was not finite and therefore not taken. Raises Diverged, or logs it and goes on."""
+    """Report a step that was not finite and therefore not taken. Raises Diverged, or logs the step."""
     loader = s.setup.loader
     start, end = loader.steps[step % loader.steps_per_epoch]
     epoch = step // loader.steps_per_epoch
