@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The main job on real data, from a fresh machine: pretrain on the digits 0-4, finetune on 5-9, compare with scratch.
+# Set up fmeco, and run its demo: pretrain on the digits 0-4, finetune on 5-9, and compare with training from scratch.
 set -euo pipefail
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-bash "$here/scripts/setup.sh" plots
-cd "$here"
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+bash "$root/scripts/setup.sh" plots
+cd "$root"
 exec .venv/bin/fmeco demo "$@"

@@ -1,15 +1,15 @@
-"""Write the golden files: finished checkpoints and stopped runs, which every later version must read alike.
+"""Write the golden files: finished checkpoints and stopped runs that every later version must read with equal results.
 
-    python scripts/golden.py [FOLDER]      FOLDER: tests/golden/format1 unless given
+    python scripts/golden.py [FOLDER]      FOLDER: default tests/golden/format1
 
-    FOLDER/finished/NAME/   checkpoint/, a few inputs, and predictions.json: what `fmeco.load` made of them
-    FOLDER/stopped/NAME/    run/, stopped in the middle, and its data, where they are a file
-                            expected.safetensors: the tensors of its last checkpoint, once a copy of it was resumed
-                            expected.json: the metrics of its best checkpoint then, its log, and the machine
+    FOLDER/finished/NAME/   checkpoint/, a few inputs/, and predictions.json with the model's predictions for them
+    FOLDER/stopped/NAME/    run/, stopped in the middle, and its data if it is a file
+                            expected.safetensors: tensors of the last checkpoint after a copy of the run was resumed
+                            expected.json: metrics of its best checkpoint, its log, and the machine
 
-tests/test_golden.py loads and resumes them. An entry that exists is left as it is: the files are worth something because
-old code made them, so add entries, and give a new format a folder of its own. The data are generated, or scikit-learn's
-digits. Only the public API, config keys and file formats are used here, so that the script outlives what is inside.
+tests/test_golden.py loads and resumes them. Existing entries are never rewritten, as their value is that old code made
+them: add entries, and use a new folder for a new format. The data is generated, or scikit-learn's digits. The script
+uses only the public API, config keys and file formats, so that it survives changes of the internals.
 """
 
 from __future__ import annotations
@@ -37,22 +37,25 @@ from torch import Tensor
 import fmeco
 
 FOLDER = Path(__file__).resolve().parent.parent / "tests" / "golden" / "format1"
-LIMIT = 200_000  # bytes of an entry
-LOCAL = ("run.log", "report.html", "tensorboard", ".lock", "*.tmp")  # of a run, of no use to who resumes it
-SAVED_AND_LEFT = 75  # the exit code of a run that saved and left
+LIMIT = 200_000  # largest size of an entry, in bytes
+LOCAL = ("run.log", "report.html", "tensorboard", ".lock", "*.tmp")  # files of a run that resuming does not need
+SAVED_AND_LEFT = 75  # exit code of a run that was stopped after saving
 COLOURS = {"blue": (40, 40, 200), "green": (40, 200, 40), "red": (200, 40, 40), "white": (220, 220, 220)}
 Config = dict[str, Any]
 Stop = Callable[[], bool]
 
 
 def machine() -> dict[str, Any]:
-    """Tell what the bits of a run depend on. A processor's name may be that of a whole family: its numbers tell more."""
+    """Describe what the bits of a run depend on.
+
+    A processor's name may be that of a whole family, so its model numbers are included.
+    """
     cpu = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         text = Path("/proc/cpuinfo").read_text("utf-8")
         keys = ("vendor_id", "model name", "cpu family", "model", "stepping")
-        found = [re.search(rf"^{key}\s*: (.*)$", text, re.MULTILINE) for key in keys]
-        cpu = ", ".join(one[1] for one in found if one) or cpu
+        matches = [re.search(rf"^{key}\s*: (.*)$", text, re.MULTILINE) for key in keys]
+        cpu = ", ".join(match[1] for match in matches if match) or cpu
     return {
         "torch": torch.__version__,
         "capability": torch.backends.cpu.get_cpu_capability(),
@@ -62,13 +65,13 @@ def machine() -> dict[str, Any]:
 
 
 def last_tensors(run: Path) -> dict[str, Tensor]:
-    """Read the weights of a run's last checkpoint: backbone/NAME and objective/NAME."""
+    """Read the weights of a run's last checkpoint, named backbone/NAME and objective/NAME."""
     parts = {part: load_file(run / f"checkpoints/last/{part}.safetensors") for part in ("backbone", "objective")}
     return {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
 
 
 def logged(run: Path) -> list[Config]:
-    """Read a run's metrics.jsonl without what depends on the clock."""
+    """Read a run's metrics.jsonl, without values that depend on the clock."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
     timed = ("samples_per_second", "compute_share", "data_share", "evaluate_share", "save_share")
     return [{key: value for key, value in line.items() if key not in timed} for line in lines]
@@ -78,7 +81,10 @@ def logged(run: Path) -> list[Config]:
 
 
 def picture(path: str, colour: str, seed: int, size: tuple[int, int] = (40, 32), mode: str = "RGB") -> str:
-    """Write an image of mostly one colour: noise in blocks of 4 pixels, which compress well. A JPEG lies on its side."""
+    """Write an image of mostly one colour, with noise in blocks of 4 pixels, which compresses well. Returns the path.
+
+    A JPEG is stored rotated, with an EXIF orientation.
+    """
     rng = np.random.default_rng(seed)
     blocks = rng.integers(-50, 50, (-(-size[1] // 4), -(-size[0] // 4), 3)).repeat(4, 0).repeat(4, 1)
     pixels = (np.array(COLOURS[colour]) + blocks[: size[1], : size[0]]).clip(0, 255)
@@ -97,6 +103,7 @@ def picture(path: str, colour: str, seed: int, size: tuple[int, int] = (40, 32),
 
 
 def photos(folder: str, *classes: str, each: int = 12) -> str:
+    """Write `each` images of every class into class folders. Returns the folder."""
     for c, name in enumerate(classes):
         for i in range(each):
             picture(f"{folder}/{name}/{i:02}.png", name, seed=100 * c + i, size=(24 + i, 30 - i))
@@ -104,7 +111,10 @@ def photos(folder: str, *classes: str, each: int = 12) -> str:
 
 
 def table(path: str, rows: int, seed: int, targets: bool = True) -> str:
-    """Write numbers, a category, gaps and splits in all the words for them; two targets, which some rows lack."""
+    """Write a table of numbers and a category, with all spellings of missing values and of splits. Returns the path.
+
+    targets: also write two targets, which some rows lack.
+    """
     rng = np.random.default_rng(seed)
     gaps, parts = ("", "na", "N/A", "NaN", "null", "None", "?"), ("train", "Train", "valid", "TRAIN", "VAL", "test")
     lines = ["width,height,shape,ripe,weight,part" if targets else "width,height,shape"]
@@ -122,6 +132,7 @@ def table(path: str, rows: int, seed: int, targets: bool = True) -> str:
 
 
 def texts(path: str, each: int, labels: bool = True) -> str:
+    """Write `each` short texts of two classes as JSON lines. Returns the path."""
     words = {"animal": ["cat", "dog", "cow", "hen", "owl"], "tool": ["saw", "axe", "drill", "file", "rasp"]}
     rows = [
         {"text": " ".join(words[label][(i * i + j * (i + 1)) % 5] for j in range(2 + i % 12)) + f" {i}"}
@@ -134,6 +145,7 @@ def texts(path: str, each: int, labels: bool = True) -> str:
 
 
 def tone(path: str, pitch: float, seed: int, rate: int = 8000, channels: int = 1) -> str:
+    """Write a noisy sine wave of random length. Returns the path. pitch, rate: Hz."""
     import soundfile
 
     rng = np.random.default_rng(seed)
@@ -145,14 +157,14 @@ def tone(path: str, pitch: float, seed: int, rate: int = 8000, channels: int = 1
 
 
 def events(path: str, users: int, each: int) -> str:
-    """Write users who go through 12 items in a circle, each from another one on."""
+    """Write events of users who go through 12 items in a circle, each from another start. Returns the path."""
     rows = [f"u{u},i{(5 * u + k) % 12},{1000 * k + u}" for k in range(each) for u in range(users)]
     Path(path).write_text("\n".join(["user,item,time", *rows]) + "\n", "utf-8")
     return path
 
 
 def hours(path: str, rows: int) -> str:
-    """Write two series with a day of 24 hours."""
+    """Write two hourly series with a period of 24 hours. Returns the path."""
     rng = np.random.default_rng(0)
     lines = ["time,a,b"]
     for i in range(rows):
@@ -172,7 +184,7 @@ TASK = {"name": "digits", "classes": [1, 5, 7], "limit_per_class": 20}
 
 
 def config(dataset: Config, backbone: Config | None = None, steps: int = 24, **sections: Any) -> Config:
-    """A short run on the CPU in full precision; without a backbone it is one that finetunes."""
+    """Build the config of a short run on the CPU in fp32. Without a backbone, it is for finetuning."""
     train = {"steps": steps, "batch_size": 12, "device": "cpu", "precision": "fp32", "workers": 0, "keep": 1}
     train |= {"tensorboard": False, "log_every": 5, **sections.pop("train", {})}
     optimizer = sections.pop("optimizer", {"name": "adamw", "lr": 5e-3})
@@ -181,7 +193,7 @@ def config(dataset: Config, backbone: Config | None = None, steps: int = 24, **s
 
 
 # ---------------------------------------------------------------- finished checkpoints
-# Each function works in an empty folder, and returns a checkpoint and what to predict: texts, or files of inputs/.
+# Each function works in an empty folder. It returns a checkpoint and inputs to predict: texts, or files of inputs/.
 
 
 def image() -> tuple[Path, list[str]]:
@@ -250,10 +262,10 @@ FINISHED: dict[str, Callable[[], tuple[Path, list[str]]]] = {
 
 
 def finish(name: str, out: Path) -> None:
-    """Make a finished checkpoint in the current folder, and lay it with its predictions into `out`."""
+    """Make a finished checkpoint in the current folder, and copy it with its predictions to `out`."""
     Path("inputs").mkdir()
-    found, inputs = FINISHED[name]()
-    shutil.copytree(found, out / "checkpoint")
+    checkpoint, inputs = FINISHED[name]()
+    shutil.copytree(checkpoint, out / "checkpoint")
     shutil.copytree("inputs", out / "inputs")
     with contextlib.chdir(out):
         rows = fmeco.load("checkpoint").predict(inputs)
@@ -261,7 +273,7 @@ def finish(name: str, out: Path) -> None:
 
 
 # ---------------------------------------------------------------- stopped runs
-# Each function works in an empty folder, and trains into run/ until `stop` says so.
+# Each function works in an empty folder, and trains into run/ until `stop` returns True.
 
 
 def adamw(stop: Stop) -> None:
@@ -269,13 +281,16 @@ def adamw(stop: Stop) -> None:
 
 
 def muon(stop: Stop) -> None:
-    """Matrices of convolutions by Muon, the rest by AdamW; batch norms, and images that are moved at random."""
+    """Train with Muon for convolutions and AdamW for the rest, with batch norms and random image shifts."""
     optimizer = {"name": "muon", "lr": 1e-3}
     fmeco.pretrain(config(DIGITS, CNN, optimizer=optimizer, augment={"name": "light", "flip": 0}), out="run", stop=stop)
 
 
 def ema(stop: Stop) -> None:
-    """Averaged weights; and beside them what else a step depends on: evaluations so far, mixing, parts of a batch."""
+    """Train with averaged weights, and with everything else that a step depends on.
+
+    That is: the evaluations so far, mixup, micro-batches, clipping and balanced sampling.
+    """
     sections: Config = {
         "objective": {"name": "classification", "mixup": 0.4},
         "optimizer": {"name": "adamw", "lr": 0.02},  # too high: the second evaluation is worse, and the rate drops
@@ -287,6 +302,8 @@ def ema(stop: Stop) -> None:
 
 
 def finetuned(transfer: Config) -> Callable[[Stop], None]:
+    """Build a function that finetunes with a transfer strategy."""
+
     def begin(stop: Stop) -> None:
         fmeco.pretrain(config(DIGITS, MLP), out="source")
         fmeco.finetune(config(TASK, transfer=transfer), ref="source", out="run", stop=stop)
@@ -295,22 +312,23 @@ def finetuned(transfer: Config) -> Callable[[Stop], None]:
 
 
 def multi_task(stop: Stop) -> None:
-    """A class and a number, each of which some rows lack; a category's embedding."""
+    """Train on a class and a number, each of which some rows lack, with a category's embedding."""
     columns = {"target": ["ripe", "weight"], "split_column": "part"}
     dataset = {"name": "csv_table", "path": table("data.csv", 90, 0), **columns}
     fmeco.pretrain(config(dataset, {**MLP, "embedding": 3}, objective=TASKS), out="run", stop=stop)
 
 
 def teacher(stop: Stop) -> None:
-    """An objective with a teacher and statistics of its own, over views of two sizes."""
+    """Train an objective with a teacher and statistics of its own, over views of two sizes."""
     objective = {"name": "dino", "prototypes": 24, "local": 1, "local_size": 0.75, "hidden": 16, "projection": 8}
     off = {"every": 1000, "health": "off"}
-    sgd = {"name": "sgd", "lr": 0.05}  # adamw would blow up what is but noise: gradients of biases before a batch norm
+    # adamw would amplify gradients that are only noise: those of biases before a batch norm.
+    sgd = {"name": "sgd", "lr": 0.05}
     fmeco.pretrain(config(DIGITS, CNN, objective=objective, optimizer=sgd, evaluate=off), out="run", stop=stop)
 
 
 def folders(stop: Stop) -> None:
-    """Image files, whose folders name the splits; crops and erased boxes."""
+    """Train on image files whose folders name the splits, with random crops and erased boxes."""
     photos("data/training", "green", "red", each=12)
     photos("data/valid", "green", "red", each=3)
     dataset = {"name": "image_folder", "path": "data", "image_size": 12}
@@ -319,13 +337,13 @@ def folders(stop: Stop) -> None:
 
 
 def mask(stop: Stop) -> None:
-    """Words that are hidden at random, in batches of texts of like lengths."""
+    """Train on texts with randomly masked words, in batches of similar lengths."""
     dataset = {"name": "text", "path": texts("data.jsonl", 20), "label": None, "vocabulary": 300, "length": 12}
     fmeco.pretrain(config(dataset, TRANSFORMER, objective="mask"), out="run", stop=stop)
 
 
 TASKS = {"name": "multi_task", "tasks": {"ripe": "classification", "weight": "regression"}, "weights": {"weight": 0.5}}
-# Name -> how it begins, how often `stop` says no (about once a step), and the phase that the run is then in.
+# Name -> (function, number of times that `stop` returns False, about once a step, phase in which the run then stops).
 STOPPED: dict[str, tuple[Callable[[Stop], None], int, int]] = {
     "adamw": (adamw, 14, 0),
     "muon": (muon, 14, 0),
@@ -341,11 +359,11 @@ STOPPED: dict[str, tuple[Callable[[Stop], None], int, int]] = {
 
 
 def begun(name: str, out: Path) -> None:
-    """Stop a run in the current folder, lay it into `out`, and beside it what a copy of it ends with."""
-    begin, asked, phase = STOPPED[name]
+    """Stop a run in the current folder, copy it to `out`, and add the results of resuming another copy."""
+    begin, polls, phase = STOPPED[name]
     answers = itertools.count()
     try:
-        begin(lambda: next(answers) >= asked)
+        begin(lambda: next(answers) >= polls)
     except fmeco.FmecoError as error:
         if error.exit_code != SAVED_AND_LEFT:
             raise
@@ -360,14 +378,14 @@ def begun(name: str, out: Path) -> None:
     shutil.copytree(out, "copy", symlinks=True)
     out = out.resolve()
     with contextlib.chdir("copy"):
-        done = fmeco.resume("run", overrides=moved(Path()))
+        result = fmeco.resume("run", overrides=moved(Path()))
         save_file(last_tensors(Path("run")), out / "expected.safetensors")
-        expected = {"metrics": done.metrics, "log": logged(Path("run")), "machine": machine()}
+        expected = {"metrics": result.metrics, "log": logged(Path("run")), "machine": machine()}
     (out / "expected.json").write_text(json.dumps(expected, indent=1) + "\n", "utf-8")
 
 
 def moved(entry: Path) -> list[str]:
-    """Return the overrides with which the run of a stopped entry finds its data."""
+    """Return the overrides that point a stopped run to the data of its entry."""
     return [f"dataset.path={data}" for data in entry.glob("data*")]
 
 
@@ -375,13 +393,13 @@ def moved(entry: Path) -> list[str]:
 
 
 def check(entry: Path, name: str) -> None:
-    """Refuse an entry that is large, or that tells of the folders of this machine."""
+    """Refuse an entry that is too large, or that contains paths of this machine."""
     files = [path for path in entry.rglob("*") if path.is_file() and not path.is_symlink()]
     size = sum(path.stat().st_size for path in files)
     places = {os.getcwd(), tempfile.gettempdir(), str(Path.home()), str(FOLDER.parents[2])}
-    told = [path for path in files for place in places if place != "/" and place.encode() in path.read_bytes()]
-    if size > LIMIT or told:
-        raise SystemExit(f"{name}: {size:,} bytes; files that name a folder of this machine: {told}")
+    with_paths = [path for path in files for place in places if place != "/" and place.encode() in path.read_bytes()]
+    if size > LIMIT or with_paths:
+        raise SystemExit(f"{name}: {size:,} bytes; files that contain paths of this machine: {with_paths}")
     print(f"{name}: {len(files)} files, {size:,} bytes", flush=True)
 
 

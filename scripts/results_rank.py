@@ -1,11 +1,11 @@
-"""Does `fmeco rank` pick the source that finetunes best? Sources of different quality, ranked before and finetuned after.
+"""Test whether `fmeco rank` picks the source that finetunes best, on sources of different quality.
 
     python scripts/results_rank.py FOLDER OUT [--seeds 2] [--labels 100]
 
 FOLDER holds train/CLASS/* and test/CLASS/* of CIFAR-10's classes. Seven sources are trained, on the five classes of
-configs/cifar10/pretrain.yaml unless they say otherwise; each is ranked, and finetuned by default, on the other five, of which a
-twentieth is for validation. Kendall's tau compares the two orders; the regret is what the pick loses against the best. Prints a
-part of docs/results.md.
+configs/cifar10/pretrain.yaml unless SOURCES says otherwise. They are ranked for the other five classes, and finetuned on
+them with default settings; a twentieth of the images is for validation. Kendall's tau compares the two orders. The
+regret is the accuracy that the ranking's pick loses against the best source. Prints a part of docs/results.md.
 """
 
 from __future__ import annotations
@@ -40,41 +40,45 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--labels", type=int, default=100)
-    given = parser.parse_args()
+    args = parser.parse_args()
     from scipy.stats import kendalltau
 
-    on = {"name": "image_folder", "path": str(given.folder)}
-    first, second = peek(HERE / "pretrain.yaml"), peek(HERE / "finetune.yaml")
-    first["dataset"] |= on
+    dataset_keys = {"name": "image_folder", "path": str(args.folder)}
+    pretraining, finetuning = peek(HERE / "pretrain.yaml"), peek(HERE / "finetune.yaml")
+    pretraining["dataset"] |= dataset_keys
     runs: dict[str, Path] = {}
     for name, changes in SOURCES.items():
         data = changes.get("dataset", {})
-        own = {**first, **changes, "train": {**first["train"], **changes.get("train", {})}}
-        own["dataset"] = data if "name" in data else {**first["dataset"], **data}
-        runs[name] = given.out / name.replace(", ", "-").replace(" ", "-")
+        config = {**pretraining, **changes, "train": {**pretraining["train"], **changes.get("train", {})}}
+        config["dataset"] = data if "name" in data else {**pretraining["dataset"], **data}
+        runs[name] = args.out / name.replace(", ", "-").replace(" ", "-")
         if not (runs[name] / "report.html").exists():
-            fmeco.pretrain(own, out=runs[name], force=True)
-    for seed in range(given.seeds):
-        section = {**second["dataset"], **on, "limit_per_class": given.labels}
+            fmeco.pretrain(config, out=runs[name], force=True)
+    for seed in range(args.seeds):
+        section = {**finetuning["dataset"], **dataset_keys, "limit_per_class": args.labels}
         section |= {"limit_seed": seed, "val_fraction": 0.05}
         overrides = [f"dataset={section}".replace("'", '"'), f"seed={seed}"]
-        cache.clear()  # ranking pays for its features
+        cache.clear()  # so that the ranking time includes computing features
         began = time.monotonic()
-        found = probing.rank([str(run) for run in runs.values()], dataset=None, overrides=overrides)
-        ranking = time.monotonic() - began
-        metrics = {row["source"]: row["metrics"] for row in found["ranking"] if "metrics" in row}
+        ranked = probing.rank([str(run) for run in runs.values()], dataset=None, overrides=overrides)
+        ranking_seconds = time.monotonic() - began
+        metrics = {row["source"]: row["metrics"] for row in ranked["ranking"] if "metrics" in row}
         tuned: dict[str, float] = {}
         began = time.monotonic()
         for name, run in runs.items():
-            task = {**second, "seed": seed, "dataset": section}
-            done = fmeco.finetune(task, ref=run, out=given.out / f"tuned-{run.name}-{seed}", force=True)
-            tuned[name] = fmeco.evaluate(done.run)["metrics"]["test_accuracy"]
-        tuning = time.monotonic() - began
-        print(f"\nseed {seed}: ranking took {ranking:.0f} s, finetuning all {tuning:.0f} s ({ranking / tuning:.3f})\n")
+            task = {**finetuning, "seed": seed, "dataset": section}
+            result = fmeco.finetune(task, ref=run, out=args.out / f"tuned-{run.name}-{seed}", force=True)
+            tuned[name] = fmeco.evaluate(result.run)["metrics"]["test_accuracy"]
+        tuning_seconds = time.monotonic() - began
+        print(
+            f"\nseed {seed}: ranking took {ranking_seconds:.0f} s, finetuning all {tuning_seconds:.0f} s ({ranking_seconds / tuning_seconds:.3f})\n"
+        )
         print("| source | linear head | k-NN | LogME | finetuned |\n|---|---|---|---|---|")
         for name in sorted(tuned, key=tuned.__getitem__, reverse=True):
-            one = metrics[str(runs[name])]
-            print(f"| {name} | {one['accuracy']:.3f} | {one['knn']:.3f} | {one['logme']:.3f} | {tuned[name]:.3f} |")
+            scores = metrics[str(runs[name])]
+            print(
+                f"| {name} | {scores['accuracy']:.3f} | {scores['knn']:.3f} | {scores['logme']:.3f} | {tuned[name]:.3f} |"
+            )
         for score in ("accuracy", "knn", "logme"):
             values = [metrics[str(run)][score] for run in runs.values()]
             tau = kendalltau(values, list(tuned.values())).statistic
@@ -82,7 +86,7 @@ def main() -> None:
             regret = max(tuned.values()) - tuned[pick]
             print(f"{score}: tau {tau:.2f}, picks {pick}, regret {regret:.3f}")
         mean = statistics.mean(tuned.values())
-        print(f"a source drawn by lot: regret {max(tuned.values()) - mean:.3f}", flush=True)
+        print(f"a random source: regret {max(tuned.values()) - mean:.3f}", flush=True)
     print(f"\n{os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}")
 
 

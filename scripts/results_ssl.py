@@ -1,13 +1,15 @@
-"""Pretraining without labels: each objective for as many epochs, judged by what its frozen features are good for; then
-finetuning with few labels from each seed's best, against new weights.
+"""Compare objectives for pretraining without labels, by their frozen features, and then by finetuning with few labels.
 
     python scripts/results_ssl.py FOLDER OUT [--epochs 16] [--seeds 0 1] [--objectives simclr vicreg ...] [--labels 20]
     python scripts/results_ssl.py FOLDER OUT --objectives mask classification_of_patches --labels 0 --epochs 24
 
-FOLDER holds train/CLASS/* and test/CLASS/*. The backbone is a small cnn; for the latter two a transformer, whose untrained weights are
-another floor. Objectives without labels see the training images alone; supcon and `classification`, the measure of what labels
-would give, their classes as well; distill has the seed's `classification` as its teacher. k-NN and linear head are fitted to
-all labels of the training images and measured on the test images. What is in OUT already is not trained again.
+FOLDER holds train/CLASS/* and test/CLASS/*. Every objective trains for the same number of epochs. The backbone is a small
+cnn; for mask and classification_of_patches it is a transformer, with its own row of untrained weights.
+
+Objectives without labels see the training images alone. supcon and `classification` also see the classes, to show what
+labels would give. distill has the seed's `classification` run as its teacher. k-NN and the linear head are fitted to all
+labels of the training images, and measured on the test images. Finetuning starts from the best source of each seed that
+saw no labels, and from random weights. Runs that exist in OUT are not trained again.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from results_cifar10 import row, trained  # scripts/ is where this one lies
+from results_cifar10 import row, trained  # in the folder of this script
 
 import fmeco
 from fmeco.errors import Diverged
@@ -36,29 +38,32 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=16)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--objectives", nargs="+", default=["simclr", "vicreg", "simsiam", "supcon", "classification"])
-    parser.add_argument("--labels", type=int, default=20, help="per class, to finetune with; 0 = not at all")
-    given = parser.parse_args()
+    parser.add_argument("--labels", type=int, default=20, help="per class, to finetune with; 0 = no finetuning")
+    args = parser.parse_args()
     print("| | seed | epochs | linear head | 95% interval | k-NN |\n|---|---|---|---|---|---|", flush=True)
     best: dict[int, Path] = {}
-    for seed in given.seeds:
-        runs = {name: given.out / f"{name}-{seed}" for name in given.objectives}
-        healthy = [run for name, run in runs.items() if pretrained(run, name, seed, given.folder, given.epochs)]
-        found = probing.rank([str(run) for run in healthy], dataset=str(given.folder))
-        for one in found["ranking"]:
-            run = Path(one["source"])
+    for seed in args.seeds:
+        runs = {name: args.out / f"{name}-{seed}" for name in args.objectives}
+        healthy = [run for name, run in runs.items() if pretrained(run, name, seed, args.folder, args.epochs)]
+        ranking = probing.rank([str(run) for run in healthy], dataset=str(args.folder))
+        for source_row in ranking["ranking"]:
+            run = Path(source_row["source"])
             lines = (run / "metrics.jsonl").read_text().splitlines() if run.is_dir() else []
             epochs = f"{json.loads(lines[-1])['epoch']:.1f}" if lines else ""
-            low, high = one["interval"]
-            name = run.name.rpartition("-")[0] or one["source"]
-            if run.is_dir() and name not in (*LABELLED, "distill"):  # whose teacher had labels
+            low, high = source_row["interval"]
+            name = run.name.rpartition("-")[0] or source_row["source"]
+            if run.is_dir() and name not in (*LABELLED, "distill"):  # distill's teacher had labels
                 best.setdefault(seed, run)
-            print(f"| {name} | {seed} | {epochs} | {one['metrics']['accuracy']:.3f} | {low:.3f} to {high:.3f} | {one['metrics']['knn']:.3f} |", flush=True)  # fmt: skip
-    if given.labels and best:
-        finetuned(best, given)
+            print(f"| {name} | {seed} | {epochs} | {source_row['metrics']['accuracy']:.3f} | {low:.3f} to {high:.3f} | {source_row['metrics']['knn']:.3f} |", flush=True)  # fmt: skip
+    if args.labels and best:
+        finetuned(best, args)
 
 
 def pretrained(run: Path, name: str, seed: int, folder: Path, epochs: float) -> bool:
-    """Whether it ran to its end; one that collapsed says so in the table."""
+    """Pretrain with an objective, unless the run exists. Returns whether it ran to its end.
+
+    A run that collapsed is reported in the table.
+    """
     stopped = run / "stopped.txt"
     if (run / "report.html").exists():
         return True
@@ -88,16 +93,16 @@ def pretrained(run: Path, name: str, seed: int, folder: Path, epochs: float) -> 
     return True
 
 
-def finetuned(best: dict[int, Path], given: argparse.Namespace) -> None:
-    """From each seed's best source without labels, and from new weights; a seed also draws the labels."""
-    tried: dict[str, list[Any]] = {"scratch": [], "full": [], "lp_ft": [], "probe": []}
+def finetuned(best: dict[int, Path], args: argparse.Namespace) -> None:
+    """Finetune from each seed's best source, and from random weights. The seed also draws the labels."""
+    scores: dict[str, list[Any]] = {"scratch": [], "full": [], "lp_ft": [], "probe": []}
     for seed, source in best.items():
-        for strategy, values in tried.items():
+        for strategy, values in scores.items():
             task = {
                 "dataset": {
                     "name": "image_folder",
-                    "path": str(given.folder),
-                    "limit_per_class": given.labels,
+                    "path": str(args.folder),
+                    "limit_per_class": args.labels,
                     "limit_seed": seed,
                 },
                 "transfer": strategy,
@@ -106,15 +111,15 @@ def finetuned(best: dict[int, Path], given: argparse.Namespace) -> None:
                 "evaluate": {"every": 10},
                 "seed": seed,
             }
-            out = given.out / f"{strategy}-{given.labels}-{seed}"
+            out = args.out / f"{strategy}-{args.labels}-{seed}"
             values.append(trained(out, functools.partial(fmeco.finetune, task, ref=source, out=out, force=True)))
     print(f"\nfinetuned from {', '.join(run.name for run in best.values())}\n")
     print(
         "| labels per class | strategy | test accuracy | each seed | gain over scratch, points |\n|---|---|---|---|---|"
     )
-    for strategy, values in tried.items():
-        control = tried["scratch"] if strategy != "scratch" else None
-        print(row(str(given.labels), strategy, values, control), flush=True)
+    for strategy, values in scores.items():
+        control = scores["scratch"] if strategy != "scratch" else None
+        print(row(str(args.labels), strategy, values, control), flush=True)
 
 
 if __name__ == "__main__":

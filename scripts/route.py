@@ -2,9 +2,9 @@
 
     python scripts/route.py [--list]        PYTHONPATH=TREE counts the code of another tree
 
-The config passes a module whenever a function there is handed it, or goes on with it after a call into another module: as
-it was given, as a RunConfig or a section of one, or inside a dataclass. A return is a passage of a module that it had
-already left.
+A config passes a module whenever a function of the module receives it, or resumes with it after a call into another
+module. It counts as the raw mapping, as a RunConfig or a section of one, and inside a dataclass. A return is a passage of
+a module that the config had left before.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SECTIONS = ("RunConfig", "Choice", "Train", "Evaluate", "Carry")
 
 
 def holds_config(value: Any, depth: int = 0) -> bool:
-    """Whether a value is the config or a part of it, or a dataclass with one in a field (at most six deep)."""
+    """Whether a value is the config or a section of it, or a dataclass that holds one, at most six levels deep."""
     if type(value).__name__ in SECTIONS or (isinstance(value, dict) and {"dataset", "train"} <= value.keys()):
         return True
     nested = depth < 6 and dataclasses.is_dataclass(value) and type(value).__module__.startswith("fmeco")
@@ -33,7 +33,7 @@ def holds_config(value: Any, depth: int = 0) -> bool:
 
 
 def passages(start: Any, *arguments: Any, **options: Any) -> list[str]:
-    """Train for two steps. Returns the modules that the config passes up to the loop, in order."""
+    """Call `start`, which trains for two steps. Returns the modules that the config passes up to the loop, in order."""
     passed: list[str] = []
     holding: list[tuple[FrameType, str]] = []
     arrived = False

@@ -1,10 +1,10 @@
-"""Compare two revisions: the bits that they train, what they predict, and how their commands answer.
+"""Compare two revisions bit for bit: trained weights, predictions, and the answers of commands.
 
-    python scripts/same_bits.py REV [REV2]      REV2: the working tree unless given
+    python scripts/same_bits.py REV [REV2]      REV2: default the working tree
 
-Each runs the same short, seeded runs on generated data, one of each modality, and the same commands, good and wrong ones,
-in one thread. A table says what is the same, and the exit code is 1 where anything differs. Takes about three minutes. Of
-messages only the keys and the code of an error are compared, not the words.
+Each revision trains the same short, seeded runs on generated data of each modality, and runs the same commands, valid
+and invalid, in one thread. A table lists each case as same or different. The exit code is 1 if any differs. Of messages,
+only the keys and the error code are compared, not the words. Takes about three minutes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import golden
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-Seen = dict[str, dict[str, Any]]  # case -> what was looked at -> what was found
+Seen = dict[str, dict[str, Any]]  # case -> aspect -> value
 SETS = "--set train.steps=12 --set train.tensorboard=false"
 CONFIGS = yaml.safe_load("""
 image-pretrain: {dataset: {name: image_folder, path: data/photos, image_size: 32}, backbone: shufflenet_v2_x0_5,
@@ -51,7 +51,7 @@ series-pretrain: {dataset: {name: series, path: data/hours.csv, context: 48, hor
   backbone: {name: transformer, width: 16, depth: 2, heads: 2, patch: 12}, objective: mask}
 series-finetune: {dataset: {name: series, path: data/hours.csv, horizon: 12, season: 24}, objective: forecast}
 """)
-INPUTS = {  # of `predict`
+INPUTS = {  # arguments of `predict`
     "image": ["data/new/odd.png", "data/new/alpha.png", "data/new/large.jpg"],
     "table": ["data/one.csv"],
     "text": ["a cat and a dog", "data/texts.jsonl"],
@@ -123,61 +123,65 @@ def make_data() -> None:
 # ---------------------------------------------------------------- one revision
 
 
-def call(tree: Path, place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run Python with the package of `tree`, in the folder `place`, which is also its home."""
-    env = {"PYTHONPATH": str(tree), "HOME": str(place), "XDG_CACHE_HOME": str(place / "cache")}
+def call(tree: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python with the package of `tree`, in `folder`, which also serves as its home."""
+    env = {"PYTHONPATH": str(tree), "HOME": str(folder), "XDG_CACHE_HOME": str(folder / "cache")}
     env |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=place, env=os.environ | env, capture_output=True, text=True)
+    return subprocess.run(command, cwd=folder, env=os.environ | env, capture_output=True, text=True)
 
 
-def ask(tree: Path, place: Path, words: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Run a command with --json. Returns what is compared of any answer, and the object that it printed."""
-    done = call(tree, place, "-m", "fmeco", *words, "--json")
+def ask(tree: Path, folder: Path, arguments: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Run a command with --json. Returns the aspects to compare, and the JSON object that it printed."""
+    process = call(tree, folder, "-m", "fmeco", *arguments, "--json")
     try:
-        answer = dict(json.loads(done.stdout))
+        answer = dict(json.loads(process.stdout))
     except (ValueError, TypeError):
         answer = {"error": {"code": "not one JSON object"}}
-    seen = {"exit code": done.returncode, "keys": nested(answer), "error": answer.get("error", {}).get("code", "")}
-    return seen | {"traceback": "Traceback" in done.stderr}, answer
+    aspects = {
+        "exit code": process.returncode,
+        "keys": nested(answer),
+        "error": answer.get("error", {}).get("code", ""),
+    }
+    return aspects | {"traceback": "Traceback" in process.stderr}, answer
 
 
 def nested(answer: Any, above: str = "") -> list[str]:
-    """List the keys of an object and of the objects in it, but not those of lists."""
+    """List the keys of an object and of nested objects, but not of objects in lists."""
     if not isinstance(answer, dict):
         return []
     return sorted(name for key in answer for name in (above + key, *nested(answer[key], f"{above}{key}.")))
 
 
 def trained(run: Path) -> dict[str, Any]:
-    """Look at what a run left: hashes of its best weights, and its log."""
-    found: dict[str, Any] = {}
+    """Return hashes of a run's best weights, and its log."""
+    aspects: dict[str, Any] = {}
     for name in ("backbone.safetensors", "objective.safetensors"):
         path = run / "checkpoints" / "best" / name
-        found[name] = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
-    return found | {"metrics.jsonl": golden.logged(run) if (run / "metrics.jsonl").exists() else None}
+        aspects[name] = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
+    return aspects | {"metrics.jsonl": golden.logged(run) if (run / "metrics.jsonl").exists() else None}
 
 
-def work(tree: Path, place: Path) -> Seen:
-    """Train, predict and ask everything with the code of `tree`."""
-    home = call(tree, place, "-c", "import fmeco; print(fmeco.__file__)").stdout.strip()
-    if not home.startswith(f"{tree}{os.sep}"):
-        raise SystemExit(f"{tree}: another fmeco would run, {home}")
+def work(tree: Path, folder: Path) -> Seen:
+    """Train, predict and run all commands with the code of `tree`."""
+    package = call(tree, folder, "-c", "import fmeco; print(fmeco.__file__)").stdout.strip()
+    if not package.startswith(f"{tree}{os.sep}"):
+        raise SystemExit(f"{tree}: another fmeco would run, {package}")
     seen: Seen = {}
     for name, inputs in INPUTS.items():
         for stage, out, source in (("pretrain", "source", []), ("finetune", "tuned", ["--from", f"{name}/source"])):
-            words = [stage, f"{name}-{stage}.yaml", *source, "--out", f"{name}/{out}", *shlex.split(SETS)]
-            answer, _ = ask(tree, place, words)
-            seen[f"{name}: {stage}"] = answer | trained(place / name / out)
-        answer, told = ask(tree, place, ["predict", f"{name}/tuned", *inputs])
-        seen[f"{name}: predict"] = answer | {"predictions": told.get("predictions")}
-    with contextlib.suppress(FileNotFoundError):  # where nothing was trained, which is told already
-        shutil.copytree(place / "table/tuned/checkpoints/best", place / "damaged")
-        with open(place / "damaged/backbone.safetensors", "r+b") as file:
+            arguments = [stage, f"{name}-{stage}.yaml", *source, "--out", f"{name}/{out}", *shlex.split(SETS)]
+            aspects, _ = ask(tree, folder, arguments)
+            seen[f"{name}: {stage}"] = aspects | trained(folder / name / out)
+        aspects, output = ask(tree, folder, ["predict", f"{name}/tuned", *inputs])
+        seen[f"{name}: predict"] = aspects | {"predictions": output.get("predictions")}
+    with contextlib.suppress(FileNotFoundError):  # nothing was trained: the case above reports it
+        shutil.copytree(folder / "table/tuned/checkpoints/best", folder / "damaged")
+        with open(folder / "damaged/backbone.safetensors", "r+b") as file:
             file.seek(-1, os.SEEK_END)
             file.write(b"\x7f")
-    for name, words in COMMANDS.items():
-        seen[name], _ = ask(tree, place, shlex.split(words))
+    for name, arguments in COMMANDS.items():
+        seen[name], _ = ask(tree, folder, shlex.split(arguments))
     return seen
 
 
@@ -186,60 +190,67 @@ def work(tree: Path, place: Path) -> Seen:
 
 @contextlib.contextmanager
 def tree_of(revision: str | None, place: Path) -> Iterator[Path]:
-    """Check a revision out into `place` for a while; None is the working tree."""
+    """Check out a revision into `place` within the context; None is the working tree."""
     if revision is None:
         yield ROOT
         return
     git = functools.partial(subprocess.run, cwd=ROOT, capture_output=True, text=True)
-    if (made := git(["git", "worktree", "add", "--detach", place, revision])).returncode:
-        raise SystemExit(made.stderr)
+    if (created := git(["git", "worktree", "add", "--detach", place, revision])).returncode:
+        raise SystemExit(created.stderr)
     try:
         yield place
     finally:
         git(["git", "worktree", "remove", "--force", place])
 
 
-def difference(one: dict[str, Any], other: dict[str, Any]) -> str:
-    """Say what differs between what two revisions made of a case; "" for nothing."""
-    told = []
-    for aspect in one:
-        a, b = one[aspect], other[aspect]
-        if a == b:
+def difference(first: dict[str, Any], second: dict[str, Any]) -> str:
+    """Describe how the aspects of a case differ between two revisions; "" if they are the same."""
+    differences = []
+    for aspect in first:
+        before, after = first[aspect], second[aspect]
+        if before == after:
             continue
         if aspect == "keys":
-            told.append(" ".join([f"-{key}" for key in a if key not in b] + [f"+{key}" for key in b if key not in a]))
+            differences.append(
+                " ".join(
+                    [f"-{key}" for key in before if key not in after]
+                    + [f"+{key}" for key in after if key not in before]
+                )
+            )
         else:
-            told.append(f"{aspect} {a} -> {b}" if isinstance(a, int | bool) or aspect == "error" else aspect)
-    return ", ".join(told)
+            differences.append(
+                f"{aspect} {before} -> {after}" if isinstance(before, int | bool) or aspect == "error" else aspect
+            )
+    return ", ".join(differences)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("revisions", nargs="+", metavar="REV")
-    given = parser.parse_args().revisions
-    if len(given) > 2:
+    revisions = parser.parse_args().revisions
+    if len(revisions) > 2:
         parser.error("two revisions at most")
     with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
         room = Path(temporary).resolve()
         trees = [
             stack.enter_context(tree_of(revision, room / f"tree{i}"))
-            for i, revision in enumerate((given[0], given[1] if len(given) > 1 else None))
+            for i, revision in enumerate((revisions[0], revisions[1] if len(revisions) > 1 else None))
         ]
         (room / "work0").mkdir()
         with contextlib.chdir(room / "work0"):
             make_data()
         shutil.copytree(room / "work0", room / "work1")
         with ThreadPoolExecutor(2) as pool:
-            one, other = pool.map(work, trees, [room / "work0", room / "work1"])
-    told = {case: difference(one[case], other[case]) for case in one}
-    for case, what in told.items():
-        print(f"{case:30} | {'DIFFERENT: ' + what if what else 'same'}")
+            first, second = pool.map(work, trees, [room / "work0", room / "work1"])
+    differences = {case: difference(first[case], second[case]) for case in first}
+    for case, text in differences.items():
+        print(f"{case:30} | {'DIFFERENT: ' + text if text else 'same'}")
     failed = [
-        f"{case} ({seen['exit code']})" for case, seen in one.items() if seen["exit code"] and "wrong" not in case
+        f"{case} ({seen['exit code']})" for case, seen in first.items() if seen["exit code"] and "wrong" not in case
     ]
-    if failed:  # the same failure twice compares nothing
+    if failed:  # if both fail alike, nothing was compared
         print(f"failed in the first revision: {', '.join(failed)}")
-    return 1 if failed or any(told.values()) else 0
+    return 1 if failed or any(differences.values()) else 0
 
 
 if __name__ == "__main__":

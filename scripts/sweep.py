@@ -1,4 +1,4 @@
-"""The contract of every torchvision architecture: build, forward, backward, save and load. Takes some minutes.
+"""Check every torchvision architecture: build, forward, backward, save and load. Takes some minutes.
 
 python scripts/sweep.py [NAME ...]
 """
@@ -26,23 +26,25 @@ def main() -> int:
         spec = DataSpec("image", {"image": InputSpec((3, size, size), "uint8", 1 / 255, (0.5,) * 3, (0.25,) * 3)})
         choice = choose("backbone", name)
         try:
-            made, other = (choice.plugin.build({"spec": spec, "arch": choice.arch}, choice.options) for _ in range(2))
-            features = made({"image": torch.randn(2, 3, size, size)}).vector
-            assert features.shape == (2, made.width), features.shape
+            backbone, second = (
+                choice.plugin.build({"spec": spec, "arch": choice.arch}, choice.options) for _ in range(2)
+            )
+            features = backbone({"image": torch.randn(2, 3, size, size)}).vector
+            assert features.shape == (2, backbone.width), features.shape
             features.square().sum().backward()
-            assert all(p.grad is not None for p in made.parameters()), "a parameter without gradient"
-            report = transplant.transplant(other, made.library.state_dict(), source=name)
+            assert all(p.grad is not None for p in backbone.parameters()), "a parameter without gradient"
+            report = transplant.transplant(second, backbone.library.state_dict(), source=name)
             assert report.share == 1.0
             assert not report.missing
             assert not report.unexpected
             print(
-                f"{name:22} width {made.width:5}  {sum(p.numel() for p in made.parameters()) / 1e6:7.1f} M  {time.monotonic() - start:.1f} s",
+                f"{name:22} width {backbone.width:5}  {sum(p.numel() for p in backbone.parameters()) / 1e6:7.1f} M  {time.monotonic() - start:.1f} s",
                 flush=True,
             )
         except Exception as error:
             failed.append(name)
             print(f"{name:22} FAILED: {type(error).__name__}: {error}", flush=True)
-    print(f"{len(names) - len(failed)} of {len(names)} architectures keep the contract")
+    print(f"{len(names) - len(failed)} of {len(names)} architectures pass")
     return 1 if failed else 0
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Refresh constraints.txt: the newest versions that pip finds today, as plain name==version pins.
+# Update constraints.txt to the newest versions on the package index, as plain name==version pins.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 folder=$(mktemp -d)
@@ -8,6 +8,6 @@ python3 -m venv "$folder/venv"
 "$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check ".[dev,docs,plots,tables,tensorboard,timm,audio,text,hf]"
 {
     echo "# Versions that the set-up scripts install; made by scripts/update_constraints.sh"
-    # A local label such as +cu132 says how a wheel was built, not which version it is.
+    # Strip local labels such as +cu132: they name a build, not a version.
     "$folder/venv/bin/python" -m pip freeze --exclude fmeco | sed -E 's/\+[A-Za-z0-9.]+$//' | grep -E '^[A-Za-z0-9._-]+==' | sort -f
 } > constraints.txt

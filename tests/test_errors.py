@@ -233,7 +233,7 @@ CASES: dict[str, tuple[Callable[[Path], list[object]], int, list[str]]] = {
     "resume with another learning rate": (
         lambda t: ["resume", t / "images", "--set", "optimizer.lr=1"],
         2,
-        ["same run", "optimizer.lr"],
+        ["must keep this value", "optimizer.lr"],
     ),
     "epochs that are no number": (lambda t: ["resume", t / "images", "--epochs", "few"], 2, ["few"]),
     "fold": (lambda t: ["pretrain", config_with(split={"fold": 6, "of": 5})], 2, ["fold"]),
@@ -350,7 +350,7 @@ def test_skipped_samples_are_counted_and_listed(fmeco: Fmeco) -> None:
     root = corrupt_photos()
     answer = fmeco("pretrain", folder_config(root), "--out", "run", "--set", "train.on_bad_sample=skip")
     assert answer.code == 0, answer.err
-    assert "left out 1 samples" in answer.err
+    assert "skipped 1 samples" in answer.err
     listed = Path("run/bad_samples.txt").read_text()
     assert "05.png" in listed
     assert yaml.safe_load(Path("run/config.yaml").read_text())["train"]["on_bad_sample"] == "skip"

@@ -367,7 +367,7 @@ def test_force_replaces_only_when_the_new_run_is_ready(fmeco: Callable[..., Answ
     assert contents(Path("run"))["lines"] == kept, "the earlier run is back"
     answer = fmeco("finetune", "--from", "run", "--dataset", "digits", "--out", "run", "--force")
     assert answer.code == 2
-    assert "where the weights of --from lie" in answer.err
+    assert "which holds the weights of --from" in answer.err
     assert contents(Path("run"))["lines"] == kept
     assert fmeco("pretrain", write("c.yaml", tiny(train={"epochs": 1})), "--out", "run", "--force").code == 0
     assert max(line["epoch"] for line in contents(Path("run"))["lines"]) == 1

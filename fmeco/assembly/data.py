@@ -17,14 +17,14 @@ from fmeco.errors import ConfigError, DataError, clean, listing
 from fmeco.log import say
 
 
-def read_data(run_source: RunSource, own: Data | None = None) -> RunData:
+def read_data(run_source: RunSource, own_data: Data | None = None) -> RunData:
     """Read the dataset, preprocessed as the source's inputs were.
 
-    own: data that was passed as an object, in place of the config's dataset.
+    own_data: data that was passed as an object, in place of the config's dataset.
 
     Raises ConfigError, DataError, and CheckpointError for data of another modality than the source's.
     """
-    data = own or _build(run_source)
+    data = own_data or _build(run_source)
     if run_source.source is not None:
         _check_modality(run_source, data.spec)
     data = fraction(_cached(data, run_source.config), run_source.config.train.label_fraction, run_source.config.seed)
@@ -105,13 +105,13 @@ def _check_classes(data: Data) -> None:
         if not target.traits.one_class or not isinstance(train, Tensor) or not isinstance(val, Tensor):
             continue
         trained, validated = (set(labels[known(labels)].tolist()) for labels in (train, val))
-        if never := [target.classes[c] for c in sorted(validated - trained)]:
+        if unlearnable := [target.classes[c] for c in sorted(validated - trained)]:
             raise DataError(
-                f"no training samples of {listing(never)} ({clean(name)}), but the validation split has some",
+                f"no training samples of {listing(unlearnable)} ({clean(name)}), but the validation split has some",
                 "raise train.label_fraction or limit_per_class, so that the training split has some",
             )
-        if absent := [target.classes[c] for c in sorted(trained - validated)]:
-            say(f"no validation samples of {listing(absent)}: the accuracy of these classes is not measured")
+        if unmeasured := [target.classes[c] for c in sorted(trained - validated)]:
+            say(f"no validation samples of {listing(unmeasured)}: the accuracy of these classes is not measured")
 
 
 def classes_of(data: Data) -> str | None:

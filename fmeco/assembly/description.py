@@ -51,6 +51,6 @@ def _needs(training: Training) -> list[str]:
 def _git_commit() -> str | None:
     """Return the commit of the git repository that the command runs in, if any."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
-        return done.stdout.strip() or None
+        process = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
+        return process.stdout.strip() or None
     return None

@@ -48,14 +48,14 @@ def build_optimizer(choice: Choice, groups: Groups) -> torch.optim.Optimizer:
     scales_by_id = {id(p): g["scale"] for g in groups for p in g["params"]}
     for group in optimizer.param_groups:
         if "names" in group:
-            own = [scales[name] for name in group["names"] if name in scales]
+            group_scales = [scales[name] for name in group["names"] if name in scales]
         else:
-            own = [scales_by_id[id(p)] for p in group["params"] if id(p) in scales_by_id]
-        rates = [group["lr"] * scale for scale in own] or [group["lr"]]
+            group_scales = [scales_by_id[id(p)] for p in group["params"] if id(p) in scales_by_id]
+        rates = [group["lr"] * scale for scale in group_scales] or [group["lr"]]
         if any(rate != rates[0] for rate in rates):
             raise ConfigError(
                 f"{choice.plugin.file}: build() puts parameters of several learning rates into one group: "
-                f"scales {listing(sorted(set(own)))}",
+                f"scales {listing(sorted(set(group_scales)))}",
                 "each group that build() receives has one rate: split groups, but do not join them",
             )
         group["lr"] = group["base_lr"] = rates[0]

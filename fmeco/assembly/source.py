@@ -35,7 +35,7 @@ def read_source(config: RunConfig, ranks: Ranks, backbone: Backbone | None, resu
         inherited = config.source is not None or _weights(section) is not None or bool(teachers)
         prepared = resumed.spec if inherited else None
     else:  # a student gets the same inputs as its teacher
-        prepared = next((one.spec for one in teachers.values()), None)
+        prepared = next((loaded.spec for loaded in teachers.values()), None)
     known = prepared.preprocessing_only() if prepared is not None else None
     complete = dataclasses.replace(config, backbone=section)
     return RunSource(complete, ranks, source, teachers, resumed, backbone, known)

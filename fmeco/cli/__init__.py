@@ -1,1 +1,1 @@
-"""The command line: one file per family of commands. It parses, calls and prints."""
+"""Define the command line, one file per family of commands. It parses, calls and prints."""

@@ -1,5 +1,7 @@
-"""The command line: every family of commands in this folder. Neither this file nor a family imports torch: help and mistakes
-in a config come at once."""
+"""Assemble the command line from the families of commands in this folder.
+
+Neither this file nor a family imports torch, so that help and config errors appear at once.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,9 @@ from fmeco.cli.options import signals
 
 
 def build() -> typer.Typer:
-    """Build the command line of every module in this folder that has a function `register(app)`.
+    """Build the command line from every module in this folder that has a function `register(app)`.
 
-    `ORDER` in a module is its place in `fmeco --help`; a module without it comes last.
+    `ORDER` in a module is its place in `fmeco --help`; modules without it come last.
     """
     app = typer.Typer(
         help="Transfer learning you can trust: pretrain once, finetune on many tasks.",
@@ -30,7 +32,7 @@ def build() -> typer.Typer:
         epilog="Start with `fmeco demo`, or `fmeco init` in an empty folder.",
     )
     app.callback()(_options)
-    names = [found.name for found in pkgutil.iter_modules(fmeco.cli.__path__)]
+    names = [module.name for module in pkgutil.iter_modules(fmeco.cli.__path__)]
     modules = [importlib.import_module(f"fmeco.cli.{name}") for name in names]
     families = [module for module in modules if hasattr(module, "register")]
     for family in sorted(families, key=lambda module: getattr(module, "ORDER", math.inf)):
@@ -39,6 +41,7 @@ def build() -> typer.Typer:
 
 
 def _print_version(asked: bool) -> None:
+    """Print the version and exit."""
     if asked:
         print(f"fmeco {__version__}")
         raise typer.Exit
@@ -49,19 +52,19 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Hold the options of `fmeco` itself, without a command."""
+    """Declare the options of `fmeco` itself, without a command."""
 
 
 app = build()
 
 
 def main() -> None:
-    """Run the console script. A wrong option is exit code 2, as every usage error."""
+    """Run the console script. Exit code 2 means wrong usage, such as an unknown option."""
     signals.install()
     try:
         app()
     except SystemExit as end:
-        # Words that the parser itself refuses never reach a command; with --json they are an object all the same.
+        # Arguments that the parser refuses never reach a command; with --json, print an error object for them here.
         if end.code == 2 and "--json" in sys.argv and not signals.answered:
             print(
                 json.dumps(

@@ -33,7 +33,7 @@ def check(
     set_: Sets = [],
     allow_partial: Partial = False,
     profile: Annotated[
-        bool, typer.Option("--profile", help="Write a profiler trace of a few steps, and say what costs most.")
+        bool, typer.Option("--profile", help="Write a profiler trace of a few steps, and show what costs most.")
     ] = False,
 ) -> Any:
     """Show what a run would do, without running it: errors, data, parameter groups, time and memory."""
@@ -45,55 +45,60 @@ def check(
     settings = [read(file) for file in configs] if configs else [read(None, stage="finetune")]
     from fmeco.evaluation import check as checking
 
-    found = [checking.check(one, profile=profile) for one in settings]
-    return found[0] if len(found) == 1 else {"tasks": found}
+    plans = [checking.check(config, profile=profile) for config in settings]
+    return plans[0] if len(plans) == 1 else {"tasks": plans}
 
 
 def _plan(plan: Mapping[str, Any]) -> str:
-    """Show what a run would do: a label and a line for each thing."""
+    """Format the plan of a run, a line per topic."""
     data = ", ".join(f"{n:,} {part}" for part, n in plan["samples"].items())
     inputs = ", ".join(f"{name} {tuple(shape)}" for name, shape in plan["inputs"].items())
     rows = [["data", f"{data}; inputs {inputs}"]]
-    for name, one in plan["targets"].items():
-        counts = one["counts"]
-        many = (
-            f", {len(one['classes'])} classes, {min(counts)} to {max(counts)} training samples each" if counts else ""
+    for name, target in plan["targets"].items():
+        counts = target["counts"]
+        class_counts = (
+            f", {len(target['classes'])} classes, {min(counts)} to {max(counts)} training samples each"
+            if counts
+            else ""
         )
-        rows.append(["target", f"{clean(name)}: {one['kind']}{many}"])
+        rows.append(["target", f"{clean(name)}: {target['kind']}{class_counts}"])
     if plan["unreadable"]:
-        rows.append(["unreadable", f"{len(plan['unreadable'])} samples will be left out"])
+        rows.append(["unreadable", f"{len(plan['unreadable'])} samples will be skipped"])
     rows += [["weights", line] for line in plan["transplant"]]
     name, size = plan["config"].get("backbone", {}).get("name", "given"), plan["parameters"]
     trained = f"{size['trained']:,} trained, {plan['frozen']} tensors frozen"
     rows.append(["model", f"{name}, {size['all']:,} parameters, {trained}"])
-    several = plan["groups"][-1]["phase"] > 1
+    has_phases = plan["groups"][-1]["phase"] > 1
     for group in plan["groups"]:
-        phase = f"phase {group['phase']} ({group['share']:.0%}): " if several else ""
+        phase = f"phase {group['phase']} ({group['share']:.0%}): " if has_phases else ""
         tensors = f"{group['tensors']} tensors, {group['parameters']:,} parameters"
         rate = group["lr"] if isinstance(group["lr"], str) else f"{group['lr']:g}"
         rows.append(["group", f"{phase}{tensors}, lr {rate}, decay {group['decay']:g}"])
-    steps = "as many as fit the budget" if plan["steps"] is None else plan["steps"]
-    each = f"{plan['step_seconds'] * 1000:.0f} ms each on {plan['device']} in {plan['precision']}"
-    rows.append(["steps", f"{steps}, {plan['steps_per_epoch']} per epoch, {each}"])
+    steps = "as many as fit in the budget" if plan["steps"] is None else plan["steps"]
+    step_time = f"{plan['step_seconds'] * 1000:.0f} ms each on {plan['device']} in {plan['precision']}"
+    rows.append(["steps", f"{steps}, {plan['steps_per_epoch']} per epoch, {step_time}"])
     if (seconds := plan["train_seconds"]) is not None:
         length = f"{seconds / 60:.1f} minutes" if seconds > 90 else f"{seconds:.0f} seconds"
         rows.append(["time", f"about {length} of training"])
     rows += [
-        ["memory", f"{plan['peak_memory_mb']} MB at most so far"],
+        ["memory", f"{plan['peak_memory_mb']} MB at the peak of this check"],
         ["disk", f"{plan['checkpoint_mb']} MB per checkpoint, {plan['free_disk_mb']:,} MB free"],
         *(_costs(plan["profile"]) if "profile" in plan else []),
-        ["ok", "nothing stands in the way of this run"],
+        ["ok", "no problems found: this run can start"],
     ]
     return table(rows, ["<10", "<"], gap=" ")
 
 
-def _costs(found: Mapping[str, Any]) -> list[list[str]]:
-    """Rows of a profile: where its trace is, what costs most, and what would help."""
-    shares = ", ".join(f"{name} {share:.0%}" for name, share in found["shares"].items())
-    top = ", ".join(f"{one['name']} {one['share']:.0%} ({one['calls']} calls)" for one in found["operations"])
+def _costs(profile: Mapping[str, Any]) -> list[list[str]]:
+    """Format a profile: its trace, the shares of a step, the costliest operations, and advice."""
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in profile["shares"].items())
+    top = ", ".join(
+        f"{operation['name']} {operation['share']:.0%} ({operation['calls']} calls)"
+        for operation in profile["operations"]
+    )
     return [
-        ["profile", f"{found['trace']} (open it in https://ui.perfetto.dev)"],
+        ["profile", f"{profile['trace']} (open it in https://ui.perfetto.dev)"],
         ["a step", shares],
         ["costs", top],
-        ["advice", found["advice"]],
+        ["advice", profile["advice"]],
     ]

@@ -1,4 +1,4 @@
-"""Show what pretraining is worth, on real handwritten digits, against training from scratch: `fmeco demo`."""
+"""Compare pretraining with training from scratch on real handwritten digits: `fmeco demo`."""
 
 from __future__ import annotations
 
@@ -24,65 +24,70 @@ def register(app: typer.Typer) -> None:
 
 @command(lambda result: print(_text(result)), plugins=False)
 def demo(
-    out: Annotated[Path, typer.Option(help="Where its runs go.")] = Path("runs/demo"),
-    seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
+    out: Annotated[Path, typer.Option(help="Folder for its runs.")] = Path("runs/demo"),
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 3,
 ) -> Any:
-    """Pretrain on five digits, finetune on the other five with ten labels each, and compare with training from scratch."""
+    """Pretrain on five digits, finetune on the other five with few labels, and compare with training from scratch."""
     return run(out, seeds, signals.stop)
 
 
 def configs() -> Path:
-    """The folder of the configs that come with fmeco."""
-    here = Path(__file__).parent.parent
-    return next(folder for folder in (here / "configs", here.parent / "configs") if folder.is_dir())
+    """Return the folder of the configs that come with fmeco."""
+    package = Path(__file__).parent.parent
+    return next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
 
 
 def run(out: Path, seeds: int, stop: Callable[[], bool]) -> dict[str, Any]:
-    """Pretrain on digits 0-4, finetune on 5-9 with ten labels per class; the control has the same config, steps and
-    labels, and starts from random weights. Accuracy is on the test split, which chose nothing."""
+    """Pretrain on digits 0-4, finetune on 5-9 with ten labels per class, and train a control from scratch.
+
+    The control has the same config, steps and labels, and random initial weights. Accuracy is on the test split, which
+    no choice was based on. Returns {"accuracy", "curves", "run"}.
+    """
     from fmeco.config.parser import peek
     from fmeco.evaluation.evaluate import evaluate
     from fmeco.log import quietly, say
     from fmeco.training.api import finetune, pretrain
 
-    ours = re.compile(r"curves\.png|(pretrain|transfer|scratch)-\d+")
-    if out.exists() and not all(ours.fullmatch(path.name) for path in out.iterdir()):
-        raise ConfigError(f"{out} holds something other than an earlier demo", "choose another folder with --out")
+    own_names = re.compile(r"curves\.png|(pretrain|transfer|scratch)-\d+")
+    if out.exists() and not all(own_names.fullmatch(path.name) for path in out.iterdir()):
+        raise ConfigError(f"{out} holds files that are not from an earlier demo", "choose another folder with --out")
     folder = configs() / "digits"
     task = peek(folder / "finetune.yaml")
-    found: dict[str, list[float]] = {"transfer": [], "scratch": []}
+    accuracy: dict[str, list[float]] = {"transfer": [], "scratch": []}
     for seed in range(seeds):
         say(
             f"seed {seed + 1} of {seeds}: pretrain on digits 0-4, then {LABELS} labels for each of 5-9, from it and from scratch"
         )
-        same = [f"seed={seed}", f"dataset.limit_seed={seed}"]
+        overrides = [f"seed={seed}", f"dataset.limit_seed={seed}"]
         with quietly():
-            first = pretrain(
-                folder / "pretrain.yaml", overrides=same[:1], out=out / f"pretrain-{seed}", force=True, stop=stop
+            pretrained = pretrain(
+                folder / "pretrain.yaml", overrides=overrides[:1], out=out / f"pretrain-{seed}", force=True, stop=stop
             )
-            second = finetune(
+            finetuned = finetune(
                 folder / "finetune.yaml",
-                ref=first.run,
-                overrides=same,
+                ref=pretrained.run,
+                overrides=overrides,
                 out=out / f"transfer-{seed}",
                 force=True,
                 stop=stop,
             )
-            third = pretrain(
+            scratch = pretrain(
                 {**task, "backbone": peek(folder / "pretrain.yaml")["backbone"]},
-                overrides=[*same, *_as_in(first.run, second.run)],
+                overrides=[*overrides, *_control_overrides(pretrained.run, finetuned.run)],
                 out=out / f"scratch-{seed}",
                 force=True,
                 stop=stop,
             )
-            for name, result in (("transfer", second), ("scratch", third)):
-                found[name].append(evaluate(result.run)["metrics"]["test_accuracy"])
-        say(f"  test accuracy: {found['transfer'][-1]:.3f} after pretraining, {found['scratch'][-1]:.3f} from scratch")
-    return {"accuracy": found, "curves": _curves(out, seeds), "run": str(out.resolve())}
+            for name, result in (("transfer", finetuned), ("scratch", scratch)):
+                accuracy[name].append(evaluate(result.run)["metrics"]["test_accuracy"])
+        say(
+            f"  test accuracy: {accuracy['transfer'][-1]:.3f} after pretraining, {accuracy['scratch'][-1]:.3f} from scratch"
+        )
+    return {"accuracy": accuracy, "curves": _curves(out, seeds), "run": str(out.resolve())}
 
 
-def _as_in(source: Path, tuned: Path) -> list[str]:
-    """What the control takes over: the size of the source's images, and the finetuning run's learning rate."""
+def _control_overrides(source: Path, tuned: Path) -> list[str]:
+    """Return overrides for the control: the source's image size, and the finetuning run's learning rate."""
     from fmeco.config.parser import peek
 
     size = peek(source / "config.yaml")["dataset"]["image_size"]
@@ -91,26 +96,26 @@ def _as_in(source: Path, tuned: Path) -> list[str]:
 
 
 def _text(result: Mapping[str, Any]) -> str:
-    """Show the accuracy of both, seed by seed, with mean and standard deviation."""
-    found: Mapping[str, list[float]] = result["accuracy"]
+    """Format the accuracy of both, per seed, with mean and standard deviation."""
+    accuracy: Mapping[str, list[float]] = result["accuracy"]
     rows = [["", "mean", "std", " each seed"]]
     for name, label in (("scratch", "from scratch"), ("transfer", "pretrained on 0-4")):
-        values = found[name]
+        values = accuracy[name]
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
-        each = "".join(f" {value:.3f} " for value in values).rstrip()
-        rows.append([label, f"{statistics.mean(values):.3f}", f"{spread:.3f}", each])
-    gains = [after - before for before, after in zip(found["scratch"], found["transfer"], strict=True)]
-    mean, least, most = 100 * statistics.mean(gains), 100 * min(gains), 100 * max(gains)
-    curves = "Learning curves need matplotlib: pip install 'fmeco[plots]'"
+        per_seed = "".join(f" {value:.3f} " for value in values).rstrip()
+        rows.append([label, f"{statistics.mean(values):.3f}", f"{spread:.3f}", per_seed])
+    gains = [after - before for before, after in zip(accuracy["scratch"], accuracy["transfer"], strict=True)]
+    mean, lowest, highest = 100 * statistics.mean(gains), 100 * min(gains), 100 * max(gains)
+    curves = "Learning curves are not drawn, as matplotlib is not installed: pip install 'fmeco[plots]'"
     if result["curves"]:
         curves = f"Learning curves: {result['curves']}"
     return "\n".join(
         [
-            f"Test accuracy on digits 5-9, {LABELS} labels per class, {len(found['transfer'])} seeds",
+            f"Test accuracy on digits 5-9, {LABELS} labels per class, {len(accuracy['transfer'])} seeds",
             "",
             table(rows, ["<22", ">6", ">6", "<"]),
             "",
-            f"Transfer gains {mean:.1f} points on average ({least:+.1f} to {most:+.1f}).",
+            f"Transfer gains {mean:.1f} points on average ({lowest:+.1f} to {highest:+.1f}).",
             curves,
             f"Runs: {result['run']}; try `fmeco info`, `fmeco evaluate` and `fmeco predict` on one of them.",
         ]
@@ -118,7 +123,7 @@ def _text(result: Mapping[str, Any]) -> str:
 
 
 def _curves(out: Path, seeds: int) -> str | None:
-    """Validation accuracy over the epochs, one line per seed, as a PNG; None without matplotlib."""
+    """Draw validation accuracy over epochs, a line per seed. Returns the PNG's path; None without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

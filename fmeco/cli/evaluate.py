@@ -15,8 +15,8 @@ ORDER = 2
 
 
 def register(app: typer.Typer) -> None:
-    for one in (evaluate, compare, probe, rank):
-        app.command()(one)
+    for function in (evaluate, compare, probe, rank):
+        app.command()(function)
 
 
 def _show_evaluation(result: Mapping[str, Any]) -> None:
@@ -26,7 +26,7 @@ def _show_evaluation(result: Mapping[str, Any]) -> None:
     if "groups" in result:
         print("\n" + _groups(result))
     if "baseline" in result:
-        print("\n" + _against(result))
+        print("\n" + _beside_baseline(result))
 
 
 def _show_ranking(result: Mapping[str, Any]) -> None:
@@ -39,17 +39,20 @@ def _show_ranking(result: Mapping[str, Any]) -> None:
 def evaluate(
     ref: Ref,
     dataset: Datasets = [],
-    split: Annotated[str | None, typer.Option(help="val or test (default: test where there is one).")] = None,
+    split: Annotated[str | None, typer.Option(help="val or test (default: test if there is one).")] = None,
     by: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Also measure each group: a column of the table, or label.")
+        str | None,
+        typer.Option(metavar="COLUMN", help="Also measure each group of samples: a column of the table, or label."),
     ] = None,
     baseline: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Also measure a plain method on the same samples; for tables: gbdt."),
+        typer.Option(
+            metavar="NAME", help="Also measure a baseline method on the same samples, such as gbdt for tables."
+        ),
     ] = None,
     set_: Sets = [],
 ) -> Any:
-    """Measure a checkpoint on a split, of its own dataset or another with the same classes."""
+    """Measure a checkpoint on a split of its own dataset, or of another with the same classes."""
     if split not in (None, "train", "val", "test"):
         raise ConfigError(f"--split {clean(split)}: expected val or test")
     from fmeco.evaluation import evaluate as evaluation
@@ -61,10 +64,10 @@ def evaluate(
 def compare(
     refs: Annotated[list[str], typer.Argument(metavar="REF REF...")],
     dataset: Datasets = [],
-    split: Annotated[str | None, typer.Option(help="val or test.")] = None,
+    split: Annotated[str | None, typer.Option(help="val or test (default: test if there is one).")] = None,
     set_: Sets = [],
 ) -> Any:
-    """Compare finished runs on the same samples: the first with each of the others, with intervals."""
+    """Compare the first of several finished runs with each other one, on the same samples, with intervals."""
     from fmeco.evaluation import compare as comparing
 
     return comparing.compare(refs, dataset=one_dataset(dataset), split=split, overrides=set_)
@@ -72,7 +75,7 @@ def compare(
 
 @command(lambda result: print(_ranking([result])))
 def probe(ref: Ref, dataset: Datasets = [], set_: Sets = []) -> Any:
-    """Judge a checkpoint's features on a dataset, without training the network: nearest neighbours, a linear head."""
+    """Judge a checkpoint's features on a dataset by nearest neighbours and a linear head; no network is trained."""
     from fmeco.evaluation import probe as probing
 
     return probing.probe(ref, dataset=one_dataset(dataset), overrides=set_)
@@ -80,14 +83,14 @@ def probe(ref: Ref, dataset: Datasets = [], set_: Sets = []) -> Any:
 
 @command(_show_ranking)
 def rank(refs: Annotated[list[str], typer.Argument(metavar="REF...")], dataset: Datasets = [], set_: Sets = []) -> Any:
-    """Which of several sources suits a dataset: their features are judged, and nothing is finetuned."""
+    """Rank several sources for a dataset by probing their features; nothing is finetuned."""
     from fmeco.evaluation import probe as probing
 
     return probing.rank(refs, dataset=one_dataset(dataset), overrides=set_)
 
 
 def _groups(result: Mapping[str, Any]) -> str:
-    """Show the metrics of each group; those of single classes are left to --json."""
+    """Format the metrics of each group. Metrics of single classes are shown by --json only."""
     metric = result["metric"]
     others = [name for name in result["metrics"] if "/" not in name and name != metric]
     rows = [[result["by"], "samples", metric, "95% interval", *(name.partition("_")[2] for name in others)]]
@@ -101,29 +104,31 @@ def _groups(result: Mapping[str, Any]) -> str:
     return table(rows)
 
 
-def _against(result: Mapping[str, Any]) -> str:
-    """Show model and baseline side by side, and whether a difference can be told."""
-    other, metric = result["baseline"], result["metric"]
-    rows = [["", "model", other["name"]]]
+def _beside_baseline(result: Mapping[str, Any]) -> str:
+    """Format model and baseline side by side, with the interval of their difference."""
+    baseline, metric = result["baseline"], result["metric"]
+    rows = [["", "model", baseline["name"]]]
     for name, value in result["metrics"].items():
         if "/" not in name:
-            rows.append([name, f"{value:.4f}", f"{other['metrics'][name]:.4f}" if name in other["metrics"] else "-"])
-    value, low, high = other["difference"]
+            rows.append(
+                [name, f"{value:.4f}", f"{baseline['metrics'][name]:.4f}" if name in baseline["metrics"] else "-"]
+            )
+    value, low, high = baseline["difference"]
     return (
-        f"{table(rows)}\n{other['name']} learned from {other['trained_on']:,} rows; on {metric} the model is better by "
+        f"{table(rows)}\n{baseline['name']} was fitted to {baseline['trained_on']:,} samples; on {metric} the model is better by "
         f"{value:+.4f}, 95% interval {low:+.4f} to {high:+.4f}"
     )
 
 
 def _ranking(probes: Sequence[Mapping[str, Any]]) -> str:
-    """Show probes of several sources, and why others could not be probed."""
-    good = [one for one in probes if "metrics" in one]
-    metric = good[0]["metric"]
-    rows = [["source", f"{good[0]['split']} {metric}", "95% interval", "knn", "logme", "seconds"]]
-    for one in good:
-        values, (low, high) = one["metrics"], one["interval"]
+    """Format probes of several sources, and the errors of those that could not be probed."""
+    measured = [row for row in probes if "metrics" in row]
+    metric = measured[0]["metric"]
+    rows = [["source", f"{measured[0]['split']} {metric}", "95% interval", "knn", "logme", "seconds"]]
+    for row in measured:
+        values, (low, high) = row["metrics"], row["interval"]
         knn, logme = (f"{values[name]:.3f}" if name in values else "-" for name in ("knn", "logme"))
         interval = f"{low:.3f} to {high:.3f}"
-        rows.append([clean(one["source"]), f"{values[metric]:.3f}", interval, knn, logme, f"{one['seconds']:.1f}"])
-    failed = [f"{clean(one['source'])}: {one['error']}" for one in probes if "error" in one]
+        rows.append([clean(row["source"]), f"{values[metric]:.3f}", interval, knn, logme, f"{row['seconds']:.1f}"])
+    failed = [f"{clean(row['source'])}: {row['error']}" for row in probes if "error" in row]
     return "\n".join([table(rows), *failed])

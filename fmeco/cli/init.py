@@ -1,4 +1,4 @@
-"""Write starter configs, with every choice that a newcomer makes explained: `fmeco init`."""
+"""Write starter configs, with an explanation of each choice: `fmeco init`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fmeco.cli.options import Datasets, Force, command, one_dataset
 from fmeco.errors import ConfigError, DiskError
 
 ORDER = 6
-DEFAULT_BACKBONE = "resnet18"  # of datasets that name none in their STARTER
+DEFAULT_BACKBONE = "resnet18"  # for datasets whose STARTER names none
 
 PRETRAIN = """\
 # fmeco pretrain {pretrain}
@@ -24,7 +24,7 @@ train: {{epochs: {epochs}}}
 seed: 0
 """
 FINETUNE = """\
-# fmeco finetune {finetune} --from RUN     RUN is what pretrain printed; the backbone comes with it
+# fmeco finetune {finetune} --from RUN     RUN is the directory that pretrain printed; it brings the backbone
 dataset: {dataset}
 seed: 0
 """
@@ -38,7 +38,9 @@ def register(app: typer.Typer) -> None:
 def init(
     folder: Annotated[Path, typer.Argument(help="Where to write pretrain.yaml and finetune.yaml.")] = Path(),
     dataset: Datasets = [],
-    backbone: Annotated[str | None, typer.Option(help="An architecture.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Architecture to pretrain, as in `fmeco list backbones`.")
+    ] = None,
     force: Force = False,
 ) -> Any:
     """Write starter configs that run as they are."""
@@ -46,16 +48,19 @@ def init(
 
 
 def write(folder: Path, dataset: str | None, backbone: str | None, force: bool) -> list[Path]:
-    """Write pretrain.yaml and finetune.yaml. Without a dataset: the first five of scikit-learn's digits, then the others."""
+    """Write pretrain.yaml and finetune.yaml. Returns their paths.
+
+    Without a dataset, the configs pretrain on the first five of scikit-learn's digits, and finetune on the others.
+    """
     from fmeco.config.load import load_config
 
-    first, second, usual = _sections(dataset)
+    first, second, default_backbone = _sections(dataset)
     paths = [folder / "pretrain.yaml", folder / "finetune.yaml"]
     if taken := [str(path) for path in paths if path.exists() and not force]:
-        raise ConfigError(f"{' and '.join(taken)} exist already", "--force replaces them")
+        raise ConfigError(f"{' and '.join(taken)} already exist", "--force replaces them")
     epochs = 10 if first == second else 5
     texts = [
-        PRETRAIN.format(pretrain=paths[0], dataset=first, backbone=backbone or usual, epochs=epochs),
+        PRETRAIN.format(pretrain=paths[0], dataset=first, backbone=backbone or default_backbone, epochs=epochs),
         FINETUNE.format(finetune=paths[1], dataset=second),
     ]
     try:
@@ -64,13 +69,13 @@ def write(folder: Path, dataset: str | None, backbone: str | None, force: bool) 
             path.write_text(text, "utf-8")
     except OSError as error:
         raise DiskError(f"cannot write {folder}: {error.strerror}") from None
-    load_config(paths[0], stage="pretrain")  # what init writes is valid
+    load_config(paths[0], stage="pretrain")  # check that the written configs are valid
     load_config(paths[1], stage="finetune")
     return paths
 
 
 def _sections(dataset: str | None) -> tuple[str, str, str]:
-    """Write, as YAML, the dataset to pretrain on and the one to finetune on; and choose a backbone for them."""
+    """Return, as YAML, the dataset to pretrain on, the one to finetune on, and a backbone that suits them."""
     from fmeco.config.dataset_argument import dataset_section, table_header
     from fmeco.plugins.registry import find, plugins
 
@@ -84,11 +89,11 @@ def _sections(dataset: str | None) -> tuple[str, str, str]:
     plugin = plugins("datasets")[section["name"]] if isinstance(section, dict) else find("datasets", section)[0]
     starter = plugin.starter
     if isinstance(section, str):
-        written = f"{{name: {section}}}"
+        yaml_section = f"{{name: {section}}}"
     else:
         if "column" in starter:
             columns = table_header(Path(section["path"]))
             section[starter["column"]] = "label" if "label" in columns else columns[-1]
         pairs = (f"{key}: {value}" if key == "name" else f"{key}: {value!r}" for key, value in section.items())
-        written = "{" + ", ".join(pairs) + "}"
-    return written, written, starter.get("backbone", DEFAULT_BACKBONE)
+        yaml_section = "{" + ", ".join(pairs) + "}"
+    return yaml_section, yaml_section, starter.get("backbone", DEFAULT_BACKBONE)

@@ -1,4 +1,4 @@
-"""Look things up: `fmeco info`, `fmeco list`, `fmeco describe`, `fmeco schema` and `fmeco cache`."""
+"""Inspect checkpoints, plug-ins, configs and the cache: `fmeco info`, `list`, `describe`, `schema` and `cache`."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ ORDER = 5
 def register(app: typer.Typer) -> None:
     app.command()(info)
     app.command("list")(list_)
-    for one in (describe, schema, cache):
-        app.command()(one)
+    for function in (describe, schema, cache):
+        app.command()(function)
 
 
 def _show_info(result: Mapping[str, Any]) -> None:
@@ -38,12 +38,12 @@ def _show_info(result: Mapping[str, Any]) -> None:
 
 
 def _show_list(kind: str, word: str, result: Mapping[str, Any]) -> None:
-    for name, one in result.items():
-        note = "" if one["from"] == "fmeco" else f"  ({one['from']})"
-        print(table([[name, one["help"] + note]], ["<16", "<"], gap=" ", widest=16))
-        names = one["names"]
+    for name, plugin in result.items():
+        note = "" if plugin["from"] == "fmeco" else f"  ({plugin['from']})"
+        print(table([[name, plugin["help"] + note]], ["<16", "<"], gap=" ", widest=16))
+        names = plugin["names"]
         if len(names) > 200 and not word:
-            names = [f"{len(names)} names such as {names[0]}: `fmeco list {kind} WORD` shows those that hold WORD"]
+            names = [f"{len(names)} names such as {names[0]}: `fmeco list {kind} WORD` shows those that contain WORD"]
         if names:
             indent = " " * 4
             print(
@@ -80,10 +80,10 @@ def _show_description(result: Mapping[str, Any]) -> None:
         kind = result["kind"]
         print(f"  `fmeco list {kind}` lists every name, `fmeco describe {kind} NAME` shows the keys of one")
         if result["keys"]:
-            print("\nkeys of the section, whichever plug-in it names:\n")
-    for key, one in result["keys"].items():
-        default = "required" if one["required"] else f"default {json.dumps(one['default'])}"
-        print(f"  {key}: {one['type']}, {default}" + (f"\n      {one['help']}" if one["help"] else ""))
+            print("\nkeys of the section, for every plug-in:\n")
+    for key, key_info in result["keys"].items():
+        default = "required" if key_info["required"] else f"default {json.dumps(key_info['default'])}"
+        print(f"  {key}: {key_info['type']}, {default}" + (f"\n      {key_info['help']}" if key_info["help"] else ""))
     if not result["keys"] and "default" not in result:
         print("  no keys")
 
@@ -93,10 +93,10 @@ def _show_cache(result: Mapping[str, Any]) -> None:
         print(f"removed {result['removed']} files, {result['bytes'] / 1e6:,.1f} MB, from {result['folder']}")
         return
     rows = [["kind", "MB", "last used", "file"]]
-    for one in result["entries"]:
-        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(one["used"]))
-        rows.append([one["kind"], f"{one['bytes'] / 1e6:,.1f}", used, Path(one["file"]).name])
-    total = sum(one["bytes"] for one in result["entries"])
+    for entry in result["entries"]:
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry["used"]))
+        rows.append([entry["kind"], f"{entry['bytes'] / 1e6:,.1f}", used, Path(entry["file"]).name])
+    total = sum(entry["bytes"] for entry in result["entries"])
     print(f"{len(rows) - 1} files, {total / 1e6:,.1f} MB, in {result['folder']}")
     if len(rows) > 1:
         print(table(rows))
@@ -104,7 +104,7 @@ def _show_cache(result: Mapping[str, Any]) -> None:
 
 @command(_show_info, plugins=False)
 def info(ref: Ref) -> Any:
-    """Show what a checkpoint is, after verifying every byte of it."""
+    """Show what a checkpoint is, after verifying its files byte by byte."""
     from fmeco.inference import info as describing
 
     return describing.info(ref)
@@ -116,25 +116,25 @@ def list_(
         str | None,
         typer.Argument(help="datasets, backbones, objectives, augment, optimizers, schedules or strategies."),
     ] = None,
-    word: Annotated[str, typer.Argument(metavar="[WORD]", help="Only names that hold it.", show_default=False)] = "",
+    word: Annotated[str, typer.Argument(metavar="[WORD]", help="Only names that contain it.", show_default=False)] = "",
 ) -> Any:
-    """List the plug-ins of a kind; without a kind, the kinds."""
+    """List the plug-ins of a kind; without a kind, list the kinds."""
     from fmeco.plugins.registry import kind_of, plugins
 
     if kind is None:
         from fmeco.config.describe import kinds
 
         return Shown(kinds(), _show_kinds)
-    found = {
-        one.name: {
-            "help": one.help,
-            "names": [name for name in one.spellings[: len(one.names)] if word in f"{one.name}/{name}"],
-            "from": one.module.split(".")[0] if one.module else str(one.file),
+    listed = {
+        plugin.name: {
+            "help": plugin.help,
+            "names": [name for name in plugin.spellings[: len(plugin.names)] if word in f"{plugin.name}/{name}"],
+            "from": plugin.module.split(".")[0] if plugin.module else str(plugin.file),
         }
-        for one in plugins(kind_of(kind)).values()
-        if any(word in name for name in (one.name, *one.spellings))
+        for plugin in plugins(kind_of(kind)).values()
+        if any(word in name for name in (plugin.name, *plugin.spellings))
     }
-    return Shown(found, functools.partial(_show_list, kind, word))
+    return Shown(listed, functools.partial(_show_list, kind, word))
 
 
 @command(_show_description)
@@ -144,18 +144,18 @@ def describe(
     ] = None,
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="A plug-in, or a section of a config.")] = None,
 ) -> Any:
-    """Show the keys of a plug-in or section, with their types, defaults and help; without a name, the names."""
-    from fmeco.config import describe as of
+    """Show the keys of a plug-in or section, with types, defaults and help; without a name, list the names."""
+    from fmeco.config import describe as describing
 
     if kind is None:
-        return Shown({"kinds": of.kinds(), "sections": of.sections()}, _show_all)
+        return Shown({"kinds": describing.kinds(), "sections": describing.sections()}, _show_all)
     if kind in ("section", "sections"):
         if name is None:
-            return Shown(of.sections(), functools.partial(_show_help, "section"))
-        return of.describe_section(name)
+            return Shown(describing.sections(), functools.partial(_show_help, "section"))
+        return describing.describe_section(name)
     if name is None:
-        return Shown(of.describe_kind(kind), functools.partial(_show_help, kind))
-    return of.describe_plugin(kind, name)
+        return Shown(describing.describe_kind(kind), functools.partial(_show_help, kind))
+    return describing.describe_plugin(kind, name)
 
 
 @command(lambda result: print(json.dumps(result, indent=1, ensure_ascii=False)), plugins=False)
@@ -168,10 +168,12 @@ def schema() -> Any:
 
 @command(_show_cache, plugins=False)
 def cache(
-    clear: Annotated[bool, typer.Option("--clear", help="Remove what is kept.")] = False,
-    older_than: Annotated[float, typer.Option(help="Only what was not used for this many days.")] = 0.0,
+    clear: Annotated[bool, typer.Option("--clear", help="Delete the cached files.")] = False,
+    older_than: Annotated[
+        float, typer.Option(help="With --clear: only files that were not used for this many days.")
+    ] = 0.0,
 ) -> Any:
-    """Show, or clear, what is kept on this machine: decoded samples, and features of frozen backbones."""
+    """Show or clear the cache on this machine: decoded samples, and features of frozen backbones."""
     from fmeco.data import disk_cache
 
     if clear:

@@ -1,4 +1,4 @@
-"""What commands share: the types of their options, the decorator that makes a command, and signals."""
+"""Define what commands share: the types of their options, the decorator that makes a command, and signals."""
 
 from __future__ import annotations
 
@@ -21,43 +21,51 @@ from fmeco.errors import STOPPING, ConfigError, Elsewhere, FmecoError, Stopped, 
 
 Sets = Annotated[
     list[str],
-    typer.Option("--set", metavar="K=V", help="Override a config key, as in --set optimizer.lr=3e-4."),
+    typer.Option("--set", metavar="K=V", help="Override a config key, as in --set optimizer.lr=3e-4. Repeatable."),
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="The run's directory (default: runs/STAGE-NAME-TIME).")]
-Force = Annotated[bool, typer.Option("--force", help="Replace an earlier run or file there.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing run or file.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else.")]
 Plugins = Annotated[
-    list[Path], typer.Option("--plugin", metavar="PATH", help="Use a plug-in from a file, or those of a folder.")
+    list[Path], typer.Option("--plugin", metavar="PATH", help="Load plug-ins from a file or folder. Repeatable.")
 ]
-Partial = Annotated[bool, typer.Option("--allow-partial", help="Load what fits, even if it is little.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+Partial = Annotated[bool, typer.Option("--allow-partial", help="Load the weights that fit, even if they are few.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Nproc = Annotated[
-    int | None, typer.Option("--nproc", metavar="N", min=1, help="Train with N processes (GPUs) of this machine.")
+    int | None, typer.Option("--nproc", metavar="N", min=1, help="Train with N processes on this machine, one per GPU.")
 ]
 From = Annotated[
     str | None,
-    typer.Option("--from", metavar="REF", help="A run, a checkpoint, a file of weights, or SOURCE/ARCH@WEIGHTS."),
+    typer.Option(
+        "--from", metavar="REF", help="Start from a run, a checkpoint, a file of weights, or SOURCE/ARCH@WEIGHTS."
+    ),
 ]
 Datasets = Annotated[list[str], typer.Option("--dataset", metavar="X", help="A folder, a table, or a dataset's name.")]
 Ref = Annotated[str, typer.Argument(metavar="REF")]
 
 
 def one_dataset(dataset: Sequence[str]) -> str | None:
-    """Return the dataset of `--dataset`, which may be given once."""
+    """Return the value of `--dataset`, if any. Raises ConfigError if it was given more than once."""
     if len(dataset) > 1:
-        raise ConfigError("--dataset was given more than once", "several tasks are several configs")
+        raise ConfigError("--dataset was given more than once", "for several tasks, pass one config per task")
     return dataset[0] if dataset else None
 
 
 class Signals:
-    """Stop a training loop on the first SIGINT, SIGTERM or SIGUSR1, after it has saved; leave at once on the second."""
+    """Stop training on SIGINT, SIGTERM or SIGUSR1: after saving on the first signal, at once on the second.
+
+    received: whether a signal asked to stop.
+    training: whether the loop has begun; before that, a signal interrupts at once.
+    answered: whether a command began, which then prints its own answer.
+    """
 
     def __init__(self) -> None:
         self.received = False
         self.training = False
-        self.answered = False  # a command began: it prints its own answer
+        self.answered = False
 
     def install(self) -> None:
+        """Handle the signals from now on."""
         for number in STOPPING:
             signal.signal(number, self._handle)
 
@@ -65,10 +73,10 @@ class Signals:
         if self.received or not self.training:
             raise KeyboardInterrupt
         self.received = True
-        print("\nstopping after this step; once more to leave at once", file=sys.stderr)
+        print("\nStopping after this step (press Ctrl-C again to quit immediately)", file=sys.stderr)
 
     def stop(self) -> bool:
-        """Polled by the loop before each step."""
+        """Whether to stop. The loop polls this before each step."""
         self.training = True
         return self.received
 
@@ -81,34 +89,40 @@ Show = Callable[[Any], None]
 
 
 class Shown(NamedTuple):
-    """The result of a command that answers in several forms, with the function that prints this one."""
+    """Hold a result, and the function that prints it, for commands that answer in several forms."""
 
     result: Any
     show: Show
 
 
 def command(show: Show | None = None, *, plugins: bool = True) -> Callable[[Callable[..., Any]], Callable[..., None]]:
-    """Make a command of a function that takes its own options and returns a result.
+    """Turn a function that takes its own options and returns a result into a command.
 
-    Added are --plugin (unless `plugins` is false), --json and --debug. With --json the result is printed as one JSON
-    object, else by `show`, or by the printer of a `Shown`. A failure ends in a message and an exit code.
+    show: prints the result; a `Shown` brings its own printer.
+    plugins: whether the command takes --plugin.
+
+    --json and --debug are added to every command. With --json, the result is printed as one JSON object. A failure ends
+    with a message and an exit code.
     """
 
     def make(work: Callable[..., Any]) -> Callable[..., None]:
-        def run(*, json_: bool, debug: bool, plugin: Sequence[Path] = (), **own: Any) -> None:
-            _answer(functools.partial(work, **own), show, json_, debug, plugin)
+        def run(*, json_: bool, debug: bool, plugin: Sequence[Path] = (), **options: Any) -> None:
+            _answer(functools.partial(work, **options), show, json_, debug, plugin)
 
-        made: Any = functools.update_wrapper(run, work)
-        added: list[tuple[str, Any, Any]] = [("plugin", Plugins, [])] if plugins else []
-        added += [("json_", Json, False), ("debug", Debug, False)]
+        command_line: Any = functools.update_wrapper(run, work)
+        shared: list[tuple[str, Any, Any]] = [("plugin", Plugins, [])] if plugins else []
+        shared += [("json_", Json, False), ("debug", Debug, False)]
         hints = get_type_hints(work, include_extras=True)
         parameters = [
-            *(own.replace(annotation=hints[name]) for name, own in inspect.signature(work).parameters.items()),
-            *(inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d, annotation=a) for n, a, d in added),
+            *(
+                parameter.replace(annotation=hints[name])
+                for name, parameter in inspect.signature(work).parameters.items()
+            ),
+            *(inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d, annotation=a) for n, a, d in shared),
         ]
-        made.__signature__ = inspect.Signature(parameters)  # what typer reads
-        made.__annotations__ = {each.name: each.annotation for each in parameters}
-        del made.__wrapped__
+        command_line.__signature__ = inspect.Signature(parameters)  # what typer reads
+        command_line.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        del command_line.__wrapped__
         return run
 
     return make
@@ -117,13 +131,13 @@ def command(show: Show | None = None, *, plugins: bool = True) -> Callable[[Call
 def _answer(
     work: Callable[[], Any], show: Show | None, json_mode: bool, debug: bool, plugin_files: Sequence[Path]
 ) -> None:
-    """Do a command's work and print its result."""
+    """Run a command, and print its result."""
     from fmeco.distributed import launch
     from fmeco.log import to_terminal
 
     launch.keep_memory()
     rank = launch.place().rank
-    to_terminal(quiet=rank > 0)  # of several ranks one speaks
+    to_terminal(quiet=rank > 0)  # only rank 0 prints
     signals.answered = True
     with _failures(rank, json_mode, debug):
         from fmeco.plugins import registry
@@ -142,37 +156,38 @@ def _answer(
 
 @contextlib.contextmanager
 def _failures(rank: int, json_mode: bool, debug: bool) -> Iterator[None]:
-    """Turn every failure into a message and an exit code."""
+    """Turn any failure within the context into a message and an exit code."""
     try:
         yield
     except FmecoError as error:
         if debug:
             traceback.print_exc()
-        if rank > 0 and isinstance(error, ConfigError | Stopped | Elsewhere):  # rank 0 says the same, or the reason
+        if rank > 0 and isinstance(error, ConfigError | Stopped | Elsewhere):  # rank 0 prints the message
             raise typer.Exit(error.exit_code) from None
-        whose = f"rank {rank}: " if rank > 0 else ""
-        _fail(error.exit_code, error.code, whose + error.message, error.hints, json_mode and rank == 0)
+        prefix = f"rank {rank}: " if rank > 0 else ""
+        _fail(error.exit_code, error.code, prefix + error.message, error.hints, json_mode and rank == 0)
     except KeyboardInterrupt:
         _fail(130, "interrupted", "interrupted", (), json_mode)
     except BrokenPipeError:
         os._exit(1)
-    except typer.BadParameter:  # a wrong value of an option: typer says it, as for the options that it checks itself
+    except typer.BadParameter:  # a wrong value of an option: typer prints the message
         signals.answered = False
         raise
     except Exception as error:
         if debug:
             traceback.print_exc()
-        where = traceback.extract_tb(error.__traceback__)[-1]
+        frame = traceback.extract_tb(error.__traceback__)[-1]
         _fail(
             1,
             "bug",
-            f"a bug in fmeco: {type(error).__name__}: {clean(error)} ({Path(where.filename).name}:{where.lineno})",
-            ("run again with --debug for the traceback, and please report it",),
+            f"a bug in fmeco: {type(error).__name__}: {clean(error)} ({Path(frame.filename).name}:{frame.lineno})",
+            ("please report it, with the traceback that --debug shows",),
             json_mode,
         )
 
 
 def _fail(exit_code: int, code: str, message: str, hints: Sequence[str], json_mode: bool) -> NoReturn:
+    """Print an error with its hints, as JSON too if asked, and exit."""
     if json_mode:
         print(json.dumps({"error": {"code": code, "message": message, "hints": list(hints)}}, ensure_ascii=False))
     lines = message.splitlines()

@@ -30,11 +30,13 @@ def _show_predictions(result: Mapping[str, Any]) -> None:
 def predict(
     ref: Ref,
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Files, folders, or tables.")],
-    output: Annotated[Path | None, typer.Option(help="A .csv or .jsonl file (default: CSV on stdout).")] = None,
-    plot: Annotated[Path | None, typer.Option(help="A .png file, for a picture of forecasts.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="A .csv or .jsonl file to write (default: CSV on stdout).")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="A .png file to draw forecasts in.")] = None,
     force: Force = False,
 ) -> Any:
-    """Predict new files: input, prediction, probability, error."""
+    """Predict new inputs. Prints or writes input, prediction, probability and error."""
     from fmeco.inference import predict as predicting
     from fmeco.log import say
 
@@ -42,16 +44,18 @@ def predict(
     if failed := sum(row["error"] is not None for row in rows):
         say(f"{failed} of {len(rows)} inputs could not be read; see the column `error`")
     if output is not None:
-        say(f"{len(rows)} rows in {output}")
+        say(f"wrote {len(rows)} rows to {output}")
     return {"predictions": rows, "output": str(output.resolve()) if output else None}
 
 
 @command(lambda result: print(f"{result['samples']} x {result['width']} features in {result['output']}"))
 def embed(
     ref: Ref,
-    output: Annotated[Path, typer.Option(help="An .npz file: features, names, labels.")],
+    output: Annotated[Path, typer.Option(help="The .npz file to write: features, names, labels.")],
     dataset: Datasets = [],
-    split: Annotated[str | None, typer.Option(help="train, val or test.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="train, val or test (default: test if there is one, else val).")
+    ] = None,
     set_: Sets = [],
     force: Force = False,
 ) -> Any:

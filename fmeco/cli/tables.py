@@ -1,4 +1,4 @@
-"""Print tables as aligned text. Every table of the command line goes through `table`."""
+"""Format tables as aligned text. Every table of the command line goes through `table`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ def table(
     gap: str = "  ",
     widest: int | None = None,
 ) -> str:
-    """Align rows of cells as text, one line each.
+    """Align rows of cells as text, one line per row.
 
-    columns: how each column is aligned, as in a format string: `<` left, `>` right, `>12` right and 12 wide or more.
-        Without it the first column is aligned left and the others right.
-    widest: a cell that is longer does not widen its column; it moves the rest of its own row.
+    columns: alignment of each column, as in a format string: `<` left, `>` right, `>12` right and at least 12 wide.
+        Default: the first column left, the others right.
+    gap: text between columns.
+    widest: characters; a longer cell does not widen its column, but shifts the rest of its row.
     """
     if not rows:
         return ""
@@ -29,7 +30,7 @@ def table(
         longest = max(map(len, cells))
         widths.append(max(int(column[1:] or 0), longest if widest is None else min(longest, widest)))
     if columns[-1].startswith("<"):
-        widths[-1] = 0  # nothing follows that would need the spaces
+        widths[-1] = 0  # no padding after the last column
     return "\n".join(
         gap.join(f"{cell:{column[0]}{width}}" for cell, column, width in zip(row, columns, widths, strict=True))
         for row in rows
@@ -37,21 +38,21 @@ def table(
 
 
 def metrics_table(title: str, metrics: Mapping[str, float]) -> str:
-    """Show metrics by name below a title, one line each."""
+    """Format metrics by name below a title, one per line."""
     rows = [["  " + clean(name), f"{value:.4f}"] for name, value in metrics.items()]
     return "\n".join([clean(title), *([table(rows, ["<26", "<"], gap=" ", widest=26)] if rows else [])])
 
 
-def comparison_table(found: Mapping[str, Any]) -> str:
-    """Show compared runs, with a sentence on each difference."""
-    metric = found["metric"]
-    rows = [["run", f"{found['split']} {metric}", "first is better by", "95% interval", "p"]]
-    for row in found["runs"]:
+def comparison_table(comparison: Mapping[str, Any]) -> str:
+    """Format compared runs, with the verdict on each difference."""
+    metric = comparison["metric"]
+    rows = [["run", f"{comparison['split']} {metric}", "first is better by", "95% interval", "p"]]
+    for row in comparison["runs"]:
         cells = [clean(row["run"]), f"{row['metrics'][metric]:.4f}", "", "", ""]
         if "difference" in row:
             value, low, high = row["difference"]
             p = f"{row['p']:.3g}" if "p" in row else "-"
             cells[2:] = [f"{value:+.4f}", f"{low:+.4f} to {high:+.4f}", p]
         rows.append(cells)
-    verdicts = [row["verdict"] for row in found["runs"] if "verdict" in row]
-    return "\n".join([table(rows), f"on {found['samples']:,} samples", *verdicts])
+    verdicts = [row["verdict"] for row in comparison["runs"] if "verdict" in row]
+    return "\n".join([table(rows), f"on {comparison['samples']:,} samples", *verdicts])

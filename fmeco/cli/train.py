@@ -21,8 +21,8 @@ ORDER = 1  # of the families in `fmeco --help`
 
 
 def register(app: typer.Typer) -> None:
-    for one in (pretrain, finetune, resume):
-        app.command()(one)
+    for function in (pretrain, finetune, resume):
+        app.command()(function)
 
 
 def _show(result: Mapping[str, Any]) -> None:
@@ -48,7 +48,7 @@ def pretrain(
     allow_partial: Partial = False,
     nproc: Nproc = None,
 ) -> Any:
-    """Train a backbone and save checkpoints."""
+    """Train a backbone, and save checkpoints."""
     from fmeco.config.load import read_config
 
     settings = read_config(config, stage="pretrain", ref=ref, overrides=set_, allow_partial=allow_partial)
@@ -70,10 +70,12 @@ def finetune(
     force: Force = False,
     allow_partial: Partial = False,
     control: Annotated[
-        str | None, typer.Option(help="Strategies to train as well, all else equal, and compare: scratch,probe.")
+        str | None,
+        typer.Option(help="Other strategies to train with the same config and compare, as in scratch,probe."),
     ] = None,
     label_fractions: Annotated[
-        str | None, typer.Option(help="Shares of the labels to train on, one run each, and a curve: 0.01,0.1,1.")
+        str | None,
+        typer.Option(help="Train a run with each of these shares of the labels, and draw a curve, as in 0.01,0.1,1."),
     ] = None,
     nproc: Nproc = None,
 ) -> Any:
@@ -84,25 +86,26 @@ def finetune(
     strategies = [name.strip() for name in control.split(",")] if control else []
     fractions = _fractions(label_fractions) if label_fractions else []
     if not configs and not dataset:
-        raise ConfigError("finetuning needs a config or --dataset X")
+        raise ConfigError("finetuning needs a config, or --dataset X")
     files: list[Path | None] = [*configs] if configs else [None]
     if len(files) > 1 and dataset:
         raise ConfigError("--dataset would give every task the same data", "each config names its own dataset")
     if (strategies or fractions) and nproc is not None:
-        raise ConfigError("--control and --label-fractions compare runs of one process", "leave --nproc out")
+        raise ConfigError("--control and --label-fractions cannot be combined with --nproc", "leave --nproc out")
     if fractions and len(files) > 1:
-        raise ConfigError("--label-fractions is for one task", "give one config")
+        raise ConfigError("--label-fractions takes one task", "pass a single config")
     for name in strategies:
-        choose("transfer", name)  # a wrong name is said before an hour of training
-    own = one_dataset(dataset)
+        choose("transfer", name)  # refuse a wrong name before an hour of training
+    dataset_name = one_dataset(dataset)
     settings = [
-        read_config(file, stage="finetune", ref=ref, dataset=own, overrides=set_, allow_partial=allow_partial)
+        read_config(file, stage="finetune", ref=ref, dataset=dataset_name, overrides=set_, allow_partial=allow_partial)
         for file in files
     ]
     stems = [file.stem for file in files if file is not None]
     if len(set(stems)) < len(stems):
         raise ConfigError(
-            f"two configs have the same name: {', '.join(stems)}", "a task's run is named after its config"
+            f"two configs have the same name: {', '.join(stems)}",
+            "rename one of them: a task's run is named after its config",
         )
     _in_parallel(nproc)
     from fmeco.checkpoints import refs
@@ -124,7 +127,7 @@ def finetune(
 @command(_show)
 def resume(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's directory.")],
-    epochs: Annotated[str | None, typer.Option(help="N epochs in all, or +N more.")] = None,
+    epochs: Annotated[str | None, typer.Option(help="Extend the run to N epochs in all, or by +N.")] = None,
     set_: Sets = [],
     nproc: Nproc = None,
 ) -> Any:
@@ -136,7 +139,10 @@ def resume(
 
 
 def _in_parallel(nproc: int | None) -> None:
-    """With --nproc, start the ranks with the same words and end as they do. In a rank, do nothing."""
+    """With --nproc, launch the ranks with the same arguments, and exit with their code.
+
+    In a rank, do nothing.
+    """
     from fmeco.distributed import launch
 
     if nproc is not None and nproc > 1 and launch.place().world == 1:
@@ -148,17 +154,18 @@ def _new_folder(what: str) -> Path:
 
 
 def _fractions(text: str) -> list[float]:
+    """Parse --label-fractions, ascending and without duplicates."""
     try:
-        found = sorted({float(part) for part in text.split(",")})
+        fractions = sorted({float(part) for part in text.split(",")})
     except ValueError:
-        found = []
-    if not found or not 0 < found[0] <= found[-1] <= 1:
+        fractions = []
+    if not fractions or not 0 < fractions[0] <= fractions[-1] <= 1:
         raise typer.BadParameter(f"{clean(text)}: expected shares above 0 and up to 1, as in 0.01,0.1,1")
-    return found
+    return fractions
 
 
 def _with_controls(settings: RunConfig, out: Path | None, strategies: Sequence[str], force: bool) -> dict[str, Any]:
-    """Finetune, and train the controls of --control after it."""
+    """Finetune, then train the controls of --control."""
     from fmeco.evaluation import compare
     from fmeco.training import api
 
@@ -172,19 +179,19 @@ def _with_controls(settings: RunConfig, out: Path | None, strategies: Sequence[s
 def _with_fractions(
     settings: RunConfig, fractions: Sequence[float], parent: Path, strategies: Sequence[str], force: bool
 ) -> dict[str, Any]:
-    """Finetune with each fraction of the labels, and measure all of these runs."""
+    """Finetune with each fraction of the labels, and measure these runs."""
     from fmeco.evaluation import compare
     from fmeco.training import api
 
     def train(fraction: float, out: Path) -> Path:
-        some = settings.train.model_copy(update={"label_fraction": fraction})
-        return api.train(settings.replace(train=some), out=out, force=force, stop=signals.stop).run
+        section = settings.train.model_copy(update={"label_fraction": fraction})
+        return api.train(settings.replace(train=section), out=out, force=force, stop=signals.stop).run
 
     return compare.label_efficiency(fractions, train, parent, strategies, force=force, stop=signals.stop)
 
 
 def _tasks(tasks: Sequence[Mapping[str, Any]]) -> str:
-    """Show several tasks: a column for each metric that any of them has, those of single classes left out."""
+    """Format several tasks: a column per metric, without those of single classes."""
     names = list(dict.fromkeys(name for task in tasks for name in task["metrics"] if "/" not in name))
     rows = [["task", *names, "seconds", "run"]]
     for task in tasks:
@@ -194,7 +201,7 @@ def _tasks(tasks: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _efficiency(result: Mapping[str, Any]) -> str:
-    """Show the metric of each strategy with each fraction of the labels."""
+    """Format the metric of each strategy with each fraction of the labels."""
     rows = [["strategy", "labels", "samples", f"{result['split']} {result['metric']}", "95% interval"]]
     for row in result["rows"]:
         low, high = row["interval"]

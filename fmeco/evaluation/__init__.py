@@ -1,1 +1,1 @@
-"""Measuring: metrics of a split, comparisons, probes, baselines, and the dry run."""
+"""Measure models: metrics of a split, comparisons, probes, baselines, and the dry run."""

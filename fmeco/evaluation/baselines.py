@@ -1,4 +1,4 @@
-"""Fit a plain method to the data of a run, and measure it on the samples that the run's model was measured on."""
+"""Fit a plain method to the data of a run, and measure it on the same samples as the run's model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fmeco.inference.model import Model
 
 
 def check_offered(model: Model, name: str) -> None:
-    """Check that a checkpoint's objective has a baseline of this name. Raises ConfigError that lists those it has."""
+    """Check that a checkpoint's objective offers a baseline. Raises ConfigError that lists the ones it offers."""
     offered, objective = model.objective.baselines, model.checkpoint.meta["config"]["objective"]["name"]
     if not offered:
         raise ConfigError(f"--baseline {clean(name)}: objective {objective} has none for {model.spec.modality} data")
@@ -27,28 +27,30 @@ def check_offered(model: Model, name: str) -> None:
 
 
 def fit_baseline(
-    found: Measured, name: str, ref: str | Path, overrides: Sequence[str] = ()
+    measured: Measured, name: str, ref: str | Path, overrides: Sequence[str] = ()
 ) -> tuple[dict[str, Tensor], int]:
-    """Fit one of the baselines that the objective of a checkpoint offers to the run's own training samples.
+    """Fit a baseline that a checkpoint's objective offers to the run's own training samples.
 
-    found: the checkpoint `ref` on a split. overrides: changes to the section of the dataset that it was trained on.
-    Returns the rows that the objective's `metrics` take, of the same samples in the same order as those of `found`, and how
-    many training samples were learned from. Raises ConfigError for a name that the objective does not offer.
+    measured: the checkpoint `ref` on a split.
+    overrides: changes to the section of the dataset that it was trained on.
+
+    Returns rows for the objective's `metrics`, of the same samples in the same order as those of `measured`, and the
+    number of training samples. Raises ConfigError for a baseline that the objective does not offer.
     """
-    lacking: FmecoError | None = None
+    data_error: FmecoError | None = None
     try:
-        data = _learned_from(found, ref, overrides)
-    except FmecoError as error:  # a method that learns from nothing does without
-        data, lacking = Data(found.model.spec), error
+        data = _training_data(measured, ref, overrides)
+    except FmecoError as error:  # a baseline that needs no training can do without the data
+        data, data_error = Data(measured.model.spec), error
     try:
-        rows, samples = found.model.objective.baselines[name](data, found.samples, found.rows)
+        rows, samples = measured.model.objective.baselines[name](data, measured.samples, measured.rows)
     except FmecoError as error:
-        raise lacking or error from None
-    return {**rows, "index": found.rows["index"]}, samples
+        raise data_error or error from None
+    return {**rows, "index": measured.rows["index"]}, samples
 
 
-def _learned_from(found: Measured, ref: str | Path, overrides: Sequence[str]) -> Data:
-    """Build the run's own data, with as much of the training split as the run had."""
-    trained = found.model.checkpoint.meta["config"]
-    data, _ = data_for(found.model, ref, None, overrides)
-    return fraction(data, trained["train"]["label_fraction"], trained["seed"])
+def _training_data(measured: Measured, ref: str | Path, overrides: Sequence[str]) -> Data:
+    """Build the run's own data, with the same share of training labels."""
+    trained_config = measured.model.checkpoint.meta["config"]
+    data, _ = data_for(measured.model, ref, None, overrides)
+    return fraction(data, trained_config["train"]["label_fraction"], trained_config["seed"])

@@ -1,4 +1,4 @@
-"""`fmeco check`: what a run would do, from its real parts and a few real steps, without writing anything."""
+"""Plan a run without writing anything: build its parts, read its data, and time a few steps (`fmeco check`)."""
 
 from __future__ import annotations
 
@@ -24,22 +24,26 @@ from fmeco.errors import DataError, FmecoError, known_errors
 from fmeco.files import disk_error, free_bytes
 from fmeco.nn import precision
 
-STEPS = 3  # timed, after one that warms up
+STEPS = 3  # timed steps, after one for warm-up
 
 
 @known_errors()
 def check(config: RunConfig, *, profile: bool = False) -> dict[str, Any]:
-    """Build everything, read every sample, and time a few steps; with `profile` also say what they cost.
+    """Build the parts of a run, read every sample, and time a few steps.
 
-    Raises the error that the run would end in; all unreadable samples at once, as one DataError.
+    profile: also trace a few steps, and report what they cost. This writes profile-TIME.json into the current folder.
+
+    Returns the plan: config, samples, parameters, groups, steps, seconds, memory and disk.
+
+    Raises the error that the run would end with; for unreadable samples one DataError that lists them.
     """
     training = assemble(config)
     bad = _unreadable(training)
     phases = [
         phase_groups(training, number) for number in range(len(training.model.transfer.phases))
-    ]  # the last stays set
+    ]  # the last call leaves the last phase set up
     section = training.config.optimizer
-    automatic = section.options["lr"] == "auto"  # the run finds it; nothing here depends on it
+    automatic = section.options["lr"] == "auto"  # the run will find the rate; no result here depends on it
     if automatic:
         section = dataclasses.replace(section, options={**section.options, "lr": 1.0})
     optimizer = build_optimizer(section, phases[-1])
@@ -66,6 +70,7 @@ def check(config: RunConfig, *, profile: bool = False) -> dict[str, Any]:
 
 
 def _about_data(training: Training, bad: list[str]) -> dict[str, Any]:
+    """Describe the samples, targets and inputs of the plan."""
     spec = training.data.spec
     return {
         "samples": dict(spec.sizes),
@@ -81,7 +86,10 @@ def _about_data(training: Training, bad: list[str]) -> dict[str, Any]:
 def _about_parameters(
     training: Training, phases: list[Groups], options: Mapping[str, Any], automatic: bool
 ) -> dict[str, Any]:
-    """Count the parameters, and describe the groups of every phase. automatic: the rate is found by the run."""
+    """Count parameters, and describe the groups of every phase.
+
+    automatic: whether the run finds the learning rate.
+    """
     trained = {id(p): p.numel() for groups in phases for g in groups for p in g["params"]}
     learning = [p for name, p in training.objective.named_parameters() if name in training.model.roles]
     groups = [
@@ -104,7 +112,7 @@ def _about_parameters(
 
 
 def _unreadable(training: Training) -> list[str]:
-    """Read every sample. Returns what cannot be read; raises DataError of all of it where the run would not skip it."""
+    """Read every sample. Returns the errors; raises them as one DataError if `train.on_bad_sample` is error."""
     bad = []
     for name in ("train", "val", "test"):
         samples: Samples | None = getattr(training.data, name)
@@ -125,11 +133,16 @@ def _unreadable(training: Training) -> list[str]:
 
 
 def _steps(
-    training: Training, optimizer: torch.optim.Optimizer, most: int, part: Callable[[str], Any] = nullcontext
+    training: Training, optimizer: torch.optim.Optimizer, limit: int, part: Callable[[str], Any] = nullcontext
 ) -> list[float]:
-    """Train a few steps on the first batches. Returns the seconds of each; `part` is entered with the name of each part."""
+    """Train a few steps on the first batches.
+
+    part: context manager that is entered with the name of each part of a step.
+
+    Returns the seconds of each step.
+    """
     loader, objective, constraint = training.loader, training.objective, training.constraint
-    steps = min(most, training.total)
+    steps = min(limit, training.total)
     objective.train()
     seconds = []
     with closing(loader.batches(0, steps)) as batches:
@@ -156,70 +169,79 @@ def _steps(
     return seconds if steps > 1 else seconds * 2
 
 
-PARTS = ("data", "forward", "backward", "optimizer")  # of a step, as the trace names them
+PARTS = ("data", "forward", "backward", "optimizer")  # parts of a step, by their names in the trace
 
 
 def _profile(training: Training, optimizer: torch.optim.Optimizer, trace: Path) -> dict[str, Any]:
-    """A torch profiler trace of a few real steps, the shares of their parts, the operations that cost most, and advice."""
+    """Trace a few steps with torch's profiler. Returns shares of their parts, the costliest operations, and advice."""
     from torch.profiler import ProfilerActivity, profile, record_function
 
     gpu = training.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
-    with profile(activities=activities) as found:
+    with profile(activities=activities) as profiler:
         steps = len(_steps(training, optimizer, STEPS, record_function))
     try:
-        found.export_chrome_trace(str(trace))
+        profiler.export_chrome_trace(str(trace))
     except OSError as error:
         raise disk_error(error, trace, 0) from None
-    events = found.key_averages()
-    spent = {one.key: one.cpu_time_total for one in events if one.key in PARTS}
-    whole = sum(spent.values())
+    events = profiler.key_averages()
+    part_times = {entry.key: entry.cpu_time_total for entry in events if entry.key in PARTS}
+    all_parts = sum(part_times.values())
 
-    def own(event: Any) -> float:
+    def self_time(event: Any) -> float:
         return float(event.self_device_time_total if gpu else event.self_cpu_time_total)
 
-    operations = sorted((one for one in events if one.key.startswith("aten::")), key=own, reverse=True)
-    total = sum(map(own, operations)) or 1.0
+    operations = sorted((entry for entry in events if entry.key.startswith("aten::")), key=self_time, reverse=True)
+    total = sum(map(self_time, operations)) or 1.0
     return {
         "trace": str(trace.resolve()),
-        "shares": {name: round(spent.get(name, 0.0) / whole, 4) for name in PARTS},
+        "shares": {name: round(part_times.get(name, 0.0) / all_parts, 4) for name in PARTS},
         "operations": [
-            {"name": one.key.removeprefix("aten::"), "share": round(own(one) / total, 4), "calls": one.count // steps}
-            for one in operations[:8]
+            {
+                "name": entry.key.removeprefix("aten::"),
+                "share": round(self_time(entry) / total, 4),
+                "calls": entry.count // steps,
+            }
+            for entry in operations[:8]
         ],
-        "advice": _advice({name: spent.get(name, 0.0) / whole for name in PARTS}, operations, own, total, training),
+        "advice": _advice(
+            {name: part_times.get(name, 0.0) / all_parts for name in PARTS}, operations, self_time, total, training
+        ),
     }
 
 
 def _advice(
-    shares: Mapping[str, float], operations: list[Any], own: Callable[[Any], float], total: float, training: Training
+    shares: Mapping[str, float],
+    operations: list[Any],
+    self_time: Callable[[Any], float],
+    total: float,
+    training: Training,
 ) -> str:
-    """The one thing that would help most, as far as the numbers tell."""
+    """Name the one change that would save the most time, judging by the profile."""
 
-    def part(*words: str) -> float:
-        return sum(own(one) for one in operations if any(word in one.key for word in words)) / total
+    def share_of(*words: str) -> float:
+        return sum(self_time(entry) for entry in operations if any(word in entry.key for word in words)) / total
 
-    calls = sum(one.count for one in operations)
+    calls = sum(entry.count for entry in operations)
     if shares["data"] > 0.2:
-        where = (
-            "epoch one decodes; later ones read the cache"
+        cache_note = (
+            "the first epoch decodes, later ones read the cache"
             if training.config.train.cache != "off"
             else "turn on the cache"
         )
-        return f"reading takes {shares['data']:.0%} of a step: {where}; smaller images or train.workers may help"
+        return f"reading takes {shares['data']:.0%} of a step: {cache_note}; smaller images or train.workers may help"
     if total / max(calls, 1) < 10 and shares["optimizer"] < 0.5:
-        return "the operations are too small to fill the machine: a larger train.batch_size costs little more time"
+        return "operations are too small to keep the machine busy: a larger train.batch_size costs little more time per step"
     if shares["optimizer"] > 0.25:
-        return f"the optimizer takes {shares['optimizer']:.0%} of a step: a larger train.batch_size takes fewer steps"
-    if part("copy_", "contiguous", "_to_copy") > 0.2:
-        return "copies take a fifth of a step or more: try train.channels_last the other way round"
-    if training.config.train.precision == "fp32" and part("conv", "mm", "linear") > 0.4:
-        return (
-            "the model itself takes the time: train.precision=bf16 may be faster here, as a smaller image_size would be"
-        )
-    return "the model itself takes the time: a smaller dataset.image_size or backbone is what would be faster"
+        return f"the optimizer takes {shares['optimizer']:.0%} of a step: a larger train.batch_size needs fewer steps"
+    if share_of("copy_", "contiguous", "_to_copy") > 0.2:
+        return "copies take a fifth of a step or more: try the other value of train.channels_last"
+    if training.config.train.precision == "fp32" and share_of("conv", "mm", "linear") > 0.4:
+        return "the model takes most of the time: try train.precision=bf16, or a smaller image_size"
+    return "the model takes most of the time: only a smaller dataset.image_size or backbone would be faster"
 
 
 def _peak_mb() -> int:
+    """Return the peak memory of this process in MB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (1e6 if sys.platform == "darwin" else 1e3))

@@ -1,4 +1,4 @@
-"""Compare finished runs on the same samples: was it worth it, or was it luck?"""
+"""Compare finished runs on the same samples, with intervals and tests for their differences."""
 
 from __future__ import annotations
 
@@ -27,14 +27,20 @@ def compare(
     split: str | None = None,
     overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Compare the first run with each other one, on the same samples of its own dataset, or of `dataset`.
+    """Compare the first run with each of the others, on the same samples.
 
-    Returns {"split", "samples", "metric", "runs"}. Each run but the first has `difference`: how much better the first is
-    (negative: worse), with its 95% interval by a bootstrap over samples, the same ones for both; and, where answers are
-    right or wrong, the p of McNemar's exact test.
+    refs: runs or checkpoints, at least two.
+    dataset: to measure all of them on; None for each one's own.
+    split: default test if there is one.
+
+    Returns {"split", "samples", "metric", "runs"}. Each run but the first has `difference`: how much better the first
+    is (negative: worse) and its 95% interval by a paired bootstrap over samples. If answers are right or wrong, it also
+    has `p` of McNemar's exact test.
+
+    Raises ConfigError for another objective, DataError for runs that were not measured on the same samples.
     """
     if len(refs) < 2:
-        raise ConfigError("a comparison takes two runs or more")
+        raise ConfigError("a comparison needs two runs or more")
     first = measure(refs[0], dataset, split, overrides)
     metric = first.metric
     sign = 1 if first.model.objective.directions[metric] == "max" else -1
@@ -48,16 +54,17 @@ def compare(
                 f"{clean(ref)} and {clean(refs[0])} were not measured on the same samples",
                 "--dataset X measures all of them on the same ones",
             )
-        places = {name: i for i, name in enumerate(other.names)}
-        order = torch.tensor([places[name] for name in first.names])
-        theirs = {name: values[order] for name, values in other.rows.items()}
+        positions = {name: i for i, name in enumerate(other.names)}
+        order = torch.tensor([positions[name] for name in first.names])
+        other_rows = {name: values[order] for name, values in other.rows.items()}
         difference = sign * (first.metrics[metric] - other.metrics[metric])
         block = first.samples.block
-        low, high = interval(first.model.objective, first.rows, other.model.objective, theirs, metric, sign, block)
+        low, high = interval(first.model.objective, first.rows, other.model.objective, other_rows, metric, sign, block)
         row: dict[str, Any] = {"run": str(ref), "metrics": dict(other.metrics), "difference": [difference, low, high]}
-        mine, right = first.model.objective.correct(first.rows), other.model.objective.correct(theirs)
-        if mine is not None and right is not None:
-            row["p"] = mcnemar(int((mine & ~right).sum()), int((right & ~mine).sum()))
+        first_correct = first.model.objective.correct(first.rows)
+        other_correct = other.model.objective.correct(other_rows)
+        if first_correct is not None and other_correct is not None:
+            row["p"] = mcnemar(int((first_correct & ~other_correct).sum()), int((other_correct & ~first_correct).sum()))
         rows.append(row)
     return {"split": first.split, "samples": len(first.names), "metric": metric, "runs": rows}
 
@@ -70,24 +77,26 @@ def controls(
     force: bool = False,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Train a finetuning run again with other strategies, all else equal, below RUN/controls, and compare.
+    """Train a finetuning run again with other strategies, and compare. All else stays the same.
 
-    strategies: such as scratch and probe. Returns what `compare` does, with a `verdict` on each control, which is also
-    written to RUN/controls/comparison.json.
+    strategies: such as scratch and probe; each run is written to RUN/controls/STRATEGY.
+
+    Returns the result of `compare`, with a `verdict` on each control. It is also written to
+    RUN/controls/comparison.json.
     """
     run = Path(run)
-    own = parse_yaml((run / "config.yaml").read_text("utf-8"), str(run / "config.yaml"))[0]
-    shared = {key: value for key, value in own["transfer"].items() if key in Carry.model_fields}
+    config = parse_yaml((run / "config.yaml").read_text("utf-8"), str(run / "config.yaml"))[0]
+    shared = {key: value for key, value in config["transfer"].items() if key in Carry.model_fields}
     others = []
     for name in strategies:
         say(f"control: {name}")
-        same = {**own, "transfer": {**shared, "strategy": name}}
-        others.append(finetune(same, out=run / "controls" / name, force=force, name=name, stop=stop).run)
-    found = compare([run, *others])
-    for name, row in zip(strategies, found["runs"][1:], strict=True):
-        row["verdict"] = verdict(row, f"{own['transfer']['strategy']} instead of {name}", found["metric"])
-    (run / "controls" / "comparison.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
-    return found
+        control_config = {**config, "transfer": {**shared, "strategy": name}}
+        others.append(finetune(control_config, out=run / "controls" / name, force=force, name=name, stop=stop).run)
+    comparison = compare([run, *others])
+    for name, row in zip(strategies, comparison["runs"][1:], strict=True):
+        row["verdict"] = verdict(row, f"{config['transfer']['strategy']} instead of {name}", comparison["metric"])
+    (run / "controls" / "comparison.json").write_text(json.dumps(comparison, indent=1) + "\n", "utf-8")
+    return comparison
 
 
 @known_errors()
@@ -100,27 +109,32 @@ def label_efficiency(
     force: bool = False,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Train a run with each fraction of the labels, and its controls: what are labels worth, and the source's weights?
+    """Train a run with each fraction of the labels, and its controls.
 
-    train: (fraction, the run's directory) -> the run. Writes out/label_efficiency.json and, where matplotlib is installed,
-    .png. Returns {"metric", "split", "rows", "plot"}; a row has strategy, fraction, samples, value and its 95% interval.
+    It shows what labels are worth, and what the source's weights are.
+
+    train: (fraction, the run's directory) -> the run.
+    strategies: of the controls.
+
+    Writes out/label_efficiency.json and, if matplotlib is installed, label_efficiency.png. Returns {"metric", "split",
+    "rows", "plot"}; a row has strategy, fraction, samples, run, value and its 95% interval.
     """
     rows: list[dict[str, Any]] = []
     split = metric = ""
     for fraction in fractions:
         run = train(fraction, out / f"labels-{fraction:g}")
-        names = [str(peek(run / "config.yaml")["transfer"]["strategy"])]
+        row_names = [str(peek(run / "config.yaml")["transfer"]["strategy"])]
         if strategies:
             controls(run, strategies, force=force, stop=stop)
-            names += strategies
-        for name in names:
-            found = measure(run if name == names[0] else run / "controls" / name, None, None, ())
-            split, metric = found.split, next(iter(found.model.objective.directions))
-            figure = functools.partial(measure_at, found.model.objective, found.rows, metric)
-            low, high = bootstrap(len(found.names), METRIC_DRAWS, 0x6C616265, figure, found.samples.block)
-            samples = found.model.spec.sizes["train"]
-            own = {"strategy": name, "fraction": fraction, "samples": samples, "run": str(run.resolve())}
-            rows.append({**own, "value": found.metrics[metric], "interval": [low, high]})
+            row_names += strategies
+        for name in row_names:
+            measured = measure(run if name == row_names[0] else run / "controls" / name, None, None, ())
+            split, metric = measured.split, next(iter(measured.model.objective.directions))
+            figure = functools.partial(measure_at, measured.model.objective, measured.rows, metric)
+            low, high = bootstrap(len(measured.names), METRIC_DRAWS, 0x6C616265, figure, measured.samples.block)
+            samples = measured.model.spec.sizes["train"]
+            row = {"strategy": name, "fraction": fraction, "samples": samples, "run": str(run.resolve())}
+            rows.append({**row, "value": measured.metrics[metric], "interval": [low, high]})
     out.mkdir(parents=True, exist_ok=True)
     plot = _plot(rows, f"{split} {metric}", out / "label_efficiency.png")
     answer = {"metric": metric, "split": split, "rows": rows, "plot": str(plot.resolve()) if plot else None}
@@ -128,40 +142,43 @@ def label_efficiency(
     return answer
 
 
-def _plot(rows: Sequence[Mapping[str, Any]], what: str, file: Path) -> Path | None:
+def _plot(rows: Sequence[Mapping[str, Any]], metric: str, file: Path) -> Path | None:
+    """Draw the metric over training samples, a line per strategy. Returns the file; None without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        say("no picture of the curve: pip install 'fmeco[plots]' brings matplotlib")
+        say("the curve is not drawn, as matplotlib is not installed: pip install 'fmeco[plots]'")
         return None
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     for name in dict.fromkeys(row["strategy"] for row in rows):
-        own = [row for row in rows if row["strategy"] == name]
-        x, y = [row["samples"] for row in own], [row["value"] for row in own]
-        # An interval by percentiles need not hold the figure itself; a bar cannot be negative.
-        spans = [(max(0.0, r["value"] - r["interval"][0]), max(0.0, r["interval"][1] - r["value"])) for r in own]
-        axes.errorbar(x, y, yerr=list(zip(*spans, strict=True)), marker="o", capsize=3, label=name)
+        strategy_rows = [row for row in rows if row["strategy"] == name]
+        x, y = [row["samples"] for row in strategy_rows], [row["value"] for row in strategy_rows]
+        # A percentile interval need not contain the value itself, but an error bar cannot be negative.
+        errors = [
+            (max(0.0, r["value"] - r["interval"][0]), max(0.0, r["interval"][1] - r["value"])) for r in strategy_rows
+        ]
+        axes.errorbar(x, y, yerr=list(zip(*errors, strict=True)), marker="o", capsize=3, label=name)
     axes.set_xscale("log")
     ticks = sorted({row["samples"] for row in rows})
     axes.set_xticks(ticks, [f"{n:,}" for n in ticks])
     axes.minorticks_off()
     axes.set_xlabel("training samples")
-    axes.set_ylabel(f"{what}, 95% interval over samples")
+    axes.set_ylabel(f"{metric}, 95% interval over samples")
     axes.grid(alpha=0.3)
     axes.legend(title="strategy")
     figure.savefig(file, dpi=150)
     return file
 
 
-def verdict(row: dict[str, Any], what: str, metric: str) -> str:
-    """Say in one sentence whether a difference can be told."""
+def verdict(row: dict[str, Any], change: str, metric: str) -> str:
+    """Describe a difference in one sentence: helped, hurt, or not significant."""
     value, low, high = row["difference"]
     numbers = f"{value:+.3f} {metric}, 95% interval {low:+.3f} to {high:+.3f}" + (
         f", p {row['p']:.3g}" if "p" in row else ""
     )
     if low > 0:
-        return f"{what} helped: {numbers}"
+        return f"{change} helped: {numbers}"
     if high < 0:
-        return f"{what} hurt: {numbers}"
-    return f"{what}: no difference can be told on these samples: {numbers}"
+        return f"{change} hurt: {numbers}"
+    return f"{change}: no significant difference on these samples: {numbers}"

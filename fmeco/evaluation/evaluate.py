@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint: metrics of a split, of groups of its samples, and of a baseline beside them."""
+"""Evaluate a checkpoint: metrics of a split, of groups of its samples, and of a baseline."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fmeco.evaluation.measure import Measured, measure
 from fmeco.inference.model import load
 from fmeco.nn.intervals import METRIC_DRAWS, bootstrap, interval, measure_at
 
-FEW = 10  # samples; a group with fewer is marked, and gets no interval
+FEW = 10  # a group with fewer samples is marked as `few`, and gets no interval
 
 
 @known_errors()
@@ -30,86 +30,101 @@ def evaluate(
     by: str | None = None,
     baseline: str | None = None,
 ) -> dict[str, Any]:
-    """Compute metrics of a checkpoint on a split, of the dataset it was trained on or of another with the same classes.
+    """Compute the metrics of a checkpoint on a split.
 
-    split: val or test; default test where there is one. A `dataset` path without split folders is used whole.
-    by: a column of the dataset, or a target whose values are classes: also the metrics of each of its groups.
-    baseline: one that the checkpoint's objective offers: also the metrics of that plain method, fitted to the run's training
-    samples.
-    Returns {"checkpoint", "split", "samples", "about", "metrics"}, metrics named SPLIT_NAME; and "metric", the one that
-    picked the run's best checkpoint, with "groups" or "baseline" where they were asked for.
+    dataset: as --dataset, with the same classes; None for the one that the checkpoint was trained on. A path without
+        split folders is used whole.
+    split: val or test; default test if there is one.
+    by: a column of the dataset, or a target whose values are classes: also compute the metrics of each group.
+    baseline: also compute the metrics of this plain method, which the checkpoint's objective offers, fitted to the
+        run's training samples.
+
+    Returns {"checkpoint", "split", "samples", "about", "metrics"}, metrics named SPLIT_NAME. With `by` or `baseline`
+    also "metric", which selected the run's best checkpoint, and "groups" or "baseline".
+
+    Raises ConfigError, DataError, CheckpointError.
     """
     model = load(ref)
     if baseline is not None:
         check_offered(model, baseline)
-    found = measure(ref, dataset, split, overrides, model)
-    metric = found.metric
+    measured = measure(ref, dataset, split, overrides, model)
+    metric = measured.metric
 
     def named(metrics: dict[str, float]) -> dict[str, float]:
-        return {f"{found.split}_{name}": value for name, value in metrics.items()}
+        return {f"{measured.split}_{name}": value for name, value in metrics.items()}
 
     answer: dict[str, Any] = {
-        "checkpoint": str(found.model.checkpoint.path),
-        "split": found.split,
-        "samples": len(found.names),
-        "about": dict(found.model.objective.about),
-        "metrics": named(found.metrics),
+        "checkpoint": str(measured.model.checkpoint.path),
+        "split": measured.split,
+        "samples": len(measured.names),
+        "about": dict(measured.model.objective.about),
+        "metrics": named(measured.metrics),
     }
     if by is not None:
-        rows = [{**row, "metrics": named(row["metrics"])} for row in groups(found, by, metric)]
-        answer |= {"metric": f"{found.split}_{metric}", "by": by, "groups": rows}
+        rows = [{**row, "metrics": named(row["metrics"])} for row in groups(measured, by, metric)]
+        answer |= {"metric": f"{measured.split}_{metric}", "by": by, "groups": rows}
     if baseline is not None:
-        theirs, samples = fit_baseline(found, baseline, ref, overrides if dataset is None else ())
-        objective = found.model.objective
-        metrics = objective.metrics(theirs)
+        baseline_rows, samples = fit_baseline(measured, baseline, ref, overrides if dataset is None else ())
+        objective = measured.model.objective
+        metrics = objective.metrics(baseline_rows)
         if metric not in metrics:
-            raise ConfigError(f"{metric} is not defined on these samples")
+            raise ConfigError(f"{metric} is not defined on these samples for the baseline {baseline}")
         sign = 1 if objective.directions[metric] == "max" else -1
-        low, high = interval(objective, found.rows, objective, theirs, metric, sign, found.samples.block)
+        low, high = interval(objective, measured.rows, objective, baseline_rows, metric, sign, measured.samples.block)
         answer |= {
-            "metric": f"{found.split}_{metric}",
+            "metric": f"{measured.split}_{metric}",
             "baseline": {
                 "name": baseline,
                 "trained_on": samples,
                 "metrics": named(metrics),
-                "difference": [sign * (found.metrics[metric] - metrics[metric]), low, high],
+                "difference": [sign * (measured.metrics[metric] - metrics[metric]), low, high],
             },
         }
     return answer
 
 
-def groups(found: Measured, by: str, metric: str) -> list[dict[str, Any]]:
-    """Compute the metrics of each group of samples, the largest first.
+def groups(measured: Measured, by: str, metric: str) -> list[dict[str, Any]]:
+    """Compute the metrics of each group of samples, the largest group first.
 
-    interval: the 95% interval of `metric` by a bootstrap over the group's samples, [low, high]; None where it is not
-    defined, or the group is `few`.
+    Returns rows of group, samples, few, metrics and interval: the 95% interval [low, high] of `metric` by a bootstrap
+    over the group's samples; None if it is not defined, or the group is `few`.
     """
-    values = _values(found, by)
+    values = _values(measured, by)
     rows: list[dict[str, Any]] = []
-    for value, _ in sorted(Counter(values).items(), key=lambda one: (-one[1], one[0])):
-        at = torch.tensor([i for i, one in enumerate(values) if one == value])
-        own = {name: x[at] for name, x in found.rows.items()}
+    for value, _ in sorted(Counter(values).items(), key=lambda item: (-item[1], item[0])):
+        positions = torch.tensor([i for i, item in enumerate(values) if item == value])
+        group_rows = {name: x[positions] for name, x in measured.rows.items()}
         span = None
-        if len(at) >= FEW:
-            figure = functools.partial(measure_at, found.model.objective, own, metric)
-            block = max(1, round(found.samples.block * len(at) / len(values)))
-            low, high = bootstrap(len(at), METRIC_DRAWS, 0x67726F75, figure, block)
+        if len(positions) >= FEW:
+            figure = functools.partial(measure_at, measured.model.objective, group_rows, metric)
+            block = max(1, round(measured.samples.block * len(positions) / len(values)))
+            low, high = bootstrap(len(positions), METRIC_DRAWS, 0x67726F75, figure, block)
             span = None if math.isnan(low) else [low, high]
-        metrics = found.model.objective.metrics(own)
-        rows.append({"group": value, "samples": len(at), "few": len(at) < FEW, "metrics": metrics, "interval": span})
+        metrics = measured.model.objective.metrics(group_rows)
+        rows.append(
+            {
+                "group": value,
+                "samples": len(positions),
+                "few": len(positions) < FEW,
+                "metrics": metrics,
+                "interval": span,
+            }
+        )
     return rows
 
 
-def _values(found: Measured, by: str) -> list[str]:
-    """Look up the value of each sample of `found` in a column, or its class."""
-    index: list[int] = found.rows["index"].tolist()
-    targets = {name: one.classes for name, one in found.model.spec.targets.items() if one.traits.one_class}
-    if by in found.samples.groups:
-        column = found.samples.groups[by]
+def _values(measured: Measured, by: str) -> list[str]:
+    """Look up each sample's value in a column, or its class."""
+    index: list[int] = measured.rows["index"].tolist()
+    targets = {name: target.classes for name, target in measured.model.spec.targets.items() if target.traits.one_class}
+    if by in measured.samples.groups:
+        column = measured.samples.groups[by]
         return [column[i] for i in index]
     if by in targets:
-        return [targets[by][code] if code >= 0 else "" for code in (int(found.samples.targets[by][i]) for i in index)]
-    valid = list(dict.fromkeys([*found.samples.groups, *targets]))
+        return [
+            targets[by][code] if code >= 0 else "" for code in (int(measured.samples.targets[by][i]) for i in index)
+        ]
+    valid = list(dict.fromkeys([*measured.samples.groups, *targets]))
     raise ConfigError(
         f"--by {clean(by)}: no such column{nearest(by, valid)}; there are: {listing(valid, 50)}",
         "a column with more than 100 values must be named in dataset.group or dataset.group_split",

@@ -1,4 +1,4 @@
-"""Measure a checkpoint on a split, and keep the row of each sample."""
+"""Measure a checkpoint on a split, and keep the outputs of each sample."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ from fmeco.log import say
 class Measured(NamedTuple):
     """Hold the metrics of a checkpoint on a split.
 
-    names, rows: of each sample that could be read.
-    samples: all samples of the split; rows["index"] are positions in it.
+    names: of the samples that could be read.
+    rows: outputs (N, ...) of these samples; rows["index"] are positions in `samples`.
+    samples: all samples of the split.
     """
 
     model: Model
@@ -35,7 +36,7 @@ class Measured(NamedTuple):
 
     @property
     def metric(self) -> str:
-        """Name the metric that picked the run's best checkpoint, or the objective's first where that was a probe."""
+        """Name of the metric that selected the run's best checkpoint; the objective's first if that was a probe."""
         evaluating = self.model.checkpoint.meta["config"]["evaluate"]
         directions, best = self.model.objective.directions, str(evaluating["best"]).removeprefix("val_")
         return best if best in directions else next(iter(directions))
@@ -44,9 +45,13 @@ class Measured(NamedTuple):
 def measure(
     ref: str | Path, dataset: str | None, split: str | None, overrides: Sequence[str], model: Model | None = None
 ) -> Measured:
-    """Measure a checkpoint on a split, of the dataset it was trained on or of another with the same classes.
+    """Measure a checkpoint on a split.
 
-    model: what `load(ref)` gives, where it is loaded already.
+    dataset: as --dataset, with the same classes; None for the one that the checkpoint was trained on.
+    split: default test if there is one, else val, else train.
+    model: `load(ref)`, if it is loaded already.
+
+    Raises DataError for a dataset with other targets or classes.
     """
     model = model or load(ref)
     data, on_bad_sample = data_for(model, ref, dataset, overrides)
@@ -57,7 +62,9 @@ def measure(
     for name, target in model.spec.targets.items():
         other = data.spec.targets.get(name)
         if other is None or (other.kind, other.classes) != (target.kind, target.classes):
-            raise DataError(f"the dataset's target '{name}' is not the checkpoint's")
+            raise DataError(
+                f"the checkpoint's target '{name}' is missing from the dataset, or has another kind or other classes there"
+            )
     data = dataclasses.replace(data, spec=dataclasses.replace(data.spec, inputs=model.spec.inputs))
     reading = choose_reading("auto", data, samples, model.device, once=True)
     batches = evaluation_batches(
@@ -65,6 +72,6 @@ def measure(
     )
     bad: list[str] | None = [] if on_bad_sample == "skip" else None
     metrics, rows = forward.evaluate(model.objective, batches, model.device, model.precision, bad=bad)
-    for one in bad or []:
-        say(f"left out: {one}")
+    for message in bad or []:
+        say(f"skipped: {message}")
     return Measured(model, part, [samples.name(i) for i in rows["index"].tolist()], metrics, rows, samples)

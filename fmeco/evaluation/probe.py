@@ -1,5 +1,7 @@
-"""How good features are for a task, without training a network: nearest neighbours, a linear head fitted to convergence,
-and LogME. Seconds rather than epochs: each sample passes the backbone once, and never again (features.py)."""
+"""Judge features for a task without training a network: nearest neighbours, a linear head, and LogME.
+
+This takes seconds rather than epochs: each sample passes the backbone once, and its features are cached.
+"""
 
 from __future__ import annotations
 
@@ -23,16 +25,18 @@ from fmeco.errors import CheckpointError, ConfigError, DataError, FmecoError, cl
 from fmeco.features.extractor import Extractor
 from fmeco.nn.probes import PENALTIES, Split, interval, knn, linear, logme, score
 
-HELD_OUT = 0.2  # of the training samples, to choose the penalty on, where there is no test split
-FEW, MANY = 20, 500  # samples per class at which another strategy is advised
+HELD_OUT = 0.2  # share of the training samples to choose the penalty on, if there is no test split
+FEW, MANY = 20, 500  # samples per class from which lp_ft, and then full, is advised
 
 
 @known_errors()
 def probe(ref: str, *, dataset: str | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Features of a dataset under the weights of `ref`, judged by nearest neighbours and by a linear head.
+    """Judge the features of a dataset under the weights of `ref`, by nearest neighbours and a linear head.
 
-    The head's penalty is chosen on the validation split and the score taken on the test split; without a test split, on a
-    part of the training samples and the validation split. Returns {"source", "metrics", "interval", "seconds", ...}.
+    The head's penalty is chosen on the validation split, and the score computed on the test split. Without a test
+    split, the penalty is chosen on a part of the training samples, and the score computed on the validation split.
+
+    Returns {"source", "metrics", "interval", "seconds", ...}.
     """
     training = _assembled(ref, dataset, overrides)
     return _judge(ref, training, training.objective.product)
@@ -40,73 +44,78 @@ def probe(ref: str, *, dataset: str | None, overrides: Sequence[str] = ()) -> di
 
 @known_errors()
 def rank(refs: Sequence[str], *, dataset: str | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Which source suits a dataset, before any finetuning: `probe` of each, of random weights as the floor, and advice.
+    """Rank sources for a dataset before any finetuning: `probe` each of them, and random weights as the floor.
 
-    A source that cannot be used is a row with its error. Raises the first one's error where none can.
+    A source that cannot be used becomes a row with its error.
+
+    Returns {"ranking": rows, the best first, "advice": as `advice`}. Raises the first source's error if none can be
+    used.
     """
     rows: list[dict[str, Any]] = []
-    first: Training | None = None
-    failed: FmecoError | None = None
+    first_training: Training | None = None
+    first_error: FmecoError | None = None
     for ref in refs:
         try:
             training = _assembled(ref, dataset, overrides)
             rows.append(_judge(ref, training, training.objective.product))
-            first = first or training
+            first_training = first_training or training
         except FmecoError as error:
-            failed = failed or error
+            first_error = first_error or error
             rows.append({"source": ref, "error": clean(error.message.splitlines()[0])})
-    if first is None:
-        assert failed is not None
-        raise failed
-    seed_torch(first.config.seed)
-    random = build_backbone(first.config.backbone, first.data).to(first.device)
-    if first.loader.channels_last:
+    if first_training is None:
+        assert first_error is not None
+        raise first_error
+    seed_torch(first_training.config.seed)
+    random = build_backbone(first_training.config.backbone, first_training.data).to(first_training.device)
+    if first_training.loader.channels_last:
         random.to(memory_format=torch.channels_last)
-    calibrate(random, first.loader)
-    rows.append(_judge("random weights", first, random))
+    calibrate(random, first_training.loader)
+    rows.append(_judge("random weights", first_training, random))
     name = rows[-1]["metric"]
     rows.sort(key=lambda row: row["metrics"][name] if "metrics" in row else -math.inf, reverse=True)
-    return {"ranking": rows, "advice": advice(rows, first)}
+    return {"ranking": rows, "advice": advice(rows, first_training)}
 
 
 def advice(rows: Sequence[dict[str, Any]], training: Training) -> dict[str, str]:
-    """{"source", "strategy", "reason"}: what to finetune, and how."""
+    """Advise what to finetune, and how. Returns {"source", "strategy", "reason"}."""
     name = rows[0]["metric"]
     floor = next(row for row in rows if row["source"] == "random weights")
     best = next(row for row in rows if row is not floor and "metrics" in row)
     low, high = best["interval"]
-    close = [
+    equals = [
         row["source"] for row in rows if row not in (best, floor) and "metrics" in row and row["metrics"][name] >= low
     ]
     reason = (
         f"{name} {best['metrics'][name]:.3f} ({low:.3f} to {high:.3f}), random weights {floor['metrics'][name]:.3f}"
     )
-    if close:
-        reason += f"; within its interval: {', '.join(close)}"
+    if equals:
+        reason += f"; within its interval: {', '.join(equals)}"
     counts = next(iter(training.data.spec.targets.values())).counts
-    each = min(counts) if counts else len(training.data.split("train"))
+    smallest = min(counts) if counts else len(training.data.split("train"))
     unit = "training samples in the smallest class" if counts else "training samples"
     if best["metrics"][name] <= floor["interval"][1]:
         return {
             "source": best["source"],
             "strategy": "full",
-            "reason": f"no source is clearly better than random weights ({reason}): compare with training from scratch",
+            "reason": f"no source is clearly better than random weights ({reason}): also train from scratch, and compare",
         }
-    strategy = "probe" if each < FEW else "lp_ft" if each < MANY else "full"
-    return {"source": best["source"], "strategy": strategy, "reason": f"{reason}; {each} {unit}"}
+    strategy = "probe" if smallest < FEW else "lp_ft" if smallest < MANY else "full"
+    return {"source": best["source"], "strategy": strategy, "reason": f"{reason}; {smallest} {unit}"}
 
 
 def _assembled(ref: str, dataset: str | None, overrides: Sequence[str]) -> Training:
-    # Nothing is trained: one step, so that nothing is tried out for the sake of a long run.
+    # With a single step, assembly runs none of the benchmarks that only pay in a long run.
+    """Assemble a finetuning of `ref` to take its backbone and data from; nothing is trained."""
     fixed = [*overrides, "train.steps=1", "augment=none", "transfer.strategy=probe"]
     return assemble(read_config(None, stage="finetune", ref=ref, dataset=dataset, overrides=fixed))
 
 
 def _judge(ref: str, training: Training, backbone: Backbone) -> dict[str, Any]:
+    """Compute features of all splits, and score them. Returns a row of the ranking."""
     began = time.monotonic()
     data = training.data
     name, target = _target(training)
-    found = Extractor(
+    extractor = Extractor(
         backbone,
         data,
         training.device,
@@ -117,9 +126,9 @@ def _judge(ref: str, training: Training, backbone: Backbone) -> dict[str, Any]:
 
     def split(part: str) -> Split:
         samples: Samples = data.split(part)
-        vectors, values = found.values(samples, part), samples.targets[name]
+        vectors, values = extractor.values(samples, part), samples.targets[name]
         if vectors is None:
-            raise DataError(f"samples of the {part} split cannot be read", "fmeco check --dataset ... names them")
+            raise DataError(f"samples of the {part} split cannot be read", "`fmeco check --dataset X` lists them")
         assert isinstance(values, Tensor)
         if not vectors.isfinite().all():
             raise CheckpointError(f"features of the {part} split under {clean(ref)} are not finite")
@@ -127,65 +136,67 @@ def _judge(ref: str, training: Training, backbone: Backbone) -> dict[str, Any]:
 
     train = split("train")
     if data.test is not None and len(data.test):
-        fitted, chosen_on, test, tested = train, split("val") if data.val else None, split("test"), "test"
+        fit_split, val_split, score_split, score_name = train, split("val") if data.val else None, split("test"), "test"
     else:
-        fitted, chosen_on, test, tested = train, None, split("val"), "val"
-    taken = time.monotonic() - began
+        fit_split, val_split, score_split, score_name = train, None, split("val"), "val"
+    feature_seconds = time.monotonic() - began
     mean, std = train.x.mean(0), train.x.std(0).clamp_min(1e-6)
-    scaled = [None if one is None else Split((one.x - mean) / std, one.y) for one in (fitted, chosen_on, test)]
-    fit_on, choose_on, final = scaled
-    assert fit_on is not None and final is not None
-    if choose_on is None:
-        order = mix(0x70726F62, torch.arange(len(fit_on.x))).argsort(stable=True)
-        cut = max(1, round(len(order) * HELD_OUT))
-        choose_on = Split(fit_on.x[order[:cut]], fit_on.y[order[:cut]])
-        part = Split(fit_on.x[order[cut:]], fit_on.y[order[cut:]])
-    else:
-        part = fit_on
-    penalty = _best_penalty(part, choose_on, target)
+    scaled = [None if s is None else Split((s.x - mean) / std, s.y) for s in (fit_split, val_split, score_split)]
+    fit_on, penalty_val, score_on = scaled
+    assert fit_on is not None and score_on is not None
+    penalty_train, penalty_val = (fit_on, penalty_val) if penalty_val is not None else _hold_out(fit_on)
+    penalty = _best_penalty(penalty_train, penalty_val, target)
     weights = linear(fit_on, target, penalty)
-    outputs = final.x @ weights[:-1] + weights[-1]
+    outputs = score_on.x @ weights[:-1] + weights[-1]
     metric = target.traits.metric
-    metrics = {metric: score(outputs, final.y, target), "logme": logme(fit_on.x, fit_on.y, target)}
+    metrics = {metric: score(outputs, score_on.y, target), "logme": logme(fit_on.x, fit_on.y, target)}
     if not math.isfinite(metrics[metric]):
-        raise DataError(f"{metric} is not defined on the {tested} split: its targets do not vary")
+        raise DataError(f"{metric} is not defined on the {score_name} split: its targets do not vary")
     if target.traits.one_class:
-        metrics["knn"] = score(knn(train, test, len(target.classes)), test.y, target)
+        metrics["knn"] = score(knn(train, score_split, len(target.classes)), score_split.y, target)
     return {
         "source": ref,
         "metric": metric,
-        "split": tested,
+        "split": score_name,
         "metrics": {name: value for name, value in metrics.items() if math.isfinite(value)},
-        "interval": list(interval(outputs, final.y, target)),
+        "interval": list(interval(outputs, score_on.y, target)),
         "penalty": penalty,
-        "samples": {"train": len(train.x), tested: len(test.x)},
+        "samples": {"train": len(train.x), score_name: len(score_split.x)},
         "width": int(train.x.shape[1]),
-        "feature_seconds": round(taken, 3),
+        "feature_seconds": round(feature_seconds, 3),
         "seconds": round(time.monotonic() - began, 3),
     }
 
 
+def _hold_out(train: Split) -> tuple[Split, Split]:
+    """Split training samples at random: those to fit on, and a share of HELD_OUT to choose the penalty on."""
+    order = mix(0x70726F62, torch.arange(len(train.x))).argsort(stable=True)
+    cut = max(1, round(len(order) * HELD_OUT))
+    return Split(train.x[order[cut:]], train.y[order[cut:]]), Split(train.x[order[:cut]], train.y[order[:cut]])
+
+
 def _best_penalty(train: Split, held_out: Split, target: Target) -> float:
-    """The penalty with the best score on samples that the head was not fitted to; the strongest of equals."""
+    """Choose the penalty with the best score on held-out samples; among equals, the strongest."""
     best, penalty, weights = -math.inf, PENALTIES[0], None
-    for one in PENALTIES:
-        weights = linear(train, target, one, weights)
-        found = score(held_out.x @ weights[:-1] + weights[-1], held_out.y, target)
-        if found > best:
-            best, penalty = found, one
+    for candidate in PENALTIES:
+        weights = linear(train, target, candidate, weights)
+        value = score(held_out.x @ weights[:-1] + weights[-1], held_out.y, target)
+        if value > best:
+            best, penalty = value, candidate
     return penalty
 
 
 def _target(training: Training) -> tuple[str, Target]:
+    """Return the target to probe, and its name. Raises ConfigError if a linear head cannot predict it."""
     options = training.config.objective.options if training.config.objective is not None else {}
     name = options.get("target", "")
     if name not in training.data.spec.targets:
         several = ", ".join(training.data.spec.targets)
-        hint = f"it has the targets {several}: name one in the dataset's section" if several else ""
+        hint = f"this one has {several}: name one in the dataset's section" if several else ""
         raise ConfigError("a probe needs a dataset with one target", hint)
     target = training.data.spec.targets[name]
     if target.traits.loss is None:
         raise ConfigError(
-            f"the target '{clean(name)}' is a {target.kind}, and a linear head on vectors cannot tell one"
+            f"the target '{clean(name)}' is a {target.kind}, which a linear head on vectors cannot predict"
         )
     return name, target

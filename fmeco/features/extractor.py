@@ -54,6 +54,7 @@ class OneOf(Augment):
     """Pick one of a sample's stored views at random: (B, V, ...) -> (B, 1, ...)."""
 
     def batch(self, inputs: Inputs, keys: Tensor) -> Inputs:
+        """Draw a view for each sample. keys: random keys (B,)."""
         x = inputs[STORED]
         chosen = (uniform(keys, 0) * x.shape[1]).long().to(x.device)
         return {STORED: x[torch.arange(len(x), device=x.device), chosen][:, None]}

@@ -145,13 +145,13 @@ def _part(root: nn.Module, graph: fx.Graph, at: fx.Node, *, below: bool) -> nn.M
     output = next(node for node in graph.nodes if node.op == "output")
     copies: dict[fx.Node, fx.Node] = {}
     if below:
-        wanted = lower
+        copied = lower
     else:
         copies[at] = part.placeholder("values")
         # The upper part may need constants of the lower one, too.
-        wanted = _ancestors(output) - (lower & _reached(graph, _is_input))
+        copied = _ancestors(output) - (lower & _reached(graph, _is_input))
     for node in graph.nodes:
-        if node in wanted and node not in copies:
+        if node in copied and node not in copies:
             copies[node] = part.node_copy(node, copies.__getitem__)
     if below:
         part.output(copies[at])

@@ -1,1 +1,1 @@
-"""Using a trained model: load, predict, embed."""
+"""Use a trained model: load it, predict new inputs, embed datasets."""

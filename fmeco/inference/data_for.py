@@ -1,4 +1,4 @@
-"""Build the dataset that a checkpoint is used on, read as the checkpoint's inputs were."""
+"""Build the dataset to use a checkpoint on, preprocessed as in its training."""
 
 from __future__ import annotations
 
@@ -22,22 +22,29 @@ def data_for(
     overrides: Sequence[str],
     known: DataSpec | None = None,
 ) -> tuple[Data, str]:
-    """Build the dataset to use a checkpoint on: --dataset, or the one it was trained on, each read by the checkpoint's
-    spec. Returns it and what to do about bad samples."""
-    trained = model.checkpoint.meta["config"]
+    """Build the dataset to use a checkpoint on: `dataset`, or the one that it was trained on.
+
+    dataset: as --dataset: a path, or a dataset's name.
+    known: the spec that inputs are made by; None for the checkpoint's.
+
+    Returns the data, and what to do about unreadable samples: "error" or "skip".
+
+    Raises ConfigError, DataError, and CheckpointError for data of another modality.
+    """
+    trained_config = model.checkpoint.meta["config"]
     whole = dataset is not None and Path(dataset).exists()
     if dataset is not None:
-        raw: Any = section_for_use(dataset, trained.get("dataset", {}), model.spec.reader)
+        raw: Any = section_for_use(dataset, trained_config.get("dataset", {}), model.spec.reader)
     else:
         refs.check_needs(model.checkpoint, ref, "datasets")
         run = Path(ref) / "config.yaml"
-        raw = trained.get("dataset")
+        raw = trained_config.get("dataset")
         if run.is_file():  # holds absolute paths
             raw = parse_yaml(run.read_text("utf-8"), str(run))[0].get("dataset")
         if raw is None:
-            raise ConfigError("this checkpoint was trained on data given in Python", "name a dataset: --dataset X")
-    asked = {"from": "-", "dataset": raw, "train": {"on_bad_sample": trained["train"]["on_bad_sample"]}}
-    settings = load_config(asked, stage="finetune", overrides=overrides, name="-")
+            raise ConfigError("this checkpoint was trained on data given in Python", "pass a dataset: --dataset X")
+    config = {"from": "-", "dataset": raw, "train": {"on_bad_sample": trained_config["train"]["on_bad_sample"]}}
+    settings = load_config(config, stage="finetune", overrides=overrides, name="-")
     section = settings.dataset
     assert section is not None
     data: Data = section.plugin.build(

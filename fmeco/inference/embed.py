@@ -27,15 +27,23 @@ def embed(
     overrides: Sequence[str] = (),
     force: bool = False,
 ) -> dict[str, Any]:
-    """Write features (N, D), names, and labels where there are any, of a dataset to an .npz file."""
+    """Compute the features of a dataset, and write them to an .npz file.
+
+    dataset: as --dataset; None for the dataset that the checkpoint was trained on.
+    split: default test if there is one, else val.
+    force: replace an existing file.
+
+    The file holds features (N, D), names, and the labels of each target, if any. Returns {"output", "samples", "width",
+    "skipped"}.
+    """
     check_place("--output", output, (".npz",), force)
     model = load(ref)
-    # A new task's labels are its own: only how inputs are made is taken from the checkpoint.
+    # A new dataset has its own labels: take only the preprocessing of inputs from the checkpoint.
     data, _ = data_for(model, ref, dataset, overrides, known=model.spec.preprocessing_only() if dataset else None)
     samples = data.split(split or ("test" if data.test is not None else "val"))
     features, kept, skipped = model.embed(samples)
-    for one in skipped:
-        say(one)
+    for message in skipped:
+        say(message)
     arrays: dict[str, Any] = {
         "features": features.numpy(),
         "names": np.array([samples.name(i) for i in kept]),

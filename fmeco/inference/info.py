@@ -1,4 +1,4 @@
-"""Describe a checkpoint: what it was made from, for what data, and how good it was."""
+"""Describe a checkpoint: what it was trained from, on which data, and its metrics."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ from fmeco.checkpoints import refs
 
 
 def info(ref: str | Path) -> dict[str, Any]:
-    """Describe a checkpoint, after checking every file of it against the manifest."""
-    found = refs.find_checkpoint(ref)
-    checkpoint.verify(found)
-    meta, spec = found.meta, found.spec
-    outside = {"name": "given in Python"}
+    """Describe a checkpoint, after checking its files against the manifest.
+
+    Raises CheckpointError for a file that is missing or damaged.
+    """
+    saved = refs.find_checkpoint(ref)
+    checkpoint.verify(saved)
+    meta, spec = saved.meta, saved.spec
+    not_in_config = {"name": "given in Python"}
     backbone, objective, dataset = (
-        meta["config"].get(section, outside) for section in ("backbone", "objective", "dataset")
+        meta["config"].get(section, not_in_config) for section in ("backbone", "objective", "dataset")
     )
     return {
-        "checkpoint": str(found.path),
-        "id": found.id,
-        "verified": len(found.manifest["files"]),
-        "format": found.manifest["format"],
+        "checkpoint": str(saved.path),
+        "id": saved.id,
+        "verified": len(saved.manifest["files"]),
+        "format": saved.manifest["format"],
         "stage": meta["stage"],
         "step": meta["step"],
         "epoch": round(meta["epoch"], 4),
@@ -35,13 +38,13 @@ def info(ref: str | Path) -> dict[str, Any]:
         "preprocessing": {
             key: value
             for key, value in spec.preprocessing.items()
-            if not isinstance(value, list) and len(str(value)) < 200  # a tokenizer is no reading matter
+            if not isinstance(value, list) and len(str(value)) < 200  # a tokenizer is too long to show
         },
         "sizes": dict(spec.sizes),
         "metrics": dict(meta["metrics"]),
-        "parents": ", ".join(found.manifest["parents"]) or "none",
+        "parents": ", ".join(saved.manifest["parents"]) or "none",
         "licence": meta["licence"] or "not stated",
         "needs": ", ".join(meta["needs"]) or "fmeco alone",
         "versions": meta["versions"],
-        "resumable": "trainer.json" in found.manifest["files"] and (found.path / "trainer.json").exists(),
+        "resumable": "trainer.json" in saved.manifest["files"] and (saved.path / "trainer.json").exists(),
     }

@@ -1,4 +1,4 @@
-"""Load a trained model: the backbone, objective and data description of a checkpoint, and nothing else of it."""
+"""Load a trained model: the backbone, objective and data spec of a checkpoint."""
 
 from __future__ import annotations
 
@@ -25,7 +25,13 @@ from fmeco.log import say
 
 @dataclass
 class Model:
-    """A trained model and everything its inputs need, loaded by `fmeco.load(REF)`."""
+    """Hold a trained model with the spec of its inputs. `fmeco.load(REF)` returns one.
+
+    checkpoint: that it was loaded from.
+    spec: of its inputs and targets.
+    objective: backbone and heads, in evaluation mode.
+    device, precision, channels_last: how batches are computed.
+    """
 
     checkpoint: checkpoint.Checkpoint
     spec: DataSpec
@@ -35,17 +41,19 @@ class Model:
     channels_last: bool = False
 
     def predict(self, inputs: Sequence[str | Path], *, batch_size: int = 64) -> list[dict[str, Any]]:
-        """Predict each input. Returns one dict per input, in order: input, prediction, probability (where there is one),
-        whatever else the objective tells, error (or None).
+        """Predict each input.
 
-        inputs: files (or folders of them, or tables, whose rows count one by one), read exactly as in training.
+        inputs: files, folders of files, or tables, whose rows count one by one; preprocessed as in training.
+
+        Returns one dict per input, in order: input, prediction, probability (if there is one), further answers of the
+        objective, and error (None if there is none).
         """
         samples = _reader(self.spec)(self.spec, [str(path) for path in inputs])
         for note in samples.notes:
             say(note)
         rows: list[dict[str, Any]] = []
-        own = type(samples).answers is not Samples.answers  # rows of another form
-        columns: dict[str, None] = {} if own else {"prediction": None, "probability": None}
+        has_own_columns = type(samples).answers is not Samples.answers  # its answers have other columns
+        columns: dict[str, None] = {} if has_own_columns else {"prediction": None, "probability": None}
         for batch, positions, bad in self._batches(samples, batch_size):
             decoded = iter(
                 self.objective.decode(forward.forward(self.objective, batch, "predict", self.device, self.precision))
@@ -62,20 +70,22 @@ class Model:
         ]
 
     def embed(self, samples: Samples, *, batch_size: int = 64) -> tuple[Tensor, list[int], list[str]]:
-        """Compute features of samples. Returns (N, D) of those that can be read, their positions, and what could not be
-        read."""
-        out: list[Tensor] = []
-        kept: list[int] = []
+        """Compute the features (N, D) of the samples that can be read.
+
+        Returns them, their positions in `samples`, and a message for each sample that cannot be read.
+        """
+        vectors: list[Tensor] = []
+        positions: list[int] = []
         skipped: list[str] = []
         for batch in self._once(samples, batch_size):
             skipped += batch.skipped
             if len(batch):
-                out.append(forward.forward(self.objective, batch, "vector", self.device, self.precision)["vector"])
-                kept += batch.index.tolist()
-        return torch.cat(out) if out else torch.zeros(0, self.objective.product.width), kept, skipped
+                vectors.append(forward.forward(self.objective, batch, "vector", self.device, self.precision)["vector"])
+                positions += batch.index.tolist()
+        return torch.cat(vectors) if vectors else torch.zeros(0, self.objective.product.width), positions, skipped
 
     def _once(self, samples: Samples, size: int) -> Iterator[Batch]:
-        """Go through the samples' batches once."""
+        """Iterate over the samples once, in batches."""
         data = Data(self.spec, test=samples)
         reading = choose_reading("auto", data, samples, self.device, once=True)
         return evaluation_batches(
@@ -83,7 +93,7 @@ class Model:
         )
 
     def _batches(self, samples: Samples, size: int) -> Iterator[tuple[Batch, range, dict[int, str]]]:
-        """Yield each batch, the positions that it was made from, and why some of them could not be read."""
+        """Yield each batch, the positions that it covers, and the error of each of these that cannot be read."""
         start = 0
         for batch in self._once(samples, size):
             stop = min(start + size, len(samples))
@@ -95,30 +105,37 @@ class Model:
 
 @known_errors()
 def load(ref: str | Path, *, backbone: Backbone | None = None) -> Model:
-    """Load a trained model, ready to use. Runs no code of the checkpoint. Raises ConfigError, CheckpointError."""
-    found = refs.find_checkpoint(ref)
-    raw, spec = found.meta["config"], found.spec
-    if backbone is None and "backbone" not in raw:
+    """Load a trained model, ready to use. Runs no code from the checkpoint.
+
+    ref: a run or a checkpoint.
+    backbone: your own object, for a checkpoint that was trained with one.
+
+    Raises ConfigError, CheckpointError.
+    """
+    saved = refs.find_checkpoint(ref)
+    config, spec = saved.meta["config"], saved.spec
+    if backbone is None and "backbone" not in config:
         raise CheckpointError(
-            f"{clean(ref)} needs {listing(found.meta.get('needs', []))}",
-            "hand it in: fmeco.load(REF, backbone=...)",
+            f"{clean(ref)} needs {listing(saved.meta.get('needs', []))}",
+            "pass it: fmeco.load(REF, backbone=...)",
         )
-    refs.check_needs(found, ref, "objectives", *(["backbones"] if backbone is None else []))
-    body = backbone or choose("backbone", raw["backbone"]).build(spec=spec)
-    objective: Objective = choose("objective", raw["objective"]).build(backbone=body, spec=spec)
-    transplant.load_objective(objective, found)
+    refs.check_needs(saved, ref, "objectives", *(["backbones"] if backbone is None else []))
+    network = backbone or choose("backbone", config["backbone"]).build(spec=spec)
+    objective: Objective = choose("objective", config["objective"]).build(backbone=network, spec=spec)
+    transplant.load_objective(objective, saved)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     objective.to(device).eval()
-    # As its metrics were measured, where this device can.
-    precision, last = str(found.meta["precision"]), channels_last(raw["train"]["channels_last"], spec)
+    # Use the precision that its metrics were measured with, if this device supports it.
+    precision, use_channels_last = str(saved.meta["precision"]), channels_last(config["train"]["channels_last"], spec)
     if precision == "fp16" and device.type == "cpu":
         precision = "fp32"
-    if last:
+    if use_channels_last:
         objective.to(memory_format=torch.channels_last)
-    return Model(found, spec, objective, device, precision, last)
+    return Model(saved, spec, objective, device, precision, use_channels_last)
 
 
 def _reader(spec: DataSpec) -> Callable[[DataSpec, Sequence[str]], Samples]:
+    """Return the function of the dataset plug-in that reads new inputs. Raises ConfigError if it has none."""
     reader: Callable[[DataSpec, Sequence[str]], Samples] | None = getattr(reader_module(spec), "read", None)
     if reader is None:
         raise ConfigError(

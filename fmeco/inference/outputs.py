@@ -1,4 +1,7 @@
-"""Write answers to files, by suffix. WRITERS is the one table of suffixes; a new format is a new line in it."""
+"""Write predictions to files, in the format of their suffix.
+
+To add a format, add a line to WRITERS.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +18,22 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def check_place(option: str, path: Path | None, suffixes: Iterable[str], force: bool) -> None:
-    """Check the path that an option names before anything is computed. Raises ConfigError for a suffix that is not known,
-    and for a file that is there already."""
+    """Check an output path before anything is computed.
+
+    option: that names the path, for messages.
+
+    Raises ConfigError for an unknown suffix, and for an existing file without `force`.
+    """
     if path is None:
         return
     if path.suffix not in suffixes:
         raise ConfigError(f"{option} {path}: expected a name that ends in {' or '.join(suffixes)}")
     if path.exists() and not force:
-        raise ConfigError(f"{path} exists already", "--force replaces it")
+        raise ConfigError(f"{path} already exists", "--force replaces it")
 
 
 def write_rows(rows: Rows, path: Path) -> None:
-    """Write the rows of `predict` in the format of the path's suffix. Raises ResourceError where the disk refuses."""
+    """Write the rows of `predict` in the format of the path's suffix. Raises DiskError if that fails."""
     try:
         WRITERS[path.suffix](rows, path)
     except OSError as error:
@@ -34,7 +41,7 @@ def write_rows(rows: Rows, path: Path) -> None:
 
 
 def write_csv(rows: Rows, file: TextIO) -> None:
-    """Write rows as CSV to an open file, probabilities with six digits."""
+    """Write rows as CSV to an open file, probabilities with six decimals."""
     writer = csv.DictWriter(file, list(rows[0]) if rows else ["input", "prediction", "probability", "error"])
     writer.writeheader()
     rounded = {key for key in writer.fieldnames if key.endswith("probability")}

@@ -22,11 +22,13 @@ def predict(
     plot: Path | None = None,
     force: bool = False,
 ) -> list[dict[str, Any]]:
-    """Predict files, folders or tables, as `Model.predict` does.
+    """Predict files, folders or tables. Returns rows as `Model.predict` does.
 
-    output: a file to write the rows to, .csv or .jsonl.
-    plot: a .png file for a picture of them, where the dataset plug-in draws one.
-    Raises DataError when nothing could be read.
+    output: .csv or .jsonl file to write the rows to.
+    plot: .png file to draw them in, if the dataset plug-in can.
+    force: replace existing files.
+
+    Raises DataError if no input could be read, and the errors of `load`.
     """
     check_place("--output", output, WRITERS, force)
     check_place("--plot", plot, (".png",), force)
@@ -35,9 +37,9 @@ def predict(
     draw = getattr(reader, "plot", None)
     if plot is not None and draw is None:
         raise ConfigError(
-            f"--plot: there is no picture of predictions of {model.spec.modality} data", "it draws series"
+            f"--plot: predictions for {model.spec.modality} data cannot be drawn", "only those for series can"
         )
-    absent = [one for one in inputs if not os.path.exists(one)]
+    absent = [path for path in inputs if not os.path.exists(path)]
     if absent and not getattr(reader, "SENTENCES", False):
         raise DataError(f"no such file or folder: {listing(absent)}")
     rows = model.predict(inputs)

@@ -1,1 +1,1 @@
-"""Training runs: pretrain, finetune, resume, and the one loop."""
+"""Run training: pretrain, finetune, resume, and the one loop that they share."""

@@ -1,5 +1,7 @@
-"""Training runs: pretrain, finetune, resume. The Python face of the command line: each function takes a config (a path or
-a mapping) and a REF, and returns plain values.
+"""Run training from Python: pretrain, finetune and resume.
+
+Each function takes a config (a path or a mapping) and a REF, as the command of the same name does, and returns plain
+values.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from fmeco.training.run_directory import claim, locked, settle, write_config
 from fmeco.training.session import Session, begin, restore
 
 Config = Path | str | Mapping[str, Any] | None
-# What a resumed run may change: where its data is, and how it is read and reported.
+# Keys that may change on resuming: where the data is, and how it is read, computed and reported.
 CHANGEABLE = (
     "dataset.path",
     "dataset.train",
@@ -54,13 +56,19 @@ CHANGEABLE = (
 
 
 def never() -> bool:
-    """Answer no to whether a run is to stop."""
+    """Return False: the default `stop` of a run."""
     return False
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a training run leaves: its directory, its best checkpoint and that checkpoint's metrics."""
+    """Hold the result of a training run.
+
+    run: its directory.
+    checkpoint: the best one.
+    metrics: of that checkpoint.
+    seconds: of training.
+    """
 
     run: Path
     checkpoint: Path
@@ -68,6 +76,7 @@ class Result:
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
+        """Return the result as a command prints it with --json."""
         return {
             "run": str(self.run.resolve()),
             "checkpoint": str(self.checkpoint.resolve()),
@@ -158,19 +167,23 @@ def train(
 ) -> Result:
     """Train as a checked config says, in a run directory of its own.
 
-    out: the run's directory. force: replace an earlier run there. stop: says when to save and leave.
+    out: the run's directory; None for a new one below runs/.
+    force: replace an earlier run there.
+    stop: polled before each step; once it returns True, the run saves and raises Stopped.
     """
-    place = Path(out) if out else None
+    directory = Path(out) if out else None
     with together(config.train.device) as ranks:
-        run = Path(ranks.from_first(lambda: str(claim(place, f"{config.stage}-{config.name}", config.source, force))))
+        run = Path(
+            ranks.from_first(lambda: str(claim(directory, f"{config.stage}-{config.name}", config.source, force)))
+        )
         with locked(run) if ranks.first else contextlib.nullcontext():
             try:
-                if ranks.first:  # from here on it can be resumed, also when it is killed while it gets ready
+                if ranks.first:  # from here on the run can be resumed, even if it is killed during set-up
                     write_config(run, config.to_yaml())
                 return _run(run, config, data, backbone, stop, ranks)
             finally:
                 if ranks.first:
-                    settle(run, keep_new=False)  # does nothing once training has begun
+                    settle(run, keep_new=False)  # restores a replaced run; does nothing once training has begun
 
 
 @known_errors()
@@ -183,11 +196,15 @@ def resume(
     overrides: Sequence[str] = (),
     stop: Callable[[], bool] = never,
 ) -> Result:
-    """Continue a run that was stopped or killed, bit for bit; `epochs` ("20", or "+5") extends a finished one.
+    """Continue a run that was stopped or killed, bit for bit.
 
-    The schedule is a function of the finished share: with more epochs, the rate goes on where a run of the new length
-    would be. Only where data is and how it is read may be changed by `overrides`. A run that was given `data` or
-    `backbone` objects needs them again.
+    data, backbone: objects that the run was given must be passed again.
+    epochs: "20" for 20 in all, or "+5" for 5 more; extends a finished run.
+    overrides: as --set, for the keys in CHANGEABLE: where data is, and how it is read.
+    stop: as for `train`.
+
+    The schedule is a function of the finished share of the run: with more epochs, the learning rate continues where a
+    run of the new length would be.
     """
     folder = Path(run)
     file = folder / "config.yaml"
@@ -198,9 +215,9 @@ def resume(
     for item in overrides:
         if item.partition("=")[0].strip() not in CHANGEABLE:
             raise ConfigError(
-                f"--set {clean(item)}: a resumed run is the same run; this would change it",
+                f"--set {clean(item)}: a resumed run must keep this value, which affects its results",
                 f"allowed: {', '.join(CHANGEABLE)}",
-                "start another run with --from to change more",
+                "to change more, start a new run with --from",
             )
     check_run(folder)
     config = read_config(file, overrides=overrides, name=folder.name, own_backbone=backbone is not None)
@@ -210,32 +227,32 @@ def resume(
         together(config.train.device) as ranks,
         locked(folder) if ranks.first else contextlib.nullcontext(),
     ):
-        found = ranks.from_first(lambda: _newest(folder / "checkpoints"))
-        saved = open_checkpoint(Path(found)) if found else None
+        path = ranks.from_first(lambda: _newest(folder / "checkpoints"))
+        saved = open_checkpoint(Path(path)) if path else None
         return _run(folder, config, data, backbone, stop, ranks, saved, resuming=True)
 
 
 def _extended(config: RunConfig, epochs: str) -> RunConfig:
-    """Read --epochs N or +N. Raises ConfigError where it does not make the run longer."""
+    """Apply --epochs N or +N to a config. Raises ConfigError if it does not make the run longer."""
     current = config.train.epochs
     try:
-        wanted = float(epochs.lstrip("+")) + (current or 0.0 if epochs.startswith("+") else 0.0)
+        total = float(epochs.lstrip("+")) + (current or 0.0 if epochs.startswith("+") else 0.0)
     except ValueError:
         raise ConfigError(f"--epochs {clean(epochs)}: expected a number, or +N for N more") from None
     if current is None:
         raise ConfigError(
-            "--epochs: this run's length is given in " + ("steps" if config.train.steps else "time"),
-            "start another run with --from",
+            "--epochs: the length of this run is given in " + ("steps" if config.train.steps else "time"),
+            "start a new run with --from",
         )
-    if not math.isfinite(wanted):
+    if not math.isfinite(total):
         raise ConfigError(f"--epochs {clean(epochs)}: expected a finite number")
-    if wanted <= current:
-        raise ConfigError(f"--epochs {clean(epochs)}: the run already has {current:g} epochs", "+N adds N more")
-    return dataclasses.replace(config, train=config.train.model_copy(update={"epochs": wanted}))
+    if total <= current:
+        raise ConfigError(f"--epochs {clean(epochs)}: the run already has {current:g} epochs", "to add N more, pass +N")
+    return dataclasses.replace(config, train=config.train.model_copy(update={"epochs": total}))
 
 
 def _newest(folder: Path) -> str:
-    """Find the checkpoint to resume from, after clearing away what a killed process left; "" for none."""
+    """Find the checkpoint to resume from; "" for none. Leftovers of a killed process are removed first."""
     tidy(folder, 10**9)
     saved = newest(folder, say)
     if saved is None and steps(folder):
@@ -254,32 +271,36 @@ def _run(
     *,
     resuming: bool = False,
 ) -> Result:
-    """Assemble the run, train it, and report. resumed: the checkpoint to go on from."""
+    """Assemble the run, train it, and report.
+
+    resumed: checkpoint to continue from.
+    resuming: whether the run continues, if only from step 0.
+    """
     with _log(run, config, ranks, resumed, resuming) as log:
         training = assemble(config, data=data, backbone=backbone, resumed=resumed, ranks=ranks)
-        began = time.monotonic()
+        range_test_began = time.monotonic()
         if training.config.optimizer.options["lr"] == "auto":
-            training = lr_range_test.with_rate(training, lambda tried: _begin(run, tried, log, stop), log)
-        tried = time.monotonic() - began
+            training = lr_range_test.with_rate(training, lambda with_rate: _begin(run, with_rate, log, stop), log)
+        range_test_seconds = time.monotonic() - range_test_began
         if ranks.first:
             write_config(run, training.config.to_yaml())
             if not resuming:
                 _write_transplant(run, training)
         session = _begin(run, training, log, stop)
         if resumed is not None:
-            _go_on(session, resumed)
-        elif config.train.budget is not None:  # which pays for the range test
-            session.state.seconds = session.state.phase_start = tried
+            _restore(session, resumed)
+        elif config.train.budget is not None:  # the budget includes the range test
+            session.state.seconds = session.state.phase_start = range_test_seconds
         if resuming and resumed is None:
-            say(f"resuming {run} at step 0: it was stopped before its first checkpoint")
-        _ready(session)
+            say(f"resuming {run} at step 0: it stopped before its first checkpoint")
+        _announce(session)
         loop.train(session)
         ranks.barrier()  # rank 0 has written the last checkpoint
-        return _finished(session)
+        return _result(session)
 
 
 def _log(run: Path, config: RunConfig, ranks: Ranks, resumed: Checkpoint | None, resuming: bool) -> Log:
-    """Open the run's log; on resuming, without what was logged after the checkpoint."""
+    """Open the run's log. On resuming, lines logged after the checkpoint are dropped."""
     return Log(
         run,
         tensorboard=config.train.tensorboard,
@@ -290,36 +311,39 @@ def _log(run: Path, config: RunConfig, ranks: Ranks, resumed: Checkpoint | None,
 
 
 def _begin(run: Path, training: Training, log: Log, stop: Callable[[], bool]) -> Session:
+    """Start a session of an assembled training."""
     return begin(run, training, functools.partial(set_up, training), log, stop)
 
 
 def _write_transplant(run: Path, training: Training) -> None:
-    """Say what was loaded from the source, and keep the whole report."""
-    found = training.model.report
-    if found is not None:
-        for line in found.lines():
+    """Log what was loaded from the source, and write the full report to transplant.json."""
+    transplanted = training.model.report
+    if transplanted is not None:
+        for line in transplanted.lines():
             say(line)
-        (run / "transplant.json").write_text(json.dumps(found.to_json(), indent=1) + "\n", "utf-8")
+        (run / "transplant.json").write_text(json.dumps(transplanted.to_json(), indent=1) + "\n", "utf-8")
 
 
-def _go_on(session: Session, saved: Checkpoint) -> None:
-    """Restore a session from a checkpoint. Raises DataError where the data is not what it was."""
+def _restore(session: Session, saved: Checkpoint) -> None:
+    """Restore a session from a checkpoint. Raises DataError if the data has changed since."""
     spec = session.training.data.spec
     if saved.spec.fingerprint != spec.fingerprint:
         raise DataError(
             f"the training data is not what it was when {saved.path} was saved",
-            "its files, sizes or labels changed; start another run with --from to use the new data",
+            "its files, sizes or labels changed; to use the new data, start a new run with --from",
         )
     if saved.spec != spec:
-        raise DataError(f"the data is described differently than when {saved.path} was saved")
+        raise DataError(
+            f"the data has another spec (inputs, targets or preprocessing) than when {saved.path} was saved"
+        )
     restore(session, saved)
     say(f"resuming {session.run} at step {session.state.step}")
     if session.state.finished:
-        say("this run is finished; --epochs +N adds more")
+        say("this run is already finished; --epochs +N trains N more")
 
 
-def _ready(session: Session) -> None:
-    """Check the disk, say what is about to happen, and let go of the run that this one replaces."""
+def _announce(session: Session) -> None:
+    """Check the disk, log what is about to happen, and delete the run that this one replaces."""
     training, ranks = session.training, session.ranks
     if ranks.first:
         _check_disk(session)
@@ -334,22 +358,23 @@ def _ready(session: Session) -> None:
 
 
 def _check_disk(session: Session) -> None:
-    """Raise DiskError before the first epoch, rather than after it, where two checkpoints have no room."""
+    """Raise DiskError before the first epoch if two checkpoints do not fit on the disk."""
     weights = sum(t.numel() * t.element_size() for t in session.objective.state_dict().values())
     needed = weights * (4 if session.average is None else 5) * 2  # Adam's two moments; two full checkpoints
     free = free_bytes(session.run)
     if free < needed:
         raise DiskError(
             f"{session.run}: two checkpoints need {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free",
-            "free some space, or use --out on another disk",
+            "free some space, or choose --out on another disk",
         )
 
 
-def _finished(session: Session) -> Result:
+def _result(session: Session) -> Result:
+    """Write report.html, and return the best checkpoint and its metrics."""
     run, bad = session.run, session.state.bad_samples
     best = open_checkpoint((run / "checkpoints" / "best").resolve())
     if bad:
-        say(f"left out {len(bad)} samples that could not be read; they are listed in {run / 'bad_samples.txt'}")
+        say(f"skipped {len(bad)} samples that could not be read; they are listed in {run / 'bad_samples.txt'}")
     if session.ranks.first:
         report(run)
     return Result(run, best.path, dict(best.meta["metrics"]), session.state.seconds)

@@ -1,4 +1,4 @@
-"""train() and evaluate(): the only loop. It names no plug-in and no modality."""
+"""Train and evaluate: the only loop. It names no plug-in and no modality."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ MIN_SECONDS_BETWEEN_SAVES = 20.0  # with save_every: auto
 
 
 def train(s: Session) -> None:
-    """Run the session from its state to its end, phase by phase.
+    """Train a session from its state to its end, phase by phase.
 
-    Raises Diverged, Stopped (after saving) and what reading data raises.
+    Raises Diverged, Stopped (after saving), and the errors of reading data.
     """
     state, pace, clock = s.state, Pace(s.state, s.training), Clock(s.state)
     started, s.saved_at = time.monotonic() - state.seconds, state.seconds
@@ -36,14 +36,17 @@ def train(s: Session) -> None:
     )
 
     def agree() -> bool:
-        """Set the clock to that of the rank that is furthest, so that ranks evaluate, save and stop together. Returns
-        whether one of them was asked to stop."""
+        """Set the clock of every rank to the latest one, so that ranks evaluate, save and stop together.
+
+        Returns whether any rank was asked to stop.
+        """
         stop, state.seconds = s.ranks.most(float(s.stop()), time.monotonic() - started)
         return stop > 0
 
     def enter(phase: int) -> None:
+        """Set up a phase, once the writer is idle."""
         began = time.monotonic()
-        s.writer.wait()  # loader workers are forked from a process that does nothing else
+        s.writer.wait()  # fork loader workers while no other thread runs
         s.enter(phase)
         clock.charge("data", began)
         agree()
@@ -64,7 +67,7 @@ def train(s: Session) -> None:
 
 
 def _phase(s: Session, pace: Pace, clock: Clock, agree: Callable[[], bool], bar: Any) -> None:
-    """Train to the end of the phase. Step, log, evaluate, save: in that order."""
+    """Train to the end of the phase: step, log, evaluate, save, in that order."""
     state, setup, last = s.state, s.setup, pace.last
     model = s.ranks.parallel(s.objective, s.training.device)
     batches = setup.loader.batches(state.step, state.total if pace.timed else min(state.total, int(pace.end)))
@@ -92,15 +95,15 @@ def _phase(s: Session, pace: Pace, clock: Clock, agree: Callable[[], bool], bar:
             bar.update()
 
             logs = state.step % s.train.log_every == 0 or state.step == state.total
-            if logs:  # a GPU is waited for only here, and before evaluations and saves
+            if logs:  # the loop waits for a GPU only here, and before evaluations and saves
                 settle(s)
                 if state.window:
                     bar.set_postfix_str(_log(s, clock), refresh=False)
             stop = agree()
             ends = pace.stepped()
-            # In a budget, an evaluation on the way must leave time for the last one, and for training.
-            on_the_way = state.step % s.training.evaluate_every == 0 and not pace.over(2) and not pace.measured_enough()
-            evaluated = setup.validate is not None and (on_the_way or ends)
+            # With a time budget, an evaluation must leave time for the last one, and for training.
+            scheduled = state.step % s.training.evaluate_every == 0 and not pace.over(2) and not pace.measured_enough()
+            evaluated = setup.validate is not None and (scheduled or ends)
             improved = False
             if evaluated:
                 began = time.monotonic()
@@ -110,7 +113,7 @@ def _phase(s: Session, pace: Pace, clock: Clock, agree: Callable[[], bool], bar:
                 pace.evaluated(*s.ranks.most(time.monotonic() - began))
                 stop = agree() or stop
                 if enough := _enough(s):
-                    say(f"early stop: no better {s.training.measures.best} in {state.waited} evaluations")
+                    say(f"early stop: {s.training.measures.best} did not improve in {state.waited} evaluations")
                 ends = ends or pace.over() or (enough and last)
             state.finished = ends
             if s.train.save_every == "auto":
@@ -126,12 +129,12 @@ def _phase(s: Session, pace: Pace, clock: Clock, agree: Callable[[], bool], bar:
 
 
 def _enough(s: Session) -> bool:
-    """Whether evaluations have not become better for so long that the phase ends."""
+    """Whether early stopping ends the phase: the last evaluations brought no improvement."""
     return s.train.early_stop is not None and s.state.waited >= s.train.early_stop
 
 
 def _log(s: Session, clock: Clock) -> str:
-    """Write the mean of the steps since the last line, and return it for the progress bar."""
+    """Log the mean of the steps since the last line. Returns it as text for the progress bar."""
     window = s.state.window
     loss, norm = (sum(step[k] for step in window) / len(window) for k in (0, 1))
     training, data = clock.lap()
@@ -149,22 +152,22 @@ def _log(s: Session, clock: Clock) -> str:
 
 
 def _evaluate(s: Session) -> bool:
-    """Measure the validation split. Returns whether it is the best so far."""
+    """Evaluate on the validation split. Returns whether the weights are the best so far."""
     assert s.setup.validate is not None
     settle(s)
-    s.writer.wait()  # loader workers are forked from a process that does nothing else
+    s.writer.wait()  # fork loader workers while no other thread runs
     s.ranks.broadcast_(list(s.objective.buffers()))
     with evaluated_weights(s):
         s.metrics, bad, s.error = s.setup.validate()
     s.measured_at = s.state.step
     s.state.bad_samples = list(dict.fromkeys([*s.state.bad_samples, *bad]))
     train_mode(s)
-    ill = s.objective.ailing(s.metrics) if s.training.config.evaluate.health != "off" else None
-    if ill is not None and s.training.config.evaluate.health == "stop":
+    problem = s.objective.ailing(s.metrics) if s.training.config.evaluate.health != "off" else None
+    if problem is not None and s.training.config.evaluate.health == "stop":
         s.log.write("val", s.state.step, s.epoch, s.metrics)
-        raise Diverged(f"step {s.state.step}: {ill}", "evaluate.health: warn goes on all the same")
-    if ill is not None:
-        say(f"step {s.state.step}: {ill}")
+        raise Diverged(f"step {s.state.step}: {problem}", "evaluate.health: warn continues in spite of it")
+    if problem is not None:
+        say(f"step {s.state.step}: {problem}")
     improved = _score(s)
     s.log.write("val", s.state.step, s.epoch, s.metrics)
     shown = ", ".join(f"{name} {value:.4f}" for name, value in s.metrics.items() if "/" not in name)
@@ -173,7 +176,7 @@ def _evaluate(s: Session) -> bool:
 
 
 def _say_where_time_went(s: Session) -> None:
-    """The shares of the whole run's time, to metrics.jsonl and to the user."""
+    """Log how the whole run's time was spent, to metrics.jsonl and to the user."""
     state = s.state
     shares = {f"{what}_share": seconds / max(state.seconds, 1e-9) for what, seconds in state.spent.items()}
     shares = {"compute_share": max(0.0, 1 - sum(shares.values())), **shares}
@@ -181,32 +184,38 @@ def _say_where_time_went(s: Session) -> None:
     rate = state.samples / max(training, 1e-9)
     s.log.write("time", state.step, s.epoch, {**shares, "samples_per_second": rate})
     words = {"compute": "computing", "data": "waiting for data", "evaluate": "evaluating", "save": "saving"}
-    told = ", ".join(f"{shares[f'{what}_share']:.0%} {word}" for what, word in words.items())
-    say(f"{state.seconds:.1f} s: {told}; {rate:,.0f} samples/s in training")
+    spent = ", ".join(f"{shares[f'{what}_share']:.0%} {word}" for what, word in words.items())
+    say(f"{state.seconds:.1f} s: {spent}; {rate:,.0f} samples/s in training")
 
 
 def more_time(history: list[float], sign: int, metric: str, epochs: float, error: float = 0.0) -> str:
-    """What more time would do to a run that a budget ended, as far as its evaluations tell. history: their scores, higher
-    is better; sign: -1 where the metric itself is to be low; error: a standard error, below which a difference is luck."""
+    """Predict from its evaluations what more time would do for a run that a budget ended.
+
+    history: scores of the evaluations; higher is better.
+    sign: -1 if a lower metric is better, else +1.
+    error: standard error of the metric; smaller differences are noise.
+    """
     passed = f"the budget was enough for {epochs:.3g} epochs"
     if len(history) < 4:
-        return f"{passed}; too few evaluations to tell what more time would do"
+        return f"{passed}; too few evaluations to predict what more time would do"
     late = len(history) * 3 // 4
     before, after = max(history[:late]), max(history[late:])
     if after < before - error:
         at = history.index(before) + 1
-        return f"{passed}; {metric} was best in evaluation {at} of {len(history)}: more time would not help, more or other data might"
+        return f"{passed}; {metric} was best in evaluation {at} of {len(history)}: more time would not help, but more or other data might"
     if f"{after:.4f}" == f"{before:.4f}" or after <= before + error:
-        return (
-            f"{passed}; {metric} did not become better in the last quarter of the time: more of it would change little"
-        )
-    return f"{passed}; {metric} still went from {sign * before:.4f} to {sign * after:.4f} in the last quarter of the time: more of it is likely to help"
+        return f"{passed}; {metric} did not improve in the last quarter of the time: more time would change little"
+    return f"{passed}; {metric} improved from {sign * before:.4f} to {sign * after:.4f} in the last quarter of the time: more time is likely to help"
 
 
 def _score(s: Session) -> bool:
-    """Enter the newest metrics into the history. Returns whether they are the best so far: within a standard error of the
-    highest, as a difference below it is luck, and later weights have learned more (the rule of one standard error,
-    https://doi.org/10.1007/978-0-387-84858-7 section 7.10)."""
+    """Add the newest metrics to the history. Returns whether the weights are the best so far.
+
+    They are if their score is within one standard error of the highest: a smaller difference is noise, and later
+    weights have trained longer (one-standard-error rule, https://doi.org/10.1007/978-0-387-84858-7 section 7.10).
+
+    Raises Diverged for a metric that is not finite, and ConfigError if `evaluate.best` was not measured.
+    """
     if bad := [name for name, value in s.metrics.items() if not math.isfinite(value)]:
         raise Diverged(f"step {s.state.step}: not finite on the validation split: {listing(bad)}", "lower optimizer.lr")
     if s.training.measures.best not in s.metrics:

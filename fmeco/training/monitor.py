@@ -1,8 +1,9 @@
-"""How good the backbone's vectors are while a run trains: what evaluations measure beside the objective's own metrics.
+"""Measure the backbone's vectors during training, beside the objective's own metrics.
 
-`knn` and `linear` ask how well vectors tell the classes of the validation split: by the nearest others, and by a linear head.
-Without classes, `retrieval` asks whether a view of a sample finds its other view. Two views also give `alignment` and
-`uniformity`.
+knn: how well the nearest other vectors predict the class, on the validation split.
+linear: how well a linear head predicts the class, on the validation split.
+retrieval: without classes, how often a view of a sample is nearest to the sample's other view.
+alignment, uniformity: computed from two views of each sample, if the augmentation varies.
 """
 
 from __future__ import annotations
@@ -26,55 +27,60 @@ from fmeco.features import forward
 from fmeco.nn.metrics import alignment, neighbours_agree, retrieved, uniformity
 from fmeco.nn.probes import Split, linear, score
 
-WATCHED, VIEWED = 4096, 1024  # samples of the split, evenly spread; those that two views are made of
-SHARES = ("knn", "linear", UNLABELLED)  # of samples
+WATCHED, VIEWED = 4096, 1024  # validation samples to probe, evenly spread; those to make two views of
+SHARES = ("knn", "linear", UNLABELLED)  # probes that are a share of samples
 PENALTY = 1e-3  # of the linear head, on standardised vectors
 
 
 def watcher(training: Training) -> Callable[[Mapping[str, Tensor]], dict[str, float]] | None:
-    """What measures `training.measures.probes` on the validation split, and how well two views agree, beside an evaluation's rows (N, ...);
-    None where nothing is asked for."""
+    """Build the function that measures `training.measures.probes` on the validation split; None without probes.
+
+    It takes the rows (N, ...) of an evaluation, and returns metrics by name.
+    """
     if not training.measures.probes:
         return None
     samples, name = training.data.split("val"), classes_of(training.data)
-    places = _evenly(samples, WATCHED)
-    vectors = functools.cache(lambda: _reader(training, Part(samples, places), None))  # where they are asked for
-    few = Part(samples, _evenly(samples, VIEWED)) if training.model.augment.varies else None
-    pair = [] if few is None else [_reader(training, few, number) for number in (0, 1)]
+    positions = _evenly(samples, WATCHED)
+    vectors = functools.cache(lambda: _reader(training, Part(samples, positions), None))  # set up on first use
+    pair_samples = Part(samples, _evenly(samples, VIEWED)) if training.model.augment.varies else None
+    view_readers = [] if pair_samples is None else [_reader(training, pair_samples, number) for number in (0, 1)]
 
     def measure(rows: Mapping[str, Tensor]) -> dict[str, float]:
-        out: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         if name is not None:
-            if "vector" in rows:  # the objective looks at them itself
-                here = torch.isin(rows["index"], places)
-                x, at = rows["vector"][here], rows["index"][here]
+            if "vector" in rows:  # the objective's rows already hold the vectors
+                probed = torch.isin(rows["index"], positions)
+                x, chosen = rows["vector"][probed], rows["index"][probed]
             else:
-                x, at = vectors()()
-                at = places[at]
-            labels = samples.targets[name][at]
+                x, chosen = vectors()()
+                chosen = positions[chosen]
+            labels = samples.targets[name][chosen]
             assert isinstance(labels, Tensor)
             x, labels = x[known(labels)], labels[known(labels)]
             if "knn" in training.measures.probes:
-                out["knn"] = neighbours_agree(x, labels)
+                metrics["knn"] = neighbours_agree(x, labels)
             if "linear" in training.measures.probes:
-                out["linear"] = _linear(x, labels, training.data.spec.targets[name])
-        if pair:
-            (one, _), (other, _) = (read() for read in pair)
+                metrics["linear"] = _linear(x, labels, training.data.spec.targets[name])
+        if view_readers:
+            (first_view, _), (second_view, _) = (read() for read in view_readers)
             if name is None:
-                out[UNLABELLED] = retrieved(one, other)
-            out |= {"alignment": alignment(one, other), "uniformity": uniformity(one)}
-        return out
+                metrics[UNLABELLED] = retrieved(first_view, second_view)
+            metrics |= {"alignment": alignment(first_view, second_view), "uniformity": uniformity(first_view)}
+        return metrics
 
     return measure
 
 
 def _evenly(samples: Samples, most: int) -> Tensor:
-    """The places of at most so many samples (n,)."""
+    """Return the positions (n,) of at most `most` samples, evenly spread."""
     return torch.arange(0, len(samples), -(-len(samples) // most))
 
 
 def _reader(training: Training, samples: Samples, number: int | None) -> Callable[[], tuple[Tensor, Tensor]]:
-    """What gives vectors (N, D) and their places (N,): of the samples as they are, or of the n-th view of each."""
+    """Build a function that computes vectors (N, D) and their positions (N,) in `samples`.
+
+    number: of the view; None for samples that are not augmented.
+    """
     view = None if number is None else (training.model.augment, number)
     views = (View(augment=view is not None),)
     reading = choose_reading(
@@ -113,11 +119,14 @@ def _reader(training: Training, samples: Samples, number: int | None) -> Callabl
 
 
 def _linear(x: Tensor, labels: Tensor, target: Target) -> float:
-    """Accuracy of a linear head on vectors (N, D) that it was not fitted to: each half by the other half's."""
+    """Compute the accuracy of a linear head on vectors (N, D), by two-fold cross-validation.
+
+    Each half is predicted by a head that was fitted to the other half.
+    """
     x = (x - x.mean(0)) / x.std(0).clamp_min(1e-6)
     halves = mix(0x68616C66, torch.arange(len(x))).argsort(stable=True).chunk(2)
-    right = 0.0
-    for fitted, tested in (halves, halves[::-1]):
+    correct = 0.0
+    for fitted, held_out in (halves, halves[::-1]):
         weights = linear(Split(x[fitted], labels[fitted]), target, PENALTY)
-        right += score(x[tested] @ weights[:-1] + weights[-1], labels[tested], target) * len(tested)
-    return right / len(x)
+        correct += score(x[held_out] @ weights[:-1] + weights[-1], labels[held_out], target) * len(held_out)
+    return correct / len(x)

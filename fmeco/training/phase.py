@@ -1,4 +1,4 @@
-"""Set a model up for a phase of its transfer strategy: what trains and how, on which batches, and what measures it."""
+"""Set a model up for a phase of its transfer strategy: parameters, optimizer, batches and validation."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ from fmeco.training.state import Measured, PhaseSetup
 
 
 def set_up(training: Training, phase: int) -> PhaseSetup:
-    """Freeze what the phase does not train, build its optimizer, and compute features of what is frozen where that pays."""
+    """Freeze the parameters that the phase does not train, and build its optimizer.
+
+    If it pays, outputs of the frozen part are computed once and used as the data.
+    """
     groups = phase_groups(training, phase)
     optimizer = build_optimizer(training.config.optimizer, groups)
     trained = [parameter for group in groups for parameter in group["params"]]
     data, loader = training.data, training.loader
     phases = training.model.transfer.phases
-    share = phases[phase].share / sum(one.share for one in phases)
-    timed = training.config.train.budget is not None
-    epochs = 0.0 if timed else share * training.total / loader.steps_per_epoch
+    share = phases[phase].share / sum(each.share for each in phases)
+    has_budget = training.config.train.budget is not None
+    epochs = 0.0 if has_budget else share * training.total / loader.steps_per_epoch
     if (stored := frozen_features.stored(training, epochs)) is not None:
         data, views = stored
         samples = data.split("train")
@@ -36,7 +39,7 @@ def set_up(training: Training, phase: int) -> PhaseSetup:
 
 
 def _validation(training: Training, data: Data) -> Callable[[], Measured]:
-    """Make the function that measures the validation split."""
+    """Build the function that evaluates on the validation split."""
     train, samples, ranks, best = training.config.train, data.split("val"), training.ranks, training.measures.best
     objective = training.objective
     reading = choose_reading(train.workers, data, samples, training.device, world=ranks.local_world)
@@ -57,8 +60,8 @@ def _validation(training: Training, data: Data) -> Callable[[], Measured]:
         metrics, rows = forward.evaluate(objective, batches, training.device, train.precision, bad=bad, ranks=ranks)
         if probe is not None:
             metrics = {**probe(rows), **metrics}
-        right = objective.correct(rows) if best == next(iter(objective.directions), None) else None
-        error = float(right.double().std(correction=0)) / math.sqrt(len(right)) if right is not None else 0.0
+        correct = objective.correct(rows) if best == next(iter(objective.directions), None) else None
+        error = float(correct.double().std(correction=0)) / math.sqrt(len(correct)) if correct is not None else 0.0
         if best in monitor.SHARES:
             error = math.sqrt(metrics[best] * (1 - metrics[best]) / min(len(samples), monitor.WATCHED))
         return Measured(metrics, bad or [], error)

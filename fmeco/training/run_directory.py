@@ -1,4 +1,4 @@
-"""A run's directory: claimed once, used by one process at a time, its config written whole."""
+"""Manage a run's directory: create or replace it, lock it, and write its config."""
 
 from __future__ import annotations
 
@@ -29,10 +29,14 @@ OWN_FILES = (
 
 
 def claim(out: Path | None, name: str, source: str | None, force: bool) -> Path:
-    """Make the run's directory. Raises ConfigError when it is not empty, DiskError when it cannot be made.
+    """Create the run's directory.
 
-    name: of a directory below runs/, where `out` is None. source: the REF that the run starts from, which --force must
-    not remove.
+    out: the directory; None for a new one below runs/.
+    name: start of the new directory's name.
+    source: REF that the run starts from, which --force must not delete.
+    force: replace an earlier run in `out`.
+
+    Raises ConfigError if it is not empty, DiskError if it cannot be created.
     """
     try:
         if out is None:
@@ -47,15 +51,15 @@ def claim(out: Path | None, name: str, source: str | None, force: bool) -> Path:
             if not force and not _never_saved(out):
                 raise ConfigError(
                     f"{out} is not empty",
-                    "--force replaces the run that is there; `fmeco resume` continues it",
+                    "--force replaces the run in it; `fmeco resume` continues it",
                 )
             start = Path(source).resolve() if source is not None else None
             if start is not None and (start == out.resolve() or out.resolve() in start.parents):
                 raise ConfigError(
-                    f"--force would replace {out}, where the weights of --from lie", "choose another --out"
+                    f"--force would replace {out}, which holds the weights of --from", "choose another --out"
                 )
             with locked(out):
-                settle(out, keep_new=False)  # a replacement that was killed half-way counts for nothing
+                settle(out, keep_new=False)  # undo a replacement that was killed before it was ready
                 (out / REPLACED).mkdir()
                 for name in OWN_FILES:
                     if (out / name).exists():
@@ -69,8 +73,11 @@ def claim(out: Path | None, name: str, source: str | None, force: bool) -> Path:
 
 
 def settle(out: Path, *, keep_new: bool) -> None:
-    """The end of --force: once the new run is ready to train the one that it replaces goes; if it failed before, the old
-    one comes back."""
+    """Finish a replacement by --force, if there is one.
+
+    keep_new: True deletes the replaced run, once the new one is ready to train; False restores it, after the new one
+        failed.
+    """
     old = out / REPLACED
     if not old.exists():
         return
@@ -83,14 +90,14 @@ def settle(out: Path, *, keep_new: bool) -> None:
 
 
 def _never_saved(out: Path) -> bool:
-    """Whether the folder holds nothing but a run that ended, in an error say, before its first checkpoint."""
-    strange = {path.name for path in out.iterdir()} - {*OWN_FILES, ".lock", ".config.yaml"}
-    return (out / "run.log").exists() and not strange and not checkpoint.steps(out / "checkpoints")
+    """Whether the folder holds only a run that ended before its first checkpoint, such as by an error."""
+    other_files = {path.name for path in out.iterdir()} - {*OWN_FILES, ".lock", ".config.yaml"}
+    return (out / "run.log").exists() and not other_files and not checkpoint.steps(out / "checkpoints")
 
 
 @contextlib.contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """One process per run. The lock goes with the process, however it ends."""
+    """Lock the run against other processes within the context. The lock ends with the process."""
     try:
         handle = os.open(run / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
@@ -107,7 +114,7 @@ def locked(run: Path) -> Iterator[None]:
 
 
 def write_config(run: Path, text: str) -> None:
-    """Write the run's config.yaml, whole or not at all."""
+    """Write the run's config.yaml, complete or not at all."""
     temporary = run / ".config.yaml"
     try:
         temporary.write_text(text, "utf-8")

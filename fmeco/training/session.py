@@ -1,4 +1,4 @@
-"""A run while it trains: everything it holds, and how that is saved and restored."""
+"""Hold everything of a run during training; save and restore it."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ from fmeco.training.state import Outcome, PhaseSetup, State
 
 @dataclass
 class Session:
-    """A run while it trains: what stays the same (`training`), and what changes.
+    """Hold a run during training: what stays the same (`training`), and what changes.
 
     run: its directory.
     prepare: sets the model up for a phase: freezes parameters, builds the optimizer.
-    schedule: (step, total, validation scores) -> the factor on the learning rate.
-    meta: what every checkpoint says of the run.
+    schedule: (step, total, validation scores) -> factor on the learning rate.
+    meta: description of the run that every checkpoint stores.
     stop: polled before each step; True asks to save and leave.
-    average: the EMA of every tensor of the objective, by name.
-    metrics, measured_at, error: of the newest evaluation, the step that it was made at, and its standard error.
+    average: EMA of every tensor of the objective, by name.
+    metrics, measured_at, error: of the newest evaluation, its step, and its standard error.
     scaler: of the loss, for fp16.
-    pending: steps whose numbers are still on the device.
+    pending: steps whose results are still on the device.
     skipped: steps in a row that were not finite.
-    saved_at: the second of the last checkpoint to resume from.
-    entered: the setup of the present phase.
-    objective, ranks, train: of `training`, for short; `train` is the config's section.
+    saved_at: second of the last checkpoint to resume from.
+    entered: setup of the current phase.
+    objective, ranks, train: shortcuts to those of `training`; `train` is the config's section.
     """
 
     run: Path
@@ -79,6 +79,7 @@ class Session:
 
     @property
     def setup(self) -> PhaseSetup:
+        """Setup of the current phase."""
         assert self.entered is not None, "a phase was entered"
         return self.entered
 
@@ -88,19 +89,19 @@ class Session:
         return self.state.step / self.setup.loader.steps_per_epoch
 
     def enter(self, phase: int) -> None:
-        """Begin a phase, or take it up again."""
+        """Begin a phase, or continue it after a resume."""
         self.state.phase, self.entered = phase, self.prepare(phase)
 
     @functools.cached_property
     def own_seed(self) -> int:
-        """The seed of this rank."""
+        """Seed of this rank."""
         return mix_numbers(self.training.config.seed, self.ranks.rank)
 
 
 def begin(
     run: Path, training: Training, prepare: Callable[[int], PhaseSetup], log: Log, stop: Callable[[], bool]
 ) -> Session:
-    """Begin a session of a training that is ready."""
+    """Start a session of an assembled training."""
     config, device = training.config, training.device
     return Session(
         run=run,
@@ -122,7 +123,10 @@ def begin(
 
 
 def update_average(average: dict[str, Tensor], objective: Objective, decay: float, step: int) -> None:
-    """average <- decay * average + (1 - decay) * weights, with a smaller decay at the start, when weights move fast."""
+    """Update the EMA: average <- decay * average + (1 - decay) * weights.
+
+    The decay is smaller in the first steps, when weights change fast.
+    """
     decay = min(decay, (1 + step) / (10 + step))
     with torch.no_grad():
         for name, tensor in objective.state_dict().items():
@@ -134,20 +138,20 @@ def update_average(average: dict[str, Tensor], objective: Objective, decay: floa
 
 @contextlib.contextmanager
 def evaluated_weights(s: Session) -> Iterator[None]:
-    """Within, the objective holds the averaged weights, if there are any: what is evaluated is what is saved."""
+    """Put the averaged weights, if any, into the objective within the context, for evaluating and saving."""
     if s.average is None:
         yield
         return
-    own = s.objective.state_dict()
-    raw = {name: tensor.clone() for name, tensor in own.items()}
+    tensors = s.objective.state_dict()
+    raw = {name: tensor.clone() for name, tensor in tensors.items()}
     with torch.no_grad():
-        for name, tensor in own.items():
+        for name, tensor in tensors.items():
             tensor.copy_(s.average[name])
     try:
         yield
     finally:
         with torch.no_grad():
-            for name, tensor in own.items():
+            for name, tensor in tensors.items():
                 tensor.copy_(raw[name])
 
 
@@ -155,8 +159,13 @@ def evaluated_weights(s: Session) -> Iterator[None]:
 
 
 def save(s: Session, *, full: bool, best: bool = False) -> None:
-    """Write a checkpoint; without `full`, one to use but not to resume from. What changes in training is copied here; the
-    rest is done by `s.writer`, beside training."""
+    """Write a checkpoint in the background.
+
+    Tensors that training changes are copied here; `s.writer` does the rest.
+
+    full: include the training state, so that the run can be resumed from it.
+    best: mark it as the best so far.
+    """
     if not s.ranks.first:
         return
     s.writer.wait()  # one at a time
@@ -178,7 +187,7 @@ def save(s: Session, *, full: bool, best: bool = False) -> None:
     )
     meta = {
         **s.meta,
-        # Metrics belong to the weights they were measured with; a save between evaluations has none.
+        # Metrics belong to the weights that were evaluated; a save between evaluations has none.
         "metrics": {f"val_{k}": v for k, v in s.metrics.items()} if s.measured_at == s.state.step else {},
         "epoch": s.epoch,
         "best": best,
@@ -213,7 +222,7 @@ def save(s: Session, *, full: bool, best: bool = False) -> None:
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state as (tensors, JSON)."""
+    """Split an optimizer's state into tensors, and values for JSON."""
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {}
     for index, values in optimizer.state_dict()["state"].items():
@@ -226,14 +235,14 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
 
 
 def parameter_names(optimizer: torch.optim.Optimizer) -> list[str] | None:
-    """Name the parameters in the order that an optimizer numbers them. None where it keeps no names in its groups."""
+    """List the parameters' names in the optimizer's order. None if its groups hold no names."""
     groups = optimizer.param_groups
     named = all(len(group.get("names", ())) == len(group["params"]) for group in groups)
     return [name for group in groups for name in group["names"]] if named else None
 
 
 def unpack_optimizer(tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
-    """Undo `pack_optimizer`: the values of each parameter, by its number."""
+    """Undo `pack_optimizer`. Returns the state of each parameter, by its number."""
     state: dict[int, dict[str, Any]] = {}
     stored = {name.removeprefix("optimizer/"): x for name, x in tensors.items() if name.startswith("optimizer/")}
     for name, value in {**stored, **numbers}.items():
@@ -245,12 +254,14 @@ def unpack_optimizer(tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) 
 def _renumbered(
     state: dict[int, dict[str, Any]], then: list[str] | None, now: list[str] | None, where: str
 ) -> dict[int, dict[str, Any]]:
-    """Give each parameter's values the number that it has now. Names are known of what was saved with them; older
-    checkpoints go by number alone. Raises CheckpointError for parameters of another name."""
+    """Map each parameter's state from its number when saved to its number now, by name.
+
+    Older checkpoints hold no names; their numbers are kept. Raises CheckpointError if the names are not the same.
+    """
     if then is None or now is None:
         return state
-    if strange := sorted(set(then) ^ set(now)):
-        raise CheckpointError(f"{where}: the optimizer's state is of other parameters: {listing(strange, 5)}")
+    if mismatched := sorted(set(then) ^ set(now)):
+        raise CheckpointError(f"{where}: the optimizer's state is of other parameters: {listing(mismatched, 5)}")
     place = {name: number for number, name in enumerate(now)}
     return {place[then[number]]: values for number, values in state.items()}
 
@@ -267,7 +278,7 @@ def restore(s: Session, saved: checkpoint.Checkpoint) -> None:
         bound = {n.removeprefix("constraint/"): x for n, x in tensors.items() if n.startswith("constraint/")}
         transplant.load_exactly(s.training.constraint.state(), bound, str(saved.path))
     total, state_then = s.state.total, State(**trainer["state"])
-    s.enter(state_then.phase)  # now that the weights are those that what is frozen is computed with
+    s.enter(state_then.phase)  # after loading weights: features of the frozen part depend on them
     optimizer = s.setup.optimizer
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state = unpack_optimizer(tensors, trainer["optimizer"])
@@ -275,22 +286,24 @@ def restore(s: Session, saved: checkpoint.Checkpoint) -> None:
     for number, values in state.items():
         like = parameters[number]
         for key, value in values.items():
-            # Fused kernels walk through memory: a moment must lie there as its parameter does.
+            # Fused kernels need moments with the same memory layout as their parameter.
             if isinstance(value, Tensor) and value.shape == like.shape:
                 values[key] = torch.empty_like(like, dtype=value.dtype).copy_(value)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     if s.scaler is not None and trainer["scaler"] is not None:
         s.scaler.load_state_dict(trainer["scaler"])
-    # A run that was made longer goes on, also when it was killed before the first checkpoint of its new length.
+    # An extended run continues, even if it was killed before its first checkpoint after the extension.
     finished = state_then.finished and total <= state_then.total
     s.state = dataclasses.replace(state_then, total=total, finished=finished)
     if s.ranks.first and (
         s.state.best_step == s.state.step or s.setup.validate is None
-    ):  # killed between the save and the link to it
+    ):  # killed after the save, before `best` was linked to it
         writer.point(s.run / "checkpoints", "best", saved.path)
     for what, then, now in (
         ("threads", trainer["threads"], torch.get_num_threads()),
         ("ranks", trainer["ranks"], s.ranks.world),
     ):
         if then != now:
-            say(f"this run used {then} {what} and now has {now}: it goes on with the same samples, but not bit for bit")
+            say(
+                f"this run used {then} {what} and now has {now}: it continues with the same samples, but not bit for bit"
+            )

@@ -1,4 +1,4 @@
-"""What changes while a run trains, beside weights and optimizer."""
+"""Define what changes during a run besides weights and optimizer state."""
 
 from __future__ import annotations
 
@@ -14,29 +14,49 @@ from fmeco.data.loader import Loader
 
 @dataclass
 class State:
-    """The progress of a run. Saved in trainer.json."""
+    """Hold the progress of a run; trainer.json stores it.
+
+    step: steps taken.
+    total: steps of the whole run.
+    phase: number of the transfer strategy's phase.
+    phase_start: position at which the phase began: a step, or a second with a time budget.
+    phase_history: evaluations before the phase.
+    seconds: training time so far, over all resumes.
+    spent: seconds of that for reading data, evaluating and saving.
+    samples: samples trained on so far.
+    history: validation scores; higher is better.
+    best: the highest score.
+    best_step: step of the checkpoint that is kept as the best.
+    waited: evaluations since the highest score.
+    bad_samples: samples that could not be read.
+    window: loss, gradient norm and samples of the steps that are not logged yet.
+    finished: whether the run reached its end.
+    """
 
     step: int = 0
-    total: int = 0  # steps of the whole run
-    phase: int = 0  # of the transfer strategy
-    phase_start: float = 0.0  # the step, or in a budget the second, that it began at
-    phase_history: int = 0  # evaluations before it
-    seconds: float = 0.0  # of training so far, over all resumes
-    spent: dict[str, float] = field(default_factory=lambda: {"data": 0.0, "evaluate": 0.0, "save": 0.0})  # of them
-    samples: int = 0  # trained on so far
-    history: list[float] = field(default_factory=list)  # validation scores, higher is better
-    best: float | None = None  # the highest of them
-    best_step: int = 0  # of the checkpoint that is kept as the best
-    waited: int = 0  # evaluations since the highest
+    total: int = 0
+    phase: int = 0
+    phase_start: float = 0.0
+    phase_history: int = 0
+    seconds: float = 0.0
+    spent: dict[str, float] = field(default_factory=lambda: {"data": 0.0, "evaluate": 0.0, "save": 0.0})
+    samples: int = 0
+    history: list[float] = field(default_factory=list)
+    best: float | None = None
+    best_step: int = 0
+    waited: int = 0
     bad_samples: list[str] = field(default_factory=list)
-    window: list[tuple[float, float, int]] = field(default_factory=list)  # loss, norm, samples of unlogged steps
+    window: list[tuple[float, float, int]] = field(default_factory=list)
     finished: bool = False
 
 
 class Outcome(NamedTuple):
-    """Results of one step, still on the device (not synchronised).
+    """Hold the results of one step, still on the device (not synchronised).
 
-    loss: a sum. over: what it is a sum over. factor: on the learning rate.
+    loss: a sum.
+    over: number of terms in that sum.
+    norm: of the gradient.
+    factor: on the learning rate.
     """
 
     step: int
@@ -47,10 +67,11 @@ class Outcome(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """Results of one evaluation.
+    """Hold the results of one evaluation.
 
-    bad: samples that could not be read. error: one standard error of the metric that picks the best checkpoint, 0 where
-    it is not known.
+    metrics: by name.
+    bad: samples that could not be read.
+    error: standard error of the metric that selects the best checkpoint; 0 if it is not known.
     """
 
     metrics: dict[str, float]
@@ -59,9 +80,12 @@ class Measured(NamedTuple):
 
 
 class PhaseSetup(NamedTuple):
-    """What one phase of a run trains with.
+    """Hold what one phase of a run trains with.
 
-    trained: the parameters of the optimizer. validate: measures the validation split, None without one.
+    optimizer: over the parameters of the phase.
+    trained: these parameters.
+    loader: training batches.
+    validate: evaluates on the validation split; None without one.
     """
 
     optimizer: torch.optim.Optimizer

@@ -1,4 +1,4 @@
-"""One optimizer step."""
+"""Take one optimizer step."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ MAX_SKIPPED_STEPS = 20  # in a row, with on_nonfinite: skip
 
 
 def _next(s: Session, batches: Iterator[Batch], clock: Clock) -> Batch:
+    """Read the next micro-batch: charge the wait to data, and record unreadable samples."""
     began = time.monotonic()
     batch = next(batches)
     clock.charge("data", began)
@@ -35,38 +36,41 @@ def _next(s: Session, batches: Iterator[Batch], clock: Clock) -> Batch:
 
 
 def take_step(s: Session, model: Any, batches: Iterator[Batch], clock: Clock, factor: float) -> None:
-    """One optimizer step. Nothing here waits for the device: a step that is not finite is left out by the optimizer's
-    own kernel, and found out by `settle`."""
-    # What layers draw (dropout) comes from a seed of this step alone: a resume needs no generator state.
+    """Take one optimizer step.
+
+    Nothing here waits for the device. For a loss or gradient that is not finite, the fused optimizer kernel skips the
+    update by itself; `settle` detects such steps later.
+    """
+    # Dropout depends on a seed for this step alone, so that resuming needs no generator state.
     seed_torch(s.own_seed, s.state.step)
     optimizer, parameters, loader, _ = s.setup
     expected = float(loader.samples_in(s.state.step))
-    many = len(loader.micros(s.state.step))
-    micros: Iterable[Batch] = (_next(s, batches, clock) for _ in range(many))
+    micro_count = len(loader.micros(s.state.step))
+    micros: Iterable[Batch] = (_next(s, batches, clock) for _ in range(micro_count))
     if s.train.on_bad_sample == "skip":
         micros = [batch for batch in micros if len(batch)]
-        many = len(micros)
-        if s.ranks.most(float(not many))[0] > 0:  # where one rank has nothing to send, none may wait for it
+        micro_count = len(micros)
+        if s.ranks.most(float(not micro_count))[0] > 0:  # if one rank has no gradients, all skip the step
             return
-    sums: list[Any] = []  # (loss, count) of each micro-batch: numbers, or tensors that are not waited for
-    if s.objective.coupled and (s.ranks.world > 1 or many > 1):
+    sums: list[Any] = []  # (loss, count) of each micro-batch: floats, or tensors on the device
+    if s.objective.coupled and (s.ranks.world > 1 or micro_count > 1):
         cast = functools.partial(autocast, s.training.device, s.train.precision)
         sums, micros = [coupled.backward(s, model, list(micros), s.ranks.world / expected, cast)], ()
     for number, batch in enumerate(micros, 1):
-        together = s.ranks.world == 1 or number == many  # gradients travel between ranks once per step
-        with NOTHING if together else model.no_sync():
+        synchronise = s.ranks.world == 1 or number == micro_count  # ranks exchange gradients once per step
+        with NOTHING if synchronise else model.no_sync():
             with autocast(s.training.device, s.train.precision):
                 loss = model(batch, "loss")
             scaled = loss.sum if s.scaler is None else s.scaler.scale(loss.sum)
-            # Data parallel training takes the mean over ranks; what is wanted is the sum over them, divided once.
+            # DDP averages gradients over ranks; we need their sum divided by the samples of the step.
             torch.autograd.backward(scaled, _constant(s.ranks.world / expected, scaled.dtype, s.training.device))
         sums.append((loss.sum.detach(), loss.count))
     if s.scaler is not None:
         s.scaler.unscale_(optimizer)
     total, count = sums[0] if len(sums) == 1 else (sum(column) for column in zip(*sums, strict=True))
     if s.ranks.world > 1:
-        both = [torch.as_tensor(value, dtype=torch.float64, device=s.training.device) for value in (total, count)]
-        total, count = s.ranks.sum_(torch.stack(both))
+        pair = [torch.as_tensor(value, dtype=torch.float64, device=s.training.device) for value in (total, count)]
+        total, count = s.ranks.sum_(torch.stack(pair))
     rescale: Tensor | float | None = None
     if not isinstance(count, float) or count != expected:
         rescale = expected / count
@@ -95,62 +99,71 @@ def take_step(s: Session, model: Any, batches: Iterator[Batch], clock: Clock, fa
 
 @functools.lru_cache(maxsize=64)
 def _constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a cached scalar tensor, so that the hot path copies nothing to the device."""
     return torch.tensor(value, dtype=dtype, device=device)
 
 
 def _update(s: Session, optimizer: torch.optim.Optimizer, size: Tensor) -> None:
-    """Take the step if `size`, of its loss and gradient, is finite, which ranks agree on, as all of them have the sums."""
+    """Take the step if its loss and gradient are finite.
+
+    size: sum of the loss and the gradient's norm. Ranks agree on it, as all of them hold the sums.
+    """
     if s.scaler is not None:
         s.scaler.step(optimizer)
         s.scaler.update()
     elif not immediate(s.training.device) and optimizer.param_groups[0].get("fused"):
-        optimizer.found_inf = (~size.isfinite()).float()  # type: ignore[attr-defined]  # the fused kernels look at it
+        optimizer.found_inf = (~size.isfinite()).float()  # type: ignore[attr-defined]  # read by the fused kernels
         optimizer.step()
     elif math.isfinite(size):
         optimizer.step()
 
 
 def settle(s: Session) -> None:
-    """Wait for the numbers of the newest steps, and enter them into the log's window.
+    """Wait for the results of the newest steps, and add them to the log window.
 
-    Raises Diverged for a step that was not finite, or skips it, as `train.on_nonfinite` says.
+    A step that was not finite raises Diverged, or is skipped, as `train.on_nonfinite` says.
     """
-    for one in s.pending:
-        loss, norm = float(one.loss) / float(one.over), float(one.norm)
+    for outcome in s.pending:
+        loss, norm = float(outcome.loss) / float(outcome.over), float(outcome.norm)
         if math.isfinite(loss) and math.isfinite(norm):
-            s.state.window.append((loss, norm, s.setup.loader.samples_in(one.step)))
+            s.state.window.append((loss, norm, s.setup.loader.samples_in(outcome.step)))
             s.skipped = 0
-        elif s.scaler is None:  # in fp16 an overflow only asks for a smaller scale
+        elif s.scaler is None:  # in fp16 an overflow is normal: the scaler lowers its scale
             s.skipped += 1
-            _not_finite(s, one.step, loss, norm, one.factor)
+            _not_finite(s, outcome.step, loss, norm, outcome.factor)
     s.pending = []
 
 
 def _not_finite(s: Session, step: int, loss: float, norm: float, factor: float) -> None:
-    """The step was left out; say what is known of it, and stop or go on."""
+    """Report a step that was not finite and therefore not taken. Raises Diverged, or logs the step."""
     loader = s.setup.loader
     start, end = loader.steps[step % loader.steps_per_epoch]
     epoch = step // loader.steps_per_epoch
     order = loader.orders(range(epoch, epoch + 1))[0]
     names = [loader.samples.name(i) for i in order[start:end].tolist()]
-    what = f"step {step}: the loss is {loss}, the gradient's norm {norm}, the learning rate factor {factor:.3g}"
+    description = f"step {step}: the loss is {loss}, the gradient's norm {norm}, the learning rate factor {factor:.3g}"
     if s.train.on_nonfinite == "stop" or s.skipped >= MAX_SKIPPED_STEPS:
         raise Diverged(
-            f"{what}; the step was not taken. Its samples: {listing(names, 5)}",
+            f"{description}; the step was not taken. Its samples: {listing(names, 5)}",
             "lower optimizer.lr, set train.clip_norm: 1.0, or use train.precision: fp32",
             f"the last checkpoint of {s.run} is intact",
         )
-    say(f"skipped {what}")
+    say(f"skipped {description}")
 
 
 def train_mode(s: Session) -> None:
-    """Training mode; evaluation mode for whatever is frozen: its dropout would be noise to nobody's benefit, and the
-    statistics of a batch norm belong to its weights, unless they are to adapt."""
+    """Set training mode, but keep frozen modules in eval mode.
+
+    Dropout in them would only add noise, and their batch-norm statistics must keep matching the frozen weights, unless
+    `transfer.batch_norm` is "adapt".
+    """
     s.objective.train()
     for module in s.objective.product.modules():
         parameters = list(module.parameters())
-        own = module.weight if isinstance(module, BatchNorm) and module.affine else None
-        if (parameters and not any(p.requires_grad for p in parameters)) or (own is not None and not own.requires_grad):
+        weight = module.weight if isinstance(module, BatchNorm) and module.affine else None
+        if (parameters and not any(p.requires_grad for p in parameters)) or (
+            weight is not None and not weight.requires_grad
+        ):
             module.eval()
     if s.training.config.carry.batch_norm == "adapt":
         for module in s.objective.product.modules():

@@ -1,18 +1,19 @@
-"""The same training by fmeco and by its peers, on a CPU: images per second, processor time, first step, memory. Linux.
+"""Compare the same training by fmeco and by its peers on a CPU: speed, processor time, first step, memory. Needs Linux.
 
-    python scripts/bench/images.py setup --work W           # an environment for each peer; torch is shared with this one
-    python scripts/bench/images.py run --work W --rounds 5  # once more = more rounds
+    python scripts/bench/images.py setup --work W           # creates an environment per peer; all share torch
+    python scripts/bench/images.py run --work W --rounds 5  # adds rounds to earlier ones
     python scripts/bench/images.py table W/images.json
 
 Run it with the Python that has fmeco. The job: torchvision's resnet18 with 10 classes, 224 pixels, batches of 32, random
-resized crop and flip, SGD with momentum, cross-entropy, on 1,000 JPEGs of 400 x 533 pixels that are made here. Every
-contender is a process of its own under steps.py; a round has all of them, and each round begins with another one.
+resized crop and flip, SGD with momentum, cross-entropy, on 1,000 generated JPEGs of 400 x 533 pixels. Every contender runs
+in its own process under steps.py. A round runs all of them, and each round starts with another one.
 
-`bare` is the limit that all are divided by, round by round: a loop in bfloat16 over a batch that lies in memory. A peer is as
-it comes but for the job; its `best` has the fastest settings that we know for a CPU: bfloat16, channels_last, one worker.
-fmeco has no flags, and adds a change of colour to the augmentation. lightly-train has AdamW, and no way to change that.
+`bare` is the limit that speeds are divided by, round by round: a loop in bfloat16 over one batch in memory. A peer runs
+with its default settings for the job. Its `best` has the fastest settings that we know for a CPU: bfloat16, channels_last,
+one worker. fmeco has no flags, and adds colour jitter to the augmentation. lightly-train uses AdamW, which cannot be
+changed.
 
-timm's train.py is not in its package: take it from its repository, and give its path by --timm-train.
+timm's train.py is not in its package: download it from its repository, and pass its path as --timm-train.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-WARM_UP = 3  # steps that are not counted
-EPOCHS = 2  # that fmeco runs in full; --steps more follow. The others run --steps of their first epoch.
+WARM_UP = 3  # first steps, which are not counted
+EPOCHS = 2  # fmeco runs this many epochs and --steps more; the peers run --steps of their first epoch
 CLASSES = 10
 PACKAGES = {
     "timm": ["timm"],
@@ -46,7 +47,7 @@ PACKAGES = {
     "fastai": ["fastai"],
     "lightly-train": ["lightly-train"],
 }
-# No GPU, and nobody waits for a network.
+# Use no GPU, and wait for no network.
 VARIABLES = {
     "CUDA_VISIBLE_DEVICES": "",
     "HF_HUB_OFFLINE": "1",
@@ -57,6 +58,14 @@ VARIABLES = {
 
 @dataclass(frozen=True)
 class Job:
+    """Define the training.
+
+    images: in the training set.
+    size: of the input images, in pixels.
+    batch: images per step.
+    steps: that are timed.
+    """
+
     images: int
     size: int
     batch: int
@@ -64,21 +73,29 @@ class Job:
 
     @property
     def epoch(self) -> int:
-        """The steps of an epoch."""
+        """Steps per epoch."""
         return -(-self.images // self.batch)
 
 
-Command = Callable[[Job, Path, Path], list[str]]  # the job, its images, an empty folder -> what steps.py runs
+Command = Callable[[Job, Path, Path], list[str]]  # (job, images, empty folder) -> program and arguments for steps.py
 
 
 @dataclass(frozen=True)
 class Contender:
+    """Name a contender, and how to run it.
+
+    peer: whose environment to use; None for this one.
+    command: builds the program and arguments for steps.py.
+    """
+
     name: str
-    peer: str | None  # whose environment; None is this one
+    peer: str | None
     command: Command
 
 
 def script(name: str, *flags: str) -> Command:
+    """Build the command of a script in peers/."""
+
     def command(job: Job, data: Path, folder: Path) -> list[str]:
         return [str(HERE / "peers" / name), str(data), "--size", str(job.size), "--batch", str(job.batch), *flags]
 
@@ -86,6 +103,7 @@ def script(name: str, *flags: str) -> Command:
 
 
 def fmeco(job: Job, data: Path, folder: Path) -> list[str]:
+    """Build fmeco's command, and write its config."""
     config = {
         "dataset": {"name": "image_folder", "path": str(data), "image_size": job.size},
         "backbone": "resnet18",
@@ -97,6 +115,8 @@ def fmeco(job: Job, data: Path, folder: Path) -> list[str]:
 
 
 def timm(train: Path, *flags: str) -> Command:
+    """Build the command of timm's train.py."""
+
     def command(job: Job, data: Path, folder: Path) -> list[str]:
         files = ["--data-dir", str(data), "--val-split", "val", "--output", str(folder)]
         model = ["--device", "cpu", "--model", "resnet18", "--num-classes", str(CLASSES), "--img-size", str(job.size)]
@@ -107,58 +127,59 @@ def timm(train: Path, *flags: str) -> Command:
 
 
 def contenders(timm_train: Path | None) -> list[Contender]:
-    """All; timm only with its script."""
-    found = [
+    """List all contenders; timm only with the path of its train.py."""
+    listed = [
         Contender("bare", None, script("bare.py")),
         Contender("bare retained", None, script("bare.py", "--retained")),
         Contender("fmeco", None, fmeco),
     ]
     if timm_train is not None:
         best = ("--amp", "--amp-dtype", "bfloat16", "--channels-last", "--workers", "1")
-        found += [
+        listed += [
             Contender("timm", "timm", timm(timm_train.resolve())),
             Contender("timm best", "timm", timm(timm_train.resolve(), *best)),
         ]
     for peer in ("lightning", "transformers", "fastai", "lightly-train"):
         name = f"with_{peer.removesuffix('-train')}.py"
-        found += [Contender(peer, peer, script(name)), Contender(f"{peer} best", peer, script(name, "--best"))]
-    return found
+        listed += [Contender(peer, peer, script(name)), Contender(f"{peer} best", peer, script(name, "--best"))]
+    return listed
 
 
 # --- environments ---
 
 
 def python_of(work: Path, peer: str | None) -> Path:
+    """Return the Python interpreter of a peer's environment; None for this one."""
     return work / "environments" / peer / "bin" / "python" if peer else Path(sys.executable)
 
 
 def setup(work: Path, peers: Iterable[str]) -> None:
-    """A virtual environment per peer, which finds torch among the packages of this one and has the rest of its own."""
+    """Create a virtual environment for each peer, which finds torch in this one, and installs the rest."""
     for peer in peers:
         print(f"setting up {peer}", flush=True)
         folder = work / "environments" / peer
         venv.create(folder, clear=True, with_pip=True)
         packages = next(folder.glob("lib/python*/site-packages"))
-        here = dict.fromkeys((sysconfig.get_path("purelib"), sysconfig.get_path("platlib")))
-        (packages / "shared.pth").write_text("".join(f"{path}\n" for path in here))
+        site_packages = dict.fromkeys((sysconfig.get_path("purelib"), sysconfig.get_path("platlib")))
+        (packages / "shared.pth").write_text("".join(f"{path}\n" for path in site_packages))
         subprocess.run([python_of(work, peer), "-m", "pip", "install", "--quiet", *PACKAGES[peer]], check=True)
         if (packages / "torch").exists():
-            print(f"{peer} does not accept the torch that is there, and has another of its own", flush=True)
+            print(f"{peer} does not accept the shared torch, and has installed its own", flush=True)
 
 
 def versions(python: Path) -> dict[str, str]:
-    """Every package that this interpreter finds; of two, the one that it would import."""
+    """List the versions of all packages of an interpreter; of duplicates, the one that it would import."""
     code = "import importlib.metadata as m, json; print(json.dumps([(d.name, d.version) for d in m.distributions()]))"
-    done = subprocess.run([python, "-c", code], check=True, capture_output=True, text=True)
-    found = dict(reversed(json.loads(done.stdout)))
-    return {"python": platform.python_version(), **{name: found[name] for name in sorted(found, key=str.lower)}}
+    process = subprocess.run([python, "-c", code], check=True, capture_output=True, text=True)
+    packages = dict(reversed(json.loads(process.stdout)))
+    return {"python": platform.python_version(), **{name: packages[name] for name in sorted(packages, key=str.lower)}}
 
 
 # --- data ---
 
 
 def make_data(work: Path, images: int) -> Path:
-    """JPEGs like photographs in weight and in work: soft colours, some structure, fine grain; about 35 kB each."""
+    """Generate JPEGs that decode like photographs: soft colours, some structure and fine grain; about 35 kB each."""
     folder = work / f"photos-{images}"
     if not folder.exists():
         print(f"making {images} photos", flush=True)
@@ -172,6 +193,7 @@ def make_data(work: Path, images: int) -> Path:
 
 
 def draw(file: Path, seed: list[int], width: int = 400, height: int = 533) -> None:
+    """Generate one image."""
     import numpy as np
     from PIL import Image
 
@@ -189,19 +211,24 @@ def draw(file: Path, seed: list[int], width: int = 400, height: int = 533) -> No
 
 
 def run(work: Path, out: Path, job: Job, chosen: list[Contender], rounds: int, limit: float) -> int:
-    """Some rounds more. What a process has measured is in `out` as soon as it has ended. Returns the number of failures."""
+    """Run some more rounds. Returns the number of failures.
+
+    Each result is written to `out` as soon as its process ends.
+    """
     results: dict[str, Any] = {"job": asdict(job), "sessions": [], "runs": []}
     if out.exists():
         results = json.loads(out.read_text())
     if results["job"] != asdict(job):
-        sys.exit(f"{out} is of another job, {results['job']}: name another --out")
+        sys.exit(f"{out} holds results of another job, {results['job']}: choose another --out")
     data = make_data(work, job.images)
-    found = {peer or "fmeco": versions(python_of(work, peer)) for peer in {one.peer: None for one in chosen}}
-    results["sessions"].append({"start": time.strftime("%F %T"), "machine": machine(), "versions": found})
-    first, failures = 1 + max((one["round"] for one in results["runs"]), default=-1), 0
+    packages = {
+        peer or "fmeco": versions(python_of(work, peer)) for peer in {contender.peer: None for contender in chosen}
+    }
+    results["sessions"].append({"start": time.strftime("%F %T"), "machine": machine(), "versions": packages})
+    first, failures = 1 + max((contender["round"] for contender in results["runs"]), default=-1), 0
     for number in range(first, first + rounds):
-        turn = number % len(chosen)
-        for contender in chosen[turn:] + chosen[:turn]:
+        offset = number % len(chosen)
+        for contender in chosen[offset:] + chosen[:offset]:
             record = {"round": number, "name": contender.name, **measure(work, job, data, contender, limit)}
             results["runs"].append(record)
             part = out.with_suffix(".part")
@@ -213,12 +240,15 @@ def run(work: Path, out: Path, job: Job, chosen: list[Contender], rounds: int, l
 
 
 def measure(work: Path, job: Job, data: Path, contender: Contender, limit: float) -> dict[str, Any]:
-    """The record of steps.py of one contender, and the machine's load before; `error` says that it did not get through."""
+    """Run a contender. Returns the record of steps.py, and the machine's load before.
+
+    If the process does not reach the last step, the record has a key `error`.
+    """
     folder = work / "runs" / contender.name.replace(" ", "-")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    most = EPOCHS * job.epoch + job.steps if contender.name == "fmeco" else job.steps
-    command = [str(python_of(work, contender.peer)), str(HERE / "steps.py"), "steps.json", str(most)]
+    step_count = EPOCHS * job.epoch + job.steps if contender.name == "fmeco" else job.steps
+    command = [str(python_of(work, contender.peer)), str(HERE / "steps.py"), "steps.json", str(step_count)]
     command += contender.command(job, data, folder)
     variables = {**os.environ, **VARIABLES, "LIGHTLY_TRAIN_CACHE_DIR": str(folder)}
     load = os.getloadavg()[0]
@@ -233,16 +263,17 @@ def measure(work: Path, job: Job, data: Path, contender: Contender, limit: float
             pass
         finally:
             with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # and what it may have left behind
+                os.killpg(process.pid, signal.SIGKILL)  # together with processes that it left behind
             process.wait()
     file = folder / "steps.json"
     record = json.loads(file.read_text()) if file.exists() else {"wall": []}
-    if len(record["wall"]) < most:
-        record["error"] = f"{len(record['wall'])} of {most} steps, see {folder / 'log.txt'}"
+    if len(record["wall"]) < step_count:
+        record["error"] = f"{len(record['wall'])} of {step_count} steps, see {folder / 'log.txt'}"
     return {**record, "load": load}
 
 
 def machine() -> dict[str, Any]:
+    """Describe this machine."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     models = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
     return {
@@ -259,56 +290,70 @@ def machine() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Measured:
-    speed: float  # images per second in the median step
-    cpu: float  # processor seconds for 1,000 images
-    first: float  # seconds from the start of the process to the end of its first step
-    peak: float  # MB, of the main process
+    """Hold the figures of a contender in one round.
+
+    speed: images per second in the median step.
+    cpu: processor seconds per 1,000 images.
+    first: seconds from the start of the process to the end of its first step.
+    peak: MB of the main process.
+    """
+
+    speed: float
+    cpu: float
+    first: float
+    peak: float
 
 
 def measured(record: dict[str, Any], job: Job) -> dict[str, Measured]:
-    """A run's figures by the label of its row. A run of fmeco has two rows: its first epoch, and those after it.
+    """Compute a run's figures, by the label of its row. A run of fmeco has two rows: the first epoch, and later ones.
 
-    A step takes the time since the step before it; the first of a later epoch is not counted, as an evaluation lies between.
+    A step takes the time since the step before it. The first step of a later epoch is not counted, as an evaluation
+    comes before it.
     """
     wall, cpu, name = record["wall"], record["cpu"], record["name"]
     if name == "fmeco":
-        images = job.images / job.epoch  # it cuts an epoch into equal batches
+        images = job.images / job.epoch  # fmeco divides an epoch into equal batches
         parts = {"fmeco, epoch 1": range(WARM_UP, job.epoch), "fmeco, epoch 2 on": range(job.epoch, len(wall))}
     else:
         images = job.batch
         parts = {name: range(WARM_UP, len(wall))}
-    found = {}
+    figures = {}
     for label, steps in parts.items():
         counted = [step for step in steps if step % job.epoch]
-        found[label] = Measured(
+        figures[label] = Measured(
             speed=images / statistics.median(wall[step] - wall[step - 1] for step in counted),
             cpu=1000 / images * statistics.mean(cpu[step] - cpu[step - 1] for step in counted),
             first=wall[0] - record["start"],
             peak=record["peak_mb"],
         )
-    return found
+    return figures
 
 
 def rows(results: dict[str, Any]) -> list[str]:
-    """A markdown table, fastest first: medians (and ranges) over the rounds. A ratio is to `bare` of the same round."""
-    found: dict[str, dict[int, Measured]] = {}
+    """Format a markdown table, fastest first: medians and ranges over the rounds.
+
+    Ratios are to `bare` of the same round.
+    """
+    by_label: dict[str, dict[int, Measured]] = {}
     for record in results["runs"]:
         if "error" not in record:
-            for label, one in measured(record, Job(**results["job"])).items():
-                found.setdefault(label, {})[record["round"]] = one
-    bare = found.get("bare", {})
+            for label, figures in measured(record, Job(**results["job"])).items():
+                by_label.setdefault(label, {})[record["round"]] = figures
+    bare = by_label.get("bare", {})
     table = []
-    for label, by_round in found.items():
-        every = list(by_round.values())
-        speeds = [one.speed for one in every]
+    for label, by_round in by_label.items():
+        rounds = list(by_round.values())
+        speeds = [figures.speed for figures in rounds]
         cells = [
             label,
             spread(speeds, ".1f"),
-            spread([one.speed / bare[number].speed for number, one in by_round.items() if number in bare], ".2f"),
-            spread([one.cpu for one in every], ".1f"),
-            spread([one.first for one in every], ".1f"),
-            f"{statistics.median(one.peak for one in every):.0f}",
-            str(len(every)),
+            spread(
+                [figures.speed / bare[number].speed for number, figures in by_round.items() if number in bare], ".2f"
+            ),
+            spread([figures.cpu for figures in rounds], ".1f"),
+            spread([figures.first for figures in rounds], ".1f"),
+            f"{statistics.median(figures.peak for figures in rounds):.0f}",
+            str(len(rounds)),
         ]
         table.append((statistics.median(speeds), f"| {' | '.join(cells)} |"))
     return [
@@ -319,7 +364,7 @@ def rows(results: dict[str, Any]) -> list[str]:
 
 
 def spread(values: list[float], form: str) -> str:
-    """The median and the range: 26.1 (25.0..27.3)."""
+    """Format the median and the range: 26.1 (25.0..27.3)."""
     if not values:
         return "-"
     middle = format(statistics.median(values), form)
@@ -327,9 +372,10 @@ def spread(values: list[float], form: str) -> str:
 
 
 def summary(record: dict[str, Any], job: Job) -> str:
+    """Format the speeds of a record, or its error."""
     if "error" in record:
         return f"FAILED, {record['error']}"
-    return "; ".join(f"{label}: {one.speed:.1f} images/s" for label, one in measured(record, job).items())
+    return "; ".join(f"{label}: {figures.speed:.1f} images/s" for label, figures in measured(record, job).items())
 
 
 # --- command line ---
@@ -338,45 +384,45 @@ def summary(record: dict[str, Any], job: Job) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    verb = verbs.add_parser("setup", help="make the peers' environments")
-    verb.add_argument("--work", type=Path, required=True, help="folder for all that is made")
+    verb = verbs.add_parser("setup", help="create the environments of the peers")
+    verb.add_argument("--work", type=Path, required=True, help="folder for environments, images and results")
     verb.add_argument("--only", nargs="+", choices=PACKAGES, default=list(PACKAGES))
-    verb = verbs.add_parser("run", help="measure, in addition to what was measured before")
-    verb.add_argument("--work", type=Path, required=True, help="folder for all that is made")
-    verb.add_argument("--out", type=Path, help="default: WORK/images.json")
+    verb = verbs.add_parser("run", help="measure more rounds")
+    verb.add_argument("--work", type=Path, required=True, help="folder for environments, images and results")
+    verb.add_argument("--out", type=Path, help="results file (default: WORK/images.json)")
     verb.add_argument("--rounds", type=int, default=1)
-    verb.add_argument("--only", nargs="+", choices=[one.name for one in contenders(Path())])
+    verb.add_argument("--only", nargs="+", choices=[contender.name for contender in contenders(Path())])
     verb.add_argument("--timm-train", type=Path, help="train.py of timm's repository")
     verb.add_argument("--images", type=int, default=1000)
     verb.add_argument("--size", type=int, default=224)
     verb.add_argument("--batch", type=int, default=32)
     verb.add_argument("--steps", type=int, default=12)
-    verb.add_argument("--limit", type=float, default=900, help="seconds for one process")
-    verb = verbs.add_parser("table", help="print what was measured")
+    verb.add_argument("--limit", type=float, default=900, help="timeout of one process, in seconds")
+    verb = verbs.add_parser("table", help="print the results as a table")
     verb.add_argument("results", type=Path)
-    given = parser.parse_args()
-    if given.verb == "table":
-        print("\n".join(rows(json.loads(given.results.read_text()))))
+    args = parser.parse_args()
+    if args.verb == "table":
+        print("\n".join(rows(json.loads(args.results.read_text()))))
         return 0
-    work = given.work.resolve()
+    work = args.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    if given.verb == "setup":
-        setup(work, given.only)
+    if args.verb == "setup":
+        setup(work, args.only)
         return 0
-    job = Job(given.images, given.size, given.batch, given.steps)
+    job = Job(args.images, args.size, args.batch, args.steps)
     if not WARM_UP < job.steps <= job.images // job.batch:
-        parser.error(f"--steps must be over {WARM_UP} and fit in an epoch")
-    if given.timm_train is None:
-        print("without timm: no --timm-train", flush=True)
+        parser.error(f"--steps must be more than {WARM_UP}, and fit in an epoch")
+    if args.timm_train is None:
+        print("skipping timm: no --timm-train", flush=True)
     chosen = []
-    for one in contenders(given.timm_train):
-        if given.only and one.name not in given.only:
+    for contender in contenders(args.timm_train):
+        if args.only and contender.name not in args.only:
             continue
-        if python_of(work, one.peer).exists():
-            chosen.append(one)
+        if python_of(work, contender.peer).exists():
+            chosen.append(contender)
         else:
-            print(f"without {one.name}: no environment, `setup` makes it", flush=True)
-    failures = run(work, (given.out or work / "images.json").resolve(), job, chosen, given.rounds, given.limit)
+            print(f"skipping {contender.name}: it has no environment; `setup` creates one", flush=True)
+    failures = run(work, (args.out or work / "images.json").resolve(), job, chosen, args.rounds, args.limit)
     return 1 if failures else 0
 
 

@@ -1,10 +1,12 @@
-"""What fmeco adds to the bare work, part by part, on this machine: the loop around a tiny model, the scan of a folder, the
-pause for a checkpoint, memory over epochs and for many samples, two ranks, the time until a command answers. Linux.
+"""Measure the overhead of each part of fmeco over the bare work, on this machine. Needs Linux.
+
+The parts are: the loop around a tiny model, a probe from cached features, the scan of a folder, the pause for a
+checkpoint, memory over epochs and for many samples, and the time until a command answers.
 
     python scripts/bench/parts.py run --work W [--only loop ...] [--rounds 5]     # writes W/parts.json
     python scripts/bench/parts.py table W/parts.json
 
-Every measurement is a process of its own. What is compared is interleaved, round by round, and given as a ratio.
+Every measurement runs in its own process. Contenders take turns, round by round, and are compared by ratios.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ COMMANDS = (["--help"], ["list", "backbones"], ["schema"], ["pretrain", "typo.ya
 
 
 def process(arguments: list[str], folder: Path, **variables: str) -> float:
-    """Run this interpreter; seconds that it took. Raises CalledProcessError."""
+    """Run this Python interpreter. Returns the seconds that it took. Raises CalledProcessError."""
     began = time.perf_counter()
     subprocess.run(
         [sys.executable, *arguments],
@@ -40,7 +42,7 @@ def process(arguments: list[str], folder: Path, **variables: str) -> float:
 
 
 def part(name: str, folder: Path, *arguments: str, **variables: str) -> Any:
-    """What a function of this file prints as JSON, in a process of its own."""
+    """Run a function of this file in its own process. Returns its result, which it writes as JSON."""
     process([str(HERE / "parts.py"), "part", name, *arguments], folder, **variables)
     return json.loads((folder / "part.json").read_text())
 
@@ -53,20 +55,23 @@ MLP = {
     "optimizer": "sgd",
     "augment": "none",
     "train": {"epochs": 200, "batch_size": 32},
-    "evaluate": {"every": 200},  # once, at the end: what is compared is training with its logs
+    "evaluate": {"every": 200},  # once, at the end, so that only training and its logs are compared
 }
-LOOP_TURN, LOOP_WARM_UP = 100, 3  # steps; and turns that do not count
+LOOP_TURN, LOOP_WARM_UP = 100, 3  # steps per turn; turns for warm-up
 
 
 def loop(folder: Path) -> dict[str, float]:
-    """Microseconds per step, the median over turns, and the median ratio of neighbouring turns."""
-    found: dict[str, float] = part("turns", folder, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
-    return found
+    """Measure microseconds per step, the median over turns, and the median ratio of neighbouring turns."""
+    result: dict[str, float] = part("turns", folder, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+    return result
 
 
 def turns() -> dict[str, float]:
-    """fmeco and a bare loop take turns within one process: what the machine does meanwhile, and where things lie in its
-    memory, meets both. fmeco asks after each step whether to stop; the bare loop's turn is part of an answer."""
+    """Time fmeco and a bare loop in turns within one process.
+
+    The state of the machine and the memory layout then affect both. fmeco calls `stop` after each step, and the bare
+    loop's turn runs inside one of these calls.
+    """
     import fmeco
 
     bare = bare_steps()
@@ -74,15 +79,15 @@ def turns() -> dict[str, float]:
     def turn() -> list[float]:
         return [next(bare) for _ in range(LOOP_TURN + 3)]
 
-    asked: list[float] = []
+    fmeco_times: list[float] = []
     steps: dict[str, list[float]] = {"bare": [], "fmeco": []}
 
     def stop() -> bool:
-        asked.append(time.perf_counter())
-        if len(asked) == LOOP_TURN + 3:
-            for name, times in (("fmeco", asked), ("bare", turn())):
-                steps[name].append((times[-1] - times[2]) / LOOP_TURN)  # the first two steps find cold caches
-            asked.clear()
+        fmeco_times.append(time.perf_counter())
+        if len(fmeco_times) == LOOP_TURN + 3:
+            for name, times in (("fmeco", fmeco_times), ("bare", turn())):
+                steps[name].append((times[-1] - times[2]) / LOOP_TURN)  # the caches are cold in the first two steps
+            fmeco_times.clear()
         return False
 
     fmeco.pretrain(MLP, out=Path("run"), force=True, stop=stop)
@@ -95,7 +100,7 @@ def turns() -> dict[str, float]:
 
 
 def bare_steps() -> Iterator[float]:
-    """Train, and give the time before each step."""
+    """Train without end, and yield the time before each step."""
     import torch
     import torch.nn.functional as F
     from sklearn.datasets import load_digits
@@ -116,22 +121,24 @@ def bare_steps() -> Iterator[float]:
 
 
 def bare_loop() -> None:
+    """Train the bare loop without end; steps.py stops it."""
     for _ in bare_steps():
         pass
 
 
-# --- a probe of 20 epochs from features that are computed once, against one pass of the backbone over the same images ---
+# --- a probe of 20 epochs from cached features, against one pass of the backbone over the same images ---
 
 PROBE_DATA = {"name": "fake_images", "samples": 3400, "image_size": 128}
 
 
 def probe(folder: Path) -> dict[str, float]:
-    """Seconds."""
-    found: dict[str, float] = part("time_probe", folder, XDG_CACHE_HOME=str(folder / "cache"))
-    return found
+    """Measure seconds of a probe, of one pass over the images, and their ratio."""
+    result: dict[str, float] = part("time_probe", folder, XDG_CACHE_HOME=str(folder / "cache"))
+    return result
 
 
 def time_probe() -> dict[str, float]:
+    """Time one pass of the backbone over the images, and a probe of 20 epochs."""
     import fmeco
     from fmeco.config.check import choose
     from fmeco.data import disk_cache as cache
@@ -145,17 +152,17 @@ def time_probe() -> dict[str, float]:
     began = time.perf_counter()
     for split in ("train", "val"):
         model.embed(data.split(split))
-    once = time.perf_counter() - began
+    pass_seconds = time.perf_counter() - began
     task = {"dataset": PROBE_DATA, "transfer": "probe", "augment": "none", "train": {"epochs": 20, "precision": "fp32"}}
     run = fmeco.finetune(task, ref=source, out="probe", force=True)
-    return {"one pass": once, "probe": run.seconds, "ratio": run.seconds / once}
+    return {"one pass": pass_seconds, "probe": run.seconds, "ratio": run.seconds / pass_seconds}
 
 
 # --- the scan: 50,000 files in 50 folders, with sizes ---
 
 
 def scan(folder: Path) -> dict[str, float]:
-    """Milliseconds, for the files that are made here once."""
+    """Measure milliseconds to scan 50,000 files, which are created once."""
     many = folder.parent / "many"
     if not many.exists():
         from PIL import Image
@@ -170,11 +177,12 @@ def scan(folder: Path) -> dict[str, float]:
                 os.link(unfinished / "one.jpg", unfinished / f"class{label:02}" / f"image{number:06}.jpg")
         (unfinished / "one.jpg").unlink()
         unfinished.rename(many)
-    found: dict[str, float] = part("time_scan", folder, str(many))
-    return found
+    result: dict[str, float] = part("time_scan", folder, str(many))
+    return result
 
 
 def time_scan(many: str) -> dict[str, float]:
+    """Time fmeco's scan, its dataset with splits, and torchvision's ImageFolder."""
     from torchvision.datasets import ImageFolder
 
     from fmeco.datasets import _files, _images, image_folder
@@ -184,7 +192,7 @@ def time_scan(many: str) -> dict[str, float]:
         work()
         return 1e3 * (time.perf_counter() - began)
 
-    sum(1 for _ in Path(many).rglob("*"))  # the system knows the folders
+    sum(1 for _ in Path(many).rglob("*"))  # warm the file system's cache
     return {
         "fmeco, with sizes and times": milliseconds(
             lambda: _files.scan(_images.ImageFiles, image_folder.SUFFIXES, Path(many), [])
@@ -194,18 +202,22 @@ def time_scan(many: str) -> dict[str, float]:
     }
 
 
-# --- a checkpoint: how long the loop waits for it ---
+# --- a checkpoint: how long the loop pauses for it ---
 
 
 def checkpoint(folder: Path) -> dict[str, float]:
-    """Milliseconds in which the loop stands still for a resumable checkpoint with AdamW's moments, and the whole writing."""
-    found: dict[str, float] = {}
+    """Measure the milliseconds that the loop pauses for a checkpoint, and those of the whole writing.
+
+    The checkpoint is resumable, with AdamW's moments.
+    """
+    results: dict[str, float] = {}
     for name in ("resnet18", "vit_b_16"):
-        found |= part("time_checkpoint", folder, name)
-    return found
+        results |= part("time_checkpoint", folder, name)
+    return results
 
 
 def time_checkpoint(name: str) -> dict[str, float]:
+    """Time the pause for, and the whole writing of, checkpoints of a torchvision model."""
     from fmeco.distributed.launch import keep_memory
 
     keep_memory()
@@ -229,7 +241,7 @@ def time_checkpoint(name: str) -> dict[str, float]:
         writer.write(Path("checkpoints"), number, tensors, {}, {}, [], "")
         wholes.append(time.perf_counter() - began)
     shutil.rmtree("checkpoints")
-    # The first one finds no memory to use again.
+    # The first checkpoint cannot reuse memory, and does not count.
     return {
         f"{name}, pause": 1e3 * statistics.median(pauses[1:]),
         f"{name}, whole": 1e3 * statistics.median(wholes[1:]),
@@ -240,17 +252,20 @@ def time_checkpoint(name: str) -> dict[str, float]:
 
 
 def memory(folder: Path) -> dict[str, float]:
-    """MB: after each of five epochs over files, with two workers and with none; a million samples through two workers."""
-    found: dict[str, float] = {}
+    """Measure MB after epochs 2 and 6 over files, with two workers and with none.
+
+    Also measure MB before and after an epoch of a million samples with two workers.
+    """
+    results: dict[str, float] = {}
     for workers in (0, 2):
         sizes = part("epochs", folder, str(workers))
-        found[f"epoch 2, {workers} workers"], found[f"epoch 6, {workers} workers"] = sizes[1], sizes[5]
+        results[f"epoch 2, {workers} workers"], results[f"epoch 6, {workers} workers"] = sizes[1], sizes[5]
     before, after = part("million", folder)
-    return found | {"a million samples, before": before, "a million samples, after": after}
+    return results | {"a million samples, before": before, "a million samples, after": after}
 
 
 def epochs(workers: str) -> list[float]:
-    """The memory of the whole tree after each epoch."""
+    """Measure the memory of the process tree after each epoch, in MB."""
     from fmeco.distributed.launch import keep_memory
 
     keep_memory()
@@ -266,12 +281,12 @@ def epochs(workers: str) -> list[float]:
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (180, 240, 3), dtype=np.uint8)).save(file)
     sizes: list[float] = []
-    real = loop._evaluate
+    original = loop._evaluate
 
     def evaluated(session: Any) -> bool:
-        answer = real(session)
+        improved = original(session)
         sizes.append(tree_mb())
-        return answer
+        return improved
 
     loop._evaluate = evaluated
     config = {
@@ -284,7 +299,10 @@ def epochs(workers: str) -> list[float]:
 
 
 def million() -> tuple[float, float]:
-    """The memory of the tree with two workers started, and after an epoch of a million samples of two numbers."""
+    """Measure memory for a million samples of two numbers, in MB.
+
+    Returns that of the process tree with two workers started, and after an epoch.
+    """
     import torch
 
     from fmeco.core import Augment, Data, DataSpec, Inputs, InputSpec, Samples, View
@@ -315,13 +333,13 @@ def million() -> tuple[float, float]:
     for number, _ in enumerate(loader.batches(0, loader.steps_per_epoch), 1):
         if number == 20:
             before = tree_mb()
-        if number == loader.steps_per_epoch:  # the workers are still there
+        if number == loader.steps_per_epoch:  # the workers are still alive
             after = tree_mb()
     return before, after
 
 
 def tree_mb() -> float:
-    """Proportional set size of this process and its children, in MB."""
+    """Sum the proportional set size of this process and its children, in MB."""
     total = 0
     pids = [os.getpid(), *_children(os.getpid())]
     for pid in pids:
@@ -332,6 +350,7 @@ def tree_mb() -> float:
 
 
 def _children(pid: int) -> list[int]:
+    """List the ids of a process's children."""
     return [int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
 
 
@@ -339,13 +358,15 @@ def _children(pid: int) -> list[int]:
 
 
 def start(folder: Path) -> dict[str, float]:
-    """Seconds until a command has answered, and until the first step of a small run that needs no torchvision."""
+    """Measure seconds until a command has answered, and until the first step of a small run without torchvision."""
     (folder / "typo.yaml").write_text("datset: digits\nbackbone: resnet18\n")
-    found = {}
+    seconds = {}
     for arguments in COMMANDS:
         began = time.perf_counter()
         subprocess.run([sys.executable, "-m", "fmeco", *arguments], cwd=folder, capture_output=True)
-        found[" ".join(arguments[:1]) if arguments[0] != "pretrain" else "a config error"] = time.perf_counter() - began
+        seconds[" ".join(arguments[:1]) if arguments[0] != "pretrain" else "a config error"] = (
+            time.perf_counter() - began
+        )
     (folder / "mlp.yaml").write_text(json.dumps(MLP))
     for name, program in (
         ("first step, bare", [str(HERE / "parts.py"), "part", "bare_loop"]),
@@ -353,8 +374,8 @@ def start(folder: Path) -> dict[str, float]:
     ):
         process([str(HERE / "steps.py"), "steps.json", "1", *program], folder, STEPS_START=str(time.perf_counter()))
         record = json.loads((folder / "steps.json").read_text())
-        found[name] = record["wall"][0] - record["start"]
-    return found
+        seconds[name] = record["wall"][0] - record["start"]
+    return seconds
 
 
 # --- run, table ---
@@ -374,6 +395,7 @@ INNER: dict[str, Callable[..., Any]] = {
 
 
 def run(work: Path, names: list[str], rounds: int) -> None:
+    """Measure the named parts in rounds, and write the results after each measurement."""
     out = work / "parts.json"
     results: dict[str, list[dict[str, float]]] = json.loads(out.read_text()) if out.exists() else {}
     for name in names:
@@ -391,11 +413,11 @@ def run(work: Path, names: list[str], rounds: int) -> None:
 
 
 def rows(results: dict[str, list[dict[str, float]]]) -> list[str]:
-    """A markdown table: the median of each figure, and its range over the rounds."""
+    """Format a markdown table: the median of each figure, and its range over the rounds."""
     table = ["| part | figure | median | range | n |", "|---|---|---|---|---|"]
-    for name, found in results.items():
-        for key in found[0]:
-            values = [one[key] for one in found]
+    for name, rounds in results.items():
+        for key in rounds[0]:
+            values = [figures[key] for figures in rounds]
             middle, low, high = (f"{value:.3g}" for value in (statistics.median(values), min(values), max(values)))
             table.append(f"| {name}, {PARTS[name][1]} | {key} | {middle} | {low}..{high} | {len(values)} |")
     return table
@@ -413,13 +435,13 @@ def main() -> None:
     verb = verbs.add_parser("part", help="for the script itself")
     verb.add_argument("name", choices=INNER)
     verb.add_argument("arguments", nargs="*")
-    given = parser.parse_args()
-    if given.verb == "run":
-        run(given.work.resolve(), given.only, given.rounds)
-    elif given.verb == "table":
-        print("\n".join(rows(json.loads(given.results.read_text()))))
+    args = parser.parse_args()
+    if args.verb == "run":
+        run(args.work.resolve(), args.only, args.rounds)
+    elif args.verb == "table":
+        print("\n".join(rows(json.loads(args.results.read_text()))))
     else:
-        Path("part.json").write_text(json.dumps(INNER[given.name](*given.arguments)))
+        Path("part.json").write_text(json.dumps(INNER[args.name](*args.arguments)))
 
 
 if __name__ == "__main__":

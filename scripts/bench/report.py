@@ -1,9 +1,8 @@
-"""Write docs/performance.md from what the other scripts of this folder have measured.
+"""Write docs/performance.md from the measurements of the other scripts in this folder.
 
-python scripts/bench/report.py [WORK/images.json] [WORK/parts.json] [OUT/speedrun.json]
+    python scripts/bench/report.py [WORK/images.json] [WORK/parts.json] [OUT/speedrun.json]
 
-Each file writes its own section; sections without one stay as they are, as measurements of an hour each need not be repeated
-for the sake of another.
+Each file updates its own section. The other sections stay as they are, since each measurement takes about an hour.
 """
 
 from __future__ import annotations
@@ -24,20 +23,22 @@ DOC = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
 
 
 def main() -> None:
-    given = {Path(path).stem: json.loads(Path(path).read_text()) for path in sys.argv[1:]}
-    if not given or not given.keys() <= SECTIONS.keys():
+    """Rewrite the sections whose results are given as arguments."""
+    results = {Path(path).stem: json.loads(Path(path).read_text()) for path in sys.argv[1:]}
+    if not results or not results.keys() <= SECTIONS.keys():
         sys.exit(__doc__)
-    begin, *rest = re.split("^## ", DOC.read_text(), flags=re.MULTILINE)
-    kept = {text.splitlines()[0]: f"## {text}".rstrip().splitlines() for text in rest}
-    written = [begin.rstrip()]
+    head, *sections = re.split("^## ", DOC.read_text(), flags=re.MULTILINE)
+    kept = {text.splitlines()[0]: f"## {text}".rstrip().splitlines() for text in sections}
+    written = [head.rstrip()]
     for name, (title, section) in SECTIONS.items():
-        written += ["", *([f"## {title}", "", *section(given[name])] if name in given else kept[title])]
+        written += ["", *([f"## {title}", "", *section(results[name])] if name in results else kept[title])]
     DOC.write_text("\n".join([*written, ""]))
 
 
 def peers(trained: dict[str, Any]) -> list[str]:
+    """Write the section on the same training by fmeco and its peers."""
     machine = trained["sessions"][-1]["machine"]
-    versions = {name: found for session in trained["sessions"] for name, found in session["versions"].items()}
+    versions = {name: packages for session in trained["sessions"] for name, packages in session["versions"].items()}
     job = images.Job(**trained["job"])
     return [
         f"resnet18 at {job.size} pixels, batches of {job.batch}, {job.images:,} generated photographs of 400x533 pixels, on",
@@ -61,7 +62,8 @@ def peers(trained: dict[str, Any]) -> list[str]:
     ]
 
 
-def pieces(found: dict[str, Any]) -> list[str]:
+def pieces(measured: dict[str, Any]) -> list[str]:
+    """Write the section on the parts of fmeco."""
     return [
         "`python scripts/bench/parts.py run --work W`",
         "",
@@ -70,21 +72,22 @@ def pieces(found: dict[str, Any]) -> list[str]:
         "- Checkpoint pause: how long training stops. A thread writes the rest during training.",
         "- Memory: the whole process tree.",
         "",
-        *parts.rows(found),
+        *parts.rows(measured),
     ]
 
 
-def recipe(found: dict[str, Any]) -> list[str]:
+def recipe(measured: dict[str, Any]) -> list[str]:
+    """Write the section on the recipe for small images."""
     return [
         "[configs/speedrun/cifar10.yaml](../configs/speedrun/cifar10.yaml) against plain SGD (Nesterov, cosine, the same network). Both train",
         "for the same time on CIFAR-10's 50,000 training images, read as files. Accuracy is on the 10,000 test images.",
-        f"`python scripts/bench/speedrun.py FOLDER OUT --seeds {len(found['recipe'])}`. [LOG.md](LOG.md) tells how the recipe was found.",
+        f"`python scripts/bench/speedrun.py FOLDER OUT --seeds {len(measured['recipe'])}`. [LOG.md](LOG.md) tells how the recipe was found.",
         "",
-        *speedrun.rows(found),
+        *speedrun.rows(measured),
     ]
 
 
-# A file's stem -> the title of its section, and what writes it.
+# Stem of a results file -> title of its section, and the function that writes it.
 SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "images": ("The same training, by fmeco and by its peers", peers),
     "parts": ("Part by part", pieces),
@@ -93,28 +96,29 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
 
 
 def version(packages: dict[str, str], name: str) -> str:
-    return next(one for key, one in packages.items() if key.lower().replace("_", "-") == name)
+    """Look up a package's version, whatever the case and separators of its name."""
+    return next(found_version for key, found_version in packages.items() if key.lower().replace("_", "-") == name)
 
 
 def verdict(results: dict[str, Any], job: images.Job) -> list[str]:
-    """How fmeco stands to each peer, round by round, in a sentence each; who is faster is named."""
+    """Compare fmeco with each peer, round by round, and name the peers that are faster."""
     speeds: dict[str, dict[int, float]] = {}
     for record in results["runs"]:
         if "error" not in record:
-            for label, one in images.measured(record, job).items():
-                speeds.setdefault(label, {})[record["round"]] = one.speed
-    ours = speeds["fmeco, epoch 2 on"]
-    told, faster = [], []
+            for label, measured in images.measured(record, job).items():
+                speeds.setdefault(label, {})[record["round"]] = measured.speed
+    fmeco_speeds = speeds["fmeco, epoch 2 on"]
+    ratios_of_peers, faster = [], []
     for label, by_round in speeds.items():
         if label.startswith(("bare", "fmeco")):
             continue
-        ratios = [ours[n] / speed for n, speed in by_round.items() if n in ours]
+        ratios = [fmeco_speeds[n] / speed for n, speed in by_round.items() if n in fmeco_speeds]
         middle = statistics.median(ratios)
-        told.append(f"{label} {middle:.2f} ({min(ratios):.2f}..{max(ratios):.2f})")
+        ratios_of_peers.append(f"{label} {middle:.2f} ({min(ratios):.2f}..{max(ratios):.2f})")
         if middle < 1:
             faster.append(label)
     return [
-        f"fmeco's speed from the second epoch on, divided by that of: {'; '.join(told)}.",
+        f"fmeco's speed from the second epoch on, divided by that of: {'; '.join(ratios_of_peers)}.",
         f"Faster than fmeco: {', '.join(faster)}." if faster else "By the median, no peer is faster than fmeco.",
     ]
 

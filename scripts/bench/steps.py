@@ -1,16 +1,18 @@
-"""Run another program unmodified, and write down the time of each of its optimizer steps.
+"""Run another program unmodified, and record the time of each of its optimizer steps.
 
     python steps.py OUT.json MAX_STEPS (SCRIPT | -m MODULE) ARGS...
 
-OUT.json gets {"start", "wall", "cpu", "peak_mb"}: `wall` and `cpu` hold one number per step, taken when torch's optimizer
-has made it; `wall` and `start` are time.perf_counter(), and `cpu` is the processor time so far, loader workers included.
-`start` is when the process was started, if the parent says so in STEPS_START (its own time.perf_counter(), the same clock on
-Linux), so that imports are charged. After MAX_STEPS the whole process ends at once.
+Writes OUT.json with these keys:
+start: time.perf_counter() at the start of the process.
+wall: time.perf_counter() after each step of torch's optimizer.
+cpu: processor seconds so far after each step, loader workers included.
+peak_mb: peak memory of the main process.
 
-STEPS_CPU=0 leaves out `cpu`, which takes longer to read than a small step.
+The parent passes `start` in STEPS_START, so that imports are charged; on Linux, all processes share this clock. After
+MAX_STEPS steps the process ends at once. STEPS_CPU=0 leaves `cpu` empty, as reading it takes longer than a small step.
 
-Of several optimizers only the one counts that was the last to make its first step: a program that first tries steps on a
-throw-away one is timed from the real one, and an optimizer that calls another is one.
+Of several optimizers, only the last one to take a first step counts. So a program that first tries a temporary optimizer
+is timed from the real one, and an optimizer that calls another counts once.
 """
 
 from __future__ import annotations
@@ -33,17 +35,17 @@ TICK = os.sysconf("SC_CLK_TCK")
 
 
 def descendants(pid: int) -> list[int]:
-    """The living processes below this one. Empty where there is no /proc."""
-    found: list[int] = []
+    """List the ids of all living processes below this one; [] without /proc."""
+    ids: list[int] = []
     for file in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(OSError):
             for child in map(int, file.read_text().split()):
-                found += [child, *descendants(child)]
-    return found
+                ids += [child, *descendants(child)]
+    return ids
 
 
 def cpu_seconds() -> float:
-    """User and system time of this process and of all below it, dead or alive."""
+    """Sum the user and system time of this process and all its descendants, dead or alive."""
     total = sum(os.times()[:4])
     for pid in descendants(os.getpid()):
         with suppress(OSError):
@@ -53,10 +55,10 @@ def cpu_seconds() -> float:
 
 
 class Steps:
-    """The record, and the hook that fills it."""
+    """Record steps, by a hook on optimizers."""
 
-    def __init__(self, out: Path, most: int) -> None:
-        self.out, self.most = out, most
+    def __init__(self, out: Path, limit: int) -> None:
+        self.out, self.limit = out, limit
         self.start = float(os.environ.get("STEPS_START", time.perf_counter()))
         self.counts = os.environ.get("STEPS_CPU", "1") == "1"
         self.owner = os.getpid()
@@ -65,6 +67,7 @@ class Steps:
         self.cpu: list[float] = []
 
     def step(self, optimizer: object, *_: object) -> None:
+        """Record a step; after the last one, end the process."""
         if os.getpid() != self.owner:
             return
         if all(optimizer is not known for known in self.optimizers):
@@ -75,10 +78,11 @@ class Steps:
         self.wall.append(time.perf_counter())
         if self.counts:
             self.cpu.append(cpu_seconds())
-        if len(self.wall) == self.most:
+        if len(self.wall) == self.limit:
             self.end()
 
     def end(self) -> None:
+        """Write the record, and kill this process and its descendants."""
         self.write()
         for pid in descendants(self.owner):
             with suppress(OSError):
@@ -88,6 +92,7 @@ class Steps:
         os._exit(0)
 
     def write(self) -> None:
+        """Write the record as JSON."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # kB on Linux
         record = {"start": self.start, "wall": self.wall, "cpu": self.cpu, "peak_mb": peak}
         part = self.out.with_suffix(".part")
@@ -96,12 +101,13 @@ class Steps:
 
 
 class Watch(MetaPathFinder):
-    """Waits for the program to import torch's optimizers, and hangs the hook on them."""
+    """Hook torch's optimizers as soon as the program imports them."""
 
     def __init__(self, steps: Steps) -> None:
         self.steps = steps
 
     def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
+        """Return the spec of torch.optim.optimizer with a loader that adds the hook; None for other modules."""
         if name != "torch.optim.optimizer":
             return None
         spec = PathFinder.find_spec(name, path, target)
@@ -117,10 +123,11 @@ class Watch(MetaPathFinder):
 
 
 def main() -> None:
+    """Run the program with the hook, and write the record at its end."""
     if len(sys.argv) < 4 or (sys.argv[3] == "-m" and len(sys.argv) < 5):
         sys.exit(__doc__)
-    out, most, program, arguments = Path(sys.argv[1]).resolve(), int(sys.argv[2]), sys.argv[3], sys.argv[4:]
-    steps = Steps(out, most)
+    out, limit, program, arguments = Path(sys.argv[1]).resolve(), int(sys.argv[2]), sys.argv[3], sys.argv[4:]
+    steps = Steps(out, limit)
     sys.meta_path.insert(0, Watch(steps))
     try:
         if program == "-m":

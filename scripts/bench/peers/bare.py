@@ -1,6 +1,6 @@
-"""The limit: a training step in bfloat16 on one batch of random tensors that lies in memory, again and again.
+"""Repeat a training step in bfloat16 on one batch of random tensors in memory: the limit of speed.
 
---retained: glibc keeps freed memory instead of returning it to the system, which saves a page fault per page and step.
+--retained: glibc keeps freed memory instead of returning it to the system, which saves page faults in every step.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--retained", action="store_true")
-    given = parser.parse_args()
-    if given.retained:
+    args = parser.parse_args()
+    if args.retained:
         libc = ctypes.CDLL(None)
         if not (libc.mallopt(M_MMAP_MAX, 0) and libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)):
-            raise OSError("this is not glibc")
+            raise OSError("--retained needs glibc")
 
     import torch
     import torch.nn.functional as F
@@ -29,8 +29,8 @@ def main() -> None:
 
     layout = torch.channels_last
     model = resnet18(num_classes=10).to(memory_format=layout)
-    images = torch.randn(given.batch, 3, given.size, given.size).contiguous(memory_format=layout)
-    labels = torch.randint(10, (given.batch,))
+    images = torch.randn(args.batch, 3, args.size, args.size).contiguous(memory_format=layout)
+    labels = torch.randint(10, (args.batch,))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     while True:
         with torch.autocast("cpu", torch.bfloat16):

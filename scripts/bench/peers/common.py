@@ -1,4 +1,4 @@
-"""What the peers' scripts share: their command line, and the job's training images as torchvision has them."""
+"""Provide the command line and the training images to the scripts of the peers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torchvision.datasets import ImageFolder
 
 
 def command_line() -> argparse.Namespace:
+    """Parse the command line of a peer's script."""
     parser = argparse.ArgumentParser()
     parser.add_argument("data")
     parser.add_argument("--size", type=int, default=224)
@@ -18,6 +19,7 @@ def command_line() -> argparse.Namespace:
 
 
 def photos(data: str, size: int) -> ImageFolder:
+    """Build the job's training images with torchvision's transforms."""
     transform = transforms.Compose(
         [
             transforms.RandomResizedCrop(size),

@@ -1,4 +1,4 @@
-"""What the peers of finetune.py share: the job, the clock, and the proof that the source's weights are there."""
+"""Provide the job, the clock and the check of loaded weights to the peers of finetune.py."""
 
 from __future__ import annotations
 
@@ -16,38 +16,47 @@ from torch import Tensor
 
 
 def read_job() -> dict[str, Any]:
+    """Read the job that finetune.py wrote."""
     return json.loads(Path(sys.argv[1]).read_text())
 
 
 class Clock:
-    """Starts with training; `mark` ends an epoch."""
+    """Measure training time, from the creation of the clock. `mark` ends an epoch."""
 
     def __init__(self) -> None:
         self.wall, self.cpu = time.perf_counter(), [time.process_time()]
 
     def mark(self) -> None:
+        """End an epoch."""
         self.cpu.append(time.process_time())
 
     def stop(self) -> dict[str, Any]:
+        """Return wall seconds, processor seconds, and processor seconds per epoch."""
         epochs = [after - before for before, after in itertools.pairwise(self.cpu)]
         return {"seconds": time.perf_counter() - self.wall, "cpu": time.process_time(), "epoch_cpu": epochs}
 
 
 def source_weights(job: dict[str, Any]) -> dict[str, Tensor]:
+    """Read the weights of the source."""
     return load_file(job["weights"])
 
 
-def check_loaded(found: Iterable[tuple[str, Tensor]], weights: dict[str, Tensor]) -> None:
-    """Every tensor of the source is where it belongs, to the bit, and everything but the head is one of them."""
-    here = {name: tensor for name, tensor in found if not name.startswith("fc.")}
-    wrong = sorted(here.keys() ^ weights.keys())
-    wrong += [name for name in here.keys() & weights.keys() if not torch.equal(here[name], weights[name])]
+def check_loaded(loaded: Iterable[tuple[str, Tensor]], weights: dict[str, Tensor]) -> None:
+    """Exit unless every tensor except the head's equals the source's, bit for bit, and none is missing."""
+    without_head = {name: tensor for name, tensor in loaded if not name.startswith("fc.")}
+    wrong = sorted(without_head.keys() ^ weights.keys())
+    wrong += [
+        name for name in without_head.keys() & weights.keys() if not torch.equal(without_head[name], weights[name])
+    ]
     if wrong:
         sys.exit(f"not the source's weights: {', '.join(wrong)}")
-    print(f"{len(here)} of {len(weights)} tensors are the source's", file=sys.stderr)
+    print(f"{len(without_head)} of {len(weights)} tensors are the source's", file=sys.stderr)
 
 
-def write_result(job: dict[str, Any], found: dict[str, Any], accuracy: float, correct: dict[str, bool]) -> None:
-    """correct: by the file's path."""
-    found |= {"accuracy": accuracy, "correct": [int(correct[name]) for name in sorted(correct)]}
-    (Path(job["folder"]) / "result.json").write_text(json.dumps(found))
+def write_result(job: dict[str, Any], result: dict[str, Any], accuracy: float, correct: dict[str, bool]) -> None:
+    """Write a peer's result.
+
+    correct: whether each test image was predicted correctly, by its path.
+    """
+    result |= {"accuracy": accuracy, "correct": [int(correct[name]) for name in sorted(correct)]}
+    (Path(job["folder"]) / "result.json").write_text(json.dumps(result))

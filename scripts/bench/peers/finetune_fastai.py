@@ -1,4 +1,4 @@
-"""fastai's fine_tune, as its documentation has it, from the source's weights instead of its own: see finetune.py."""
+"""Finetune with fastai's fine_tune as in its documentation, but from the source's weights. See finetune.py."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ from torchvision.models import resnet18
 
 
 class Epochs(Callback):
-    order = 1000  # after all others
+    """Record the time and the learning rates of each epoch."""
+
+    order = 1000  # run after all other callbacks
 
     def __init__(self) -> None:
         self.clock, self.rates = Clock(), []
@@ -43,7 +45,7 @@ def main() -> None:
         model.load_state_dict(weights, strict=False)  # checked below
         return model
 
-    model_meta[source] = model_meta[resnet18]  # cut, and split into groups, as its own
+    model_meta[source] = model_meta[resnet18]  # cut it, and group its layers, like the original resnet18
     loaders = ImageDataLoaders.from_folder(
         task,
         train="train",
@@ -53,18 +55,18 @@ def main() -> None:
         num_workers=0,
     )
     learner = vision_learner(loaders, source, metrics=accuracy)
-    names = [name for name in resnet18().state_dict() if not name.startswith("fc.")]  # the body has numbers for names
+    names = [name for name in resnet18().state_dict() if not name.startswith("fc.")]  # fastai's body numbers its layers
     check_loaded(zip(names, learner.model[0].state_dict().values(), strict=True), weights)
     epochs = Epochs()
     learner.fine_tune(job["epochs"], cbs=epochs)
-    found = {**epochs.clock.stop(), "val": learner.recorder.values[-1][-1], "lr": epochs.rates}
+    result = {**epochs.clock.stop(), "val": learner.recorder.values[-1][-1], "lr": epochs.rates}
 
     files = sorted(get_image_files(task / "test"))
     scores, labels = learner.get_preds(dl=loaders.test_dl(files, with_labels=True, num_workers=0))
     if [loaders.vocab[label] for label in labels] != [file.parent.name for file in files]:
-        raise ValueError("the test labels are not those of the folders")
-    right = (scores.argmax(1) == labels).tolist()
-    write_result(job, found, sum(right) / len(right), dict(zip(map(str, files), right, strict=True)))
+        raise ValueError("the test labels differ from the names of their folders")
+    correct = (scores.argmax(1) == labels).tolist()
+    write_result(job, result, sum(correct) / len(correct), dict(zip(map(str, files), correct, strict=True)))
 
 
 if __name__ == "__main__":

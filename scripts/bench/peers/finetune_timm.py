@@ -1,6 +1,7 @@
-"""timm's train.py, run by its own main() from the source's weights: see finetune.py. Three of its functions are watched: one
-makes the model, whose weights are checked; one makes the loaders, whose settings for validation serve for the test; one
-trains an epoch, whose start is a time.
+"""Finetune with timm's train.py, by its own main(), from the source's weights. See finetune.py.
+
+Three of its functions are wrapped: create_model, to check the weights; create_loader, to use its validation settings
+for the test; and train_one_epoch, to time epochs.
 """
 
 from __future__ import annotations
@@ -29,24 +30,24 @@ def main() -> None:
     settings: list[Any] = []
     create_model, create_loader, train_one_epoch = train.create_model, train.create_loader, train.train_one_epoch
 
-    def watched_model(*args: Any, **how: Any) -> Any:
-        model = create_model(*args, **how)
+    def watched_model(*args: Any, **options: Any) -> Any:
+        model = create_model(*args, **options)
         check_loaded(model.state_dict().items(), source_weights(job))
         return model
 
-    def watched_loader(dataset: Any, **how: Any) -> Any:
-        if not how["is_training"]:
-            loading.update(how)
-        return create_loader(dataset, **how)
+    def watched_loader(dataset: Any, **options: Any) -> Any:
+        if not options["is_training"]:
+            loading.update(options)
+        return create_loader(dataset, **options)
 
-    def watched_epoch(epoch: int, model: Any, loader: Any, optimizer: Any, args: Any, **how: Any) -> Any:
+    def watched_epoch(epoch: int, model: Any, loader: Any, optimizer: Any, args: Any, **options: Any) -> Any:
         if clocks:
             clocks[0].mark()
         else:
             clocks.append(Clock())
             settings.append(args)
         rates.append(optimizer.param_groups[0]["lr"])
-        return train_one_epoch(epoch, model, loader, optimizer, args, **how)
+        return train_one_epoch(epoch, model, loader, optimizer, args, **options)
 
     train.create_model, train.create_loader, train.train_one_epoch = watched_model, watched_loader, watched_epoch
     sys.argv = ["train.py", "--data-dir", str(task), "--val-split", "val"]
@@ -58,7 +59,7 @@ def main() -> None:
     clocks[0].mark()
     with open(folder / "run" / "summary.csv", newline="") as file:
         best = max(float(row["eval_top1"]) for row in csv.DictReader(file))
-    found = {**clocks[0].stop(), "lr": rates, "val": best / 100}
+    result = {**clocks[0].stop(), "lr": rates, "val": best / 100}
 
     model = create_model("resnet18", num_classes=5, checkpoint_path=str(folder / "run" / "model_best.pth.tar"))
     tests = create_dataset("", root=str(task), split="test")
@@ -66,13 +67,13 @@ def main() -> None:
     outputs: list[torch.Tensor] = []
     model.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
     metrics = train.validate(model, loader, torch.nn.CrossEntropyLoss(), settings[0], device=torch.device("cpu"))
-    for file in (folder / "run").glob("*.tar"):  # ten of 90 MB
+    for file in (folder / "run").glob("*.tar"):  # ten files of 90 MB
         file.unlink()
     files = [str(task / "test" / name) for name in tests.filenames()]
-    known = sorted(path.name for path in (task / "test").iterdir())
-    answers = [known[code] for code in torch.cat(outputs).argmax(1).tolist()]
+    classes = sorted(path.name for path in (task / "test").iterdir())
+    answers = [classes[code] for code in torch.cat(outputs).argmax(1).tolist()]
     correct = {file: answer == Path(file).parent.name for file, answer in zip(files, answers, strict=True)}
-    write_result(job, found, metrics["top1"] / 100, correct)
+    write_result(job, result, metrics["top1"] / 100, correct)
 
 
 if __name__ == "__main__":

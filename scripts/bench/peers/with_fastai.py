@@ -1,5 +1,7 @@
-"""fastai, as its documentation has it, with torch's SGD. --best: bfloat16 and channels_last, which its own callbacks have for
-CUDA alone, by a wrapper around the model; and one loader worker.
+"""Train with fastai as in its documentation, with torch's SGD.
+
+--best: bfloat16 and channels_last by a wrapper around the model, as fastai's callbacks for them support CUDA only; and
+one loader worker.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from torchvision.models import resnet18
 
 
 class Fast(nn.Module):
+    """Run a model in bfloat16 and channels_last."""
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model.to(memory_format=torch.channels_last)
@@ -33,20 +37,20 @@ class Fast(nn.Module):
 
 
 def main() -> None:
-    given = command_line()
+    args = command_line()
     loaders = ImageDataLoaders.from_folder(
-        given.data,
+        args.data,
         train="train",
         valid="val",
-        bs=given.batch,
-        item_tfms=[RandomResizedCrop(given.size), FlipItem()],
+        bs=args.batch,
+        item_tfms=[RandomResizedCrop(args.size), FlipItem()],
         batch_tfms=Normalize.from_stats(*imagenet_stats),
-        **({"num_workers": 1} if given.best else {}),
+        **({"num_workers": 1} if args.best else {}),
     )
     model = resnet18(num_classes=10)
     learner = Learner(
         loaders,
-        Fast(model) if given.best else model,
+        Fast(model) if args.best else model,
         loss_func=CrossEntropyLossFlat(),
         opt_func=partial(OptimWrapper, opt=torch.optim.SGD, momentum=0.9),
     )

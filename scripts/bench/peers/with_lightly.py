@@ -1,6 +1,7 @@
-"""lightly-train, as its documentation has it. --best: one loader worker; channels_last is not offered, and AdamW is all there
-is. Its default precision is bf16-mixed, but in 0.18.0 on a CPU autocast is off in the training step: convolutions take and
-give float32.
+"""Train with lightly-train as in its documentation.
+
+--best: one loader worker. It offers no channels_last, and no optimizer but AdamW. Its default precision is bf16-mixed,
+but in 0.18.0 autocast is off in the training step on a CPU: convolutions compute in float32.
 """
 
 from __future__ import annotations
@@ -10,20 +11,20 @@ from common import command_line
 
 
 def main() -> None:
-    given = command_line()
+    args = command_line()
     lightly_train.train_image_classification(
         out="run",
         model="torchvision/resnet18",
         data={
-            "train": f"{given.data}/train",
-            "val": f"{given.data}/val",
+            "train": f"{args.data}/train",
+            "val": f"{args.data}/val",
             "classes": {label: f"class{label}" for label in range(10)},
         },
         steps=1000,
-        batch_size=given.batch,
+        batch_size=args.batch,
         gradient_accumulation_steps=1,
-        num_workers=1 if given.best else "auto",
-        transform_args={"image_size": (given.size, given.size), "color_jitter": None},
+        num_workers=1 if args.best else "auto",
+        transform_args={"image_size": (args.size, args.size), "color_jitter": None},
     )
 
 

@@ -1,4 +1,7 @@
-"""Lightning, as its documentation has it. --best: bfloat16, channels_last and one loader worker."""
+"""Train with Lightning as in its documentation.
+
+--best: bfloat16, channels_last and one loader worker.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +32,11 @@ class Classifier(L.LightningModule):
 
 
 def main() -> None:
-    given = command_line()
-    data = photos(given.data, given.size)
-    loader = DataLoader(data, given.batch, shuffle=True, num_workers=int(given.best))
-    trainer = L.Trainer(max_epochs=1, precision="bf16-mixed" if given.best else None)
-    trainer.fit(Classifier(given.best), loader)
+    args = command_line()
+    data = photos(args.data, args.size)
+    loader = DataLoader(data, args.batch, shuffle=True, num_workers=int(args.best))
+    trainer = L.Trainer(max_epochs=1, precision="bf16-mixed" if args.best else None)
+    trainer.fit(Classifier(args.best), loader)
 
 
 if __name__ == "__main__":

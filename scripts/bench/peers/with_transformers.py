@@ -1,5 +1,6 @@
-"""The Trainer of transformers, as its documentation has it for a model of one's own. --best: bfloat16, channels_last and one
-loader worker.
+"""Train with the Trainer of transformers, as its documentation does for custom models.
+
+--best: bfloat16, channels_last and one loader worker.
 """
 
 from __future__ import annotations
@@ -32,16 +33,16 @@ def collate(samples: list[tuple[Tensor, int]]) -> dict[str, Tensor]:
 
 
 def main() -> None:
-    given = command_line()
-    data = photos(given.data, given.size)
-    model = Classifier(given.best)
+    args = command_line()
+    data = photos(args.data, args.size)
+    model = Classifier(args.best)
     arguments = TrainingArguments(
         num_train_epochs=1,
-        per_device_train_batch_size=given.batch,
+        per_device_train_batch_size=args.batch,
         remove_unused_columns=False,
         use_cpu=True,
-        bf16=given.best,
-        dataloader_num_workers=int(given.best),
+        bf16=args.best,
+        dataloader_num_workers=int(args.best),
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     trainer = Trainer(
