@@ -126,7 +126,7 @@ def _type(schema: Mapping[str, Any]) -> str:
         return " or ".join(map(str, schema.get("enum", [schema.get("const")])))
     if schema.get("type") == "array":
         return f"list of {_type(schema.get('items', {}))}"
-    bounds = "".join(
+    bounds = " and".join(
         f" {sign} {schema[key]:g}"
         for key, sign in (("exclusiveMinimum", ">"), ("minimum", ">="), ("exclusiveMaximum", "<"), ("maximum", "<="))
         if key in schema
