@@ -97,7 +97,9 @@ def test_list_and_describe_say_what_there_is(fmeco: Fmeco) -> None:
         assert answer.code == 0, answer.err
         assert re.search(r"optimizers +[0-9]+  adadelta, adafactor", answer.out)
     assert fmeco("list", "--json").json["schedules"][0] == "constant"
-    assert re.search(r"train +How long and how a run trains.\n", answer.out)
+    assert re.search(
+        r"train +Configure training: its length, batches, device, precision and checkpoints.\n", answer.out
+    )
     shown = fmeco("describe", "optimizer").out
     assert re.search(r"adamw +Adam with decoupled weight decay", shown)
     assert fmeco("describe", "section").out in answer.out

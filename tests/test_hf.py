@@ -165,7 +165,7 @@ def test_a_finetuned_checkpoint_needs_no_folder(kind: str, fmeco: Fmeco) -> None
     assert answer.code == 0, answer.err
     assert "100.0% of the backbone" in answer.err
     if kind != "gpt2":
-        assert "left out, not of the backbone" in answer.err, "the head of the masked language model is named"
+        assert "left out, not part of the backbone" in answer.err, "the head of the masked language model is named"
     predicted = fmeco("predict", "run", "cat dog cow", "saw axe drill", "--json").json
     shutil.copytree("run", "killed", symlinks=True)
     shutil.rmtree("killed/checkpoints")

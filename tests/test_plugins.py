@@ -235,9 +235,7 @@ READERS = {"DEFAULT": "moons", "OTHER": "stars", "SILENT": ""}
     for source in (("fourier/small@SILENT",), ("w.safetensors", "--set", "backbone=fourier/small")):
         answer = fmeco(*command, "--from", *source)
         assert answer.code == 2
-        assert (
-            f"{source[0]} does not say how its inputs were prepared, nor does the backbone fourier/small" in answer.err
-        )
+        assert f"neither {source[0]} nor the backbone fourier/small states how inputs were preprocessed" in answer.err
         assert "a function preprocessing(arch)" in answer.err
 
 

@@ -47,7 +47,7 @@ def test_pretrain_finetune_evaluate_predict_embed(fmeco: Fmeco) -> None:
     answer = fmeco("finetune", "--from", "one", "--dataset", "second", "--out", "two")
     assert answer.code == 0, answer.err
     assert "100.0% of the backbone's parameters" in answer.err
-    assert "carried over for the classes: red" in answer.err
+    assert "head rows copied for the classes: red" in answer.err
     assert "val_accuracy" in answer.out
     source = checkpoint.open_checkpoint(Path("one/checkpoints/best").resolve())
     tuned = checkpoint.open_checkpoint(Path("two/checkpoints/best").resolve())
@@ -414,7 +414,7 @@ def test_probe_trains_the_head_alone(fmeco: Fmeco) -> None:
 
 def test_list_describe_and_version_of_help(fmeco: Fmeco) -> None:
     assert "resnet18" in fmeco("list", "backbone").out
-    assert "label_smoothing: number >= 0 < 1, default 0.0" in fmeco("describe", "objective", "classification").out
+    assert "label_smoothing: number >= 0 and < 1, default 0.0" in fmeco("describe", "objective", "classification").out
     assert fmeco("describe", "section", "train", "--json").json["keys"]["epochs"]["default"] is None
     for command in (
         "pretrain",

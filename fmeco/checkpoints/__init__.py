@@ -1,1 +1,1 @@
-"""Checkpoints: their format, writing and verified loading, the transplant, and where a REF points to."""
+"""Write and verify checkpoints, resolve REFs to weights, and load weights into models."""

@@ -1,4 +1,4 @@
-"""Read weights files of other tools, running no code of theirs."""
+"""Read weights files of other tools without running any code in them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from fmeco.errors import CheckpointError, clean
 
 
 def read_foreign(path: Path) -> dict[str, Tensor]:
-    """A weights file of another tool (.safetensors .pth .pt .ckpt .bin) -> named tensors, running no code of it.
+    """Read the named tensors of another tool's weights file (.safetensors .pth .pt .ckpt .bin).
 
-    Raises CheckpointError. There is no fallback to unsafe loading.
+    Runs no code of the file, and never falls back to unsafe loading. Raises CheckpointError.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
@@ -30,15 +30,15 @@ def read_foreign(path: Path) -> dict[str, Tensor]:
         if zipfile.is_zipfile(path):
             _check_zip(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # remarks on odd pickles; what is wrong with one is said below
+            warnings.simplefilter("ignore")  # torch's warnings about odd pickles; errors are reported below
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
-    except Exception as error:  # mutated files raise a dozen classes; every one of them means the same to a user
+    except Exception as error:  # damaged files raise a dozen classes of errors, with the same meaning for a user
         why = (
-            "it wants to run code"
+            "it would need to run code"
             if "weights_only" in str(error).lower() or "Unsupported" in str(error)
-            else "it is damaged, or no such file"
+            else "it is damaged, or not such a file"
         )
         raise CheckpointError(
             f"{path} cannot be read as a file of weights: {why}",
@@ -60,7 +60,10 @@ def read_foreign(path: Path) -> dict[str, Tensor]:
 
 
 def _check_zip(path: Path) -> None:
-    """torch.save stores records uncompressed; a deflated one is a bomb."""
+    """Check that a ZIP file looks like one of torch.save. Raises CheckpointError.
+
+    torch.save stores records uncompressed, so a compressed one is an attack (a zip bomb).
+    """
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
     names = [entry.filename for entry in entries]
@@ -75,20 +78,22 @@ def _check_zip(path: Path) -> None:
         )
         or sum(entry.file_size for entry in entries) > path.stat().st_size
     ):
-        raise CheckpointError(f"{path} is not an archive that torch.save writes")
+        raise CheckpointError(f"{path} is not an archive written by torch.save")
 
 
 def _find_state(loaded: Any, depth: int = 0) -> dict[str, Tensor] | None:
-    """The largest mapping of names to tensors, at most three levels down. Several of a size side by side (a teacher and a
-    student) are several networks, and their names begin with their keys."""
+    """Find the largest mapping of names to tensors, at most three levels down; None if there is none.
+
+    Several mappings of similar size (such as of a teacher and a student) are joined, with their keys as name prefixes.
+    """
     if not isinstance(loaded, Mapping) or depth > 3:
         return None
-    own = {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
+    tensors = {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
     inner = {str(key): state for key, value in loaded.items() if (state := _find_state(value, depth + 1))}
     most = max(map(len, inner.values()), default=0)
-    if len(own) >= most:
-        return own or None
-    alike = {key: state for key, state in inner.items() if len(state) > most / 2}
-    if len(alike) == 1:
-        return next(iter(alike.values()))
-    return {f"{key}.{name}": tensor for key, state in alike.items() for name, tensor in state.items()}
+    if len(tensors) >= most:
+        return tensors or None
+    networks = {key: state for key, state in inner.items() if len(state) > most / 2}
+    if len(networks) == 1:
+        return next(iter(networks.values()))
+    return {f"{key}.{name}": tensor for key, state in networks.items() for name, tensor in state.items()}

@@ -1,14 +1,14 @@
-"""The format of a checkpoint, a directory of safetensors and JSON: open it, and verify every byte.
+"""Open a checkpoint directory and verify every byte of it. All files are data, so loading one executes no code.
 
     step-00000123/
-        backbone.safetensors    the product, under the source library's own names
-        objective.safetensors   heads
+        backbone.safetensors    backbone, with the source library's parameter names
+        objective.safetensors   heads and other tensors of the objective
         meta.json               format, step, config, data description, metrics, versions
-        trainer.safetensors, trainer.json    what only resume needs
-        manifest.json           sizes and SHA-256 of the above, and the parents' ids; its own SHA-256 is the id
-        README.md               the model card; outside the manifest, to be edited
+        trainer.safetensors, trainer.json    training state, only needed to resume
+        manifest.json           sizes and SHA-256 of the files above, and ids of the parent checkpoints
+        README.md               model card; not in the manifest, so that users can edit it
 
-Loading executes nothing: all of it is data.
+The SHA-256 of manifest.json is the checkpoint's id.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fmeco.core.data import DataSpec
 from fmeco.errors import CheckpointError, clean, listing
 
 FORMAT = 1
-# format -> a pure function from that format's meta.json to the next one's
+# format number -> pure function that turns its meta.json into that of the next format
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 MANIFEST, META = "manifest.json", "meta.json"
 _DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
@@ -40,37 +40,45 @@ _STEP = re.compile(r"step-(\d{8,})")
 
 
 def steps(folder: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
-    found = [path for path in folder.glob("step-*") if _STEP.fullmatch(path.name)] if folder.is_dir() else []
-    return sorted(found, key=lambda path: int(path.name[5:]))
+    """List the checkpoint directories in a folder, oldest first."""
+    paths = [path for path in folder.glob("step-*") if _STEP.fullmatch(path.name)] if folder.is_dir() else []
+    return sorted(paths, key=lambda path: int(path.name[5:]))
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint directory whose manifest, meta.json and hashes have been checked."""
+    """Hold an opened checkpoint, whose manifest and meta.json are checked. Other files are verified when they are read.
+
+    path: directory of the checkpoint.
+    id: SHA-256 of the manifest.
+    meta: contents of meta.json, migrated to the current format.
+    manifest: contents of manifest.json.
+    """
 
     path: Path
-    id: str  # SHA-256 of the manifest
+    id: str
     meta: Mapping[str, Any]
     manifest: Mapping[str, Any]
 
     @property
     def spec(self) -> DataSpec:
+        """Return the description of the data. Raises CheckpointError if it is not valid."""
         return DataSpec.from_json(self.meta["spec"])
 
     def tensors(self, stem: str) -> dict[str, Tensor]:
-        """The named tensors of a file, read once, hashed, and only then parsed."""
+        """Read the named tensors of STEM.safetensors. Verifies the hash before parsing. Raises CheckpointError."""
         name = f"{stem}.safetensors"
-        found = unpack(_verified(self.path, name, self.manifest), self.path / name)
+        tensors = unpack(_verified(self.path, name, self.manifest), self.path / name)
         for alias, original in self.meta.get("aliases", {}).items():
             if alias.startswith(f"{stem}/"):
-                found[alias.removeprefix(f"{stem}/")] = found[original.removeprefix(f"{stem}/")]
-        return found
+                tensors[alias.removeprefix(f"{stem}/")] = tensors[original.removeprefix(f"{stem}/")]
+        return tensors
 
     def trainer(self) -> dict[str, Any]:
+        """Read trainer.json. Raises CheckpointError if the checkpoint has no training state."""
         if "trainer.json" not in self.manifest["files"] or not (self.path / "trainer.json").exists():
             raise CheckpointError(
-                f"{self.path} holds no training state (a shared copy?): it can be used, but not resumed"
+                f"{self.path} holds no training state (a copy made for sharing?): it can be used, but not resumed"
             )
         state = json.loads(_verified(self.path, "trainer.json", self.manifest))
         assert isinstance(state, dict)
@@ -78,25 +86,25 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open and check a checkpoint directory. Raises CheckpointError that names the file that is missing or changed."""
+    """Open a checkpoint directory and check its manifest and meta.json. Raises CheckpointError that names a bad file."""
     path = Path(path)
     raw = _read_file(path / MANIFEST, limit=1 << 20)
     try:
         manifest = json.loads(raw)
         files = manifest["files"]
-        if not isinstance(manifest["format"], int) or not all(isinstance(one, str) for one in manifest["parents"]):
+        if not isinstance(manifest["format"], int) or not all(isinstance(id_, str) for id_ in manifest["parents"]):
             raise TypeError("format")
         for name, entry in files.items():
-            odd = "/" in name or name.startswith(".")
-            if odd or not isinstance(entry["size"], int) or not isinstance(entry["sha256"], str):
+            unsafe = "/" in name or name.startswith(".")
+            if unsafe or not isinstance(entry["size"], int) or not isinstance(entry["sha256"], str):
                 raise ValueError(name)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(
-            f"{path / MANIFEST} is not a manifest: this is not an fmeco checkpoint, or it was changed"
+            f"{path / MANIFEST} is not a valid manifest: {path} is not an fmeco checkpoint, or was modified"
         ) from None
     if manifest["format"] > FORMAT:
         raise CheckpointError(
-            f"{path} has format {manifest['format']}, made by a newer fmeco; this one reads up to {FORMAT}",
+            f"{path} has format {manifest['format']} of a newer fmeco; this version reads formats up to {FORMAT}",
             "pip install --upgrade fmeco",
         )
     try:
@@ -105,19 +113,19 @@ def open_checkpoint(path: Path) -> Checkpoint:
             meta = MIGRATIONS[number](meta)
         meta["spec"], meta["config"], meta["step"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise CheckpointError(f"{path / META} is not valid") from None
+        raise CheckpointError(f"{path / META} is not valid: expected JSON with spec, config and step") from None
     return Checkpoint(path, hashlib.sha256(raw).hexdigest(), meta, manifest)
 
 
 def verify(checkpoint: Checkpoint) -> None:
-    """Check every file that is present against the manifest."""
+    """Verify all files against the manifest; the training state may be missing. Raises CheckpointError."""
     for name in checkpoint.manifest["files"]:
         if (checkpoint.path / name).exists() or not name.startswith("trainer."):
             _verified(checkpoint.path, name, checkpoint.manifest)
 
 
 def newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint of a run to resume from, or None. Damaged ones are named and passed over."""
+    """Open the newest intact checkpoint with a training state; None if there is none. Reports damaged ones with `say`."""
     for path in reversed(steps(folder)):
         try:
             checkpoint = open_checkpoint(path)
@@ -125,25 +133,26 @@ def newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
             if "trainer.json" in checkpoint.manifest["files"]:
                 return checkpoint
         except CheckpointError as error:
-            say(f"passing over a damaged checkpoint: {error.message}")
+            say(f"skipping a damaged checkpoint: {error.message}")
     return None
 
 
 def _verified(folder: Path, name: str, manifest: Mapping[str, Any]) -> bytes:
+    """Read a file and compare its size and SHA-256 with the manifest. Raises CheckpointError."""
     entry = manifest["files"].get(name)
     if entry is None:
         raise CheckpointError(f"{folder}: the manifest does not list {name}")
     body = _read_file(folder / name, limit=entry["size"])
     if len(body) != entry["size"] or hashlib.sha256(body).hexdigest() != entry["sha256"]:
         raise CheckpointError(
-            f"{folder / name} is not the file that was saved: its content does not match the manifest",
-            "copy the checkpoint again from where it came",
+            f"{folder / name} was modified or damaged: its content does not match the manifest",
+            "copy the checkpoint again from its source",
         )
     return body
 
 
 def _read_file(path: Path, limit: int) -> bytes:
-    """A regular file of at most `limit` bytes (a longer one is read one byte further, so that its size is wrong)."""
+    """Read at most `limit` + 1 bytes of a regular file; one byte too many shows the caller that it is too long."""
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
         with open(handle, "rb") as file:
@@ -151,15 +160,18 @@ def _read_file(path: Path, limit: int) -> bytes:
                 raise CheckpointError(f"{path} is not a regular file")
             return file.read(limit + 1)
     except FileNotFoundError:
-        raise CheckpointError(f"{path.parent} is not a whole checkpoint: {path.name} is missing") from None
+        raise CheckpointError(f"{path.parent} is not a complete checkpoint: {path.name} is missing") from None
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
 
 
 def unpack(body: bytes, source: Path) -> dict[str, Tensor]:
-    """safetensors bytes -> named tensors. Stricter than the format: no duplicate or odd names, no NaN."""
+    """Parse the named tensors of a safetensors file. source: path for messages.
 
-    def no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    Stricter than the format: raises CheckpointError also for duplicate names, unusual names or types, NaN and infinity.
+    """
+
+    def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len({key for key, _ in pairs}) < len(pairs):
             raise ValueError("a name appears twice")
         return dict(pairs)
@@ -168,11 +180,11 @@ def unpack(body: bytes, source: Path) -> dict[str, Tensor]:
         size = int.from_bytes(body[:8], "little")
         if size > min(len(body), 100 << 20):
             raise ValueError("the header is longer than the file")
-        header = json.loads(body[8 : 8 + size], object_pairs_hook=no_twins)
+        header = json.loads(body[8 : 8 + size], object_pairs_hook=without_duplicates)
         header.pop("__metadata__", None)
         for name, entry in header.items():
             if not _NAME.fullmatch(name) or entry["dtype"] not in _DTYPES:
-                raise ValueError(f"the tensor {clean(name, 80)} has an odd name or type")
+                raise ValueError(f"the tensor {clean(name, 80)} has a name or type that is not allowed")
         tensors: dict[str, Tensor] = safetensors.load(body)
     except (
         SafetensorError,
@@ -189,6 +201,7 @@ def unpack(body: bytes, source: Path) -> dict[str, Tensor]:
 
 
 def refuse_nonfinite(tensors: dict[str, Tensor], source: Path) -> dict[str, Tensor]:
+    """Return the tensors. Raises CheckpointError if one contains NaN or infinity."""
     if bad := [name for name, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]:
         raise CheckpointError(f"{source}: not finite (NaN or infinity) in {listing(bad, 5)}")
     return tensors

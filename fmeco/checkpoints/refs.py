@@ -1,4 +1,4 @@
-"""Find the weights that a REF names: of a run, a checkpoint, a foreign file, or published by a library."""
+"""Resolve a REF to weights: of a run, a checkpoint, another tool's file, or published by a library."""
 
 from __future__ import annotations
 
@@ -30,33 +30,43 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 
 @dataclass(frozen=True)
 class Source:
-    """Weights to start from, and how their inputs were made."""
+    """Hold weights to start from, with the preprocessing that they expect.
+
+    ref: REF that names them.
+    backbone: config section of the backbone; None for a backbone that was passed as an object.
+    state: tensors of the backbone, by name.
+    spec: data description; of weights from outside fmeco only inputs and preprocessing.
+    checkpoint: checkpoint that holds them; None for weights from outside fmeco.
+    licence: licence of the weights; None = not stated.
+    """
 
     ref: str
-    backbone: Choice | None  # None where it is an object that was passed
-    state: Mapping[str, Tensor]  # the backbone's tensors
-    spec: DataSpec  # of a checkpoint: everything; of a foreign file: preprocessing only
-    checkpoint: checkpoint.Checkpoint | None = None  # None for foreign weights
-    licence: str | None = None  # of the weights, where their publisher states one
+    backbone: Choice | None
+    state: Mapping[str, Tensor]
+    spec: DataSpec
+    checkpoint: checkpoint.Checkpoint | None = None
+    licence: str | None = None
 
 
-_held: dict[tuple[str, str], Source] | None = None
+_sources: dict[tuple[str, str], Source] | None = None  # cache of `held`; None = do not cache
 
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
-    """Read and verify a source that several runs start from once; it is kept until the end of the `with` block."""
-    global _held
-    outer, _held = _held, _held if _held is not None else {}
+    """Cache the results of `resolve` inside the `with` block, so that several runs read and verify a source once."""
+    global _sources
+    outer, _sources = _sources, _sources if _sources is not None else {}
     try:
         yield
     finally:
-        _held = outer
+        _sources = outer
 
 
 def find_checkpoint(ref: str | Path) -> checkpoint.Checkpoint:
-    """Open the checkpoint that a run directory (its best) or a checkpoint directory names. Raises ConfigError when there
-    is none, CheckpointError when it is not whole."""
+    """Open the checkpoint at a path: a checkpoint directory, or the best one of a run directory.
+
+    Raises ConfigError if the path does not exist, and CheckpointError if it is not a valid checkpoint.
+    """
     path = Path(ref)
     if not path.exists():
         runs = [str(run) for run in Path("runs").glob("*")]
@@ -78,118 +88,134 @@ def find_checkpoint(ref: str | Path) -> checkpoint.Checkpoint:
     return checkpoint.open_checkpoint(path.resolve())
 
 
-def check_needs(found: checkpoint.Checkpoint, ref: str | Path, *kinds: str) -> None:
-    """Raise ConfigError where the checkpoint was made with plug-ins of these kinds that are not there."""
-    needs = (str(need).partition("/") for need in found.meta.get("needs", []))
+def check_needs(saved: checkpoint.Checkpoint, ref: str | Path, *kinds: str) -> None:
+    """Raise ConfigError if a plug-in of these kinds that the checkpoint needs is missing."""
+    needs = (str(need).partition("/") for need in saved.meta.get("needs", []))
     require(clean(ref), [(kind, name) for kind, _, name in needs if kind in kinds])
 
 
 def check_run(run: Path) -> None:
-    """Raise ConfigError where the run's config names plug-ins that are not there. To go on, it needs all of them."""
+    """Raise ConfigError if a plug-in that the run's config names is missing. A resume needs all of them."""
     sections = peek(run / "config.yaml")
     require(clean(run), [named for key, kind in PLUGIN_SECTIONS.items() for named in _named(kind, sections.get(key))])
 
 
 def _named(kind: str, section: Any) -> Iterator[tuple[str, str]]:
-    """(kind, name) of the plug-in that a section of a run's config names, and of those of the sections within it."""
+    """Yield (kind, name) of the plug-in that a config section names, and of the plug-ins of its nested sections."""
     name = section.get("strategy" if kind == "strategies" else "name") if isinstance(section, Mapping) else None
     if isinstance(name, str):
         yield kind, name
         plugin = plugins(kind).get(name.partition("/")[0])
         for key, inner in plugin.nested.items() if plugin is not None else ():
-            for one in (section.get(key) or {}).values():
-                yield from _named(inner, one)
+            for nested in (section.get(key) or {}).values():
+                yield from _named(inner, nested)
 
 
 def resolve(ref: str, backbone: Choice | None) -> Source:
-    """Find the weights that REF names. `backbone` is the config's, needed for foreign files alone.
+    """Load the weights that a REF names.
 
-    Raises ConfigError, CheckpointError, ResourceError.
+    backbone: backbone section of the config. A file of another tool needs it; for other weights it may be None.
+
+    Raises ConfigError, CheckpointError and ResourceError.
     """
-    if _held is None:
+    if _sources is None:
         return _resolve(ref, backbone)
     key = (ref, repr(backbone))
-    if key not in _held:
-        _held[key] = _resolve(ref, backbone)
-    return _held[key]
+    if key not in _sources:
+        _sources[key] = _resolve(ref, backbone)
+    return _sources[key]
 
 
 def _resolve(ref: str, backbone: Choice | None) -> Source:
+    """Load the weights that a REF names, without the cache of `held`."""
     path = Path(ref)
     if path.is_file():
-        if path.suffix not in SUFFIXES:
-            raise ConfigError(f"{clean(ref)} is not a file of weights", f"known: {', '.join(SUFFIXES)}")
-        if backbone is None:
-            raise ConfigError(
-                f"{clean(ref)} does not say which architecture it belongs to",
-                "add the line `backbone: NAME` to the config, or --set backbone=NAME; `fmeco list backbones` shows the names",
-            )
-        describe = getattr(backbone.plugin.load(), "preprocessing", None)
-        spec = describe(backbone.arch) if describe is not None else None
-        if spec is None:
-            whose, spec = _assumed(backbone, ref)
-            say(f"{path.name} holds no preprocessing: {whose} is assumed ({show_preprocessing(spec)})")
-        else:
-            say(f"{path.name} holds no preprocessing: that of {backbone.spelled} is taken ({show_preprocessing(spec)})")
-        return Source(str(path), backbone, foreign.read_foreign(path), spec)
+        return _file(path, ref, backbone)
     if path.exists() or "@" not in ref:
-        found = find_checkpoint(ref)
-        check_needs(found, ref, "backbones")
-        raw = found.meta["config"].get("backbone")
-        if raw is None:
-            raise CheckpointError(
-                f"{clean(ref)} was made with a backbone given in Python: {found.meta.get('needs')}",
-                "hand it in again: fmeco.finetune(..., backbone=...)",
-            )
-        own = choose("backbone", raw)
-        if backbone is not None and (backbone.spelled != own.spelled or _structure(backbone) != _structure(own)):
-            raise ConfigError(
-                f"the config's backbone ({backbone.spelled} {dict(backbone.options)}) contradicts the checkpoint's "
-                f"({own.spelled} {dict(own.options)})",
-                "leave `backbone:` out: the checkpoint knows it",
-            )
-        return Source(str(ref), own, found.tensors("backbone"), found.spec, found, found.meta.get("licence"))
+        return _saved(ref, backbone)
     name, _, weights = ref.partition("@")
-    own = choose("backbone", {"name": name})
+    chosen = choose("backbone", {"name": name})
     if backbone is None:
-        own = completed(own)
-    else:
-        if backbone.spelled != own.spelled:
-            raise ConfigError(f"the config's backbone ({backbone.spelled}) contradicts {clean(ref)}")
-        own = backbone
-    return published(own, weights)
+        return published(completed(chosen), weights)
+    if backbone.spelled != chosen.spelled:
+        raise ConfigError(f"the config's backbone ({backbone.spelled}) contradicts {clean(ref)}")
+    return published(backbone, weights)
+
+
+def _file(path: Path, ref: str, backbone: Choice | None) -> Source:
+    """Load the weights in a file of another tool."""
+    if path.suffix not in SUFFIXES:
+        raise ConfigError(f"{clean(ref)} is not a file of weights", f"supported suffixes: {', '.join(SUFFIXES)}")
+    if backbone is None:
+        raise ConfigError(
+            f"{clean(ref)} does not state its architecture",
+            "add the line `backbone: NAME` to the config, or --set backbone=NAME; `fmeco list backbones` shows the names",
+        )
+    describe = getattr(backbone.plugin.load(), "preprocessing", None)
+    spec = describe(backbone.arch) if describe is not None else None
+    whose = f"that of {backbone.spelled}"
+    if spec is None:
+        whose, spec = _assumed(backbone, ref)
+    say(f"{path.name} does not state its preprocessing; assuming {whose} ({show_preprocessing(spec)})")
+    return Source(str(path), backbone, foreign.read_foreign(path), spec)
+
+
+def _saved(ref: str, backbone: Choice | None) -> Source:
+    """Load the backbone of a run or checkpoint. Raises ConfigError if the config's backbone differs from it."""
+    saved = find_checkpoint(ref)
+    check_needs(saved, ref, "backbones")
+    raw = saved.meta["config"].get("backbone")
+    if raw is None:
+        raise CheckpointError(
+            f"{clean(ref)} was made with a backbone given in Python: {saved.meta.get('needs')}",
+            "pass it again: fmeco.finetune(..., backbone=...)",
+        )
+    chosen = choose("backbone", raw)
+    if backbone is not None and (backbone.spelled != chosen.spelled or _structure(backbone) != _structure(chosen)):
+        raise ConfigError(
+            f"the config's backbone ({backbone.spelled} {dict(backbone.options)}) contradicts the checkpoint's "
+            f"({chosen.spelled} {dict(chosen.options)})",
+            "remove `backbone:` from the config: the checkpoint's is used",
+        )
+    return Source(str(ref), chosen, saved.tensors("backbone"), saved.spec, saved, saved.meta.get("licence"))
 
 
 def published(backbone: Choice, weights: str) -> Source:
-    """Download the library's own weights for an architecture once; they are hashed in full on every load. A hash that the
-    publisher does not state cannot be compared: it is shown, and the file runs no code either way."""
+    """Load the weights that a library publishes for an architecture; download them once.
+
+    Files are hashed on every load. If the publisher states no hash, the hash is only shown; no file can run code.
+
+    Raises ConfigError, CheckpointError and ResourceError.
+    """
     find = getattr(backbone.plugin.load(), "pretrained", None)
     if find is None or backbone.arch is None:
         raise ConfigError(f"the backbone {backbone.spelled} has no published weights")
-    found = Published(*find(backbone.arch, weights))
+    release = Published(*find(backbone.arch, weights))
     ref = f"{backbone.spelled}@{weights}"
-    said, spec = "preprocessing of these weights", found.spec
+    note, spec = "preprocessing of these weights", release.spec
     if spec is None:
         whose, spec = _assumed(backbone, ref)
-        said = f"they hold no preprocessing; {whose} is assumed"
+        note = f"these weights do not state their preprocessing; assuming {whose}"
     state: dict[str, Tensor] = {}
-    for url in (found.url, *found.shards):
+    for url in (release.url, *release.shards):
         remote = "://" in url
-        path = fetch(url, found.digits) if remote else Path(url)
-        if remote and not found.digits:
+        path = fetch(url, release.digits) if remote else Path(url)
+        if remote and not release.digits:
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            say(f"{ref}: its publisher states no hash to compare with; SHA-256 {digest}")
+            say(f"{ref}: the publisher states no hash to compare with; SHA-256 {digest}")
         part = foreign.read_foreign(path)
         if twice := sorted(set(part) & set(state)):
-            raise CheckpointError(f"{path} holds tensors that another file of these weights has: {listing(twice, 5)}")
+            raise CheckpointError(f"{path} and another file of these weights both hold {listing(twice, 5)}")
         state |= part
-    say(f"{ref}: {said}: {show_preprocessing(spec)}" + (f"; licence: {found.licence}" if found.licence else ""))
-    return Source(ref, backbone, state, spec, licence=found.licence)
+    say(f"{ref}: {note}: {show_preprocessing(spec)}" + (f"; licence: {release.licence}" if release.licence else ""))
+    return Source(ref, backbone, state, spec, licence=release.licence)
 
 
 def completed(backbone: Choice) -> Choice:
-    """Write into the backbone's options what the name of its architecture stands for, where that lies outside of fmeco and
-    its libraries: a checkpoint must describe its model by itself."""
+    """Add all settings that the architecture's name implies to the backbone's options, by the plug-in's `complete`.
+
+    A checkpoint can then rebuild its model without sources outside fmeco and its libraries, such as a config file.
+    """
     complete = getattr(backbone.plugin.load(), "complete", None)
     if complete is None:
         return backbone
@@ -197,18 +223,20 @@ def completed(backbone: Choice) -> Choice:
 
 
 def _assumed(backbone: Choice, ref: str) -> tuple[str, DataSpec]:
-    """Ask the backbone's plug-in what to assume of weights that do not say how their inputs were prepared, and whose way
-    that is. Raises ConfigError where it assumes nothing."""
+    """Return the preprocessing to assume for weights that do not state theirs, as (whose, spec), such as "ImageNet's".
+
+    Raises ConfigError if the backbone's plug-in has no function `assumed`.
+    """
     assume = getattr(backbone.plugin.load(), "assumed", None)
     if assume is None:
         raise ConfigError(
-            f"{clean(ref)} does not say how its inputs were prepared, nor does the backbone {backbone.spelled}",
-            "a function preprocessing(arch) -> DataSpec in the file of its plug-in can say it",
+            f"neither {clean(ref)} nor the backbone {backbone.spelled} states how inputs were preprocessed",
+            "add a function preprocessing(arch) -> DataSpec to the backbone's plug-in file",
         )
     whose, spec = assume()
     return whose, spec
 
 
 def _structure(backbone: Choice) -> dict[str, Any]:
-    """Give the options without `weights`, which say where values come from, not what the model is."""
+    """Return the options that define the architecture, without `weights`, which only says where values come from."""
     return {key: value for key, value in backbone.options.items() if key != "weights"}

@@ -1,4 +1,4 @@
-"""The transplant: the only place where weights change hands. Every tensor is loaded, excused by name, or an error."""
+"""Load weights into models. This is the only place that does; every tensor is loaded, reported by name or an error."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fmeco.checkpoints.format import Checkpoint
 from fmeco.core.model import Backbone, Objective
 from fmeco.errors import CheckpointError, clean, listing
 
-# Of several networks in one file, the one that its method's paper hands on, and wins here where no `prefix` is named:
+# Names of the network to load if a file holds several and no `prefix` is set. It is the one that the method's paper transfers:
 # DINO's teacher, MoCo's query encoder, BYOL's online network.
 HANDED_ON = ("teacher", "encoder_q", "online", "online_network", "online_encoder")
 
@@ -23,43 +23,59 @@ MINIMUM = 0.95  # share of the backbone's parameters below which loading is refu
 
 @dataclass
 class Report:
-    """What the transplant did with every tensor, by name."""
+    """Record what happened to every tensor when weights were loaded.
+
+    source: REF of the weights.
+    share: share of the backbone's parameters that were loaded, 0..1.
+    crossing: such as "image -> audio", if the source's data has another modality; "" = the same.
+    prefix: prefix that was removed from the source's names.
+    loaded: tensors that were loaded.
+    reshaped: those of them that were reshaped first (`Backbone.adapt`).
+    missing: tensors of the backbone that the source lacks; they keep their initial values.
+    mismatched: tensors with another shape in the source; they keep their initial values.
+    left_out: tensors of the source that are not part of the backbone, such as its class layer.
+    unexpected: tensors of the source that have no counterpart in the backbone.
+    new: tensors of heads that start from new values.
+    carried: classes whose rows in the head were copied.
+    """
 
     source: str
-    share: float = 0.0  # of the backbone's parameters that were loaded
-    crossing: str = ""  # "image -> audio", where the source's data was of another modality
-    prefix: str = ""  # stripped from the source's names
+    share: float = 0.0
+    crossing: str = ""
+    prefix: str = ""
     loaded: list[str] = field(default_factory=list)
-    reshaped: list[str] = field(default_factory=list)  # loaded after a change of shape that is well defined
-    missing: list[str] = field(default_factory=list)  # of the backbone, not in the source: kept their initial value
-    mismatched: list[str] = field(default_factory=list)  # in both, of different shapes
-    left_out: list[str] = field(default_factory=list)  # of the source, excused by name: the old class layer
-    unexpected: list[str] = field(default_factory=list)  # of the source, with no place in the backbone
-    new: list[str] = field(default_factory=list)  # heads that start afresh
-    carried: list[str] = field(default_factory=list)  # classes whose head rows were carried over by name
+    reshaped: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    mismatched: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    new: list[str] = field(default_factory=list)
+    carried: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
+        """Format the report as lines for the user."""
         out = [
             f"weights from {self.source}: {self.share:.1%} of the backbone's parameters ({len(self.loaded)} tensors)"
         ]
         if self.crossing:
-            out.append(f"  across modalities, {self.crossing}: --control scratch says what they are worth there")
+            out.append(f"  across modalities, {self.crossing}: --control scratch measures whether they help there")
         if self.prefix:
-            out.append(f"  stripped the prefix '{self.prefix}'")
+            out.append(f"  removed the prefix '{self.prefix}' from their names")
         for label, names in (
             ("reshaped", self.reshaped),
             ("not in the source, kept as initialised", self.missing),
             ("of another shape, kept as initialised", self.mismatched),
-            ("left out, not of the backbone", self.left_out),
+            ("left out, not part of the backbone", self.left_out),
             ("left out, no place for", self.unexpected),
             ("new", self.new),
-            ("head rows carried over for the classes", self.carried),
+            ("head rows copied for the classes", self.carried),
         ):
             if names:
                 out.append(f"  {label}: {listing(names, 6)}")
         return out
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON, for transplant.json and meta.json."""
         return asdict(self)
 
 
@@ -71,10 +87,15 @@ def transplant(
     allow_partial: bool = False,
     prefix: str | None = None,
 ) -> Report:
-    """Load `state` into a backbone. Every tensor is loaded, excused by name, or an error.
+    """Load weights into a backbone. Returns a report on every tensor.
 
-    prefix: what the names of the backbone's tensors begin with in `state`; None finds it. Raises CheckpointError when less than MINIMUM of the parameters are loaded, or when the source has tensors that
-    belong to another architecture, unless `allow_partial`.
+    state: tensors of the source, by name.
+    source: REF of the weights, for messages.
+    allow_partial: load the tensors that fit, whatever the others are.
+    prefix: prefix of the backbone's tensor names in `state`; None = find it.
+
+    Unless `allow_partial`, raises CheckpointError if less than MINIMUM of the parameters would be loaded, batch-norm
+    statistics are missing, or the source has tensors of another architecture.
     """
     library = backbone.library
     own = library.state_dict()
@@ -96,11 +117,11 @@ def transplant(
         else:
             accepted[name] = tensor
             report.loaded.append(name)
-    # Counters of batch norm are absent from old files and change no output.
+    # Old files lack batch norm's counters, which do not change outputs.
     report.missing = [name for name in own if name not in theirs and not name.endswith("num_batches_tracked")]
     weights = {name: parameter.numel() for name, parameter in library.named_parameters()}
     report.share = sum(n for name, n in weights.items() if name in accepted) / max(1, sum(weights.values()))
-    # Without its running statistics a trained batch norm computes something else: they count as much as all parameters.
+    # Without its running statistics a trained batch norm gives wrong outputs, so one missing tensor of them is an error.
     statistics = [name for name in report.missing if name not in weights]
     if (report.share < MINIMUM or report.unexpected or statistics) and not allow_partial:
         problems = [
@@ -115,8 +136,8 @@ def transplant(
         raise CheckpointError(
             f"{source} does not fit this backbone: {report.share:.1%} of its parameters would be loaded\n  "
             + "\n  ".join(problems),
-            "name the architecture the file was made with: --set backbone=NAME",
-            "--allow-partial loads what fits and leaves the rest as initialised",
+            "set the architecture of the weights: --set backbone=NAME",
+            "--allow-partial loads the tensors that fit and leaves the others as initialised",
         )
     with torch.no_grad():
         for name, tensor in accepted.items():
@@ -125,7 +146,7 @@ def transplant(
 
 
 def _best_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> str:
-    """What to strip from the names so that most of them fit. Raises CheckpointError where that is not one answer."""
+    """Find the prefix to remove so that most names fit the backbone. Raises CheckpointError if several fit equally well."""
     fitting: collections.Counter[str] = collections.Counter()
     for name in state:
         starts = [0, *(at + 1 for at, letter in enumerate(name) if letter == ".")]
@@ -139,52 +160,55 @@ def _best_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor], source:
             return named[0]
     raise CheckpointError(
         f"{source} holds several networks that fit this backbone: {listing(best)}",
-        f"name one: --set transfer.prefix={best[0]}",
+        f"choose one, such as: --set transfer.prefix={best[0]}",
     )
 
 
 def carry_rows(objective: Objective, old: Mapping[str, Tensor], old_rows: Mapping[str, Sequence[str]]) -> list[str]:
     """Copy head rows from a checkpoint's objective for the classes that both have, matched by name.
 
-    old_rows: tensor name -> class names of its rows, as the checkpoint recorded. Returns the classes carried over.
+    old: tensors of the checkpoint's objective, by name.
+    old_rows: tensor name -> class names of its rows, as recorded in the checkpoint.
+
+    Returns the classes whose rows were copied.
     """
-    mine = dict(objective.named_parameters())
+    parameters = dict(objective.named_parameters())
     carried: list[str] = []
     for name, classes in objective.class_rows().items():
-        before, theirs = old.get(name), old_rows.get(name, ())
-        if before is None or name not in mine or before.shape[1:] != mine[name].shape[1:] or len(theirs) != len(before):
+        before, old_classes, new = old.get(name), old_rows.get(name, ()), parameters.get(name)
+        if before is None or new is None or before.shape[1:] != new.shape[1:] or len(old_classes) != len(before):
             continue
-        places = {label: row for row, label in enumerate(theirs)}
+        places = {label: row for row, label in enumerate(old_classes)}
         both = [(row, places[label]) for row, label in enumerate(classes) if label in places]
         if both:
             rows, sources = (list(column) for column in zip(*both, strict=True))
             with torch.no_grad():
-                mine[name][rows] = before[sources].to(mine[name])
+                new[rows] = before[sources].to(new)
             carried += [classes[row] for row in rows]
     return list(dict.fromkeys(carried))
 
 
 def load_objective(objective: Objective, saved: Checkpoint) -> None:
-    """Load a checkpoint into the objective that its own config describes."""
+    """Load a checkpoint into an objective built from the checkpoint's own config. Raises CheckpointError."""
     load_exactly(objective.product.library, saved.tensors("backbone"), f"{saved.path / 'backbone.safetensors'}")
     load_exactly(split_state(objective)[1], saved.tensors("objective"), f"{saved.path / 'objective.safetensors'}")
 
 
 def load_exactly(module: nn.Module | dict[str, Tensor], state: Mapping[str, Tensor], source: str) -> None:
-    """Load a state that must fit name by name and shape by shape."""
+    """Load a state whose names and shapes must all match. source: file for messages. Raises CheckpointError otherwise."""
     own = module.state_dict() if isinstance(module, nn.Module) else module
     wrong = sorted(set(own) ^ set(state)) + [
         name for name in own if name in state and own[name].shape != state[name].shape
     ]
     if wrong:
-        raise CheckpointError(f"{source} does not fit the model that its own config describes: {listing(wrong)}")
+        raise CheckpointError(f"{source} does not fit the model built from its own config: {listing(wrong)}")
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(state[name])
 
 
 def split_state(objective: Objective) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """An objective's tensors as (backbone under the library's names, everything else)."""
+    """Split an objective's tensors into those of the backbone, with the library's names, and all others."""
     inside = {id(tensor) for tensor in objective.product.state_dict(keep_vars=True).values()}
     rest = {name: tensor for name, tensor in objective.state_dict(keep_vars=True).items() if id(tensor) not in inside}
     return dict(objective.product.library.state_dict()), rest

@@ -1,4 +1,4 @@
-"""Write checkpoints atomically, beside training, and keep a run's folder of them tidy."""
+"""Write checkpoints atomically in a thread beside training, and remove old ones."""
 
 from __future__ import annotations
 
@@ -28,11 +28,15 @@ def write(
     parents: Sequence[str],
     card: str,
 ) -> Path:
-    """Write `folder`/step-N: either all of it appears, or none.
+    """Write the checkpoint `folder`/step-N atomically. Returns its path.
 
-    tensors: file stem -> named tensors. Tensors that share memory are stored once; their aliases go to meta.json.
-    trainer: None for a checkpoint to use but not to resume from.
-    Raises DiskError when the disk is full or not writable; checkpoints already there are untouched.
+    tensors: file stem -> named tensors. Tensors that share memory are stored once; meta.json lists their aliases.
+    meta: contents of meta.json.
+    trainer: contents of trainer.json; None = the checkpoint cannot be resumed.
+    parents: ids of the checkpoints that it was trained from.
+    card: text of README.md.
+
+    Raises DiskError if the disk is full or not writable. Existing checkpoints stay intact.
     """
     target = folder / f"step-{step:08d}"
     temporary = folder / f".writing-{uuid.uuid4().hex}"
@@ -56,7 +60,7 @@ def write(
         for name, body in files.items():
             write_durably(temporary / name, body)
         sync_folder(temporary)
-        if target.exists():  # the same step, saved again by a run that was resumed before it
+        if target.exists():  # a run that resumed from an earlier step reaches this step again
             discard(target)
         os.rename(temporary, target)
         sync_folder(folder)
@@ -67,7 +71,7 @@ def write(
 
 
 def snapshot(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A copy on the CPU that training does not change. Tensors that share memory stay shared, so that `write` sees it."""
+    """Copy tensors to the CPU, so that training can go on. Tensors that share memory share it in the copy, too."""
     copies: dict[tuple[Any, ...], Tensor] = {}
     out: dict[str, Tensor] = {}
     for name, tensor in named.items():
@@ -80,18 +84,22 @@ def snapshot(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class Writer:
-    """Does one thing at a time in a thread beside training. Leaving it as a context waits; an error of the thread is
-    raised where it is next waited for."""
+    """Run one job at a time in a thread beside training.
+
+    The next `start` or `wait` waits for the job and raises its error; so does the end of a `with` block.
+    """
 
     def __init__(self) -> None:
         self.thread: threading.Thread | None = None
         self.error: BaseException | None = None
 
     def start(self, work: Callable[[], None]) -> None:
+        """Wait for the last job, then start `work` in the thread. Raises the last job's error."""
+
         def run() -> None:
             try:
                 work()
-            except BaseException as error:  # whatever it is, it belongs to the thread that waits
+            except BaseException as error:  # any error must be raised in the thread that waits
                 self.error = error
 
         self.wait()
@@ -99,7 +107,7 @@ class Writer:
         self.thread.start()
 
     def wait(self) -> None:
-        """Wait for the work at hand; raises its error."""
+        """Wait until the job is done. Raises its error."""
         if self.thread is not None:
             self.thread.join()
             self.thread = None
@@ -114,12 +122,12 @@ class Writer:
         try:
             self.wait()
         except Exception:
-            if kind is None:  # else there is something worse to tell
+            if kind is None:  # otherwise keep the exception that is already being raised
                 raise
 
 
 def point(folder: Path, name: str, target: Path) -> None:
-    """Make `folder`/name a relative link to `target`, replacing an old link in one step."""
+    """Make `folder`/name a relative symlink to `target`, and replace an old link atomically. Raises DiskError."""
     temporary = folder / f".writing-{uuid.uuid4().hex}"
     try:
         os.symlink(target.name, temporary)
@@ -130,14 +138,17 @@ def point(folder: Path, name: str, target: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Remove a checkpoint; at no moment is half of it visible under its name."""
+    """Remove a checkpoint atomically: rename it first, so that a partial one is never visible under its name."""
     grave = path.parent / f".writing-{uuid.uuid4().hex}"
     os.rename(path, grave)
     shutil.rmtree(grave, ignore_errors=True)
 
 
 def tidy(folder: Path, keep: int) -> None:
-    """Remove what a killed process left half-written, and all but the newest `keep` checkpoints and the best."""
+    """Remove old checkpoints, and partial files that a killed process left.
+
+    keep: number of newest checkpoints to keep; those that `best` and `last` link to stay as well.
+    """
     for stray in folder.glob(".writing-*"):
         if stray.is_symlink():
             stray.unlink()
@@ -150,6 +161,7 @@ def tidy(folder: Path, keep: int) -> None:
 
 
 def _pack(stem: str, named: Mapping[str, Tensor], aliases: dict[str, str]) -> bytes:
+    """Serialise tensors to safetensors. Stores tensors that share memory once, and adds the others to `aliases`."""
     seen: dict[tuple[Any, ...], str] = {}
     out: dict[str, Tensor] = {}
     for name, tensor in named.items():
@@ -165,6 +177,7 @@ def _pack(stem: str, named: Mapping[str, Tensor], aliases: dict[str, str]) -> by
 
 
 def _identity(tensor: Tensor) -> tuple[Any, ...]:
+    """Return a key that is equal for tensors with the same memory and shape."""
     return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape
 
 

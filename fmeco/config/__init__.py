@@ -1,1 +1,1 @@
-"""YAML (and --set) -> one frozen, complete RunConfig, checked before torch is imported."""
+"""Read YAML and --set into one frozen, complete RunConfig, and check it before torch is imported."""

@@ -1,5 +1,6 @@
-"""YAML (and --set) -> one frozen, complete RunConfig. Strict: every mistake is reported, all at once, before torch is
-imported, each with its file, line, key and the nearest valid name.
+"""Check a parsed config and build the frozen, complete RunConfig, before torch is imported.
+
+All mistakes are reported at once, each with its file, line, key and the nearest valid name.
 """
 
 from __future__ import annotations
@@ -18,29 +19,39 @@ from fmeco.config.sections import SECTIONS, Carry
 from fmeco.errors import ConfigError, FmecoError, clean, nearest
 from fmeco.plugins.registry import find, plugins
 
-# A section that gives keys alone means this plug-in.
+# Plug-in of a section that does not name one.
 DEFAULT_NAMES = {"optimizer": "adamw", "schedule": "cosine", "transfer": "full"}
 
 
 class Check:
-    """Turns a tree into a RunConfig and collects every problem on the way."""
+    """Build a RunConfig from a config tree, and collect all problems.
+
+    marks: path of a key -> where it was written, "file:line".
+    problems: list to which messages are added.
+    stage: stage of the run.
+    """
 
     def __init__(self, marks: Marks, problems: list[str], stage: Stage) -> None:
         self.marks, self.problems, self.stage = marks, problems, stage
 
     def say(self, path: tuple[Any, ...], message: str) -> None:
+        """Add a problem with the key at `path`, prefixed with its file, line and name."""
         mark = next((self.marks[path[:n]] for n in range(len(path), -1, -1) if path[:n] in self.marks), None)
         key = ".".join(str(part) for part in path)
         self.problems.append(f"{mark + ': ' if mark else ''}{clean(key) + ': ' if key else ''}{message}")
 
     def run(self, tree: dict[str, Any], name: str | None, own_backbone: bool) -> RunConfig | None:
-        """Check a whole config. name: of the run; None = the dataset's. Returns None where there are problems."""
+        """Check a whole config. Returns None if there are problems.
+
+        name: name of the run; None = the dataset's name.
+        own_backbone: the caller passes the backbone as an object, so the config need not name one.
+        """
         stage = self.stage
         for key in tree:
             if key not in TOP_KEYS:
                 self.say((key,), f"unknown section{nearest(key, TOP_KEYS)}")
-        if (written := tree.get("stage", stage)) != stage:
-            self.say(("stage",), f"this config is for `fmeco {clean(written)}`, not for `fmeco {stage}`")
+        if (declared := tree.get("stage", stage)) != stage:
+            self.say(("stage",), f"this config is for `fmeco {clean(declared)}`, not for `fmeco {stage}`")
         source = tree.get("from")
         if source is not None and not isinstance(source, str):
             self.say(("from",), "expected text: a run, a checkpoint, a file or SOURCE/ARCH@WEIGHTS")
@@ -56,7 +67,7 @@ class Check:
             if transfer:
                 self.say(("transfer",), "only for runs that start from a checkpoint (--from)")
             if tree.get("backbone") is None and not own_backbone:
-                self.say(("backbone",), "missing: a pretraining config names one, as in `backbone: resnet18`")
+                self.say(("backbone",), "missing: pretraining needs one, such as `backbone: resnet18`")
         tree = {**tree, "optimizer": tree.get("optimizer") or {}, "schedule": tree.get("schedule") or {}}
         choices = {s: self._choice(tree, s) for s in PLUGIN_SECTIONS if s != "transfer"}
         if transfer or source is not None or stage == "finetune":
@@ -65,8 +76,8 @@ class Check:
         if self.problems:
             return None
         parts: dict[str, Any] = {"transfer": None, "carry": carry, **choices, **sections}
-        spoken = re.sub(r"[^A-Za-z0-9._-]+", "-", name or _name_of(choices["dataset"])) or "run"
-        return RunConfig(stage=stage, source=source, seed=seed, name=spoken, **parts)
+        run_name = re.sub(r"[^A-Za-z0-9._-]+", "-", name or _name_of(choices["dataset"])) or "run"
+        return RunConfig(stage=stage, source=source, seed=seed, name=run_name, **parts)
 
     def _mapping(self, tree: Mapping[str, Any], section: str) -> Mapping[str, Any]:
         value = tree.get(section)
@@ -86,7 +97,12 @@ class Check:
     def _pick(
         self, value: Any, kind: str, path: tuple[Any, ...], word: str = "name", default: str | None = None
     ) -> Choice | None:
-        """The plug-in of a kind that the value at `path` names, with its keys."""
+        """Check the section at `path`, a plug-in's name or a mapping with its keys. Returns None if it is empty or wrong.
+
+        kind: kind of the plug-in.
+        word: key that names the plug-in.
+        default: plug-in if the section names none.
+        """
         if value is None:
             return None
         if isinstance(value, str):
@@ -98,7 +114,7 @@ class Check:
         if not isinstance(name, str):
             self.say(
                 (*path, word) if word in value else path,
-                f"{'missing: ' if name is None else ''}`{word}:` picks one of: {', '.join(plugins(kind))}",
+                f"{'missing: ' if name is None else ''}`{word}:` must be one of: {', '.join(plugins(kind))}",
             )
             return None
         try:
@@ -123,16 +139,17 @@ class Check:
             return None
         checked = model.model_dump()
         for key, inner in plugin.nested.items():
-            chosen = {one: self._pick(raw or "", inner, (*path, key, one)) for one, raw in checked[key].items()}
-            checked[key] = {one: found.to_dict() for one, found in chosen.items() if found is not None}
+            chosen = {part: self._pick(raw or "", inner, (*path, key, part)) for part, raw in checked[key].items()}
+            checked[key] = {part: choice.to_dict() for part, choice in chosen.items() if choice is not None}
         return Choice(kind, plugin.name, arch, checked, plugin)
 
     def _section(self, model: type[BaseModel], raw: Mapping[str, Any], path: tuple[Any, ...]) -> BaseModel | None:
+        """Check the keys of a section against its schema. Returns None if there are problems."""
         try:
             return model.model_validate(dict(raw))
         except ValidationError as error:
-            also = Carry.model_fields if path == ("transfer",) else ()
-            for place, message in _explain(error, model, raw, also):
+            more_keys = Carry.model_fields if path == ("transfer",) else ()
+            for place, message in _explain(error, model, raw, more_keys):
                 self.say((*path, *place), message)
             return None
 
@@ -158,17 +175,17 @@ _WANTED = {
 
 
 def _explain(
-    error: ValidationError, model: type[BaseModel], raw: Mapping[str, Any], also: Iterable[str]
+    error: ValidationError, model: type[BaseModel], raw: Mapping[str, Any], more_keys: Iterable[str]
 ) -> Iterable[tuple[tuple[Any, ...], str]]:
-    """pydantic's errors as one sentence per key. A union gives one error per member; they become one 'or'.
+    """Yield (path of a key, message) for pydantic's errors. Joins the errors of a union's members with "or".
 
-    also: keys that the section may have beside the model's.
+    more_keys: valid keys of the section that the model lacks.
     """
     grouped: dict[tuple[Any, ...], list[Any]] = {}
     for item in error.errors(include_url=False):
         place: list[Any] = []
         value: Any = raw
-        for part in item["loc"]:  # keep what is a place in the config; union members are not
+        for part in item["loc"]:  # keep the parts that are keys of the config; pydantic also lists union members
             if isinstance(value, list) and isinstance(part, int):
                 value = value[part]
             elif isinstance(value, Mapping) and part in value:
@@ -182,13 +199,13 @@ def _explain(
     for where, items in grouped.items():
         first = items[0]
         if first["type"] == "extra_forbidden":
-            valid = [*model.model_fields, *also]
+            valid = [*model.model_fields, *more_keys]
             yield where, f"unknown key{nearest(str(where[-1]), valid)}; valid keys: {', '.join(valid) or 'none'}"
         elif first["type"] == "missing":
             yield where, "missing"
         elif first["type"] == "value_error":
             message = str(first["ctx"]["error"])
-            key = message.split()[0]  # a rule of the whole section names its key first
+            key = message.split()[0]  # messages about a whole section begin with the key at fault
             yield ((key,) if not where and key in raw else where), message
         else:
             wanted: list[str] = []
@@ -214,6 +231,7 @@ def _explain(
 
 
 def _shown(value: Any) -> str:
+    """Show a config value in a message, in YAML's spelling."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, float) and not math.isfinite(value):
@@ -222,7 +240,7 @@ def _shown(value: Any) -> str:
 
 
 def choose(section: str, raw: Any) -> Choice:
-    """One plug-in section by itself, as `load_config` reads it. Raises ConfigError."""
+    """Check one plug-in section by itself, as `load_config` does. Raises ConfigError."""
     check = Check({}, [], "pretrain")
     chosen = check._choice({section: raw}, section)
     if chosen is None:

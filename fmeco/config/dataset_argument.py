@@ -1,4 +1,4 @@
-"""Turn `--dataset X` into a config section: find the dataset plug-in that reads a folder or file."""
+"""Turn `--dataset X` into a config section, by finding the dataset plug-in that reads a folder or file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fmeco.plugins.registry import Plugin, find, plugins
 
 
 def table_header(path: Path) -> list[str]:
-    """The column names of a CSV, TSV or Parquet file; [] for a folder."""
+    """Read the column names of a CSV, TSV or Parquet file; [] for a folder."""
     if not path.is_file():
         return []
     if path.suffix.lower() == ".parquet":
@@ -26,8 +26,12 @@ def table_header(path: Path) -> list[str]:
 
 
 def dataset_section(text: str, reader: str | None = None) -> dict[str, Any] | str:
-    """--dataset X as a config section: an existing path first, else a name. reader: the dataset plug-in of the checkpoint
-    that it is for, which may read tables in its own way. Raises ConfigError."""
+    """Turn `--dataset X` into a config section. An existing path takes precedence over a dataset's name.
+
+    reader: dataset plug-in of the checkpoint in use; it may claim all tables (`TABLES = True`).
+
+    Raises ConfigError.
+    """
     path = Path(text)
     if path.is_dir():
         return {"name": _reader_of_folder(path), "path": text}
@@ -43,24 +47,26 @@ def dataset_section(text: str, reader: str | None = None) -> dict[str, Any] | st
 
 
 def section_for_use(text: str, trained: Mapping[str, Any], reader: str) -> dict[str, Any] | str:
-    """Turn --dataset X into a config section for a checkpoint that is used on it, not trained further.
+    """Turn `--dataset X` into a config section for using a checkpoint (evaluation, prediction), not for training it.
 
-    A file is read by the dataset that the checkpoint was trained on, with the layout of that one's own table. trained: its
-    dataset section. reader: the dataset plug-in that reads its new inputs.
+    A file is read by the dataset plug-in that the checkpoint was trained with, with the same layout keys (`LAYOUT`).
+
+    trained: dataset section of the checkpoint's config.
+    reader: dataset plug-in that reads the checkpoint's new inputs.
     """
-    path, known = Path(text), plugins("datasets")
-    candidates = [known[name] for name in (trained.get("name"), reader) if name in known]
-    own = next((plugin for plugin in candidates if path.is_file() and path.suffix.lower() in plugin.files), None)
-    if own is None:
+    path, by_name = Path(text), plugins("datasets")
+    candidates = [by_name[name] for name in (trained.get("name"), reader) if name in by_name]
+    plugin = next((one for one in candidates if path.is_file() and path.suffix.lower() in one.files), None)
+    if plugin is None:
         return dataset_section(text)
-    inherited = _inherited(own, trained, path) if own.name == trained.get("name") else {}
-    return {"name": own.name, **inherited, "path": text}
+    inherited = _inherited(plugin, trained, path) if plugin.name == trained.get("name") else {}
+    return {"name": plugin.name, **inherited, "path": text}
 
 
 def _inherited(plugin: Plugin, trained: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Take over the layout of the table in training; of columns that a table may lack, those that are there."""
+    """Copy the layout keys of the training table; of optional columns (KEY?) only those that this table has."""
     options = {plugin.renamed.get(key, key): value for key, value in trained.items()}
-    found: dict[str, Any] = {}
+    inherited: dict[str, Any] = {}
     for name in plugin.layout:
         key = name.removesuffix("?")
         if key not in options:
@@ -68,66 +74,71 @@ def _inherited(plugin: Plugin, trained: Mapping[str, Any], path: Path) -> dict[s
         value = options[key]
         if name.endswith("?"):
             columns = table_header(path)
-            value = [one for one in value if one in columns] if isinstance(value, list) else value
+            value = [column for column in value if column in columns] if isinstance(value, list) else value
             if not isinstance(value, list) and value not in columns:
                 continue
-        found[key] = value
-    return found
+        inherited[key] = value
+    return inherited
 
 
-def _usual(readers: list[Plugin]) -> Plugin | None:
-    """Choose the dataset that is taken where nothing tells which."""
+def _fallback(readers: list[Plugin]) -> Plugin | None:
+    """Return the last dataset plug-in with `FALLBACK = True`, or None."""
     return next((plugin for plugin in reversed(readers) if plugin.fallback), None)
 
 
 def _folder_readers() -> tuple[dict[str, Plugin], Plugin | None]:
-    """Map the suffixes of files to the dataset that reads them from class folders; the usual one comes second."""
+    """Map file suffixes to the dataset plug-in that reads them from class folders. Also returns the fallback of these."""
     readers = [plugin for plugin in plugins("datasets").values() if plugin.suffixes]
-    return {suffix: plugin for plugin in readers for suffix in plugin.suffixes}, _usual(readers)
+    return {suffix: plugin for plugin in readers for suffix in plugin.suffixes}, _fallback(readers)
 
 
 def _reader_of_folder(folder: Path) -> str:
-    """Find the dataset for what lies below a folder: the usual one, unless it has no files there and another one has."""
-    known, usual = _folder_readers()
+    """Find the dataset plug-in for a folder by its files: the fallback, unless only another plug-in has files in it."""
+    by_suffix, fallback = _folder_readers()
     seen = set[str]()
     for inside, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        if inside != str(folder):  # loose files have no class
-            seen |= {known[suffix].name for file in files if (suffix := os.path.splitext(file)[1].lower()) in known}
-        if usual is not None and usual.name in seen:
+        if inside != str(folder):  # files outside of class folders have no class
+            suffixes = {os.path.splitext(file)[1].lower() for file in files}
+            seen |= {by_suffix[suffix].name for suffix in suffixes & by_suffix.keys()}
+        if fallback is not None and fallback.name in seen:
             break
-    return usual.name if usual is not None and (usual.name in seen or not seen) else min(seen)
+    return fallback.name if fallback is not None and (fallback.name in seen or not seen) else min(seen)
 
 
 def _reader_of_file(file: Path, reader: str | None) -> str:
-    """Find the dataset for a file: the checkpoint's (`reader`), if every table that it is given is its own; else by the files
-    that the table names; else the usual one, or the only one, of those that read such files."""
-    known, suffix = plugins("datasets"), file.suffix.lower()
-    readers = [plugin for plugin in known.values() if suffix in plugin.files]
+    """Find the dataset plug-in for a file, by the first of these rules that applies. Raises ConfigError if none does.
+
+    1. The checkpoint's plug-in (`reader`), if it claims all tables (`TABLES`).
+    2. For a table that lists files, the plug-in that reads these files.
+    3. The fallback of the plug-ins that read such files, or the only one.
+    """
+    by_name, suffix = plugins("datasets"), file.suffix.lower()
+    readers = [plugin for plugin in by_name.values() if suffix in plugin.files]
     if not readers:
-        suffixes = sorted({suffix for plugin in known.values() for suffix in plugin.files})
+        suffixes = sorted({suffix for plugin in by_name.values() for suffix in plugin.files})
         raise ConfigError(
             f"--dataset {clean(file)}: expected a folder, a file ({', '.join(suffixes)}), or a dataset's name"
         )
-    if reader in known and known[reader].tables and known[reader] in readers:
+    if reader in by_name and by_name[reader].tables and by_name[reader] in readers:
         return reader
     if any(plugin.lists for plugin in readers) and (listed := _reader_of_listed(file)) is not None:
         return listed
-    chosen = _usual(readers) or (readers[0] if len(readers) == 1 else None)
+    chosen = _fallback(readers) or (readers[0] if len(readers) == 1 else None)
     if chosen is None:
         names = listing([plugin.name for plugin in readers])
         raise ConfigError(
-            f"--dataset {clean(file)}: {names} read such files", "say which in a config: dataset: {name: ...}"
+            f"--dataset {clean(file)}: {names} read such files", "choose one in a config: dataset: {name: ...}"
         )
     return chosen.name
 
 
 def _reader_of_listed(file: Path) -> str | None:
-    """Find the dataset for a table of files by what its first row names; None for a table without the column `path`."""
+    """Find the dataset plug-in for a table that lists files, by the file in its first row; None without a column `path`."""
     header = table_header(file)
     if "path" not in header:
         return None
-    at, (known, usual) = header.index("path"), _folder_readers()
+    at, (by_suffix, fallback) = header.index("path"), _folder_readers()
     with (
         io.StringIO(parquet.as_csv(str(file), 1))
         if file.suffix.lower() == ".parquet"
@@ -136,8 +147,8 @@ def _reader_of_listed(file: Path) -> str | None:
         first = text.readline()
         rows = csv.reader(text, delimiter=max(",;\t", key=first.count))
         row = next((row for row in rows if len(row) > at), None)
-    named = known.get(os.path.splitext(row[at].strip())[1].lower(), usual) if row is not None else usual
-    if named is None:
+    plugin = by_suffix.get(os.path.splitext(row[at].strip())[1].lower(), fallback) if row is not None else fallback
+    if plugin is None:
         return None
-    listers = [plugin.name for plugin in plugins("datasets").values() if plugin.lists == named.name]
-    return listers[-1] if listers else named.name
+    listers = [lister.name for lister in plugins("datasets").values() if lister.lists == plugin.name]
+    return listers[-1] if listers else plugin.name

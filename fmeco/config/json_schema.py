@@ -1,4 +1,4 @@
-"""The JSON Schema of a config, for editors."""
+"""Make the JSON Schema of a config, for editors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fmeco.plugins.registry import plugins
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON Schema of a config file, over every plug-in that is installed."""
+    """Make the JSON Schema of a config file, with all installed plug-ins."""
     properties: dict[str, Any] = {
         "stage": {"enum": ["pretrain", "finetune"]},
         "from": {"type": "string"},

@@ -1,4 +1,4 @@
-"""Read a config: a YAML file or a mapping, the command line's sections, and --set, in that order of strength."""
+"""Read a config from a YAML file or mapping, options of the command line, and --set; later ones override earlier ones."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def load_config(
 ) -> RunConfig:
     """Read and check a config.
 
-    source: a YAML file, a mapping (the Python API), or None (all defaults).
-    stage: what the config is for; None reads it from the config.
+    source: YAML file, mapping (from the Python API), or None (all defaults).
+    stage: command that the config is for; None = read it from the config.
     overrides: `a.b=c` strings of --set.
-    given: sections that the command line itself sets (--dataset, --from), stronger than the file, weaker than --set.
-    name: of the run; None = the file's stem, or the dataset's name.
-    own_backbone: the backbone is handed in as an object, in place of the config's.
+    given: sections set by command-line options (--dataset, --from); they override the file, and --set overrides them.
+    name: name of the run; None = the file's stem, or the dataset's name.
+    own_backbone: the caller passes the backbone as an object; the config's is ignored.
 
-    Raises ConfigError that lists every mistake.
+    Raises ConfigError that lists all mistakes.
     """
     tree, marks = read_tree(source)
     problems: list[str] = []
@@ -63,13 +63,21 @@ def read_config(
     own_backbone: bool = False,
     allow_partial: bool = False,
 ) -> RunConfig:
-    """Read the config of a run from what a command line gives. Raises ConfigError that lists every mistake."""
+    """Read and check a run's config, with the options of the command line.
+
+    ref: REF of --from.
+    dataset: X of --dataset.
+    allow_partial: --allow-partial.
+    source, stage, overrides, name, own_backbone: as in `load_config`.
+
+    Raises ConfigError that lists all mistakes.
+    """
     given: dict[str, Any] = {}
     if ref is not None:
         given["from"] = str(ref)
     if dataset is not None:
-        own = peek(Path(ref) / "config.yaml").get("dataset") if ref is not None else None
-        given["dataset"] = dataset_section(dataset, str(own.get("name")) if isinstance(own, dict) else None)
+        trained = peek(Path(ref) / "config.yaml").get("dataset") if ref is not None else None
+        given["dataset"] = dataset_section(dataset, str(trained.get("name")) if isinstance(trained, dict) else None)
     config = load_config(
         Path(source) if isinstance(source, str) else source,
         stage=stage,
@@ -82,7 +90,7 @@ def read_config(
         config = dataclasses.replace(config, carry=config.carry.model_copy(update={"allow_partial": True}))
     if config.stage == "finetune" and config.source is None and not own_backbone:
         raise ConfigError(
-            "finetuning starts from a checkpoint: --from REF",
+            "finetuning needs weights to start from: --from REF",
             "REF is a run, a checkpoint, a file of weights, or SOURCE/ARCH@WEIGHTS",
         )
     return config
@@ -97,15 +105,18 @@ def _drop_backbone(tree: dict[str, Any], overrides: Sequence[str], problems: lis
 
 
 def _stage(tree: Mapping[str, Any]) -> Stage:
-    """What a config is for: what it says, else finetuning if it starts from a checkpoint."""
-    written = tree.get("stage")
-    if written in ("pretrain", "finetune"):
-        return "finetune" if written == "finetune" else "pretrain"
+    """Find the stage of a config: its key `stage`, otherwise finetune if it has `from` or `transfer`, else pretrain."""
+    declared = tree.get("stage")
+    if declared in ("pretrain", "finetune"):
+        return "finetune" if declared == "finetune" else "pretrain"
     return "finetune" if "from" in tree or "transfer" in tree else "pretrain"
 
 
 def _override(tree: dict[str, Any], marks: Marks, item: str, problems: list[str]) -> None:
-    """Apply one `a.b=c`: bare strings are expanded first, setting a section replaces it."""
+    """Apply one `a.b=c` of --set to the tree. Adds mistakes to `problems`.
+
+    A section that is a bare name becomes a mapping before a key in it is set. Setting a whole section replaces it.
+    """
     where = f"--set {clean(item)}"
     key, equals, text = item.partition("=")
     path = tuple(key.strip().split("."))

@@ -1,4 +1,4 @@
-"""Parse YAML strictly: plain data only, with the line of every key."""
+"""Parse YAML strictly, as plain data only, and keep the line of every key."""
 
 from __future__ import annotations
 
@@ -21,13 +21,17 @@ Marks = dict[tuple[Any, ...], str]  # path in the tree -> "file:line"
 
 
 def parse_yaml(text: str, where: str) -> tuple[Any, Marks]:
-    """Parse one plain YAML document into dicts, lists and scalars, with the line of every key.
+    """Parse one plain YAML document into dicts, lists and scalars. Also returns the line of every key.
 
-    Refused: aliases and anchors (a 300-byte bomb unfolds to gigabytes), tags, duplicate keys, several documents, deep
-    nesting, huge files. `1e-3` is a number; yes, no, on and off are text, as in YAML 1.2.
+    `1e-3` is a number; yes, no, on and off are text, as in YAML 1.2.
+
+    where: file name for messages.
+
+    Raises ConfigError for invalid YAML, aliases and anchors (300 bytes can expand to gigabytes), tags, duplicate keys,
+    several documents, deep nesting and huge files.
     """
     if len(text) > 256 * 1024:
-        raise ConfigError(f"{where}: larger than 256 KB: this is not a config")
+        raise ConfigError(f"{where}: larger than 256 KB, too large for a config")
     try:
         depth = nodes = documents = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
@@ -62,6 +66,7 @@ def parse_yaml(text: str, where: str) -> tuple[Any, Marks]:
 
 
 def _plain(node: yaml.Node, where: str, path: tuple[Any, ...], marks: Marks, problems: list[str]) -> Any:
+    """Turn a YAML node into plain data. Fills `marks`, and adds mistakes to `problems`."""
     marks[path] = f"{where}:{node.start_mark.line + 1}"
     if isinstance(node, yaml.SequenceNode):
         return [_plain(item, where, (*path, i), marks, problems) for i, item in enumerate(node.value)]
@@ -70,7 +75,7 @@ def _plain(node: yaml.Node, where: str, path: tuple[Any, ...], marks: Marks, pro
         for key_node, value_node in node.value:
             at = f"{where}:{key_node.start_mark.line + 1}"
             if not isinstance(key_node, yaml.ScalarNode):
-                problems.append(f"{at}: a key must be a word")
+                problems.append(f"{at}: a key must be plain text, not a list or mapping")
                 continue
             key = key_node.value
             if key in out:
@@ -83,7 +88,7 @@ def _plain(node: yaml.Node, where: str, path: tuple[Any, ...], marks: Marks, pro
 
 
 def scalar(text: str) -> Any:
-    """A plain YAML scalar as YAML 1.2 reads it: null, booleans, numbers (also 1e-3), else text."""
+    """Convert an unquoted YAML scalar as YAML 1.2 does: null, booleans, numbers (also 1e-3), otherwise text."""
     if text in ("", "~", "null", "Null", "NULL"):
         return None
     if text in ("true", "True", "TRUE", "false", "False", "FALSE"):
@@ -98,7 +103,7 @@ def scalar(text: str) -> Any:
 
 
 def peek(file: Path) -> dict[str, Any]:
-    """The sections of a file as they are, to see what it is about; {} when it is not a config."""
+    """Read the sections of a config file without checking them; {} if it is missing or not a config."""
     try:
         return read_tree(file)[0]
     except ConfigError:
@@ -106,6 +111,7 @@ def peek(file: Path) -> dict[str, Any]:
 
 
 def read_tree(source: Path | Mapping[str, Any] | None) -> tuple[dict[str, Any], Marks]:
+    """Read a YAML file, or copy a mapping, into a config tree. Also returns the line of every key. Raises ConfigError."""
     if source is None:
         return {}, {}
     if not isinstance(source, Path):

@@ -1,4 +1,4 @@
-"""RunConfig: everything that decides a run, frozen and complete."""
+"""Define RunConfig, the frozen and complete config of a run."""
 
 from __future__ import annotations
 
@@ -22,14 +22,21 @@ PLUGIN_SECTIONS = {
     "augment": "augment",
     "transfer": "strategies",
 }
-TOP_KEYS = (*PLUGIN_SECTIONS, *SECTIONS, "seed", "stage", "from")  # all that a config may have
+TOP_KEYS = (*PLUGIN_SECTIONS, *SECTIONS, "seed", "stage", "from")  # all keys that a config may have at the top
 
 Stage = Literal["pretrain", "finetune"]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A plug-in section: which plug-in, its library's architecture if it has several, and every key's value."""
+    """Hold a checked plug-in section.
+
+    kind: kind of the plug-in.
+    name: name of the plug-in.
+    arch: architecture or dataset of the plug-in's library; None if the plug-in has no library.
+    options: value of every key.
+    plugin: the plug-in.
+    """
 
     kind: str
     name: str
@@ -39,22 +46,35 @@ class Choice:
 
     @property
     def spelled(self) -> str:
+        """Return the name as a config writes it: NAME or NAME/ARCH."""
         return self.name if self.arch is None else f"{self.name}/{self.arch}"
 
     def build(self, **injected: Any) -> Any:
-        """Build what the section describes. injected: what its signature may ask for before `*`, by name."""
+        """Build the plug-in. injected: values for the parameters of its `build` before `*`, by name."""
         return self.plugin.build({"arch": self.arch, **injected}, self.options)
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the section as a config writes it, with all keys."""
         return {"strategy" if self.kind == "strategies" else "name": self.spelled, **self.options}
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides a run. A section that is None is chosen from the data or the checkpoint."""
+    """Hold the complete config of a run.
+
+    stage: pretrain or finetune.
+    source: REF of --from; None = start from new weights.
+    dataset, backbone, objective, augment: plug-in sections; None = chosen later from the data or the checkpoint.
+    optimizer, schedule: plug-in sections.
+    transfer: transfer strategy; None = the run does not start from other weights.
+    carry: keys of `transfer:` that all strategies have.
+    train, evaluate: sections without a plug-in.
+    seed: seed of all randomness.
+    name: name for the run directory, the config's stem or the dataset's name.
+    """
 
     stage: Stage
-    source: str | None  # the REF of --from
+    source: str | None
     dataset: Choice | None
     backbone: Choice | None
     objective: Choice | None
@@ -66,38 +86,42 @@ class RunConfig:
     train: Train
     evaluate: Evaluate
     seed: int
-    name: str  # for the run directory: the config's stem or the dataset's name
+    name: str
 
     def to_dict(self, paths: Literal["given", "absolute", "relative"] = "given") -> dict[str, Any]:
-        """The config as nested dicts. Absolute paths do not depend on the current folder; relative ones can travel."""
+        """Return the config as nested dicts.
 
-        def place(path: str) -> str:
+        paths: given = paths as written; absolute = independent of the current folder; relative = to the current folder,
+            so that the config can move to another machine.
+        """
+
+        def convert(path: str) -> str:
             if paths == "relative":
                 return os.path.relpath(path) if os.path.isabs(path) else path
             return os.path.abspath(path) if paths == "absolute" and os.path.exists(path) else path
 
-        def folder(name: str) -> str:
-            """SOURCE/./FOLDER or SOURCE/./FOLDER@WEIGHTS; a folder is told from other names by how it begins."""
+        def convert_name(name: str) -> str:
+            """Convert the path in SOURCE/FOLDER or SOURCE/FOLDER@WEIGHTS; FOLDER begins with `.` or `/`."""
             source, _, rest = name.partition("/")
             plugin = plugins("backbones").get(source)
             if plugin is None or not plugin.open or not rest.startswith((".", "/")):
                 return name
             path, at, weights = rest.partition("@")
-            path = place(path)
+            path = convert(path)
             return f"{source}/{'' if path.startswith(('.', '/')) else './'}{path}{at}{weights}"
 
         out: dict[str, Any] = {"stage": self.stage}
         if self.source is not None:
-            out["from"] = place(folder(self.source))
+            out["from"] = convert(convert_name(self.source))
         for section in PLUGIN_SECTIONS:
             choice: Choice | None = getattr(self, section)
             if choice is not None:
                 out[section] = choice.to_dict()
                 if choice.plugin.open:
-                    out[section]["name"] = folder(choice.spelled)
+                    out[section]["name"] = convert_name(choice.spelled)
                 for key in choice.plugin.paths:
                     if isinstance(choice.options[key], str):
-                        out[section][key] = place(choice.options[key])
+                        out[section][key] = convert(choice.options[key])
         if self.transfer is not None:
             out["transfer"] |= self.carry.model_dump()
         return out | {
@@ -107,27 +131,29 @@ class RunConfig:
         }
 
     def to_yaml(self) -> str:
-        """The config as the run's own file, with absolute paths."""
+        """Return the config as YAML with absolute paths, as the run directory stores it."""
         text: str = yaml.safe_dump(self.to_dict("absolute"), sort_keys=False, allow_unicode=True, width=100)
         return text
 
     @property
     def needs(self) -> list[str]:
-        """The plug-ins outside of fmeco that data and model of this run are made with, as KIND/NAME."""
-        chosen = [one for one in (self.dataset, self.backbone, self.objective, self.augment) if one is not None]
-        used = [plugin for one in chosen for plugin in (one.plugin, *_inner(one.plugin, one.options))]
-        outside = [f"{one.kind}/{one.name}" for one in used if not one.built_in]
+        """List the plug-ins outside fmeco that the run's data and model use, as KIND/NAME."""
+        sections = (self.dataset, self.backbone, self.objective, self.augment)
+        choices = [choice for choice in sections if choice is not None]
+        used = [plugin for choice in choices for plugin in (choice.plugin, *_inner(choice.plugin, choice.options))]
+        outside = [f"{plugin.kind}/{plugin.name}" for plugin in used if not plugin.built_in]
         return list(dict.fromkeys(outside))
 
     def replace(self, **changes: Any) -> RunConfig:
+        """Return a copy with changed fields."""
         return dataclasses.replace(self, **changes)
 
 
 def _inner(plugin: Plugin, options: Mapping[str, Any]) -> list[Plugin]:
-    """The plug-ins of the sections within a plug-in's section."""
-    found = []
+    """List the plug-ins of all sections nested in a plug-in's section."""
+    nested = []
     for key, kind in plugin.nested.items():
         for section in options[key].values():
             inner = find(kind, section["name"])[0]
-            found += [inner, *_inner(inner, section)]
-    return found
+            nested += [inner, *_inner(inner, section)]
+    return nested

@@ -1,4 +1,4 @@
-"""The sections that no plug-in owns: train, evaluate, and what every transfer strategy has."""
+"""Define the schemas of `train:`, `evaluate:` and the keys that all transfer strategies share."""
 
 from __future__ import annotations
 
@@ -14,87 +14,103 @@ STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=Tru
 
 
 class Train(BaseModel):
-    """How long and how a run trains."""
+    """Configure training: its length, batches, device, precision and checkpoints."""
 
     model_config = STRICT
     epochs: Annotated[
         float | None,
-        Doc("passes over the training data; null = steps, budget, or the stage's default"),
+        Doc("passes over the training data; null = given by steps or budget, or the command's default"),
         Gt(0),
     ] = None
-    steps: Annotated[int | None, Doc("optimizer steps, instead of epochs"), Gt(0)] = None
-    budget: Annotated[str | None, Doc("a time such as 90s, 10m or 2h: train as many steps as fit")] = None
+    steps: Annotated[int | None, Doc("number of optimizer steps, instead of epochs"), Gt(0)] = None
+    budget: Annotated[str | None, Doc("time to train, such as 90s, 10m or 2h, instead of epochs")] = None
     batch_size: Annotated[
         int | Literal["auto", "full"],
         Doc(
-            "samples per optimizer step, over all ranks and micro-batches; full = gradient descent; "
-            "auto = 64, or fewer (down to 16) where an epoch would have less than five steps"
+            "samples per optimizer step, over all ranks and micro-batches; full = all training samples (gradient descent); "
+            "auto = 64, or fewer (down to 16) if an epoch would have less than 5 steps"
         ),
     ] = "auto"
     lr_for_batch: Annotated[
         int | None,
         Doc(
-            "the batch size that optimizer.lr is meant for: a run takes the rate times batch_size / lr_for_batch "
-            "(https://arxiv.org/abs/1706.02677 section 2.1); null = the rate as it is"
+            "batch size for which optimizer.lr is meant; the learning rate is multiplied by batch_size / lr_for_batch "
+            "(https://arxiv.org/abs/1706.02677 section 2.1); null = do not scale it"
         ),
         Gt(0),
     ] = None
-    micro_batch: Annotated[int | Literal["auto"], Doc("samples per forward pass; auto = batch_size, at most 256")] = (
-        "auto"
-    )
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    micro_batch: Annotated[
+        int | Literal["auto"],
+        Doc("samples per forward pass of a rank; gradients add up to batch_size; auto = batch_size, at most 256"),
+    ] = "auto"
+    device: Annotated[
+        Literal["auto", "cpu", "cuda", "mps"], Doc("device to train on; auto = cuda if available, else mps, else cpu")
+    ] = "auto"
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"],
         Doc(
-            "of the forward and backward pass; weights stay fp32. auto = bf16 on a GPU that has it; on a CPU, for runs of "
-            "two minutes and more, whichever is faster by a short measurement"
+            "precision of the forward and backward pass; weights stay fp32. auto = bf16 on a GPU that supports it, else "
+            "fp32; on a CPU, runs longer than two minutes benchmark fp32 and bf16 briefly and use the faster"
         ),
     ] = "auto"
-    channels_last: Annotated[bool | Literal["auto"], Doc("memory format of image models")] = "auto"
-    compile: Annotated[bool, Doc("torch.compile the backbone")] = False
-    sync_batch_norm: Annotated[bool, Doc("batch norm over the samples of all ranks; needs GPUs")] = False
+    channels_last: Annotated[
+        bool | Literal["auto"], Doc("use torch's channels_last memory format; auto = for images")
+    ] = "auto"
+    compile: Annotated[bool, Doc("compile the backbone with torch.compile")] = False
+    sync_batch_norm: Annotated[bool, Doc("compute batch-norm statistics over all ranks; needs GPUs")] = False
     workers: Annotated[
         int | Literal["auto"],
         Doc(
-            "loader processes; 0 = threads, between steps; auto = 0 on a CPU and for data that fits on the device, "
-            "else as many as a measurement says"
+            "loader processes; 0 = read with threads between training steps; auto = 0 on a CPU and for data that fits on "
+            "the device, otherwise chosen by a short benchmark"
         ),
     ] = "auto"
     cache: Annotated[
         str,
         Doc(
-            "disk space for decoded samples, such as 20GB, so that later epochs and runs decode nothing; off; "
+            "disk space, such as 20GB, to cache decoded samples for later epochs and runs; off = no cache; "
             "auto = half of the free memory, at most a quarter of the free disk"
         ),
     ] = "auto"
-    clip_norm: Annotated[float | None, Doc("largest gradient norm; null = no clipping"), Gt(0)] = None
+    clip_norm: Annotated[float | None, Doc("clip the gradient norm to this value; null = no clipping"), Gt(0)] = None
     ema: Annotated[
         float | None,
-        Doc("decay of an exponential moving average of the weights, which is then evaluated and saved"),
+        Doc("decay of an exponential moving average (EMA) of the weights, to evaluate and save instead; null = off"),
         Gt(0),
         Lt(1),
     ] = None
-    early_stop: Annotated[int | None, Doc("stop after this many evaluations without a better metric"), Gt(0)] = None
-    sampler: Annotated[Literal["shuffle", "balanced"], Doc("balanced = every class equally often")] = "shuffle"
+    early_stop: Annotated[
+        int | None, Doc("stop after this many evaluations without a better metric; null = never"), Gt(0)
+    ] = None
+    sampler: Annotated[
+        Literal["shuffle", "balanced"],
+        Doc("order of samples; shuffle = each sample once per epoch; balanced = every class equally often"),
+    ] = "shuffle"
     label_fraction: Annotated[
         float,
         Doc(
-            "share of each class of the training samples to train on, drawn by name and seed; more keeps what less drew"
+            "share of the training samples of each class to train on, chosen by name and seed; a larger share contains "
+            "all samples of a smaller one"
         ),
         Gt(0),
         Le(1),
     ] = 1.0
     save_every: Annotated[
-        int | Literal["auto"], Doc("steps between checkpoints; auto = at evaluations, 20 seconds apart or more")
+        int | Literal["auto"],
+        Doc("steps between checkpoints; auto = save at evaluations, if the last one is at least 20 seconds old"),
     ] = "auto"
-    keep: Annotated[int, Doc("newest checkpoints to keep beside the best"), Ge(1)] = 2
+    keep: Annotated[int, Doc("number of newest checkpoints to keep besides the best"), Ge(1)] = 2
     log_every: Annotated[int, Doc("steps between lines of metrics.jsonl"), Ge(1)] = 10
     on_nonfinite: Annotated[
         Literal["stop", "skip"],
-        Doc("when the loss or gradient is not finite: stop the run, or skip the step (20 in a row stop it)"),
+        Doc("if the loss or gradient is not finite: stop the run, or skip the step (20 skips in a row stop the run)"),
     ] = "stop"
-    on_bad_sample: Annotated[Literal["error", "skip"], Doc("when a sample cannot be read")] = "error"
-    tensorboard: Annotated[bool | Literal["auto"], Doc("write TensorBoard events; auto = if it is installed")] = "auto"
+    on_bad_sample: Annotated[
+        Literal["error", "skip"], Doc("if a sample cannot be read: stop with an error, or skip the sample")
+    ] = "error"
+    tensorboard: Annotated[
+        bool | Literal["auto"], Doc("write TensorBoard events; auto = if tensorboard is installed")
+    ] = "auto"
 
     @field_validator("steps", "budget")  # after epochs, in this order
     @classmethod
@@ -127,54 +143,61 @@ class Train(BaseModel):
 
 
 class Evaluate(BaseModel):
-    """When a run evaluates on the validation split, and which metric is its best."""
+    """Configure evaluations on the validation split, and the choice of the best checkpoint."""
 
     model_config = STRICT
-    every: Annotated[float, Doc("epochs between evaluations; the last step always is one"), Gt(0)] = 1
-    best: Annotated[str | None, Doc("metric that picks the best checkpoint; null = the objective's first")] = None
+    every: Annotated[float, Doc("epochs between evaluations; the last step is always evaluated"), Gt(0)] = 1
+    best: Annotated[
+        str | None, Doc("metric used to select the best checkpoint; null = the objective's primary metric")
+    ] = None
     probes: Annotated[
         list[Literal["knn", "linear"]] | None,
         Doc(
-            "how well the backbone's vectors tell classes: by the nearest others, by a linear head; the first picks the best "
-            "checkpoint. Without classes: whether a view finds its other view. null = the objective's, [] = none"
+            "probes that classify the backbone's vectors at each evaluation: knn = by nearest neighbours, linear = by a "
+            "linear head; the first one selects the best checkpoint. Data without classes is probed by matching two views "
+            "of each sample. null = the objective's default, [] = none"
         ),
     ] = None
-    batch_size: Annotated[int | None, Doc("null = twice the micro-batch"), Gt(0)] = None
+    batch_size: Annotated[
+        int | None, Doc("samples per forward pass of an evaluation; null = twice the micro-batch"), Gt(0)
+    ] = None
     health: Annotated[
-        Literal["stop", "warn", "off"], Doc("what to do when an evaluation shows that the representation has collapsed")
+        Literal["stop", "warn", "off"],
+        Doc("if an evaluation shows that the representation has collapsed: stop the run, warn, or do not check"),
     ] = "stop"
 
 
 class Carry(BaseModel):
-    """Keys of `transfer:` that every strategy has."""
+    """Configure the keys of `transfer:` that all strategies have."""
 
     model_config = STRICT
     head: Annotated[
-        Literal["auto", "fresh"], Doc("auto = rows of classes that both tasks have are carried over by name")
+        Literal["auto", "fresh"],
+        Doc("auto = copy the head's rows of classes that both tasks have, matched by name; fresh = start a new head"),
     ] = "auto"
-    allow_partial: Annotated[bool, Doc("load what fits of the source, and leave the rest as initialised")] = False
+    allow_partial: Annotated[
+        bool, Doc("load the tensors of the source that fit, and leave the others as initialised, instead of an error")
+    ] = False
     prefix: Annotated[
         str | None,
-        Doc(
-            "what the names of the backbone's tensors begin with in the source, such as student.backbone.; null finds it"
-        ),
+        Doc("prefix of the backbone's tensor names in the source, such as student.backbone.; null = find it"),
     ] = None
-    freeze: Annotated[
-        list[str], Doc("names or patterns of parameters that do not train, such as [conv1, 'layer1.*']")
-    ] = []
+    freeze: Annotated[list[str], Doc("names or patterns of parameters to freeze, such as [conv1, 'layer1.*']")] = []
     cross_modality: Annotated[
         bool,
-        Doc("start from weights that were made with data of another modality, such as images for audio; else refused"),
+        Doc("allow weights that were trained on data of another modality, such as on images for audio"),
     ] = False
     batch_norm: Annotated[
         Literal["frozen", "adapt"],
-        Doc("frozen batch norms keep their running statistics and use them, or adapt them to the new data"),
+        Doc(
+            "running statistics of frozen batch norms: frozen = keep and use them; adapt = update them on the new data"
+        ),
     ] = "frozen"
     views: Annotated[
         int | None,
         Doc(
-            "augmented views of each sample to compute once, while the backbone is frozen, and train on in every epoch; "
-            "0 = compute features anew in every epoch; null = 3, or the plain samples where augment is none"
+            "augmented views per sample whose frozen features are computed once and reused in every epoch; 0 = compute "
+            "features anew in every epoch; null = 3, or unaugmented samples if augment is none"
         ),
         Ge(0),
     ] = None
@@ -184,7 +207,7 @@ SECTIONS: dict[str, type[BaseModel]] = {"train": Train, "evaluate": Evaluate}
 
 
 def seconds(budget: str) -> float:
-    """'90s', '10m', '1.5h' -> seconds. Raises ValueError."""
+    """Convert a time such as '90s', '10m' or '1.5h' to seconds. Raises ValueError."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|min|h)\s*", budget)
     if match is None or float(match[1]) == 0:
         raise ValueError(f"budget must be a time such as 90s, 10m or 2h, not '{clean(budget)}'")
@@ -192,7 +215,7 @@ def seconds(budget: str) -> float:
 
 
 def size(text: str) -> float:
-    """'500MB', '20GB' -> bytes. Raises ValueError."""
+    """Convert a size such as '500MB' or '20GB' to bytes. Raises ValueError."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(MB|GB|TB)\s*", text)
     if match is None:
         raise ValueError(f"cache must be auto, off, or a size such as 20GB, not '{clean(text)}'")
