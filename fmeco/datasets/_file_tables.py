@@ -55,11 +55,13 @@ def in_table(
         groups = _groups.find(table, splitting.group_split, files, path)
         columns[groups.called] = groups.names
         groups = groups._replace(names=[groups.names[i] for i in kept])
-    given = None
+    decided = None
     if layout.split_column is not None:
         column = _columns.column(table, layout.split_column, path)
-        given = _splits.split_by_column([column[i] for i in kept], path, layout.split_column)
-    parts = _splits.assign(names, targets.codes, splitting, whole=whole, given=given, groups=groups and groups.names)
+        decided = _splits.split_by_column([column[i] for i in kept], path, layout.split_column)
+    parts = _splits.assign(
+        names, targets.codes, splitting, whole=whole, decided=decided, groups=groups and groups.names
+    )
     columns = _columns.take(_columns.grouping(columns, [groups.called] if groups is not None else []), kept)
     described, values = targets.targets, {part: dict[str, Any](targets.at(at)) for part, at in parts.items()}
     if texts_of_rows is not None:

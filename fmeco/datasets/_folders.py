@@ -28,7 +28,7 @@ def in_folders(
     whole: bool,
     *,
     path: str | None,
-    given: Mapping[str, str | None],
+    split_folders: Mapping[str, str | None],
     splitting: Splitting,
 ) -> Labelled:
     """Find files in class folders, and split them unless folders do.
@@ -36,11 +36,11 @@ def in_folders(
     kind: class that reads the files.
     whole: assign all files to the test split, unless there are folders for splits.
     path: folder of class folders, or of train/, val/ and test/.
-    given: split -> folder of class folders, instead of `path`.
+    split_folders: split -> folder of class folders, instead of `path`.
     Raises DataError and ConfigError that name the folder or the key.
     """
     notes: list[str] = []
-    folders = _folders(path, given, whole)
+    folders = _folders(path, split_folders, whole)
     scanned = {part: _scan(kind, suffixes, folder, notes) for part, folder in folders.items()}
     for part, folder in folders.items():
         _inspect(kind, suffixes, folder, scanned[part].labels, notes)
@@ -70,7 +70,8 @@ def in_folders(
         parts = {**{part: (files.take(at), codes[at]) for part, at in cut.items()}, **parts}
     elif splitting.split is not None:
         raise ConfigError(
-            f"dataset.split: {clean(path or given['train'])} already has a validation folder", "leave dataset.split out"
+            f"dataset.split: {clean(path or split_folders['train'])} already has a validation folder",
+            "leave dataset.split out",
         )
     elif "train" in parts and splitting.limit_per_class is not None:
         files, codes = parts["train"]
@@ -115,21 +116,21 @@ def _folders(path: str | None, parts: Mapping[str, str | None], whole: bool) -> 
 
     Raises ConfigError for keys that do not go together, DataError for absent folders.
     """
-    given = {part: Path(folder) for part, folder in parts.items() if folder is not None}
-    if (path is None) == (not given):
+    folders = {part: Path(folder) for part, folder in parts.items() if folder is not None}
+    if (path is None) == (not folders):
         raise ConfigError("dataset: class folders need either `path` or `train` (with `val` and `test`)")
     if path is not None:
         root = Path(path)
         if not root.is_dir():
             raise DataError(f"{clean(path)}: {'not a folder' if root.exists() else 'no such folder'}")
         present = {part: root / name for part, names in _FOLDERS.items() for name in names if (root / name).is_dir()}
-        given = present if "train" in present or (whole and present) else {"path": root}
-    elif "train" not in given and not whole:
+        folders = present if "train" in present or (whole and present) else {"path": root}
+    elif "train" not in folders and not whole:
         raise ConfigError("dataset.train: missing: `val` and `test` need it, too")
-    for folder in given.values():
+    for folder in folders.values():
         if not folder.is_dir():
             raise DataError(f"{clean(folder)}: no such folder")
-    return given
+    return folders
 
 
 def _inspect(

@@ -120,9 +120,9 @@ def _chosen(wanted: Sequence[str] | None, present: Sequence[str] | Mapping[str, 
 def _numbers(column: Sequence[str], path: str, name: str, rows: Indices) -> Floats:
     """Parse a column as numbers (N,), nan for missing values. rows: positions in the table (N,), for messages."""
     cells = _columns.cells(column)
-    for place in cells.strange.tolist():
+    for position in cells.strange.tolist():
         raise DataError(
-            f"{clean(path)}: column '{clean(name)}', row {rows[place] + 2}: '{clean(column[place], 40)}' is not a number",
+            f"{clean(path)}: column '{clean(name)}', row {rows[position] + 2}: '{clean(column[position], 40)}' is not a number",
             "name the series in dataset.columns" if len(cells.strange) > len(column) // 2 else "correct it",
         )
     return np.where(cells.missing, np.nan, cells.values)
@@ -188,11 +188,11 @@ def cut_at(series: Sequence[Series], shares: Mapping[str, float], path: str) -> 
     begins: list[str] = []
     for part, share in reversed(list(shares.items())):
         at -= share * count
-        place = round(at)
-        if not 0 < place < count:
+        position = round(at)
+        if not 0 < position < count:
             raise DataError(f"{clean(path)}: {count} distinct times are too few to split")
-        cuts[part] = float(moments[place])
-        begins.append(f"{part} from {clean(text[first[place]], 40)}")
+        cuts[part] = float(moments[position])
+        begins.append(f"{part} from {clean(text[first[position]], 40)}")
     return dict(reversed(cuts.items())), f"{clean(path)}: split by time: {', '.join(reversed(begins))}"
 
 

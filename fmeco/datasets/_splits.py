@@ -96,18 +96,18 @@ def assign(
     splitting: Splitting,
     *,
     whole: bool = False,
-    given: Mapping[str, Indices] | None = None,
+    decided: Mapping[str, Indices] | None = None,
     groups: Sequence[str] | None = None,
 ) -> dict[str, Indices]:
     """Assign samples to train, val and test. Returns the positions of each split.
 
-    given: the splits, if files or a column decide them.
+    decided: the splits, if files or a column decide them.
     whole: assign all samples to test.
     groups: group of each sample, to split by; without it, samples are split by a hash of their names.
     Training keeps at most `limit_per_class` samples per class. Raises ConfigError and DataError as the other functions do.
     """
-    if given is not None:
-        parts = dict(given)
+    if decided is not None:
+        parts = dict(decided)
     elif whole:
         parts = {"test": np.arange(len(names))}
     else:

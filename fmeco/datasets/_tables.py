@@ -178,7 +178,7 @@ def build_table(
     chosen = ["\t".join(rows[i]) for i in kept.tolist()]
     if parts is not None:
         parts = {part: np.flatnonzero(np.isin(kept, at)) for part, at in parts.items()}
-    parts = _splits.assign(chosen, codes, splitting, whole=whole, given=parts)
+    parts = _splits.assign(chosen, codes, splitting, whole=whole, decided=parts)
     if known is not None:
         prep: Mapping[str, Any] = known.preprocessing
         numeric = {column["name"] for column in prep["numeric"]}

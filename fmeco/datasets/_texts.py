@@ -108,7 +108,7 @@ def build_texts(
             parts = {**{part: at[inside] for part, inside in cut.items()}, **parts, "train": at[cut["train"]]}
         elif splitting.split is not None:
             raise ConfigError(f"dataset.split: {where} already has validation texts", "leave dataset.split out")
-    parts = _splits.assign(chosen, codes, splitting, whole=whole, given=parts, groups=groups)
+    parts = _splits.assign(chosen, codes, splitting, whole=whole, decided=parts, groups=groups)
     prep = preprocessing(known, wanted, layout, (chosen[i] for i in parts.get("train", np.arange(0)).tolist()))
     tokenizer, length = load(prep["tokenizer"], "the checkpoint's tokenizer" if known else where), prep["length"]
     _, offset = numbering(tokenizer)

@@ -125,7 +125,7 @@ def build(
     else:
         _check_no_layout(layout)
         labelled = _folders.in_folders(
-            _audio.AudioFiles, SUFFIXES, known, whole, path=path, given=folders, splitting=splitting
+            _audio.AudioFiles, SUFFIXES, known, whole, path=path, split_folders=folders, splitting=splitting
         )
     if labelled.grouped_by is not None:
         for (

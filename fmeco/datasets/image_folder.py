@@ -40,7 +40,7 @@ def build(
         known,
         whole,
         path=path,
-        given={"train": train, "val": val, "test": test},
+        split_folders={"train": train, "val": val, "test": test},
         splitting=splitting,
     )
     if known is None and image_size is None:

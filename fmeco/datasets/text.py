@@ -90,13 +90,13 @@ def _files(path: str | None, parts: dict[str, str | None], whole: bool) -> dict[
 
     Raises ConfigError for keys that do not go together, DataError for a folder without texts, or with several per split.
     """
-    given = {part: [file] for part, file in parts.items() if file is not None}
-    if (path is None) == (not given):
+    named_files = {part: [file] for part, file in parts.items() if file is not None}
+    if (path is None) == (not named_files):
         raise ConfigError("dataset: text needs either `path` or `train` (with `val` and `test`)")
     if path is None:
-        if "train" not in given and not whole:
+        if "train" not in named_files and not whole:
             raise ConfigError("dataset.train: missing: `val` and `test` need it, too")
-        return given
+        return named_files
     root = Path(path)
     if not root.is_dir():
         return {"path": [path]}

@@ -114,9 +114,9 @@ def build(
     target = old
     for part, dataset in sets.items():
         labels = _labels(dataset)
-        kept, codes, names, found = _classes.encode(labels, splitting.classes, target, where)
+        kept, codes, names, more = _classes.encode(labels, splitting.classes, target, where)
         target = target or Target("class", names)
-        notes += found
+        notes += more
         parts[part] = (part, kept, codes)
     assert target is not None
     if "val" not in parts:
