@@ -148,7 +148,7 @@ def test_recordings_without_a_meaning_are_refused() -> None:
         _audio.decode("absent.wav", how())
     with pytest.raises(ConfigError, match="fmax at most 4000"):
         how(fmax=5000.0)
-    with pytest.raises(ConfigError, match="finer than windows"):
+    with pytest.raises(ConfigError, match="too narrow for windows"):
         how(mels=2000)
 
 

@@ -210,7 +210,7 @@ def test_what_keeps_no_time_or_has_too_little_is_refused() -> None:
     assert made.loss(one).sum.isfinite()
     one.target = {"label": [torch.tensor([0, 1, 1, 0])]}
     with pytest.raises(
-        DataError, match=r"'abba' has 4 characters, 1 of them repeated.* need 5 steps.*gives 4"
+        DataError, match=r"'abba' has 4 characters, 1 of them repeated.* need 5 time steps.*returns 4"
     ) as caught:
         made.loss(one)
     assert "backbone.patch" in caught.value.hints[0]
@@ -241,9 +241,9 @@ def test_transcripts_are_read_or_refused_by_row() -> None:
     spoken(["ab", "", "ba", " "])
     refused("no transcript in row 3, 5")
     write("split.csv", "path,label,split\nwav/000.wav,ab,train\nwav/002.wav,aéb,val\n")
-    refused("row 3, of the val split: the training split never had 'é'", path="split.csv", split_column="split")
+    refused("row 3, in the val split: the training split has no character 'é'", path="split.csv", split_column="split")
     refused("dataset.classes", ConfigError, classes=["a", "b"])
-    refused("one column", ConfigError, label_column=["label", "who"])
+    refused("text learns only one", ConfigError, label_column=["label", "who"])
     tones(Path("folder"), each=2)
     refused("only for a table", ConfigError, path="folder")
 
@@ -288,7 +288,7 @@ def test_from_a_table_of_recordings_to_what_was_said(fmeco: Fmeco) -> None:
     spoken(["ab cb", "bb aé"], "u.csv")
     answer = fmeco("evaluate", "run", "--dataset", "u.csv")
     assert answer.code == 3
-    assert "the checkpoint never had 'é'" in answer.err
+    assert "the checkpoint has no character 'é'" in answer.err
 
     # A recogniser of other characters starts from it; those that both know keep their rows.
     spoken(["ab éb", "bé aé", "éa bb", "ab é"] * 3, "v.csv")

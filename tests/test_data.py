@@ -288,7 +288,7 @@ def test_a_table_with_a_split_column_is_evaluated_on_its_test_rows(fmeco: Callab
     write("u.csv", "x,label,part\n" + "\n".join(row.replace("train", "test") for row in rows))
     answer = fmeco("pretrain", "c.yaml", "--set", "dataset.path=u.csv")
     assert answer.code == 3
-    assert "no row is for training" in answer.err
+    assert "no row is in the training split" in answer.err
     answer = fmeco("predict", "run", write("v.csv", "x\n1\nmany\n3\n"), "--json")
     assert answer.code == 0
     assert ["many" in (row["error"] or "") for row in answer.json["predictions"]] == [False, True, False]

@@ -88,9 +88,12 @@ def test_what_is_asked_for_is_what_came_next_and_what_is_shown_was_before() -> N
     assert sorted(got, key=key) == sorted(want, key=key)
     assert left_out == 1 and sum(tokens[-1] == "?" for tokens, _ in got) == 1
     notes = "\n".join(data.notes)
-    assert "test: 1 events with nothing known before them" in notes
+    assert "test: 1 events without a known earlier item of their user" in notes
     assert "events are of items that training did not see, and count as missed" in notes
-    assert "0.0% of the training events are of items that their user had: these are not recommended again" in notes
+    assert (
+        "0.0% of the training events repeat an earlier item of their user: such items are not recommended again"
+        in notes
+    )
 
     steps = Counter(pair for tokens, _ in told(data, "train") for pair in zip(tokens[:-1], tokens[1:], strict=True))
     old = [(user, item) for user, item, time in events if time < cut]
@@ -132,11 +135,11 @@ def test_splits_and_files() -> None:
     [
         ("user,item,when\na,b,1", {}, "dataset.time: no column 'time'"),
         ("user,item,time\na,b,1\na,,2", {}, "no value of column 'item' in row 3"),
-        ("user,item,time\na,b,1\na,c,soon", {}, "row 3: 'soon' is no time"),
-        ("a\tb\t1\na\tc\tsoon", {"columns": ["user", "item", "time"]}, "row 2: 'soon' is no time"),
-        ("a\tb\t1\na\tc", {"columns": ["user", "item", "time"]}, "row 2 has 2 values, and there are 3 columns"),
+        ("user,item,time\na,b,1\na,c,soon", {}, "row 3: 'soon' is not a time"),
+        ("a\tb\t1\na\tc\tsoon", {"columns": ["user", "item", "time"]}, "row 2: 'soon' is not a time"),
+        ("a\tb\t1\na\tc", {"columns": ["user", "item", "time"]}, "row 2 has 2 values, but the table has 3 columns"),
         ("user,item,time\na,b,1\nb,b,2\nc,b,3\nd,b,4", {}, "no user has two training events"),
-        ("user,item,time\na,b,1\na,c,2", {"split": "leave_one_out"}, "needs users with three events"),
+        ("user,item,time\na,b,1\na,c,2", {"split": "leave_one_out"}, "needs users with three or more events"),
     ],
 )
 def test_what_is_wrong_with_a_table_is_said(content: str, options: dict[str, Any], said: str) -> None:
@@ -292,9 +295,9 @@ def test_a_circle_is_learned_and_told(fmeco: Call) -> None:
     assert list(rows) == ["now.csv:eve", "now.csv:kim", "now.csv:zoe", "i2,i3,i4", "i2,ix"]
     assert [rows[key]["prediction"] for key in ("now.csv:zoe", "i2,i3,i4")] == ["i5", "i5"]
     assert rows["now.csv:kim"]["prediction"] == "i10", "an item that is not known is left out of a history, and said"
-    assert "nothing to go by" in rows["now.csv:eve"]["error"] and "no item ix" in rows["i2,ix"]["error"].replace(
-        "'", ""
-    )
+    assert "the model knows no item of this history" in rows["now.csv:eve"]["error"] and "no item ix" in rows["i2,ix"][
+        "error"
+    ].replace("'", "")
     top = rows["i2,i3,i4"]["top"].split("|")
     assert len(top) == 9 and not {"i2", "i3", "i4"} & set(top), "what a user had is not recommended again"
     shares = [float(share) for share in rows["i2,i3,i4"]["top_probabilities"].split("|")]

@@ -79,7 +79,7 @@ def test_groups_of_one_name_go_to_one_split_in_every_dataset(what: str) -> None:
     assert set.union(*folds) == set(PEOPLE)
     whole = homes(build(known=data.spec, whole=True, **raw), called)
     assert whole == {"test": set(PEOPLE)}, "what is evaluated whole has groups to measure by"
-    with pytest.raises(DataError, match="are too few: none is left for val"):
+    with pytest.raises(DataError, match="are too few: no group is left for val"):
         build(**raw, split={"fold": 5, "of": 5})
 
 

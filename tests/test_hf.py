@@ -405,7 +405,7 @@ def test_a_waveform_is_what_the_librarys_feature_extractor_makes() -> None:
     quiet = build_audio(path="t", input="waveform", loudness=False, val_fraction=0.5, sample_rate=8000)
     at = [(part, i) for part in (quiet.train, quiet.val) for i in range(len(part)) if part.name(i) == "low/ann_00.wav"]
     assert bool(at[0][0][at[0][1]]["waveform"].ne(0).all()), "its own silence is not what a batch is filled up with"
-    with pytest.raises(ConfigError, match=r"dataset.mels: of spectrograms"):
+    with pytest.raises(ConfigError, match=r"dataset.mels: is for spectrograms"):
         build_audio(path="t", input="waveform", mels=8)
     with pytest.raises(ConfigError, match=r"dataset.input: spectrogram: the checkpoint was trained with waveform"):
         build_audio(known=spec, path="t", input="spectrogram")
@@ -446,7 +446,7 @@ def test_what_was_said_and_by_an_encoder_of_a_folder(fmeco: Fmeco) -> None:
     assert sum(row["prediction"] == text for row, text in zip(rows, said, strict=False)) >= 2
     assert api.load("run").objective.backbone.alone
     answer = fmeco("evaluate", "run", "--set", "dataset.seconds=1")
-    assert answer.code == 2 and "this checkpoint hears 0.6 s" in answer.err
+    assert answer.code == 2 and "this checkpoint was trained on at most 0.6 s" in answer.err
     tones(Path("folder"))
     for strategy in ("full", "probe"):
         answer = fmeco("finetune", "--from", "run", "--dataset", "folder", "--out", strategy, "--set", f"transfer.strategy={strategy}", *SHORT)  # fmt: skip

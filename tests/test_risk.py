@@ -67,8 +67,8 @@ def test_the_newest_rows_are_tested_and_a_day_stays_together() -> None:
     assert three.spec.sizes == {"train": 40, "val": 20}
     assert set(_times.moments(["2024-01-01T01:00:00+01:00", "2024-01-01T00:00:00Z"], "p", "t")) == {1704067200.0}
     for values, reason in (
-        (["1", "soon"], "row 3: 'soon' is no time"),
-        (["2024-01-01", "2024-01-01T00:00Z"], "have a zone"),
+        (["1", "soon"], "row 3: 'soon' is not a time"),
+        (["2024-01-01", "2024-01-01T00:00Z"], "have a time zone"),
     ):
         with pytest.raises(DataError, match=reason):
             _times.moments(values, "p", "t")
@@ -252,7 +252,7 @@ def test_numbers_that_are_codes_are_categories(fmeco: Fmeco) -> None:
     data = build(**told)
     assert [one["name"] for one in data.spec.preprocessing["numeric"]] == ["x"]
     assert data.spec.preprocessing["categorical"] == [{"name": "code", "categories": ["0", "1", "2"]}]
-    with pytest.raises(ConfigError, match="categorical: label is no feature"):
+    with pytest.raises(ConfigError, match="categorical: label: not among the features"):
         build(**{**told, "categorical": ["label"]})
-    with pytest.raises(ConfigError, match="learned it as a number"):
+    with pytest.raises(ConfigError, match="trained with this column as a number"):
         build(build(name="csv_table", path="codes.csv").spec, **told)

@@ -109,8 +109,8 @@ def test_a_long_table_is_the_wide_one() -> None:
     for name, parts in one.items():
         assert all(torch.equal(x, y) for x, y in zip(parts, other[name], strict=True))
     notes = " ".join(long.notes)
-    assert "left out: late, without values in the time of training" in notes
-    assert "test is without c: 48 steps to know and 12 to forecast" in notes
+    assert "left out: late, with fewer than two values in the training period" in notes
+    assert "test has no window of c: a window needs 48 steps of context and 12 to forecast" in notes
     assert series(path="long.csv", id="id", value="value", columns=["a"]).spec.sizes == {
         part: n // 2 for part, n in series().spec.sizes.items()
     }
@@ -128,26 +128,28 @@ def test_what_is_wrong_with_a_table_is_said_with_its_row() -> None:
     for line, message in (
         (f"{cells[0]},,{cells[2]}", "series 'a', row 51: no value"),
         (f"{cells[0]},{cells[1]},soon", "column 'b', row 51: 'soon' is not a number"),
-        (lines[49], "rows 50 and 51 are of the same time, 2024-01-03 00:00:00"),
+        (lines[49], "rows 50 and 51 have the same time, 2024-01-03 00:00:00"),
     ):
         with pytest.raises(DataError, match=message):
             altered(line, columns=["a", "b"])
     filled = altered(f"{cells[0]},,{cells[2]}", missing="previous")
     assert filled.split("train").panel.series[0].values[49] == float(lines[49].split(",")[1])
-    assert "series 'a': 1 missing values are the ones before them" in " ".join(filled.notes)
+    assert "series 'a': 1 missing values are filled with the ones before" in " ".join(filled.notes)
     assert "gaps in time: 1, the first between 2024-01-03 00:00:00" in " ".join(
         series(path=str(write("gap.csv", "\n".join(lines[:50] + lines[51:])))).notes
     )
     write("mixed.csv", "\n".join([lines[0], *reversed(lines[1:])]))
     mixed = series(path="mixed.csv")
-    assert "they are sorted" in mixed.notes[0]
+    assert "and are sorted" in mixed.notes[0]
     flat = "\n".join(f"{line},{'still' if i == 0 else 7}" for i, line in enumerate(lines))
     told = " ".join(series(path=str(write("flat.csv", flat))).notes)
-    assert "no MASE of still: in training it never differs" in told
+    assert "no MASE for still: in training each value equals the one a season before" in told
     assert mixed.spec.fingerprint == series().spec.fingerprint, "the order of rows is no matter"
-    with pytest.raises(DataError, match="no series is long enough for train: 400 steps to know and 12 to forecast"):
+    with pytest.raises(
+        DataError, match="no series is long enough for train: a window needs 400 steps of context and 12 to forecast"
+    ):
         series(context=400, test_fraction=0.0, val_fraction=0.1)
-    with pytest.raises(ConfigError, match="come together"):
+    with pytest.raises(ConfigError, match="need each other"):
         series(id="a")
 
 

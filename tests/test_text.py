@@ -308,7 +308,7 @@ def test_a_corpus_without_labels_serves_a_task_with_them(fmeco: Call) -> None:
         "features that were computed once are those of the model"
     )
     refused = fmeco("finetune", f, "--from", "source", "--dataset", "task.jsonl", "--set", "dataset.vocabulary=400")
-    assert refused.code == 2 and "dataset.vocabulary: the checkpoint's tokenizer is another one" in refused.err
+    assert refused.code == 2 and "dataset.vocabulary: differs from the checkpoint's tokenizer" in refused.err
 
 
 def test_a_language_model_resumes_exactly(fmeco: Call) -> None:

@@ -16,7 +16,7 @@ def image_input(spec: DataSpec, whose: str) -> tuple[str, tuple[int, int, int]]:
     whose: name of the backbone, for the error message.
     Raises ConfigError unless there is exactly one.
     """
-    images = [(name, one.shape) for name, one in spec.inputs.items() if len(one.shape) == 3]
+    images = [(name, described.shape) for name, described in spec.inputs.items() if len(described.shape) == 3]
     if len(images) != 1:
         raise ConfigError(
             f"the backbone {whose} takes one image or spectrogram per sample; this dataset has {', '.join(spec.inputs)}",

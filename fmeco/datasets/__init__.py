@@ -1,1 +1,1 @@
-"""Datasets: each file's `build(known, whole, *, ...)` makes a Data, its `read(spec, sources)` reads new inputs."""
+"""Datasets, one per file: `build(known, whole, *, ...)` builds a Data, and `read(spec, sources)` reads new inputs."""

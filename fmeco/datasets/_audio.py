@@ -1,4 +1,7 @@
-"""Recordings: the one canonical decode, from a file to a log-mel spectrogram, or to the waveform that some networks hear."""
+"""Decode recordings to log-mel spectrograms or waveforms; the same decoding for training, evaluation and prediction.
+
+`prep` in this file is a spec's `preprocessing`.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +21,19 @@ from torch import Tensor
 from fmeco.core import ConfigError, DataError, DataSpec, Inputs, InputSpec, clean, fit, same_modality
 from fmeco.datasets import _files, _splits
 
-FLOOR = 1e-6  # added to the power of a band: silence has a logarithm, too
-SPAN = 4  # times `seconds` that are decoded of a long recording: training crops from them
-SHORTEST = 25.0  # ms of a waveform
-SILENCE = 1e-12  # what a waveform holds in place of 0
-RATES = (1_000, 768_000)  # Hz; a header that says anything else would ask for a filter without end
-SAMPLED = 256  # training files that the mean and deviation are measured on
+FLOOR = 1e-6  # added to the power of a band, so that silence has a logarithm
+SPAN = 4  # decode the middle SPAN * `seconds` of a long recording; training crops from it
+SHORTEST = 25.0  # shortest waveform, in ms
+SILENCE = 1e-12  # replaces samples of exactly 0 in a waveform
+RATES = (1_000, 768_000)  # Hz; with any other rate in a header, the resampling filter would be far too long
+SAMPLED = 256  # number of training files to measure mean and deviation on
 DEFAULTS = {"sample_rate": 16_000, "seconds": 1.0, "loudness": True}
-SPECTRAL = {"mels": 64, "window": 25.0, "hop": 10.0, "fmin": 20.0, "fmax": None}  # of spectrograms alone
-LOUDNESS, QUIETEST = 0.1, 1e-4  # root mean squares: what recordings are brought to, and below which they are silence
+SPECTRAL = {"mels": 64, "window": 25.0, "hop": 10.0, "fmin": 20.0, "fmax": None}  # defaults for spectrograms only
+LOUDNESS, QUIETEST = 0.1, 1e-4  # root mean squares: the target loudness, and the level below which gain stops growing
 
 
 def import_soundfile() -> Any:
-    """soundfile, imported late: it is an extra."""
+    """Import soundfile, which is an optional dependency. Raises ConfigError if it cannot be imported."""
     try:
         return importlib.import_module("soundfile")
     except (ImportError, OSError) as error:
@@ -38,89 +41,98 @@ def import_soundfile() -> Any:
 
 
 def audio_spec(
-    known: DataSpec | None, *, seconds: float | None, whole: bool = False, **given: str | float | None
+    known: DataSpec | None, *, seconds: float | None, whole: bool = False, **keys: str | float | None
 ) -> DataSpec:
-    """How recordings become inputs: the checkpoint's way (`known`), of which only `seconds` may be changed; else the
-    default. A spectrogram's mean and std are the checkpoint's; without one they are still to be measured. whole: a recording
-    is never cropped, as the rest of it would not say its transcript. given: the dataset's further keys, None where the config
-    does not say them."""
+    """Describe how recordings become inputs.
+
+    known: the checkpoint's description; its preprocessing holds, and only `seconds` may differ.
+    whole: never crop a recording, because a part of it would not match its transcript.
+    keys: the dataset's other keys; None for those that the config does not set.
+    A spectrogram's mean and std are the checkpoint's; without a checkpoint they are empty, to be measured later.
+    Raises ConfigError for keys that contradict the checkpoint, the kind of input, or each other.
+    """
     same_modality(known, "audio")
     old: Mapping[str, Any] = known.preprocessing if known is not None else {}
     if old:
         old = {"input": "spectrogram", **old}
-    given = {key: value for key, value in given.items() if value is not None}
-    waveform = {"input": "spectrogram", **given, **old}["input"] == "waveform"
-    if odd := [key for key, value in given.items() if key in old and value != old[key]]:
+    keys = {key: value for key, value in keys.items() if value is not None}
+    waveform = {"input": "spectrogram", **keys, **old}["input"] == "waveform"
+    if odd := [key for key, value in keys.items() if key in old and value != old[key]]:
         raise ConfigError(
-            f"dataset.{odd[0]}: {given[odd[0]]}: the checkpoint was trained with {old[odd[0]]}, and knows nothing else",
-            "leave the key out: files are read, and resampled, the checkpoint's way",
+            f"dataset.{odd[0]}: {keys[odd[0]]}: the checkpoint was trained with {old[odd[0]]} and works with no other value",
+            "leave the key out: files are read, and resampled, as the checkpoint needs them",
         )
     if whole and known is not None and known.targets and seconds not in (None, old["seconds"]):
         raise ConfigError(
-            f"dataset.seconds: {seconds:g}: this checkpoint hears {old['seconds']:g} s, and would crop what is longer",
-            "fmeco finetune --from it takes another length",
+            f"dataset.seconds: {seconds:g}: this checkpoint was trained on at most {old['seconds']:g} s, and must not crop recordings",
+            "to use another length, finetune it: fmeco finetune --from",
         )
-    if waveform and (odd := [key for key in given if key in SPECTRAL]):
-        raise ConfigError(f"dataset.{odd[0]}: of spectrograms, and the input is the waveform", "leave the key out")
-    how: dict[str, Any] = {**DEFAULTS, **({} if waveform else SPECTRAL), **given, **old}
+    if waveform and (odd := [key for key in keys if key in SPECTRAL]):
+        raise ConfigError(f"dataset.{odd[0]}: is for spectrograms, and dataset.input is waveform", "leave the key out")
+    prep: dict[str, Any] = {**DEFAULTS, **({} if waveform else SPECTRAL), **keys, **old}
     if seconds is not None:
-        how["seconds"] = seconds
-    how["span"] = SPAN * how["seconds"]
-    how.pop("whole", None)
+        prep["seconds"] = seconds
+    prep["span"] = SPAN * prep["seconds"]
+    prep.pop("whole", None)
     if whole:
-        how["whole"] = True
+        prep["whole"] = True
     if waveform:
-        length = max(1, round(how["seconds"] * how["sample_rate"]))
-        return DataSpec("audio", {"waveform": InputSpec((length,), ragged=True)}, {}, how, "audio")
-    how.pop("input", None)
-    if how["fmax"] is None:
-        how["fmax"] = how["sample_rate"] / 2
-    if not how["fmin"] < how["fmax"] <= how["sample_rate"] / 2:
+        length = max(1, round(prep["seconds"] * prep["sample_rate"]))
+        return DataSpec("audio", {"waveform": InputSpec((length,), ragged=True)}, {}, prep, "audio")
+    prep.pop("input", None)
+    if prep["fmax"] is None:
+        prep["fmax"] = prep["sample_rate"] / 2
+    if not prep["fmin"] < prep["fmax"] <= prep["sample_rate"] / 2:
         raise ConfigError(
-            f"dataset: fmin {how['fmin']:g} and fmax {how['fmax']:g} Hz: expected fmin < fmax, and fmax at most "
-            f"{how['sample_rate'] / 2:g}, half of the sample_rate"
+            f"dataset: fmin {prep['fmin']:g} and fmax {prep['fmax']:g} Hz: expected fmin < fmax, and fmax at most "
+            f"{prep['sample_rate'] / 2:g}, half of the sample_rate"
         )
     if not old:
-        how["fft"] = _fft_length(how)
-    frames = round(1000 * how["seconds"] / how["hop"])
-    if frames < 1 or _samples(how, "hop") < 1:
-        raise ConfigError(f"dataset: {how['seconds']:g} s hold no step of {how['hop']:g} ms", "raise seconds, or hop")
-    one = known.inputs["spectrogram"] if known is not None and old else None
-    mean, std = (one.mean, one.std) if one is not None else ((), ())
+        prep["fft"] = _fft_length(prep)
+    frames = round(1000 * prep["seconds"] / prep["hop"])
+    if frames < 1 or _samples(prep, "hop") < 1:
+        raise ConfigError(
+            f"dataset.hop: {prep['hop']:g} ms is less than one sample, or leaves no frame in dataset.seconds, {prep['seconds']:g}",
+            "raise dataset.seconds, or change dataset.hop",
+        )
+    spectrogram = known.inputs["spectrogram"] if known is not None and old else None
+    mean, std = (spectrogram.mean, spectrogram.std) if spectrogram is not None else ((), ())
     return DataSpec(
         modality="audio",
         reader="audio",
-        inputs={"spectrogram": InputSpec((1, how["mels"], frames), "float32", 1.0, mean, std)},
-        preprocessing=how,
+        inputs={"spectrogram": InputSpec((1, prep["mels"], frames), "float32", 1.0, mean, std)},
+        preprocessing=prep,
     )
 
 
-def _samples(how: Mapping[str, Any], key: str) -> int:
-    """`window` or `hop`, which are in milliseconds, as a number of samples."""
-    count: int = round(how["sample_rate"] * how[key] / 1000)
+def _samples(prep: Mapping[str, Any], key: str) -> int:
+    """Convert `window` or `hop` (key) from milliseconds to a number of samples."""
+    count: int = round(prep["sample_rate"] * prep[key] / 1000)
     return count
 
 
-def _fft_length(how: Mapping[str, Any]) -> int:
-    """A power of two that holds a window, and is so long that every mel band holds a frequency. Zeros after the window
-    only draw the same spectrum more finely."""
-    shortest = 1 << max(_samples(how, "window") - 1, 1).bit_length()
+def _fft_length(prep: Mapping[str, Any]) -> int:
+    """Choose the FFT length: the smallest power of two that holds a window and gives every mel band a frequency.
+
+    Padding a window with zeros interpolates its spectrum. Raises ConfigError if the bands are too narrow for the window.
+    """
+    shortest = 1 << max(_samples(prep, "window") - 1, 1).bit_length()
     for length in (shortest, 2 * shortest, 4 * shortest, 8 * shortest):
-        if _filters(how["sample_rate"], length, how["mels"], how["fmin"], how["fmax"]).sum(1).min() > 0:
+        if _filters(prep["sample_rate"], length, prep["mels"], prep["fmin"], prep["fmax"]).sum(1).min() > 0:
             return length
     raise ConfigError(
-        f"dataset.mels: {how['mels']} bands from {how['fmin']:g} to {how['fmax']:g} Hz are finer than windows of "
-        f"{how['window']:g} ms can tell apart",
+        f"dataset.mels: {prep['mels']} bands from {prep['fmin']:g} to {prep['fmax']:g} Hz are too narrow for windows of "
+        f"{prep['window']:g} ms",
         "lower mels, or raise window",
     )
 
 
 @functools.lru_cache(maxsize=8)
 def _filters(sample_rate: int, fft: int, mels: int, fmin: float, fmax: float) -> Any:
-    """Triangles (mels, fft / 2 + 1) between points that are equally far apart on the mel scale m = 2595 log10(1 + f / 700).
+    """Build triangular mel filters (mels, fft / 2 + 1), equally spaced on the mel scale m = 2595 log10(1 + f / 700).
 
-    https://doi.org/10.1109/TASSP.1980.1163420 (Davis and Mermelstein 1980), figure 1; the scale is HTK's. Sparse, and so
-    multiplied in one order on any number of threads: the same file gives the same bits whoever reads it.
+    https://doi.org/10.1109/TASSP.1980.1163420 (Davis and Mermelstein 1980), figure 1; the scale is HTK's. The matrix is
+    sparse, so the products are summed in the same order with any number of threads, and a file always gives the same bits.
     """
     low, high = (2595 * math.log10(1 + f / 700) for f in (fmin, fmax))
     edges = 700 * (10 ** (np.linspace(low, high, mels + 2) / 2595) - 1)  # Hz
@@ -130,70 +142,72 @@ def _filters(sample_rate: int, fft: int, mels: int, fmin: float, fmax: float) ->
     return csr_array(np.maximum(triangles, 0).astype(np.float32))
 
 
-def log_mel(wave: Tensor, how: Mapping[str, Any]) -> Tensor:
-    """A waveform (L,) at how["sample_rate"], in -1..1 -> (1, mels, L // hop): the logarithm of the power in each band,
-    with frame t around sample t * hop."""
-    window, hop = _samples(how, "window"), _samples(how, "hop")
+def log_mel(wave: Tensor, prep: Mapping[str, Any]) -> Tensor:
+    """Compute the log-mel spectrogram (1, mels, L // hop) of a waveform (L,) in -1..1 at prep["sample_rate"].
+
+    It is the logarithm of the power in each band; frame t is centred on sample t * hop.
+    """
+    window, hop = _samples(prep, "window"), _samples(prep, "hop")
     hann = torch.hann_window(window)
-    spectrum = torch.stft(wave, how["fft"], hop, window, hann, center=True, pad_mode="constant", return_complex=True)
+    spectrum = torch.stft(wave, prep["fft"], hop, window, hann, center=True, pad_mode="constant", return_complex=True)
     power = torch.view_as_real(spectrum[:, : len(wave) // hop]).square().sum(-1)  # (fft / 2 + 1, frames)
-    filters = _filters(how["sample_rate"], how["fft"], how["mels"], how["fmin"], how["fmax"])
+    filters = _filters(prep["sample_rate"], prep["fft"], prep["mels"], prep["fmin"], prep["fmax"])
     return torch.from_numpy(filters @ power.numpy()).add_(FLOOR).log_()[None]
 
 
-def decode(path: str, how: Mapping[str, Any]) -> Tensor:
-    """A file -> float32 (1, mels, frames or more), or the waveform (L,), a pure function of the file and the spec: of a long
-    recording the middle `span` seconds; a short one has silence around it in its spectrogram, and its own length as a
-    waveform. Raises DataError that names the file and the reason.
+def decode(path: str, prep: Mapping[str, Any]) -> Tensor:
+    """Decode a file to a spectrogram (1, mels, frames or more) or waveform (L,), float32: a pure function of file and spec.
 
-    Training crops, evaluation and prediction all start from exactly this.
+    Of a long recording, the middle `span` seconds are decoded. A short one is padded with silence on both sides for a
+    spectrogram, and keeps its own length as a waveform. Training crops, evaluation and prediction all start from this.
+    Raises DataError that names the file and the reason.
     """
     soundfile = import_soundfile()
     try:
         with soundfile.SoundFile(os.fsencode(path)) as file:
             rate, length = file.samplerate, file.frames
             if not RATES[0] <= rate <= RATES[1]:
-                raise ValueError(f"its sample rate is {rate} Hz")
-            if length * 1000 < (shortest := how.get("window", SHORTEST)) * rate:
-                raise ValueError(f"too short: {1000 * length / rate:.0f} ms, of at least {shortest:g}")
-            if "whole" in how and length > how["seconds"] * rate + 0.5:
+                raise ValueError(f"its sample rate is {rate} Hz, not within {RATES[0]} to {RATES[1]}")
+            if length * 1000 < (shortest := prep.get("window", SHORTEST)) * rate:
+                raise ValueError(f"too short: {1000 * length / rate:.0f} ms, and at least {shortest:g} ms are needed")
+            if "whole" in prep and length > prep["seconds"] * rate + 0.5:
                 raise ValueError(
-                    f"{length / rate:.2f} s, longer than dataset.seconds, {how['seconds']:g}, which must be that of the longest: a part "
-                    "would not say its transcript"
+                    f"{length / rate:.2f} s, longer than dataset.seconds, {prep['seconds']:g}; raise it to the length of the longest "
+                    "recording: a cropped one would not match its transcript"
                 )
-            wanted = min(length, math.ceil(how["span"] * rate))
+            wanted = min(length, math.ceil(prep["span"] * rate))
             file.seek((length - wanted) // 2)
             read = file.read(wanted, dtype="float32", always_2d=True)  # (L, channels)
         if len(read) < wanted:
-            raise ValueError("it ends before its header says")
+            raise ValueError("it is shorter than its header says")
         if not np.isfinite(read).all():
             raise ValueError("it holds values that are not finite")
-    except (RuntimeError, OSError, ValueError, TypeError, MemoryError) as error:  # soundfile's own are RuntimeErrors
-        told = _files.reason(path, getattr(error, "error_string", error))
-        raise DataError(f"cannot read the recording {clean(path)}: {told}") from None
+    except (RuntimeError, OSError, ValueError, TypeError, MemoryError) as error:  # soundfile raises RuntimeErrors
+        reason = _files.reason(path, getattr(error, "error_string", error))
+        raise DataError(f"cannot read the recording {clean(path)}: {reason}") from None
     wave = read.mean(1)
-    if rate != how["sample_rate"]:
-        wave = _resampled(wave, rate, how["sample_rate"])
-    if "input" in how:
-        wave = _standardized(wave) if how["loudness"] else wave
-        # Batches are filled up with 0, which tells where a recording ends; its own zeros must not.
+    if rate != prep["sample_rate"]:
+        wave = _resampled(wave, rate, prep["sample_rate"])
+    if "input" in prep:
+        wave = _standardized(wave) if prep["loudness"] else wave
+        # Batches are padded with 0, which marks the end of a recording, so samples of exactly 0 are replaced.
         return torch.from_numpy(np.where(wave == 0, SILENCE, wave).astype(np.float32))
-    if how["loudness"]:
+    if prep["loudness"]:
         wave = wave * (LOUDNESS / max(float(np.sqrt(np.square(wave).mean())), QUIETEST))
-    frames = round(1000 * how["seconds"] / how["hop"])
-    absent = max(0, frames * _samples(how, "hop") - len(wave))
-    return log_mel(torch.from_numpy(np.pad(wave, (absent // 2, absent - absent // 2))), how)
+    frames = round(1000 * prep["seconds"] / prep["hop"])
+    absent = max(0, frames * _samples(prep, "hop") - len(wave))
+    return log_mel(torch.from_numpy(np.pad(wave, (absent // 2, absent - absent // 2))), prep)
 
 
 def _standardized(wave: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """float32 (L,) of mean 0 and deviation 1, as networks that hear waveforms were trained (do_normalize of transformers)."""
+    """Standardise a waveform (L,) to mean 0 and deviation 1, as published speech encoders expect (do_normalize of transformers)."""
     made: np.ndarray[Any, Any] = (wave - wave.mean()) / np.sqrt(wave.var() + 1e-7)
     return made
 
 
 def _resampled(wave: np.ndarray[Any, Any], rate: int, wanted: int) -> np.ndarray[Any, Any]:
-    """float32 (L,) at another rate, with what the new one cannot hold filtered away before."""
-    from scipy.signal import resample_poly  # half a second, and few data sets need it
+    """Resample a waveform (L,) to another rate, with a filter against aliasing."""
+    from scipy.signal import resample_poly  # importing takes half a second, and few datasets need it
 
     common = math.gcd(rate, wanted)
     made: np.ndarray[Any, Any] = resample_poly(wave, wanted // common, rate // common)
@@ -201,46 +215,46 @@ def _resampled(wave: np.ndarray[Any, Any], rate: int, wanted: int) -> np.ndarray
 
 
 class AudioFiles(_files.FileSamples):
-    """Recordings on disk."""
+    """Read recordings from disk."""
 
     one, many = "recording", "recordings"
 
-    def __init__(self, files: _files.Files, targets: Mapping[str, Tensor | list[Any]], how: Mapping[str, Any]) -> None:
-        super().__init__(files, targets, how)
-        self.input = how.get("input", "spectrogram")
-        # Bytes go with the length nearly always. They also go with formats, and these with classes: a batch of one class
-        # teaches little, and so only transcripts are sorted.
-        if self.input == "waveform" and "whole" in how and len(files.sizes):
+    def __init__(self, files: _files.Files, targets: Mapping[str, Tensor | list[Any]], prep: Mapping[str, Any]) -> None:
+        super().__init__(files, targets, prep)
+        self.input = prep.get("input", "spectrogram")
+        # Lengths let the loader batch recordings of similar length. File size stands for length, but also depends on the
+        # format, which may depend on the class: sorting could give batches of one class, so only transcripts are sorted.
+        if self.input == "waveform" and "whole" in prep and len(files.sizes):
             self.lengths = torch.from_numpy(files.sizes)
 
     def decode(self, path: str) -> Inputs:
-        return {self.input: decode(path, self.how)}
+        return {self.input: decode(path, self.prep)}
 
     @functools.cached_property
     def drawn(self) -> list[int]:
-        """A few samples, by name, to say something of all."""
-        found: list[int] = np.argsort(_splits.ranks(self.files.names(), "statistics"), kind="stable")[:SAMPLED].tolist()
-        return found
+        """Draw the positions of at most SAMPLED samples, by a hash of their names."""
+        order: list[int] = np.argsort(_splits.ranks(self.files.names(), "statistics"), kind="stable")[:SAMPLED].tolist()
+        return order
 
 
 def cropped(samples: AudioFiles, spec: DataSpec) -> list[str]:
-    """A note where most recordings are longer than what the model hears."""
+    """Return a note if most recordings are much longer than the model's input."""
     seconds, long = spec.preprocessing["seconds"], 0
     for index in samples.drawn:
-        with contextlib.suppress(RuntimeError, OSError):  # left to training, which names the file
+        with contextlib.suppress(RuntimeError, OSError):  # training reports unreadable files
             path = os.path.join(samples.files.root, samples.name(index))
             long += import_soundfile().info(os.fsencode(path)).duration > 1.5 * seconds
-    note = f"most recordings are longer than dataset.seconds, {seconds:g}: the model hears {seconds:g} s at a time"
+    note = f"most recordings are longer than dataset.seconds, {seconds:g}: the model gets {seconds:g} s at a time"
     return [note] if 2 * long > len(samples.drawn) else []
 
 
 def measure(samples: AudioFiles, spec: DataSpec) -> InputSpec:
-    """The spectrogram's description with the mean and deviation of some training files. What cannot be read is left to
-    training, which names it.
+    """Measure mean and deviation of the spectrogram on some training files. Returns its description with both.
 
-    Rounded: they describe the data, and must not differ where another machine adds in another order.
+    Files that cannot be read are skipped; training reports them. Both numbers are rounded, so that they do not depend on
+    the machine's order of summation. Raises DataError if no file can be read.
     """
-    how = spec.inputs["spectrogram"]
+    described = spec.inputs["spectrogram"]
     count, total, squares, failed = 0, 0.0, 0.0, DataError("no recordings")
     for index in samples.drawn:
         try:
@@ -253,4 +267,4 @@ def measure(samples: AudioFiles, spec: DataSpec) -> InputSpec:
         raise failed
     mean = total / count
     std = round(math.sqrt(max(squares / count - mean**2, 0.0)), 3) or 1.0
-    return InputSpec(how.shape, how.dtype, how.scale, (round(mean, 3),), (std,))
+    return InputSpec(described.shape, described.dtype, described.scale, (round(mean, 3),), (std,))

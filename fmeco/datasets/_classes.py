@@ -11,7 +11,7 @@ from fmeco.datasets._splits import Indices
 
 
 def natural(labels: Sequence[str]) -> list[str]:
-    """Distinct labels in order: by value when all are whole numbers, else by name."""
+    """Sort the distinct labels: by value if all are whole numbers, else by name."""
     distinct = set(labels)
     if all(label.lstrip("-").isdigit() for label in distinct):
         return sorted(distinct, key=lambda label: (int(label), label))
@@ -25,10 +25,12 @@ def encode(
     where: str,
     whose: str = "the checkpoint",
 ) -> tuple[Indices, Indices, tuple[str, ...], list[str]]:
-    """Class names -> codes. The order comes from the checkpoint (`known`), else from `classes`, else from the names.
+    """Turn class names into codes. Their order is the checkpoint's (`known`), else that of `classes`, else by name.
 
-    Returns (positions kept, their codes, class names, notes). Raises DataError for labels that a checkpoint does not
-    know, ConfigError for `classes` that the data does not have, DataError for fewer than two classes.
+    where: the file or dataset, for messages.
+    whose: the owner of the classes in `known`, for messages.
+    Returns (positions kept, their codes, class names, notes). Raises DataError for labels that the checkpoint does not
+    have and for fewer than two classes, ConfigError for `classes` that the data does not have.
     """
     notes: list[str] = []
     present = natural(labels)
@@ -45,8 +47,8 @@ def encode(
         order = known.classes
         if strange := [name for name in (chosen or present) if name not in order]:
             raise DataError(
-                f"{where}: {whose} has no class {listing(strange)}; it knows: {listing(order, 20)}",
-                "choose among the data's classes with --set dataset.classes=[...], or finetune for the new ones",
+                f"{where}: {whose} has no class {listing(strange)}; it has: {listing(order, 20)}",
+                "use only its classes with --set dataset.classes=[...], or finetune to learn the new ones",
             )
         if absent := [name for name in order if name not in (chosen or present)]:
             notes.append(f"{where}: no samples of {listing(absent)}")
@@ -54,8 +56,8 @@ def encode(
         order = tuple(chosen or present)
         if len(order) < 2:
             raise DataError(
-                f"{where}: {'only one class (' + order[0] + ')' if order else 'no classes'}: a classifier needs two",
-                "class folders (one folder of images per class) or a label column give the classes",
+                f"{where}: {'only one class (' + order[0] + ')' if order else 'no classes'}: a classifier needs at least two",
+                "classes are the names of class folders (one folder of files per class), or the values of a label column",
             )
     table = {name: code for code, name in enumerate(order)}
     wanted = set(chosen or order)

@@ -1,4 +1,4 @@
-"""Read a table as columns of text, and cells as numbers."""
+"""Read a table as columns of text, and columns as numbers."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ Table = dict[str, list[str]]
 
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})
 
-FEW_GROUPS = 100  # a column with at most so many values groups rows without being asked
+FEW_GROUPS = 100  # columns with at most so many distinct values are offered to `evaluate --by`
 
 
 def is_missing(text: str) -> bool:
+    """Tell whether a cell is empty, or is a word for a missing value such as NA."""
     return text.strip().lower() in MISSING
 
 
 def is_number(text: str) -> bool:
+    """Tell whether a cell is a finite number."""
     try:
         return math.isfinite(float(text))
     except ValueError:
@@ -35,12 +37,17 @@ def is_number(text: str) -> bool:
 
 
 def is_decimal(text: str) -> bool:
-    """A number that is not a plain whole number, such as 3.5 or 1e-3: never the code of a class."""
+    """Tell whether a cell is a number with decimals or an exponent, such as 3.5 or 1e-3, which is never a class code."""
     return is_number(text) and not text.strip().lstrip("+-").isdigit()
 
 
 class Cells(NamedTuple):
-    """A column as numbers. values: (N,) float64, 0 where `missing` (N,) or where a cell is neither: those are `strange`."""
+    """Hold a column as numbers.
+
+    values: (N,) float64; 0 for cells that are missing or no number.
+    missing: (N,), whether a cell is missing.
+    strange: positions of cells that are neither a number nor missing.
+    """
 
     values: NDArray[np.float64]
     missing: NDArray[np.bool_]
@@ -48,8 +55,10 @@ class Cells(NamedTuple):
 
 
 def cells(column: Sequence[str]) -> Cells:
-    """Text -> numbers, a whole column at a time: `is_number` and `is_missing` cell by cell would take minutes of a long
-    table."""
+    """Parse a column as numbers.
+
+    The whole column is parsed at once: calling `is_number` and `is_missing` per cell would take minutes on a long table.
+    """
     try:
         values = np.fromiter(map(float, column), np.float64, len(column))
         if np.isfinite(values).all():
@@ -64,8 +73,11 @@ def cells(column: Sequence[str]) -> Cells:
 
 
 def read_table(path: str, columns: Sequence[str] | None = None) -> Table:
-    """A CSV, TSV or Parquet file -> column name -> values as text. columns: their names, of a file without a header. Raises
-    DataError with file and line."""
+    """Read a CSV, TSV or Parquet file into a dict from column name to values as text.
+
+    columns: names of the columns of a file without a header.
+    Raises DataError with file and line.
+    """
     file = Path(path)
     if not file.is_file():
         raise DataError(f"{clean(path)}: no such file")
@@ -81,13 +93,18 @@ def read_table(path: str, columns: Sequence[str] | None = None) -> Table:
 
 
 def _parse(text: str, path: str, delimiter: str, blank_rows: bool, columns: Sequence[str] | None = None) -> Table:
-    """blank_rows: an empty line is a row whose only value is missing. columns: the header, where the text has none."""
+    """Parse the text of a CSV table.
+
+    blank_rows: an empty line is a row whose only value is missing; otherwise it is skipped.
+    columns: the header, if the text has none.
+    Raises DataError.
+    """
     try:
         read = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         rows = [row or [""] for row in read] if blank_rows else list(filter(None, read))
     except csv.Error as error:
         raise DataError(f"{clean(path)}: not a valid CSV table: {error}") from None
-    first = 1 if columns is None else 0  # the number of the header's row
+    first = 1 if columns is None else 0  # row number of the header
     if columns is not None and rows:
         rows.insert(0, list(columns))
     if len(rows) < 2:
@@ -97,32 +114,33 @@ def _parse(text: str, path: str, delimiter: str, blank_rows: bool, columns: Sequ
         raise DataError(f"{clean(path)}:1: the column {listing(twice)} appears more than once")
     if set(map(len, rows)) != {len(header)}:
         line, row = next((line, row) for line, row in enumerate(rows, first) if len(row) != len(header))
-        raise DataError(f"{clean(path)}: row {line} has {len(row)} values, and there are {len(header)} columns")
+        raise DataError(f"{clean(path)}: row {line} has {len(row)} values, but the table has {len(header)} columns")
     return {
         name: list(map(str.strip, values)) for name, (_, *values) in zip(header, zip(*rows, strict=True), strict=True)
     }
 
 
 def column(table: Table, name: str, path: str) -> list[str]:
+    """Return a column of a table. Raises ConfigError if there is none of this name."""
     if name not in table:
         raise ConfigError(
             f"{clean(path)}: no column '{clean(name)}'{nearest(name, table)}; it has: {listing(table, 50)}",
-            "name the column of the target: --set dataset.target=COLUMN, or of a table of files dataset.label_column",
+            "name the target's column: --set dataset.target=COLUMN, or dataset.label_column for a table of files",
         )
     return table[name]
 
 
 def grouping(table: Table, named: Sequence[str] = ()) -> Table:
-    """The columns to measure by: those with few values, and those that are named."""
-    found: Table = {}
+    """Select the columns to measure by: those with few distinct values, and those in `named`."""
+    selected: Table = {}
     for name, values in table.items():
         if name not in named and (len(set(values[:1000])) > FEW_GROUPS or len(set(values)) > FEW_GROUPS):
             continue
-        one = {value: value for value in values}  # one string per value: the table's text need not stay in memory
-        found[name] = [one[value] for value in values]
-    return found
+        shared = {value: value for value in values}  # one string object per value, to save memory
+        selected[name] = [shared[value] for value in values]
+    return selected
 
 
 def take(table: Mapping[str, Sequence[str]], rows: Indices) -> Table:
-    """Some rows of columns."""
+    """Select rows (their positions) of all columns."""
     return {name: [values[i] for i in rows.tolist()] for name, values in table.items()}

@@ -22,8 +22,14 @@ Documented = Literal["auto", "line", "block"]
 
 
 class Layout(NamedTuple):
-    """Where the text of a file is. columns: the names of a table's columns, where it has no header. group: the column of
-    groups, or a pattern that finds one in the file's name."""
+    """Hold the keys of the config that say where a file has its texts and labels.
+
+    text: column, or key of JSONL, of the text.
+    label: column, or key of JSONL, of the label; None = no labels.
+    columns: names of the columns of a table without a header.
+    documents: whether a document of a .txt file is a line or a block of lines.
+    group: column of the groups, or a regular expression that finds one in the file's name.
+    """
 
     text: str = "text"
     label: str | None = None
@@ -33,8 +39,13 @@ class Layout(NamedTuple):
 
 
 class Documents(NamedTuple):
-    """Texts, a name for each, their labels ("" = none), where the files have any, the files' other columns, and the group
-    of each text, where they are asked for."""
+    """Hold N texts.
+
+    names: where each text is, FILE:LINE.
+    labels: label of each text, "" for a text without one; None if the files have no labels.
+    others: the files' other columns.
+    groups: group of each text, if the config asks for groups.
+    """
 
     texts: list[str]
     names: list[str]
@@ -42,9 +53,9 @@ class Documents(NamedTuple):
     others: Mapping[str, list[str]] = {}
     groups: list[str] | None = None
 
-    def __add__(self, other: Documents) -> Documents:  # type: ignore[override]  # not as tuples are
+    def __add__(self, other: Documents) -> Documents:  # type: ignore[override]  # unlike tuples
         if (self.labels is None) != (other.labels is None):
-            raise DataError(f"{other.names[0]}: some of the files have labels, and others have none")
+            raise DataError(f"{other.names[0]}: some of the files have labels and others do not")
         labels = None if self.labels is None or other.labels is None else self.labels + other.labels
         others = {name: values + other.others[name] for name, values in self.others.items() if name in other.others}
         groups = None if self.groups is None or other.groups is None else self.groups + other.groups
@@ -52,7 +63,10 @@ class Documents(NamedTuple):
 
 
 def read_documents(path: str, layout: Layout) -> Documents:
-    """The documents of a file, by its suffix. Raises DataError that names file and line, ConfigError for a column."""
+    """Read the documents of a file, by its suffix.
+
+    Raises DataError that names file and line, ConfigError for a column that the file does not have.
+    """
     file = Path(path)
     suffix = file.suffix.lower()
     if not file.is_file():
@@ -66,23 +80,23 @@ def read_documents(path: str, layout: Layout) -> Documents:
     except OSError as error:
         raise DataError(f"{clean(path)}: {error.strerror}") from None
     if suffix == ".txt":
-        found = Documents(*_plain(content, path, layout.documents), None)
+        read = Documents(*_plain(content, path, layout.documents), None)
     else:
         if suffix == ".parquet":
-            layout = layout._replace(columns=None)  # it has a header always
+            layout = layout._replace(columns=None)  # Parquet always has a header
         lines = _json_lines(content, path) if suffix in (".jsonl", ".ndjson") else _rows(content, path, layout, suffix)
-        found = _fields(lines, path, layout)
-    if not found.texts:
+        read = _fields(lines, path, layout)
+    if not read.texts:
         raise DataError(f"{clean(path)}: no texts in this file")
     if layout.group is None:
-        return found
-    rows = [name.rpartition(":")[2] for name in found.names]
-    groups = _groups.find(found.others, layout.group, [file.name] * len(rows), path, rows)
-    return found._replace(groups=groups.names, others={**found.others, groups.called: groups.names})
+        return read
+    rows = [name.rpartition(":")[2] for name in read.names]
+    groups = _groups.find(read.others, layout.group, [file.name] * len(rows), path, rows)
+    return read._replace(groups=groups.names, others={**read.others, groups.called: groups.names})
 
 
 def _plain(content: str, path: str, documents: Documented) -> tuple[list[str], list[str]]:
-    """A document per line; or, where documents span lines, per block of lines between empty ones."""
+    """Read plain text: a document per line, or per block of lines between empty lines. Returns (texts, names)."""
     lines = content.splitlines()
     blocks = documents == "block" or (documents == "auto" and any(not line.strip() for line in lines))
     texts: list[list[str]] = []
@@ -104,6 +118,7 @@ Row = tuple[int, Mapping[str, Any]]  # line, values by name
 
 
 def _json_lines(content: str, path: str) -> Iterator[Row]:
+    """Yield the objects of a JSONL file. Raises DataError that names file and line."""
     for number, line in enumerate(content.split("\n"), 1):
         if line.strip():
             try:
@@ -116,8 +131,8 @@ def _json_lines(content: str, path: str) -> Iterator[Row]:
 
 
 def _rows(content: str, path: str, layout: Layout, suffix: str) -> Iterator[Row]:
-    """Rows of CSV; or of a TSV file, which has no quotes."""
-    csv.field_size_limit(1 << 30)  # documents are longer than what tables usually hold
+    """Yield the rows of a CSV file, or of a TSV file, which has no quotes. Raises DataError that names file and line."""
+    csv.field_size_limit(1 << 30)  # the default limit is too short for documents
     if suffix == ".tsv":
         reader = csv.reader(io.StringIO(content, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE)
     else:
@@ -135,7 +150,7 @@ def _rows(content: str, path: str, layout: Layout, suffix: str) -> Iterator[Row]
             if len(row) != len(header):
                 hint = "name the columns of a table without a header: dataset.columns=[text, label]"
                 raise DataError(
-                    f"{clean(path)}:{reader.line_num}: {len(row)} values, and there are {len(header)} columns", hint
+                    f"{clean(path)}:{reader.line_num}: {len(row)} values, but the table has {len(header)} columns", hint
                 )
             yield reader.line_num, dict(zip(header, row, strict=True))
     except csv.Error as error:
@@ -143,6 +158,7 @@ def _rows(content: str, path: str, layout: Layout, suffix: str) -> Iterator[Row]
 
 
 def _fields(rows: Iterable[Row], path: str, layout: Layout) -> Documents:
+    """Collect text, label and other columns of rows. Raises ConfigError for an absent column, DataError for a bad text."""
     texts: list[str] = []
     names: list[str] = []
     labels: list[str] = []
@@ -151,7 +167,7 @@ def _fields(rows: Iterable[Row], path: str, layout: Layout) -> Documents:
         for name in (layout.text, *([layout.label] if layout.label is not None else [])):
             if name not in row:
                 key = "text" if name == layout.text else "label"
-                hints = ["dataset.label: null reads it without labels"] if key == "label" else []
+                hints = ["dataset.label: null reads the file without labels"] if key == "label" else []
                 if not Path(path).suffix.lower().endswith("l"):
                     hints.append("name the columns of a table without a header: dataset.columns=[text, label]")
                 raise ConfigError(
@@ -160,7 +176,7 @@ def _fields(rows: Iterable[Row], path: str, layout: Layout) -> Documents:
                 )
         text = row[layout.text]
         if not isinstance(text, str):
-            raise DataError(f"{clean(path)}:{number}: '{clean(layout.text)}' is no text")
+            raise DataError(f"{clean(path)}:{number}: '{clean(layout.text)}' is not a string")
         texts.append(text)
         names.append(f"{path}:{number}")
         if layout.label is not None:
@@ -178,12 +194,13 @@ def _fields(rows: Iterable[Row], path: str, layout: Layout) -> Documents:
 
 
 def first_line(path: str) -> str:
+    """Read the first line of a file."""
     with open(path, encoding="utf-8-sig", errors="replace") as file:
         return file.readline()
 
 
 def merged(files: Mapping[str, Sequence[str]], layout: Layout) -> tuple[Documents, dict[str, Indices]]:
-    """The documents of files, and which of them (positions) belong to what."""
+    """Read the files of each split. Returns (all documents, the positions of each split's documents)."""
     every: list[Documents] = []
     parts: dict[str, Indices] = {}
     count = 0
@@ -196,6 +213,6 @@ def merged(files: Mapping[str, Sequence[str]], layout: Layout) -> tuple[Document
             count += len(every[-1].texts)
         parts[part] = np.arange(start, count)
     total = every[0]
-    for one in every[1:]:
-        total = total + one
+    for documents in every[1:]:
+        total = total + documents
     return total, parts

@@ -22,7 +22,7 @@ SUFFIXES = (".csv", ".tsv", ".parquet")
 
 
 class Layout(NamedTuple):
-    """The columns of a table. columns: the names of all, where it has no header."""
+    """Hold the names of a table's columns. columns: the names of all columns, if the table has no header."""
 
     user: str
     item: str
@@ -31,9 +31,16 @@ class Layout(NamedTuple):
 
 
 class Events(NamedTuple):
-    """N events in the order of users, each user's in order of time. user (N,): their position in `users`. place (N,): how
-    many events of the same user are before. row (N,): the position in the table, whose first row has the number
-    first_row. times: of the table's rows."""
+    """Hold N events, sorted by user, and by time within each user.
+
+    users: names of the users.
+    user: position in `users` (N,).
+    place: number of earlier events of the same user (N,).
+    items: names of the items (N,).
+    row: position in the table (N,).
+    times: times of the table's rows, as text.
+    first_row: row number of the table's first row, for messages.
+    """
 
     users: list[str]
     user: Indices
@@ -47,58 +54,63 @@ class Events(NamedTuple):
 def layout(
     known: DataSpec | None, user: str | None, item: str | None, time: str | None, columns: Sequence[str] | None
 ) -> Layout:
-    """What a config says of the columns; else what the checkpoint does."""
+    """Choose the columns: the config's, else the checkpoint's (`known`), else user, item and time."""
     same_modality(known, "events")
-    how: Mapping[str, Any] = known.preprocessing if known is not None and known.preprocessing else {}
-    before = Layout(*(how[key] for key in Layout._fields)) if how else Layout("user", "item", "time", None)
+    prep: Mapping[str, Any] = known.preprocessing if known is not None and known.preprocessing else {}
+    before = Layout(*(prep[key] for key in Layout._fields)) if prep else Layout("user", "item", "time", None)
     named = tuple(columns) if columns is not None else before.columns
     return Layout(user or before.user, item or before.item, time or before.time, tuple(named) if named else None)
 
 
-def read_events(path: str, how: Layout) -> Events:
-    """The events of a table. Raises DataError that names the row, ConfigError for a column that is not there."""
-    if Path(path).suffix.lower() == ".parquet" or (how.columns is not None and _has_header(path, how)):
-        how = how._replace(columns=None)
-    table, first = _columns.read_table(path, how.columns), 2 if how.columns is None else 1
-    for key, name in zip(("user", "item", "time"), (how.user, how.item, how.time), strict=True):
+def read_events(path: str, layout: Layout) -> Events:
+    """Read the events of a table. Raises DataError that names the row, ConfigError for an absent column."""
+    if Path(path).suffix.lower() == ".parquet" or (layout.columns is not None and _has_header(path, layout)):
+        layout = layout._replace(columns=None)
+    table, first = _columns.read_table(path, layout.columns), 2 if layout.columns is None else 1
+    for key, name in zip(("user", "item", "time"), (layout.user, layout.item, layout.time), strict=True):
         if name not in table:
             hints = [f"name it: --set dataset.{key}=COLUMN"]
-            if how.columns is None:
+            if layout.columns is None:
                 hints.append("name the columns of a table without a header: dataset.columns=[user, item, time]")
             raise ConfigError(
                 f"{clean(path)}: dataset.{key}: no column '{clean(name)}'{nearest(name, table)}; it has: {listing(table, 20)}",
                 *hints,
             )
-    for name in (how.user, how.item):
+    for name in (layout.user, layout.item):
         if blank := [row + first for row, value in enumerate(table[name]) if not value]:
             raise DataError(f"{clean(path)}: no value of column '{clean(name)}' in row {listing(blank)}")
-    users, code = np.unique(np.array(table[how.user]), return_inverse=True)
-    moment = _times.moments(table[how.time], path, how.time, first)
-    row = np.lexsort((moment, code))  # is stable: events of one moment stay in the table's order
+    users, code = np.unique(np.array(table[layout.user]), return_inverse=True)
+    moment = _times.moments(table[layout.time], path, layout.time, first)
+    row = np.lexsort((moment, code))  # stable: events of the same time keep the table's order
     user = code[row].astype(np.int64)
     starts = np.flatnonzero(np.diff(user, prepend=-1))
     count = np.arange(len(user)) - np.repeat(starts, np.diff(starts, append=len(user)))
-    return Events(users.tolist(), user, count, np.array(table[how.item])[row], row, table[how.time], first)
+    return Events(users.tolist(), user, count, np.array(table[layout.item])[row], row, table[layout.time], first)
 
 
-def _has_header(path: str, how: Layout) -> bool:
-    """Whether the first line of a table holds the names of the columns, though the training data's had no header."""
+def _has_header(path: str, layout: Layout) -> bool:
+    """Tell whether a table has a header, even though the training data had none."""
     try:
         with open(path, encoding="utf-8-sig", errors="replace") as file:
             line = file.readline()
     except OSError:
-        return False  # reading it says what is wrong
+        return False  # reading the table will report the error
     names = {name.strip() for name in next(csv.reader([line], delimiter=max(",;\t", key=line.count)), [])}
-    return {how.user, how.item, how.time} <= names
+    return {layout.user, layout.item, layout.time} <= names
 
 
 def all_of_it(events: Events) -> Indices:
+    """Assign all events to the test split. Returns the split of each event (N,)."""
     return np.full(len(events.user), TEST)
 
 
-def by_time(events: Events, path: str, how: Layout, val: float, test: float) -> tuple[Indices, list[str]]:
-    """Everything before a moment for training, for all users alike: a model is used on what comes after its data."""
-    rows, note = _times.split_by_time(events.times, path, how.time, val, test, events.first_row)
+def by_time(events: Events, path: str, layout: Layout, val: float, test: float) -> tuple[Indices, list[str]]:
+    """Split at two points in time, the same for all users: train, then validation, then test.
+
+    A deployed model predicts events that are later than its training data, and so does this split.
+    Returns (split of each event (N,), notes).
+    """
+    rows, note = _times.split_by_time(events.times, path, layout.time, val, test, events.first_row)
     part = np.full(len(events.user), TRAIN)
     for name, at in rows.items():
         part[np.isin(events.row, at)] = PARTS.index(name)
@@ -106,14 +118,18 @@ def by_time(events: Events, path: str, how: Layout, val: float, test: float) -> 
 
 
 def last_ones(events: Events, path: str) -> tuple[Indices, list[str]]:
-    """Of users with three events or more, the last one for testing and the one before for validation."""
+    """Split each user's events: the last one is for testing, the one before for validation (leave one out).
+
+    Users with fewer than three events are for training only. Returns (split of each event (N,), notes); raises DataError if
+    all users are.
+    """
     total = np.bincount(events.user)[events.user]
     left = total - events.place
     part = np.where(total < 3, TRAIN, np.where(left == 1, TEST, np.where(left == 2, VAL, TRAIN)))
     if not (part == TEST).any():
-        raise DataError(f"{clean(path)}: dataset.split: leave_one_out needs users with three events or more")
+        raise DataError(f"{clean(path)}: dataset.split: leave_one_out needs users with three or more events")
     note = (
-        f"{clean(path)}: each user's last event is for testing, while training has later ones of other users: figures are "
-        "better than they will be in use (https://arxiv.org/abs/2507.16289). dataset.split: time does not leak"
+        f"{clean(path)}: each user's last event is for testing, but training has later events of other users: metrics are "
+        "better than they will be in use (https://arxiv.org/abs/2507.16289). dataset.split: time avoids this leak"
     )
     return part, [note]

@@ -1,4 +1,4 @@
-"""Read tables that name files, with their labels."""
+"""Read tables of file paths and labels."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from fmeco.datasets._files import Files, FileSamples, Labelled, check_once
 
 
 class Layout(NamedTuple):
-    """Hold the keys of a config that say where a table has what."""
+    """Hold the keys of the config that name a table's columns and say what they hold."""
 
     split_column: str | None = None
-    root: str | None = None  # the folder of the files, if it is not the table's
+    root: str | None = None  # folder of the files, if it is not the table's
     path_column: str = "path"
     label_column: str | Sequence[str] = "label"
     task: str = "auto"  # text: labels are transcripts
-    lowercase: bool = False  # of transcripts
-    separator: str = "|"
+    lowercase: bool = False  # convert transcripts to lower case
+    separator: str = "|"  # between the labels of a multilabel cell
 
 
 def in_table(
@@ -34,15 +34,20 @@ def in_table(
     layout: Layout,
     splitting: Splitting,
 ) -> Labelled:
-    """Find the files that a table names, with their labels and splits."""
+    """Read a table of files: check the files, read the labels, and split the rows.
+
+    kind: class that reads the files.
+    whole: assign all rows to the test split.
+    Raises DataError that names the row, ConfigError for an absent column.
+    """
     table = _columns.read_table(path)
     files = _columns.column(table, layout.path_column, path)
     labels = _targets.target_columns(table, layout.label_column, path)
     folder = Path(layout.root or os.path.dirname(path) or ".")
     every = _listed(kind, files, folder, path)
     old = known.targets if known is not None else {}
-    said = _said(labels, layout, splitting, path) if layout.task == "text" else None
-    targets = _read_targets(labels, old, layout, splitting, path) if said is None else _no_targets(len(files))
+    texts_of_rows = _transcripts_of(labels, layout, splitting, path) if layout.task == "text" else None
+    targets = _read_targets(labels, old, layout, splitting, path) if texts_of_rows is None else _no_targets(len(files))
     kept = targets.kept
     names = [files[i] for i in kept]
     columns, groups = {name: table[name] for name in table if name != layout.path_column}, None
@@ -50,15 +55,17 @@ def in_table(
         groups = _groups.find(table, splitting.group_split, files, path)
         columns[groups.called] = groups.names
         groups = groups._replace(names=[groups.names[i] for i in kept])
-    given = None
+    decided = None
     if layout.split_column is not None:
         column = _columns.column(table, layout.split_column, path)
-        given = _splits.split_by_column([column[i] for i in kept], path, layout.split_column)
-    parts = _splits.assign(names, targets.codes, splitting, whole=whole, given=given, groups=groups and groups.names)
+        decided = _splits.split_by_column([column[i] for i in kept], path, layout.split_column)
+    parts = _splits.assign(
+        names, targets.codes, splitting, whole=whole, decided=decided, groups=groups and groups.names
+    )
     columns = _columns.take(_columns.grouping(columns, [groups.called] if groups is not None else []), kept)
     described, values = targets.targets, {part: dict[str, Any](targets.at(at)) for part, at in parts.items()}
-    if said is not None:
-        described["label"], texts = _transcripts.encode(said, parts, old.get("label"), path)
+    if texts_of_rows is not None:
+        described["label"], texts = _transcripts.encode(texts_of_rows, parts, old.get("label"), path)
         values = {part: {"label": each} for part, each in texts.items()}
     listed = every.take(kept)
     rows = list(
@@ -75,29 +82,30 @@ def in_table(
 
 
 def _listed(kind: type[FileSamples], files: Sequence[str], folder: Path, path: str) -> Files:
-    """Look up the file of each row. Raises DataError for rows without one, files named twice, and files that are not there."""
+    """Look up the file of each row. Raises DataError for rows without a file, files named twice, and absent files."""
     if blank := [line for line, file in enumerate(files, 2) if not file]:
         raise DataError(f"{clean(path)}: no {kind.one} in line {listing(blank)}")
     check_once(files, path)
-    found = [_status(kind, folder / file, path, line) for line, file in enumerate(files, 2)]
-    return Files.of(folder, files, [size for size, _ in found], [time for _, time in found])
+    status = [_status(kind, folder / file, path, line) for line, file in enumerate(files, 2)]
+    return Files.of(folder, files, [size for size, _ in status], [time for _, time in status])
 
 
-def _said(labels: Mapping[str, Sequence[str]], layout: Layout, splitting: Splitting, path: str) -> list[str]:
-    """Read the transcript of each row."""
+def _transcripts_of(labels: Mapping[str, Sequence[str]], layout: Layout, splitting: Splitting, path: str) -> list[str]:
+    """Read the transcript of each row. Raises ConfigError if the config chooses classes."""
     if splitting.classes is not None:
-        raise ConfigError("dataset.classes: choosing classes is not possible for transcripts")
+        raise ConfigError("dataset.classes: transcripts have no classes to choose", "leave the key out")
     return _transcripts.transcripts(labels, path, layout.lowercase)
 
 
 def _no_targets(count: int) -> _targets.Targets:
-    """Keep every row, with nothing to balance a split by."""
+    """Keep every row, without targets and without classes to stratify a split by."""
     return _targets.Targets({}, {}, np.zeros(count, np.int64), np.arange(count), [])
 
 
 def _read_targets(
     labels: Mapping[str, Sequence[str]], old: Mapping[str, Target], layout: Layout, splitting: Splitting, path: str
 ) -> _targets.Targets:
+    """Read the labels as targets. old: the targets of a checkpoint."""
     return _targets.read_targets(
         labels,
         old,
@@ -110,16 +118,17 @@ def _read_targets(
 
 
 def _kind(labels: Sequence[str], task: str) -> str:
+    """Choose the kind of a target: `task`, or for auto number if all labels are decimals, else class."""
     return task if task != "auto" else "number" if all(map(_columns.is_decimal, labels)) else "class"
 
 
 def _status(kind: type[FileSamples], file: Path, table: str, line: int) -> tuple[int, int]:
-    """Size in bytes and time of change in ns."""
+    """Return a file's size in bytes and time of change in ns. Raises DataError if the file does not exist."""
     try:
         status = file.stat()
         return status.st_size, status.st_mtime_ns
     except OSError:
         raise DataError(
             f"{clean(table)}:{line}: the {kind.one} {clean(file)} does not exist",
-            "paths are relative to the CSV's folder, or to dataset.root",
+            "paths are relative to the table's folder, or to dataset.root",
         ) from None

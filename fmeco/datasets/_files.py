@@ -1,4 +1,4 @@
-"""Read samples that are files: what folders of class folders and tables of paths share."""
+"""Read samples from files; shared by class folders and tables of paths."""
 
 from __future__ import annotations
 
@@ -22,14 +22,17 @@ from fmeco.datasets import _columns, _splits
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """Files below a folder, with sizes and times of change. Paths are packed bytes: a million of them must not become
-    a million Python objects, which loader workers would copy page by page."""
+    """Hold the paths, sizes and times of change of N files below a folder.
+
+    Paths are stored as bytes in one array: a million Python strings would be copied page by page into every loader worker,
+    because reference counts write to memory.
+    """
 
     root: str
-    packed: np.ndarray[Any, Any]  # the relative paths, end to end
-    ends: np.ndarray[Any, Any]  # (N,) where each of them ends
-    sizes: np.ndarray[Any, Any]  # (N,) bytes
-    times: np.ndarray[Any, Any]  # (N,) ns
+    packed: np.ndarray[Any, Any]  # relative paths, concatenated
+    ends: np.ndarray[Any, Any]  # (N,) end of each path in `packed`
+    sizes: np.ndarray[Any, Any]  # (N,) in bytes
+    times: np.ndarray[Any, Any]  # (N,) in ns
 
     @staticmethod
     def of(root: Path | str, paths: Sequence[str], sizes: Sequence[int], times: Sequence[int]) -> Files:
@@ -59,23 +62,27 @@ class Files:
 
 
 class FileSamples(Samples):
-    """Files on disk, each decoded by itself. `one` and `many`: what a file is called in messages."""
+    """Read samples from files, each decoded separately.
+
+    one, many: the word for a file in messages, singular and plural.
+    prep: the preprocessing of the spec.
+    """
 
     one: str
     many: str
 
-    def __init__(self, files: Files, targets: Mapping[str, Tensor | list[Any]], how: Mapping[str, Any]) -> None:
-        self.files, self.targets, self.how = files, targets, dict(how)
-        if not len(files.times):  # not known: nothing tells a changed file from an old one
+    def __init__(self, files: Files, targets: Mapping[str, Tensor | list[Any]], prep: Mapping[str, Any]) -> None:
+        self.files, self.targets, self.prep = files, targets, dict(prep)
+        if not len(files.times):  # without times, a changed file could not be told from the old one
             return
-        digest = hashlib.sha256(repr((os.path.abspath(files.root), sorted(self.how.items()))).encode())
+        digest = hashlib.sha256(repr((os.path.abspath(files.root), sorted(self.prep.items()))).encode())
         for part in (files.packed, files.ends, files.sizes, files.times):
             digest.update(part.tobytes())
         self.content = digest.hexdigest()
 
     @abstractmethod
     def decode(self, path: str) -> Inputs:
-        """A pure function of the file and `how`. Raises DataError that names the file and the reason."""
+        """Decode a file: a pure function of the file and `prep`. Raises DataError that names the file and the reason."""
 
     def __len__(self) -> int:
         return len(self.files)
@@ -88,33 +95,41 @@ class FileSamples(Samples):
 
 
 class Labelled(NamedTuple):
-    """Files by split, with the targets (N, ...) of each; and what the description of the data says of them."""
+    """Hold the files and targets of each split.
+
+    parts: split -> (files, the values (N, ...) of each target).
+    targets: description of each target.
+    fingerprint: of the data.
+    notes: findings for the user.
+    groups: split -> columns to measure by.
+    grouped_by: the column of these that group_split keeps within one split.
+    """
 
     parts: dict[str, tuple[Files, dict[str, Tensor | list[Any]]]]
     targets: dict[str, Target]
     fingerprint: str
     notes: list[str]
-    groups: dict[str, _columns.Table]  # by split: columns to measure by
-    grouped_by: str | None = None  # the one of these columns whose groups are in one split each
+    groups: dict[str, _columns.Table]
+    grouped_by: str | None = None
 
 
-def data(kind: type[FileSamples], spec: DataSpec, found: Labelled) -> Data:
-    """A Data of the files that were found, read by `spec`."""
+def data(kind: type[FileSamples], spec: DataSpec, labelled: Labelled) -> Data:
+    """Build a Data from labelled files. kind: class that reads them. spec: how they are read."""
     spec = dataclasses.replace(
         spec,
-        targets=found.targets,
-        sizes={part: len(files) for part, (files, _) in found.parts.items()},
-        fingerprint=found.fingerprint,
+        targets=labelled.targets,
+        sizes={part: len(files) for part, (files, _) in labelled.parts.items()},
+        fingerprint=labelled.fingerprint,
     )
-    made = {part: kind(files, targets, spec.preprocessing) for part, (files, targets) in found.parts.items()}
+    made = {part: kind(files, targets, spec.preprocessing) for part, (files, targets) in labelled.parts.items()}
     for part, samples in made.items():
-        samples.groups = found.groups[part]
-    notes = tuple(dict.fromkeys(found.notes))
+        samples.groups = labelled.groups[part]
+    notes = tuple(dict.fromkeys(labelled.notes))
     return Data(spec, made.get("train"), made.get("val"), made.get("test"), notes=notes)
 
 
 def read(kind: type[FileSamples], suffixes: Collection[str], spec: DataSpec, sources: Sequence[str]) -> Samples:
-    """Files, and those below folders, in the order given."""
+    """Read files, and all files below folders, in the order of `sources`. Raises DataError for a folder without any."""
     files: list[str] = []
     notes: list[str] = []
     for source in sources:
@@ -131,7 +146,7 @@ def read(kind: type[FileSamples], suffixes: Collection[str], spec: DataSpec, sou
 
 
 def reason(path: str, error: object) -> str:
-    """Why a file cannot be read: what it is instead, where that is common, else what its library said."""
+    """Explain why a file cannot be read: what it is instead (empty, a web page, a Git LFS pointer), else `error` itself."""
     try:
         if os.path.getsize(path) == 0:
             return "the file is empty"
@@ -149,9 +164,10 @@ def reason(path: str, error: object) -> str:
 
 
 def scan(kind: type[FileSamples], suffixes: Collection[str], root: Path, notes: list[str]) -> Files:
-    """Files below `root` whose names end in one of `suffixes`, sorted by relative path.
+    """List the files below `root` whose names end in one of `suffixes`, sorted by relative path.
 
-    Hidden files and folders, linked folders and files of other types are left out, and said so in `notes`.
+    Hidden files and folders, linked folders and files of other types are skipped; `notes` gets their counts.
+    Raises DataError for folders that cannot be listed, and broken links.
     """
     paths: list[str] = []
     sizes: list[int] = []
@@ -162,11 +178,11 @@ def scan(kind: type[FileSamples], suffixes: Collection[str], root: Path, notes: 
     def walk(folder: str) -> None:
         try:
             with os.scandir(os.path.join(root, folder)) as entries:
-                found = [(entry.name + "/" if entry.is_dir() else entry.name, entry) for entry in entries]
+                inside = [(entry.name + "/" if entry.is_dir() else entry.name, entry) for entry in entries]
         except OSError as error:
             raise DataError(f"cannot list the folder {clean(root / folder)}: {error.strerror}") from None
-        found.sort(key=operator.itemgetter(0))  # with the slash, folders fall where their files' paths do
-        for name, entry in found:
+        inside.sort(key=operator.itemgetter(0))  # the slash sorts a folder where the paths of its files belong
+        for name, entry in inside:
             if name[0] == "." or name.startswith("__MACOSX"):
                 skipped["hidden entries"] += 1
             elif name[-1] == "/":
@@ -178,9 +194,7 @@ def scan(kind: type[FileSamples], suffixes: Collection[str], root: Path, notes: 
                 try:
                     status = entry.stat()
                 except OSError:
-                    raise DataError(
-                        f"cannot read the {kind.one} {clean(entry.path)}: it is a link to nothing"
-                    ) from None
+                    raise DataError(f"cannot read the {kind.one} {clean(entry.path)}: it is a broken link") from None
                 paths.append(folder + name)
                 sizes.append(status.st_size)
                 times.append(status.st_mtime_ns)
@@ -193,6 +207,6 @@ def scan(kind: type[FileSamples], suffixes: Collection[str], root: Path, notes: 
 
 
 def check_once(files: Sequence[str], where: str) -> None:
-    """Raises DataError for files that a list names twice."""
+    """Check that a list names no file twice. Raises DataError that names those that it does."""
     if twice := sorted(file for file, count in Counter(files).items() if count > 1):
         raise DataError(f"{clean(where)}: listed more than once: {listing(twice)}")

@@ -1,4 +1,4 @@
-"""Find files in class folders, which may lie in a folder for each split."""
+"""Find files in class folders, directly or inside a folder for each split."""
 
 from __future__ import annotations
 
@@ -28,50 +28,60 @@ def in_folders(
     whole: bool,
     *,
     path: str | None,
-    given: Mapping[str, str | None],
+    split_folders: Mapping[str, str | None],
     splitting: Splitting,
 ) -> Labelled:
-    """Find files in class folders, below `path` or below the `given` folder of each split."""
+    """Find files in class folders, and split them unless folders do.
+
+    kind: class that reads the files.
+    whole: assign all files to the test split, unless there are folders for splits.
+    path: folder of class folders, or of train/, val/ and test/.
+    split_folders: split -> folder of class folders, instead of `path`.
+    Raises DataError and ConfigError that name the folder or the key.
+    """
     notes: list[str] = []
-    folders = _folders(path, given, whole)
+    folders = _folders(path, split_folders, whole)
     scanned = {part: _scan(kind, suffixes, folder, notes) for part, folder in folders.items()}
     for part, folder in folders.items():
         _inspect(kind, suffixes, folder, scanned[part].labels, notes)
 
-    # Classes are those of the training folder; every other folder is held to them by name.
+    # The training folder defines the classes; the class folders of other splits must be among them.
     first = next(iter(scanned))
     old = known.targets.get("label") if known is not None else None
-    _, _, names, found = _classes.encode(scanned[first].labels, splitting.classes, old, str(folders[first]))
-    notes += found
+    _, _, names, more = _classes.encode(scanned[first].labels, splitting.classes, old, str(folders[first]))
+    notes += more
     target = Target("class", names)
 
     parts: dict[str, tuple[Files, _splits.Indices]] = {}
-    for part, one in scanned.items():
-        present = set(one.labels)
+    for part, inside in scanned.items():
+        present = set(inside.labels)
         chosen = None if splitting.classes is None else [c for c in splitting.classes if str(c) in present]
-        kept, codes, _, found = _classes.encode(one.labels, chosen, target, str(folders[part]), "the training folder")
-        notes += found if part != first else []
-        parts[part] = (one.files if len(kept) == len(one.files) else one.files.take(kept), codes)
+        kept, codes, _, more = _classes.encode(inside.labels, chosen, target, str(folders[part]), "the training folder")
+        notes += more if part != first else []
+        parts[part] = (inside.files if len(kept) == len(inside.files) else inside.files.take(kept), codes)
     pattern = splitting.group_split
     if whole and "path" in parts:
         parts = {"test": parts["path"]}
     elif "path" in parts or ("train" in parts and "val" not in parts):
         files, codes = parts.pop("path" if "path" in parts else "train")
-        how = dataclasses.replace(splitting, test_fraction=0.0) if "test" in parts else splitting
+        without_test = dataclasses.replace(splitting, test_fraction=0.0) if "test" in parts else splitting
         groups = _groups.in_paths(files.names(), pattern) if pattern is not None else None
-        cut = _splits.assign(files.names(), codes, how, groups=groups)
+        cut = _splits.assign(files.names(), codes, without_test, groups=groups)
         parts = {**{part: (files.take(at), codes[at]) for part, at in cut.items()}, **parts}
     elif splitting.split is not None:
-        raise ConfigError(f"dataset.split: {clean(path or given['train'])} has a validation folder of its own")
+        raise ConfigError(
+            f"dataset.split: {clean(path or split_folders['train'])} already has a validation folder",
+            "leave dataset.split out",
+        )
     elif "train" in parts and splitting.limit_per_class is not None:
         files, codes = parts["train"]
         at = _splits.limit(files.names(), codes, np.arange(len(files)), splitting)
         parts["train"] = (files.take(at), codes[at])
     columns: dict[str, _columns.Table] = {part: {} for part in parts}
     if pattern is not None:
-        found_in = {part: _groups.in_paths(files.names(), pattern) for part, (files, _) in parts.items()}
-        _splits.check_apart(found_in)
-        columns = {part: {_groups.CALLED: names} for part, names in found_in.items()}
+        group_names = {part: _groups.in_paths(files.names(), pattern) for part, (files, _) in parts.items()}
+        _splits.check_apart(group_names)
+        columns = {part: {_groups.CALLED: names} for part, names in group_names.items()}
     return Labelled(
         {part: (files, {"label": torch.from_numpy(codes)}) for part, (files, codes) in parts.items()},
         {"label": target},
@@ -86,40 +96,50 @@ def in_folders(
 
 class _Scanned(NamedTuple):
     files: Files
-    labels: list[str]  # the first folder of each path
+    labels: list[str]  # class of each file: the first folder of its path
 
 
 def _scan(kind: type[FileSamples], suffixes: Collection[str], folder: Path, notes: list[str]) -> _Scanned:
+    """List the files in the class folders of a folder, with their classes."""
     files = scan(kind, suffixes, folder, notes)
     names = files.names()
-    inside = np.array([i for i, name in enumerate(names) if "/" in name], dtype=np.int64)  # loose files have no class
+    inside = np.array(
+        [i for i, name in enumerate(names) if "/" in name], dtype=np.int64
+    )  # files beside the class folders have no class
     if len(inside) < len(files):
         files, names = files.take(inside), [names[i] for i in inside]
     return _Scanned(files, [name.partition("/")[0] for name in names])
 
 
 def _folders(path: str | None, parts: Mapping[str, str | None], whole: bool) -> dict[str, Path]:
-    """Where each split is. {"path": P} when P holds class folders directly. Training comes first."""
-    given = {part: Path(folder) for part, folder in parts.items() if folder is not None}
-    if (path is None) == (not given):
+    """Find the folder of each split, training first; {"path": P} if P holds class folders directly.
+
+    Raises ConfigError for keys that do not go together, DataError for absent folders.
+    """
+    folders = {part: Path(folder) for part, folder in parts.items() if folder is not None}
+    if (path is None) == (not folders):
         raise ConfigError("dataset: class folders need either `path` or `train` (with `val` and `test`)")
     if path is not None:
         root = Path(path)
         if not root.is_dir():
             raise DataError(f"{clean(path)}: {'not a folder' if root.exists() else 'no such folder'}")
         present = {part: root / name for part, names in _FOLDERS.items() for name in names if (root / name).is_dir()}
-        given = present if "train" in present or (whole and present) else {"path": root}
-    elif "train" not in given and not whole:
-        raise ConfigError("dataset: class folders need `train` beside `val` and `test`")
-    for folder in given.values():
+        folders = present if "train" in present or (whole and present) else {"path": root}
+    elif "train" not in folders and not whole:
+        raise ConfigError("dataset.train: missing: `val` and `test` need it, too")
+    for folder in folders.values():
         if not folder.is_dir():
             raise DataError(f"{clean(folder)}: no such folder")
-    return given
+    return folders
 
 
 def _inspect(
     kind: type[FileSamples], suffixes: Collection[str], folder: Path, labels: list[str], notes: list[str]
 ) -> None:
+    """Check a folder's class folders. labels: the classes of the files that were found.
+
+    Adds a note for classes that differ only in case. Raises DataError for empty class folders, or if there are no files.
+    """
     empty = sorted(
         {
             entry.name
@@ -132,12 +152,12 @@ def _inspect(
         loose = any(entry.suffix.lower() in suffixes for entry in folder.iterdir() if entry.is_file())
         raise DataError(
             f"{clean(folder)}: {f'{kind.many}, but no class folders' if loose else f'no {kind.many}'}",
-            f"put the {kind.many} of each class in a folder of its own, named after the class",
+            f"put the {kind.many} of each class into a folder named after the class",
         )
     if empty:
         raise DataError(
             f"{clean(folder)}: no {kind.many} in the class folder {listing(empty)}",
-            "fill or remove it, or choose classes with dataset.classes",
+            "fill or remove the folder, or choose classes with dataset.classes",
         )
     lower: dict[str, str] = {}
     for name in dict.fromkeys(labels):

@@ -9,11 +9,15 @@ from typing import NamedTuple
 
 from fmeco.core import ConfigError, DataError, clean, listing, nearest
 
-CALLED = "group"  # what `evaluate --by` calls groups that a pattern finds
+CALLED = "group"  # the column's name, for `evaluate --by`, if a pattern finds the groups
 
 
 class Groups(NamedTuple):
-    """Name the group of each sample. names: (N,). called: their column, to measure by (`evaluate --by`)."""
+    """Hold the group of each sample.
+
+    names: name of each sample's group (N,).
+    called: name of the column of groups, for `evaluate --by`.
+    """
 
     names: list[str]
     called: str
@@ -22,11 +26,15 @@ class Groups(NamedTuple):
 def find(
     table: Mapping[str, list[str]], wanted: str, files: Sequence[str], path: str, rows: Sequence[object] | None = None
 ) -> Groups:
-    """Find groups in a table's column `wanted`, or, where that is a pattern, in the paths of files (N,).
+    """Find the groups of samples: in the column `wanted` of a table, or with the pattern `wanted` in the paths of files.
 
-    rows: (N,), their numbers, for messages.
+    files: path of each sample's file (N,).
+    rows: row numbers (N,), for messages.
+    Raises ConfigError and DataError as `in_column`, `check_named` and `in_paths` do.
     """
-    if wanted not in table and "(" in wanted:  # what has no group can only be meant as a column
+    if (
+        wanted not in table and "(" in wanted
+    ):  # a pattern needs a group in parentheses; anything else is a column's name
         return Groups(in_paths(files, wanted), CALLED if CALLED not in table else "group_split")
     groups = in_column(table, wanted, path)
     check_named(groups, path, wanted, rows=rows)
@@ -34,11 +42,11 @@ def find(
 
 
 def in_column(table: Mapping[str, list[str]], name: str, path: str) -> list[str]:
-    """Read groups from a column. Raises ConfigError where there is no such column."""
+    """Read groups from a column. Raises ConfigError if there is no such column."""
     if name not in table:
         raise ConfigError(
             f"dataset.group_split: {clean(path)}: no column '{clean(name)}'{nearest(name, table)}; it has: {listing(table, 50)}",
-            "of files it may also be a regular expression with one group, which is searched in their paths: '_([a-z]+)_'",
+            "for files it may also be a regular expression with one group, to search for in their paths: '_([a-z]+)_'",
         )
     return table[name]
 
@@ -50,16 +58,16 @@ def check_named(
     missing: Callable[[str], bool] = operator.not_,
     rows: Sequence[object] | None = None,
 ) -> None:
-    """Check that every row has a group. Raises DataError that names those whose cell is `missing`."""
+    """Check that every row has a group. Raises DataError that names the rows whose cell is `missing`."""
     rows = range(2, len(groups) + 2) if rows is None else rows
     if blank := [row for row, value in zip(rows, groups, strict=True) if missing(value)]:
         raise DataError(f"{clean(path)}: no value of column '{clean(name)}' in row {listing(blank)}")
 
 
 def in_paths(paths: Sequence[str], pattern: str) -> list[str]:
-    """Find groups in paths by a regular expression, whose one group is the name.
+    """Find groups in paths by a regular expression, whose only capturing group is the name.
 
-    Raises ConfigError for a pattern that is no such expression, DataError for paths in which it finds nothing.
+    Raises ConfigError for a pattern that is no such expression, DataError for paths without a match.
     """
     try:
         expression = re.compile(pattern)
@@ -70,7 +78,7 @@ def in_paths(paths: Sequence[str], pattern: str) -> list[str]:
             f"dataset.group_split: '{clean(pattern)}' has {expression.groups} groups and needs one, around the group's name",
             "for files such as 3_theo_7.wav: '_([a-z]+)_'",
         )
-    found = [match[1] if (match := expression.search(path)) else None for path in paths]
-    if strange := [path for path, one in zip(paths, found, strict=True) if not one]:
+    groups = [match[1] if (match := expression.search(path)) else None for path in paths]
+    if strange := [path for path, group in zip(paths, groups, strict=True) if not group]:
         raise DataError(f"dataset.group_split: '{clean(pattern)}' finds no group in the path of {listing(strange)}")
-    return [one for one in found if one]
+    return [group for group in groups if group]

@@ -1,6 +1,6 @@
 """Turn users' histories into samples of item ids.
 
-Ids: 0 is padding, 1 an item that training did not see, the items of the training events begin at 2.
+Ids: 0 is padding, 1 is an item that training did not see, and the items of the training events begin at 2.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ from fmeco.datasets._event_tables import PARTS, SUFFIXES, TRAIN, Events, Layout,
 from fmeco.datasets._splits import Indices
 from fmeco.nn.ids import FIRST_ITEM, UNKNOWN_ITEM
 
-LENGTH = 50
-REPEATED = 0.01  # of the training events: with more of them, users come back to what they had
+LENGTH = 50  # default maximum number of items of a history
+REPEATED = 0.01  # share of repeated items in the training events above which items are recommended again
 
 
 class Span(NamedTuple):
-    """Sample i is ids[begin[i] : end[i]], and wanted[i] behind it where there is one. The user's history begins at
-    start[i]. All (S,)."""
+    """Hold where S samples lie in an array of ids.
+
+    Sample i is ids[begin[i] : end[i]], followed by wanted[i] if there is one. Its user's history begins at start[i].
+    """
 
     start: Indices
     begin: Indices
@@ -39,8 +41,11 @@ class Span(NamedTuple):
 
 
 class Sequences(Samples):
-    """Parts of histories: "tokens" (L,) int64, and "seen" (S,), what the user had before, where the spec asks for it:
-    nothing of training sequences, which show what comes next at each of their places."""
+    """Read parts of histories: "tokens" (L,) int64, and with seen=True "seen" (S,), the distinct earlier items of the user.
+
+    "seen" is empty for training sequences, because they have a target at each position.
+    bad: index -> error message of a sample that cannot be used.
+    """
 
     in_memory = True
 
@@ -65,29 +70,35 @@ class Sequences(Samples):
 
 
 class Histories(NamedTuple):
-    """The known items of events as ids (M,), in their order, and how many of them are before each event (N + 1,)."""
+    """Hold the ids of the known items, in the order of events (M,), and their number before each event (N + 1,)."""
 
     ids: Indices
     before: Indices
 
 
 def histories(events: Events, number: Mapping[str, int]) -> tuple[Histories, Indices]:
-    """Also the ids of all events (N,), UNKNOWN_ITEM where an item has none."""
+    """Number the items of events. number: item -> id.
+
+    Returns (histories of the known items, ids of all events (N,) with UNKNOWN_ITEM for unknown items).
+    """
     names, code = np.unique(events.items, return_inverse=True)
     ids = np.array([number.get(name, UNKNOWN_ITEM) for name in names.tolist()], np.int64)[code]
-    there = ids != UNKNOWN_ITEM
-    return Histories(ids[there], np.concatenate([[0], there.cumsum()])), ids
+    is_known = ids != UNKNOWN_ITEM
+    return Histories(ids[is_known], np.concatenate([[0], is_known.cumsum()])), ids
 
 
-def pieces(events: Events, found: Histories, train: NDArray[np.bool_], length: int) -> tuple[Span, list[str]]:
-    """Each user's training events, cut from the newest back into pieces of `length` items and the one that comes next.
-    The last item of a piece is the first of the one after it, so that every step from item to item is in one."""
+def pieces(events: Events, known_items: Histories, train: NDArray[np.bool_], length: int) -> tuple[Span, list[str]]:
+    """Cut each user's training events, from the newest back, into pieces of `length` items and the next one.
+
+    The last item of a piece is also the first item of the following piece, so that each pair of consecutive items is in
+    exactly one piece. Returns (their places, their names).
+    """
     spans: list[tuple[int, int, int]] = []
     names: list[str] = []
     starts = np.flatnonzero(events.place == 0)
     trained = np.add.reduceat(train, starts, dtype=np.int64) if len(starts) else starts
     for start, stop in zip(starts.tolist(), (starts + trained).tolist(), strict=True):
-        first, end = int(found.before[start]), int(found.before[stop])
+        first, end = int(known_items.before[start]), int(known_items.before[stop])
         user = events.users[events.user[start]]
         while end - first > 1:
             begin = max(first, end - length - 1)
@@ -98,9 +109,9 @@ def pieces(events: Events, found: Histories, train: NDArray[np.bool_], length: i
     return Span(*columns), names
 
 
-def steps(events: Events, found: Histories, ids: Indices, at: Indices, length: int) -> Span:
-    """For each of the events `at`: what its user had before, at most `length` items, and its item."""
-    start, end = found.before[at - events.place[at]], found.before[at]
+def steps(events: Events, known_items: Histories, ids: Indices, at: Indices, length: int) -> Span:
+    """Make a sample of each event in `at`: the user's last `length` items before it, and its own item as the target."""
+    start, end = known_items.before[at - events.place[at]], known_items.before[at]
     return Span(start, np.maximum(start, end - length), end, ids[at])
 
 
@@ -118,61 +129,69 @@ def build_events(
     length: int | None,
     repeats: bool | None,
 ) -> Data:
-    """A Data from events, each of which belongs to the split that `part` (N,) says."""
-    how, said = preprocessing(known, events, part == TRAIN, columns, where, length, repeats)
-    made, more = splits(events, part, how, where)
-    inputs = {"tokens": InputSpec((how["length"] + 1,), "int64", ragged=True)}
-    if not how["repeats"]:
-        inputs["seen"] = InputSpec((how["ids"],), "int64", ragged=True)
-    each = zip(events.user.tolist(), events.place.tolist(), events.items.tolist(), events.row.tolist(), strict=True)
+    """Build a Data from events. part: the split of each event (N,), TRAIN, VAL or TEST."""
+    prep, prep_notes = preprocessing(known, events, part == TRAIN, columns, where, length, repeats)
+    made, more = splits(events, part, prep, where)
+    inputs = {"tokens": InputSpec((prep["length"] + 1,), "int64", ragged=True)}
+    if not prep["repeats"]:
+        inputs["seen"] = InputSpec((prep["ids"],), "int64", ragged=True)
+    values = zip(events.user.tolist(), events.place.tolist(), events.items.tolist(), events.row.tolist(), strict=True)
     spec = DataSpec(
         modality="events",
         inputs=inputs,
-        preprocessing=how,
+        preprocessing=prep,
         reader="events",
         sizes={name: len(samples) for name, samples in made.items()},
-        fingerprint=_splits.fingerprint([(events.users[u], n, i, events.times[row]) for u, n, i, row in each]),
+        fingerprint=_splits.fingerprint([(events.users[u], n, i, events.times[row]) for u, n, i, row in values]),
     )
-    return Data(spec, made.get("train"), made.get("val"), made.get("test"), notes=(*notes, *said, *more))
+    return Data(spec, made.get("train"), made.get("val"), made.get("test"), notes=(*notes, *prep_notes, *more))
 
 
-def splits(events: Events, part: Indices, how: Mapping[str, Any], where: str) -> tuple[dict[str, Sequences], list[str]]:
-    """The samples of each split that has events, and notes on those that are in none."""
-    found, ids = histories(events, {name: i for i, name in enumerate(how["items"], FIRST_ITEM)})
-    length, seen = how["length"], not how["repeats"]
+def splits(
+    events: Events, part: Indices, prep: Mapping[str, Any], where: str
+) -> tuple[dict[str, Sequences], list[str]]:
+    """Make the samples of each split that has events. Returns (split -> samples, notes on events that are left out).
+
+    Raises DataError for a split without a usable event.
+    """
+    known_items, ids = histories(events, {name: i for i, name in enumerate(prep["items"], FIRST_ITEM)})
+    length, seen = prep["length"], not prep["repeats"]
     made: dict[str, Sequences] = {}
     notes: list[str] = []
     train = part == TRAIN
     if train.any():
-        span, names = pieces(events, found, train, length)
+        span, names = pieces(events, known_items, train, length)
         if not names:
-            raise DataError(f"{clean(where)}: no user has two training events: nothing comes next")
-        made["train"] = Sequences(found.ids, span._replace(start=span.end), names, seen)
+            raise DataError(f"{clean(where)}: no user has two training events, so no next item can be learned")
+        made["train"] = Sequences(known_items.ids, span._replace(start=span.end), names, seen)
         if alone := len(np.unique(events.user[train])) - int((train & (events.place == 1)).sum()):
-            notes.append(f"train: {alone:,} users with a single event, after which nothing comes, are left out")
+            notes.append(f"train: {alone:,} users with a single event, which has no next item, are left out")
     for name in PARTS[1:]:
         every = np.flatnonzero(part == PARTS.index(name))
         if not every.size:
             continue
-        span = steps(events, found, ids, every, length)
+        span = steps(events, known_items, ids, every, length)
         usable = np.flatnonzero(span.end > span.start)
         if not usable.size:
-            raise DataError(f"{clean(where)}: no event for {name} has one of a known item before it by the same user")
+            raise DataError(f"{clean(where)}: {name}: no event has an earlier event of the same user with a known item")
         span, at = span.at(usable), every[usable]
         names = [f"{where}:{row}" for row in (events.row[at] + events.first_row).tolist()]
-        made[name] = Sequences(found.ids, span, names, seen)
-        notes += _told(name, len(every), ids[at])
+        made[name] = Sequences(known_items.ids, span, names, seen)
+        notes += _unpredictable(name, len(every), ids[at])
     if (gone := ids == UNKNOWN_ITEM).any():
-        notes.append(f"histories: {int(gone.sum()):,} events of items that training did not see are left out of them")
+        notes.append(f"histories: {int(gone.sum()):,} events of items that training did not see are left out")
     return made, notes
 
 
-def _told(name: str, count: int, wanted: Indices) -> list[str]:
-    """What a reader of a split's figures must know of the events that nobody could foretell. count: of events that the
-    split has; wanted: the items of those that are samples."""
+def _unpredictable(name: str, count: int, wanted: Indices) -> list[str]:
+    """Return notes on the events of a split that cannot be predicted, which affect its metrics.
+
+    count: number of events of the split.
+    wanted: target items of its samples.
+    """
     notes: list[str] = []
     if first := count - len(wanted):
-        notes.append(f"{name}: {first:,} events with nothing known before them by their user are left out")
+        notes.append(f"{name}: {first:,} events without a known earlier item of their user are left out")
     if missed := int((wanted == UNKNOWN_ITEM).sum()):
         notes.append(
             f"{name}: {missed:,} of {len(wanted):,} events are of items that training did not see, and count as missed"
@@ -189,19 +208,22 @@ def preprocessing(
     length: int | None,
     repeats: bool | None,
 ) -> tuple[dict[str, Any], list[str]]:
-    """How events become ids, and notes. A checkpoint's items keep their ids; where it is to be trained on, which shows in
-    that `known` has no fingerprint, new items of the training events are appended."""
+    """Number the items, and collect the preprocessing. Returns (preprocessing, notes).
+
+    A checkpoint's items (`known`) keep their ids. In finetuning, when `known` has no fingerprint, new items of the training
+    events are appended. Raises DataError if there are no items.
+    """
     notes: list[str] = []
     before: Mapping[str, Any] = known.preprocessing if known is not None and known.preprocessing else {}
     items: list[str] = list(before["items"]) if before else []
     if known is None or not known.fingerprint:
-        has = set(items)
-        fresh = _classes.natural(sorted(set(events.items[train].tolist()) - has))
+        old_items = set(items)
+        fresh = _classes.natural(sorted(set(events.items[train].tolist()) - old_items))
         if before and fresh:
             notes.append(f"{clean(where)}: {len(fresh):,} new items are appended to the checkpoint's {len(items):,}")
         items += fresh
     if not items:
-        raise DataError(f"{clean(where)}: no event is for training")
+        raise DataError(f"{clean(where)}: no event is in the training split")
     if before and repeats is None:
         repeats = bool(before["repeats"])
     if repeats is None:
@@ -209,7 +231,7 @@ def preprocessing(
         repeats = share > REPEATED
         allowed = "are recommended again" if repeats else "are not recommended again"
         notes.append(
-            f"{clean(where)}: {share:.1%} of the training events are of items that their user had: these {allowed} "
+            f"{clean(where)}: {share:.1%} of the training events repeat an earlier item of their user: such items {allowed} "
             "(dataset.repeats)"
         )
     return {
@@ -222,7 +244,7 @@ def preprocessing(
 
 
 def _repeated(events: Events, train: NDArray[np.bool_]) -> float:
-    """The share of training events whose user had the item before."""
+    """Compute the share of training events whose user had the same item before."""
     _, code = np.unique(events.items, return_inverse=True)
     pairs = np.unique(np.stack([events.user[train], code[train]], 1), axis=0)
     return 1 - len(pairs) / max(1, int(train.sum()))
@@ -232,16 +254,19 @@ def _repeated(events: Events, train: NDArray[np.bool_]) -> float:
 
 
 def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
-    """Histories: a table has one of each user, FILE:USER is that of one, and what is no file is the items of a history
-    themselves, separated by commas, the newest last."""
-    how = spec.preprocessing
-    number = {name: i for i, name in enumerate(how["items"], FIRST_ITEM)}
+    """Read histories.
+
+    Each source is a table, with one history per user; FILE:USER, the history of one user; or the items of a history
+    themselves, separated by commas, the newest last. Raises DataError for absent tables and users.
+    """
+    prep = spec.preprocessing
+    number = {name: i for i, name in enumerate(prep["items"], FIRST_ITEM)}
     ids: list[Indices] = []
     names: list[str] = []
     notes: list[str] = []
     bad: dict[int, str] = {}
     for source in sources:
-        file, user = _place(source)
+        file, user = _file_and_user(source)
         if file is None:
             items = [name.strip() for name in next(csv.reader([source]), [])]
             if strange := [name for name in items if name not in number]:
@@ -254,33 +279,35 @@ def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
         events = read_events(file, layout(spec, None, None, None, None))
         if user is not None and user not in events.users:
             raise DataError(f"{clean(file)}: no user '{clean(user)}'{nearest(user, events.users)}")
-        found, every = histories(events, number)
+        known_items, every = histories(events, number)
         starts = np.append(np.flatnonzero(events.place == 0), len(events.user))
         gone: list[str] = []
         for name, start, stop in zip(events.users, starts[:-1].tolist(), starts[1:].tolist(), strict=True):
             if user is None or name == user:
-                ids.append(found.ids[found.before[start] : found.before[stop]])
+                ids.append(known_items.ids[known_items.before[start] : known_items.before[stop]])
                 names.append(f"{file}:{name}")
                 gone += events.items[start:stop][every[start:stop] == UNKNOWN_ITEM].tolist()
         if gone:
             notes.append(
-                f"{clean(source)}: {len(gone):,} events of items that training did not see are left out of histories: "
+                f"{clean(source)}: {len(gone):,} events of items that training did not see are left out: "
                 f"{listing(sorted(set(gone)), 5)}"
             )
-    for i, one in enumerate(ids):
-        if not len(one):
-            bad.setdefault(i, f"{clean(names[i])}: no item of this history is known: nothing to go by")
+    for i, history in enumerate(ids):
+        if not len(history):
+            bad.setdefault(
+                i, f"{clean(names[i])}: the model knows no item of this history, so it cannot predict the next"
+            )
     ends = np.cumsum([0, *map(len, ids)], dtype=np.int64)
     start, end = ends[:-1], ends[1:]
     together = np.concatenate(ids) if ids else np.zeros(0, np.int64)
-    span = Span(start, np.maximum(start, end - how["length"]), end)
-    samples = Sequences(together, span, names, not how["repeats"], bad)
+    span = Span(start, np.maximum(start, end - prep["length"]), end)
+    samples = Sequences(together, span, names, not prep["repeats"], bad)
     samples.notes = tuple(notes)
     return samples
 
 
-def _place(source: str) -> tuple[str | None, str | None]:
-    """(file, user) of FILE or FILE:USER; (None, None) of a history. Raises DataError for a table that is not there."""
+def _file_and_user(source: str) -> tuple[str | None, str | None]:
+    """Parse FILE or FILE:USER into (file, user); (None, None) for a history. Raises DataError for an absent table."""
     if os.path.exists(source):
         return source, None
     at = source.find(":")

@@ -1,4 +1,4 @@
-"""Images: the one canonical decode, and what every image dataset shares."""
+"""Decode images, the same way for training, evaluation and prediction, and share code between image datasets."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from torch import Tensor
 from fmeco.core import Data, DataError, DataSpec, Inputs, InputSpec, Samples, Splitting, Target, clean, same_modality
 from fmeco.datasets import _classes, _files, _splits
 
-MAX_PIXELS = 100_000_000  # a 20 kB file can declare a gigapixel; the header is checked before anything is decoded
+MAX_PIXELS = 100_000_000  # checked in the header before decoding: a 20 kB file can declare a gigapixel
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# Once for the process: the filters of `warnings` are shared by all threads. The size has a limit of its own, above.
+# Set once per process, because all threads share the filters of `warnings`. MAX_PIXELS limits the size instead.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", message="Palette images with Transparency")
 _UNREADABLE = (
@@ -44,11 +44,13 @@ def image_spec(
     native: Literal["rgb", "gray"] = "rgb",
     mirror: bool = True,
 ) -> DataSpec:
-    """How images become inputs: the checkpoint's way (`known`), where no key says otherwise; else the default.
+    """Describe how images become inputs: by the keys, else as in the checkpoint (`known`), else by default.
 
-    The short side is resized to 8/7 of `size` (256 for 224) and the middle cropped; at 96 pixels and below images
-    are small objects that fill the frame, and the whole short side is used. `mirror`: whether a mirror image shows the
-    same thing, as it does not for digits and text.
+    size, color: the config's keys; None if not set.
+    default_size, native: the data's own size and colour mode.
+    mirror: whether a mirror image shows the same thing, which is false for digits and text.
+    By default the short side is resized to 8/7 of `size` (256 for 224) and the centre is cropped. At 96 pixels and below,
+    the whole short side is used, because small images show objects that fill the frame.
     """
     same_modality(known, "image")
     old: Mapping[str, Any] = known.preprocessing if known is not None else {}
@@ -82,7 +84,7 @@ def image_spec(
 
 
 def small_note(file: Path, spec: DataSpec) -> list[str]:
-    """A word to who trains on thumbnails at the default size, which costs fifty times the time."""
+    """Return a note if images are much smaller than the model's input: enlarging them can cost fifty times the time."""
     try:
         with Image.open(file) as image:
             width, height = image.size
@@ -96,62 +98,63 @@ def small_note(file: Path, spec: DataSpec) -> list[str]:
     ]
 
 
-def canonical(image: Image.Image, how: Mapping[str, Any]) -> Tensor:
-    """A PIL image -> uint8 (C, h, w) with min(h, w) = how["resize"]: a pure function of the file and the spec.
+def canonical(image: Image.Image, prep: Mapping[str, Any]) -> Tensor:
+    """Convert a PIL image to uint8 (C, h, w) with min(h, w) = prep["resize"]: a pure function of image and spec.
 
-    Training crops, evaluation and prediction all start from exactly this.
+    Training crops, evaluation and prediction all start from this. Raises ValueError for pixels of more than 16 bits, and
+    for floating-point pixels.
     """
-    short = how["resize"]
-    mode = "L" if how["color"] == "gray" else "RGB"
+    short = prep["resize"]
+    mode = "L" if prep["color"] == "gray" else "RGB"
     if image.format == "JPEG":
-        image.draft(mode, (short, short))  # decodes at 1/2, 1/4 or 1/8 when that is still larger than `short`
+        image.draft(mode, (short, short))  # decodes at 1/2, 1/4 or 1/8 of the size if that is still at least `short`
     ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith("I"):  # 16 bits per channel: PIL would clip at 255
+    if image.mode.startswith("I"):  # 16 bits per channel, which PIL's conversion would clip at 255
         deep = np.asarray(image, dtype=np.int64)
         if deep.max(initial=0) > 65535 or deep.min(initial=0) < 0:
-            raise ValueError("more than 16 bits per channel; save it with 8 or 16")
+            raise ValueError("more than 16 bits per channel; save it with 8 or 16 bits")
         image = Image.fromarray((deep // 257).astype(np.uint8))
     elif image.mode == "F":
         raise ValueError("floating-point pixels have no fixed range; save it with 8 or 16 bits")
     if image.mode != mode:
         image = image.convert("RGBA").convert(mode) if image.mode == "P" else image.convert(mode)
-    pixels = torch.from_numpy(np.array(image, dtype=np.uint8))  # a copy: torch wants to own writable memory
+    pixels = torch.from_numpy(np.array(image, dtype=np.uint8))  # a copy, because torch needs writable memory
     pixels = pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1)  # (C, h, w)
     w, h = image.size
     scale = short / min(w, h)
     size = (max(short, round(h * scale)), max(short, round(w * scale)))
     if size == (h, w):
         return pixels
-    mode = how["interpolation"]
-    # Pillow's arithmetic, vectorised: twice as fast, and at most one level of 255 apart.
+    mode = prep["interpolation"]
+    # The same resampling as Pillow's, twice as fast; results differ by at most one of 255 levels.
     return F.interpolate(pixels[None], size, mode=mode, antialias=mode != "nearest")[0]
 
 
-def decode(path: str, how: Mapping[str, Any]) -> Tensor:
-    """A file -> uint8 (C, h, w). Raises DataError that names the file and the reason."""
+def decode(path: str, prep: Mapping[str, Any]) -> Tensor:
+    """Decode a file to uint8 (C, h, w). Raises DataError that names the file and the reason."""
     try:
         with open(path, "rb") as file, Image.open(file) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width}x{image.height} pixels is more than {MAX_PIXELS:,}")
             if min(image.size) < 1:
                 raise ValueError("no pixels")
-            return canonical(image, how)
+            return canonical(image, prep)
     except _UNREADABLE as error:
-        told = "not an image in a known format" if isinstance(error, UnidentifiedImageError) else error
-        raise DataError(f"cannot read the image {clean(path)}: {_files.reason(path, told)}") from None
+        reason = "not an image in a known format" if isinstance(error, UnidentifiedImageError) else error
+        raise DataError(f"cannot read the image {clean(path)}: {_files.reason(path, reason)}") from None
 
 
 class ImageFiles(_files.FileSamples):
-    """Images on disk."""
+    """Read images from disk."""
 
     one, many = "image", "images"
 
     def decode(self, path: str) -> Inputs:
-        return {"image": decode(path, self.how)}
+        return {"image": decode(path, self.prep)}
 
 
 class ImageArrays(Samples):
-    """Images already decoded, (N, C, h, w) uint8."""
+    """Serve decoded images, (N, C, h, w) uint8, from memory."""
 
     in_memory = True
 
@@ -179,7 +182,7 @@ def build_arrays(
     where: str,
     splitting: Splitting,
 ) -> Data:
-    """A Data from images in memory, all of one size, with one class name each."""
+    """Build a Data from images in memory, all of the same size. labels: class name of each image."""
     old = known.targets.get("label") if known is not None else None
     kept, codes, order, notes = _classes.encode(list(labels), splitting.classes, old, where)
     chosen = [names[i] for i in kept]

@@ -1,6 +1,6 @@
-"""Series of a table, as numbers in time: reading them, their statistics, and windows of them as samples.
+"""Read time series from tables, compute their statistics, and cut them into windows as samples.
 
-All series lie in one tensor of numbers, so that a window is where it begins and how far apart its steps are.
+All series are in one flat tensor, so a window is given by its start and the distance of its steps.
 """
 
 from __future__ import annotations
@@ -20,23 +20,35 @@ from fmeco.core import ConfigError, DataError, Inputs, Samples, clean, listing, 
 from fmeco.datasets import _columns, _times
 from fmeco.datasets._splits import Indices, fingerprint
 
-IRREGULAR = 1.5  # times the usual step between two rows, from which on a gap is told
+IRREGULAR = 1.5  # report a gap in time if a step is longer than this multiple of the median step
 Floats = NDArray[np.float64]
 
 
 class Layout(NamedTuple):
-    """How a table holds series: one in each column (wide), or one for each value of the column `id` (long)."""
+    """Hold the keys of the config that say how a table holds series.
+
+    time: column of times.
+    columns: names of the series to use; None = all.
+    id: column that names the series of a row (long table); None = each column is a series (wide table).
+    value: column of the values of a long table.
+    missing: error, or previous (replace a missing value by the one before it).
+    """
 
     time: str
-    columns: list[str] | None  # the series to take; None = all
+    columns: list[str] | None
     id: str | None
     value: str | None
-    missing: str  # error, or previous: a missing value is the one before it
+    missing: str
 
 
 class Series(NamedTuple):
-    """A series in order of time. values, moments: (L,), of which nan is missing. times: as the table writes them. rows:
-    (L,), where they stand in the table."""
+    """Hold a series of L values in order of time.
+
+    values: (L,), nan for missing values.
+    moments: times as numbers (L,).
+    times: times as the table writes them.
+    rows: positions in the table (L,).
+    """
 
     name: str
     values: Floats
@@ -49,23 +61,23 @@ class Series(NamedTuple):
 
 
 def read_series(path: str, layout: Layout) -> tuple[list[Series], list[str]]:
-    """The series of a table, and what the user should know of it. Raises DataError that names the row."""
+    """Read the series of a table. Returns (series, notes); raises DataError that names the row."""
     table = _columns.read_table(path)
     times = _columns.column(table, layout.time, path)
     moments = _times.moments(times, path, layout.time)
     notes: list[str] = []
     if (np.diff(moments) < 0).any() and layout.id is None:
-        notes.append(f"{clean(path)}: its rows are not in order of '{clean(layout.time)}': they are sorted")
-    found: list[Series] = []
+        notes.append(f"{clean(path)}: the rows are not in order of '{clean(layout.time)}', and are sorted")
+    series: list[Series] = []
     if layout.id is None:
         names, left_out = _wide(table, layout, path)
         if left_out:
-            notes.append(f"{clean(path)}: columns that are no numbers are left out: {listing(left_out)}")
+            notes.append(f"{clean(path)}: columns that are not numeric are left out: {listing(left_out)}")
         order = np.argsort(moments, kind="stable")
         ordered = [times[i] for i in order.tolist()]
         for name in names:
             values = _numbers(table[name], path, name, np.arange(len(times)))
-            found.append(Series(name, values[order], moments[order], ordered, order))
+            series.append(Series(name, values[order], moments[order], ordered, order))
     else:
         assert layout.value is not None
         ids, text = (_columns.column(table, name, path) for name in (layout.id, layout.value))
@@ -77,124 +89,136 @@ def read_series(path: str, layout: Layout) -> tuple[list[Series], list[str]]:
             values = _numbers([text[i] for i in at.tolist()], path, layout.value, at)
             order = np.argsort(moments[at], kind="stable")
             at, values = at[order], values[order]
-            found.append(Series(name, values, moments[at], [times[i] for i in at.tolist()], at))
-    for one in found[:1] if layout.id is None else found:
-        notes += _check_times(one, path, whose=f" of '{clean(one.name)}'" if layout.id is not None else "")
-    return found, notes
+            series.append(Series(name, values, moments[at], [times[i] for i in at.tolist()], at))
+    for s in series[:1] if layout.id is None else series:
+        notes += _check_times(s, path, whose=f" of '{clean(s.name)}'" if layout.id is not None else "")
+    return series, notes
 
 
 def _wide(table: _columns.Table, layout: Layout, path: str) -> tuple[list[str], list[str]]:
-    """The columns that are series; and those that hold something else, unless they were asked for."""
+    """Find the columns that are series. Returns (their names, names of columns that are not numeric)."""
     if layout.columns is not None:
         return _chosen(layout.columns, [name for name in table if name != layout.time], path), []
     cells = {name: _columns.cells(table[name]) for name in table if name != layout.time}
-    names = [name for name, one in cells.items() if not one.strange.size and not one.missing.all()]
+    names = [name for name, column in cells.items() if not column.strange.size and not column.missing.all()]
     if not names:
-        raise DataError(f"{clean(path)}: no column of numbers beside '{clean(layout.time)}'")
+        raise DataError(f"{clean(path)}: no column of numbers besides '{clean(layout.time)}'")
     return names, [name for name in cells if name not in names]
 
 
-def _chosen(wanted: Sequence[str] | None, there: Sequence[str] | Mapping[str, Any], path: str) -> list[str]:
+def _chosen(wanted: Sequence[str] | None, present: Sequence[str] | Mapping[str, Any], path: str) -> list[str]:
+    """Check the names of `dataset.columns` against those of the table; None = all. Raises ConfigError."""
     if wanted is None:
-        return list(there)
-    if absent := [name for name in wanted if name not in there]:
-        raise ConfigError(f"{clean(path)}: no series {listing(absent)}{nearest(absent[0], there)}")
+        return list(present)
+    if absent := [name for name in wanted if name not in present]:
+        raise ConfigError(f"{clean(path)}: no series {listing(absent)}{nearest(absent[0], present)}")
     if not wanted or len(set(wanted)) < len(wanted):
-        raise ConfigError("dataset.columns: name each series once, and one at least")
+        raise ConfigError("dataset.columns: name at least one series, and each only once")
     return list(wanted)
 
 
 def _numbers(column: Sequence[str], path: str, name: str, rows: Indices) -> Floats:
-    """Numbers (N,), nan where they are missing. rows: (N,), where they stand in the table."""
+    """Parse a column as numbers (N,), nan for missing values. rows: positions in the table (N,), for messages."""
     cells = _columns.cells(column)
-    for place in cells.strange.tolist():
+    for position in cells.strange.tolist():
         raise DataError(
-            f"{clean(path)}: column '{clean(name)}', row {rows[place] + 2}: '{clean(column[place], 40)}' is not a number",
+            f"{clean(path)}: column '{clean(name)}', row {rows[position] + 2}: '{clean(column[position], 40)}' is not a number",
             "name the series in dataset.columns" if len(cells.strange) > len(column) // 2 else "correct it",
         )
     return np.where(cells.missing, np.nan, cells.values)
 
 
-def _check_times(one: Series, path: str, whose: str) -> list[str]:
-    """Raises DataError where two rows are of one moment; a note where some are missing: steps are counted in rows."""
-    steps = np.diff(one.moments)
+def _check_times(series: Series, path: str, whose: str) -> list[str]:
+    """Check the times of a series. Returns a note if there are gaps; raises DataError if two rows have the same time."""
+    steps = np.diff(series.moments)
     if (same := np.flatnonzero(steps == 0)).size:
-        first, second = sorted((one.rows[same[0]] + 2, one.rows[same[0] + 1] + 2))
+        first, second = sorted((series.rows[same[0]] + 2, series.rows[same[0] + 1] + 2))
         raise DataError(
-            f"{clean(path)}: rows {first} and {second}{whose} are of the same time, {clean(one.times[same[0]], 40)}",
-            "a table with several series below one another needs dataset.id and dataset.value",
+            f"{clean(path)}: rows {first} and {second}{whose} have the same time, {clean(series.times[same[0]], 40)}",
+            "for a table with several series below one another, set dataset.id and dataset.value",
         )
     gaps = np.flatnonzero(steps > IRREGULAR * np.median(steps)) if len(steps) else steps
     if not len(gaps):
         return []
-    before, after = one.times[gaps[0]], one.times[gaps[0] + 1]
+    before, after = series.times[gaps[0]], series.times[gaps[0] + 1]
     return [
         f"{clean(path)}: gaps in time{whose}: {len(gaps)}, the first between {clean(before, 40)} and {clean(after, 40)}; "
-        "steps are counted in rows"
+        "each row counts as one step"
     ]
 
 
-def filled(one: Series, missing: str, path: str) -> tuple[Series, int]:
-    """The series without missing values, and how many there were. Each becomes the one before it, the only filling that
-    knows nothing of the future. Raises DataError that names the row."""
-    gone = np.isnan(one.values)
+def filled(series: Series, missing: str, path: str) -> tuple[Series, int]:
+    """Replace missing values by the value before them, the only filling that uses no future value.
+
+    Returns (series, number of missing values). Raises DataError that names the row: for missing="error", or if the first
+    value is missing.
+    """
+    gone = np.isnan(series.values)
     if not gone.any():
-        return one, 0
-    row = int(one.rows[gone.argmax()]) + 2
+        return series, 0
+    row = int(series.rows[gone.argmax()]) + 2
     if missing == "error":
         raise DataError(
-            f"{clean(path)}: series '{clean(one.name)}', row {row}: no value ({int(gone.sum())} in all)",
-            "dataset.missing: previous takes the value before it",
+            f"{clean(path)}: series '{clean(series.name)}', row {row}: no value ({int(gone.sum())} in all)",
+            "dataset.missing: previous fills it with the value before",
         )
     if gone[0]:
         raise DataError(
-            f"{clean(path)}: series '{clean(one.name)}', row {row}: no value, and none before it",
-            "series that begin at different times belong into a table of `id`, time and `value`",
+            f"{clean(path)}: series '{clean(series.name)}', row {row}: no value, and none before it",
+            "for series that begin at different times, use a table with the columns id, time and value (dataset.id, dataset.value)",
         )
     last = np.maximum.accumulate(np.where(gone, 0, np.arange(len(gone))))
-    return one._replace(values=one.values[last]), int(gone.sum())
+    return series._replace(values=series.values[last]), int(gone.sum())
 
 
 # ---------------------------------------------------------------- statistics and splits
 
 
 def cut_at(series: Sequence[Series], shares: Mapping[str, float], path: str) -> tuple[dict[str, float], str]:
-    """The moment from which on values belong to each split, and a note. The shares are of the distinct moments of all
-    series: one cut for all, or what one series is tested on could be what another has learned from."""
-    moments, first = np.unique(np.concatenate([one.moments for one in series]), return_index=True)
-    text = [time for one in series for time in one.times]
+    """Find the moment at which each split begins. Returns (split -> moment, a note).
+
+    All series are cut at the same moments, so that no series is tested at a time at which another was trained.
+    shares: split -> share of the distinct moments of all series.
+    Raises DataError for too few moments.
+    """
+    moments, first = np.unique(np.concatenate([s.moments for s in series]), return_index=True)
+    text = [time for s in series for time in s.times]
     count, at = len(moments), float(len(moments))
     cuts: dict[str, float] = {}
-    said: list[str] = []
+    begins: list[str] = []
     for part, share in reversed(list(shares.items())):
         at -= share * count
-        place = round(at)
-        if not 0 < place < count:
-            raise DataError(f"{clean(path)}: {count} moments are too few to split")
-        cuts[part] = float(moments[place])
-        said.append(f"{part} from {clean(text[first[place]], 40)}")
-    return dict(reversed(cuts.items())), f"{clean(path)}: split by time: {', '.join(reversed(said))}"
+        position = round(at)
+        if not 0 < position < count:
+            raise DataError(f"{clean(path)}: {count} distinct times are too few to split")
+        cuts[part] = float(moments[position])
+        begins.append(f"{part} from {clean(text[first[position]], 40)}")
+    return dict(reversed(cuts.items())), f"{clean(path)}: split by time: {', '.join(reversed(begins))}"
 
 
-def statistics(one: Series, before: float, season: int) -> dict[str, Any]:
-    """Mean and deviation of a series before a moment; and the mean absolute error there of the forecast that each value
-    is that of a season before, in deviations: what MASE is relative to (None where there is none).
+def statistics(series: Series, before: float, season: int) -> dict[str, Any]:
+    """Compute the statistics of a series before a moment.
 
+    mean, std: of the values.
+    naive: mean absolute error of the seasonal naive forecast (the value one season before), in standard deviations. MASE
+        is relative to it; None if it is 0 or the series is too short.
     https://doi.org/10.1016/j.ijforecast.2006.03.001 (Hyndman and Koehler 2006).
     """
-    x = one.values[(one.moments < before) & ~np.isnan(one.values)]
+    x = series.values[(series.moments < before) & ~np.isnan(series.values)]
     x = x if len(x) else np.zeros(1)
     std = float(x.std()) or 1.0
     naive = float(np.abs(x[season:] - x[:-season]).mean()) / std if len(x) > season else 0.0
-    return {"name": one.name, "mean": float(x.mean()), "std": std, "naive": naive or None}
+    return {"name": series.name, "mean": float(x.mean()), "std": std, "naive": naive or None}
 
 
 # ---------------------------------------------------------------- windows
 
 
 def windows(values: Tensor, starts: Tensor, length: int, step: int) -> Tensor:
-    """Numbers (N, length) of a flat tensor, each row from one of `starts` (N,) on, `step` apart. Where the starts are
-    evenly spaced, as those of all windows of a wide table are, no number is copied."""
+    """Cut windows (N, length) out of a flat tensor: row i begins at starts[i], and its values are `step` apart.
+
+    If the starts are evenly spaced, as for all windows of a wide table, the result is a view without copies.
+    """
     gaps = starts.diff()
     if len(starts) and (not len(gaps) or (int(gaps[0]) > 0 and bool((gaps == gaps[0]).all()))):
         gap = int(gaps[0]) if len(gaps) else 1
@@ -203,13 +227,15 @@ def windows(values: Tensor, starts: Tensor, length: int, step: int) -> Tensor:
 
 
 class Panel:
-    """Series as one tensor of standardised numbers (float32): side by side where all have the same times, else one after
-    the other."""
+    """Hold all series, standardised, in one float32 tensor: interleaved if they share their times, else concatenated.
 
-    def __init__(self, series: Sequence[Series], how: Sequence[Mapping[str, Any]]) -> None:
-        self.series, self.how = series, how
-        scaled = [(one.values - its["mean"]) / its["std"] for one, its in zip(series, how, strict=True)]
-        shared = all(one.times is series[0].times for one in series)
+    statistics: statistics of each series (see `statistics`).
+    """
+
+    def __init__(self, series: Sequence[Series], statistics: Sequence[Mapping[str, Any]]) -> None:
+        self.series, self.statistics = series, statistics
+        scaled = [(s.values - stats["mean"]) / stats["std"] for s, stats in zip(series, statistics, strict=True)]
+        shared = all(s.times is series[0].times for s in series)
         lengths = np.array([len(x) for x in scaled])
         self.offsets = np.arange(len(series)) if shared else np.concatenate([[0], lengths.cumsum()[:-1]])
         self.step = len(series) if shared else 1
@@ -217,27 +243,26 @@ class Panel:
         self.values = torch.from_numpy(joined.astype(np.float32))
 
     def origins(self, context: int, horizon: int, stride: int, since: float, until: float) -> tuple[Indices, Indices]:
-        """Every window whose values to be forecast lie in [since, until): the number of its series (N,), and where in
-        the series it begins (N,). In order of time: windows that overlap are neighbours.
+        """Find all windows whose horizon lies within [since, until), in order of time, so that neighbours overlap.
 
-        What is known may reach back before `since`, what is to be forecast never does. Without a horizon a window is
-        both, and lies in it wholly.
+        Returns (number of each window's series (N,), position of its start in the series (N,)). The context may reach back
+        before `since`. Without a horizon, the whole window must lie within [since, until).
         """
         which, begins, ends = [], [], []
-        for number, one in enumerate(self.series):
-            low, high = np.searchsorted(one.moments, [since, until])
+        for number, s in enumerate(self.series):
+            low, high = np.searchsorted(s.moments, [since, until])
             first = low if not horizon else max(0, low - context)
             at = np.arange(first, high - context - horizon + 1, stride)
             which.append(np.full(len(at), number))
             begins.append(at)
-            ends.append(one.moments[at + context - 1])
+            ends.append(s.moments[at + context - 1])
         series, begin = np.concatenate(which), np.concatenate(begins)
         order = np.lexsort((series, np.concatenate(ends)))
         return series[order], begin[order]
 
 
 class Windows(Samples):
-    """Windows of series: what is known (context,), and with a horizon what comes next (horizon,)."""
+    """Serve windows of series: the context (context,), and with a horizon the future (horizon,) as target."""
 
     in_memory = True
 
@@ -245,7 +270,7 @@ class Windows(Samples):
         self.panel, self.context, self.horizon, self.which, self.begins = panel, context, horizon, which, begins
         starts = torch.from_numpy(panel.offsets[which] + begins * panel.step)
         self.tensors: Inputs = {"series": windows(panel.values, starts, context, panel.step)}
-        naive = torch.tensor([math.nan if one["naive"] is None else one["naive"] for one in panel.how])
+        naive = torch.tensor([math.nan if x["naive"] is None else x["naive"] for x in panel.statistics])
         if horizon:
             future = windows(panel.values, starts + context * panel.step, horizon, panel.step)
             self.targets = {"future": future, "naive": naive[which].float()}
@@ -259,17 +284,17 @@ class Windows(Samples):
         return {name: x[index].clone() for name, x in self.tensors.items()}
 
     def name(self, index: int) -> str:
-        one = self.panel.series[self.which[index]]
-        return f"{one.name} after {one.times[self.begins[index] + self.context - 1]}"
+        series = self.panel.series[self.which[index]]
+        return f"{series.name} after {series.times[self.begins[index] + self.context - 1]}"
 
 
 class Latest(Samples):
-    """The newest `context` values of each series, of several tables."""
+    """Serve the newest `context` values of each series of several tables."""
 
     in_memory = True
 
     def __init__(self, latest: Sequence[tuple[str, Series, Mapping[str, Any]]], context: int, missing: str) -> None:
-        """latest: (path, series, its mean and deviation)."""
+        """Keep the series. latest: (path, series, its statistics) for each."""
         self.latest, self.context, self.missing = latest, context, missing
 
     def __len__(self) -> int:
@@ -279,32 +304,32 @@ class Latest(Samples):
         return self.latest[index][0]
 
     def __getitem__(self, index: int) -> Inputs:
-        path, one, its = self.latest[index]
-        if len(one.values) < self.context:
+        path, series, stats = self.latest[index]
+        if len(series.values) < self.context:
             raise DataError(
-                f"{clean(path)}: series '{clean(one.name)}' has {len(one.values)} rows; to forecast, {self.context} are needed"
+                f"{clean(path)}: series '{clean(series.name)}' has {len(series.values)} rows, and a forecast needs {self.context}"
             )
-        begin = len(one.values) - self.context
-        before = np.flatnonzero(~np.isnan(one.values[: begin + 1]))
+        begin = len(series.values) - self.context
+        before = np.flatnonzero(~np.isnan(series.values[: begin + 1]))
         if self.missing == "previous" and before.size:
             begin = int(before[-1])
-        recent, _ = filled(one._replace(values=one.values[begin:], rows=one.rows[begin:]), self.missing, path)
-        scaled = (recent.values[-self.context :] - its["mean"]) / its["std"]
+        recent, _ = filled(series._replace(values=series.values[begin:], rows=series.rows[begin:]), self.missing, path)
+        scaled = (recent.values[-self.context :] - stats["mean"]) / stats["std"]
         return {"series": torch.from_numpy(scaled.astype(np.float32))}
 
     def answers(self, index: int, answer: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """A forecast in the units of its series, one row for each step."""
-        _, one, its = self.latest[index]
-        columns = {key: [x * its["std"] + its["mean"] for x in values] for key, values in answer.items()}
-        times = following(one.times, one.moments, len(columns["prediction"]))
+        """Turn a forecast into rows, one per step, in the units of its series."""
+        _, series, stats = self.latest[index]
+        columns = {key: [x * stats["std"] + stats["mean"] for x in values] for key, values in answer.items()}
+        times = following(series.times, series.moments, len(columns["prediction"]))
         return [
-            {"series": one.name, "time": time, **{key: x[i] for key, x in columns.items()}}
+            {"series": series.name, "time": time, **{key: x[i] for key, x in columns.items()}}
             for i, time in enumerate(times)
         ]
 
 
 def following(times: Sequence[str], moments: Floats, count: int) -> list[str]:
-    """The times after the last of `times`, by their usual step, written like it: numbers, dates, or months."""
+    """Continue `times` by `count` times at their usual step, in the same format: numbers, dates, or months."""
     step = float(np.median(np.diff(moments))) if len(moments) > 1 else 1.0
     if _columns.is_number(times[-1]):
         ahead = (float(moments[-1]) + step * i for i in range(1, count + 1))
@@ -328,9 +353,9 @@ def following(times: Sequence[str], moments: Floats, count: int) -> list[str]:
 
 
 def described(series: Sequence[Series]) -> str:
-    """A fingerprint of series: their names, times and values."""
+    """Compute the fingerprint of series from their names, times and values."""
     rows = []
-    for one in series:
-        digest = hashlib.sha256(one.values.tobytes() + one.moments.tobytes())
-        rows.append((one.name, len(one.values), digest.hexdigest()))
+    for s in series:
+        digest = hashlib.sha256(s.values.tobytes() + s.moments.tobytes())
+        rows.append((s.name, len(s.values), digest.hexdigest()))
     return fingerprint(rows)

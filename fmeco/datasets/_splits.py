@@ -1,7 +1,7 @@
 """Split samples by a hash of their names.
 
-Nothing here depends on the order in which files are listed. Shares are exact, so a file that is added to a class can
-move at most one other of that class to another split.
+Splits do not depend on the order in which files are listed. The shares of each class are exact, so adding a file to a class
+moves at most one other file of that class to another split.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Indices = NDArray[np.int64]
 
 
 def ranks(names: Sequence[str], salt: str) -> Indices:
-    """A pseudo-random 63-bit number per name, the same on every machine."""
+    """Hash each name with `salt` to a 63-bit number, the same on every machine."""
     return np.array(
         [
             int.from_bytes(
@@ -32,17 +32,20 @@ def ranks(names: Sequence[str], salt: str) -> Indices:
     )
 
 
-def split(names: Sequence[str], codes: Indices, how: Splitting) -> dict[str, Indices]:
-    """Positions of train, val and test, stratified by code. Every class with two samples or more has one in train
-    and one in val. Raises ConfigError for a fold that does not exist or fractions that leave nothing to train on."""
-    val, test, fold = how.val_fraction, how.test_fraction, how.split
+def split(names: Sequence[str], codes: Indices, splitting: Splitting) -> dict[str, Indices]:
+    """Split samples into train, val and test, stratified by code. Returns the positions of each split.
+
+    Every class with two or more samples has at least one in train and one in val.
+    Raises ConfigError for a fold that does not exist, and for fractions that leave nothing to train on.
+    """
+    val, test, fold = splitting.val_fraction, splitting.test_fraction, splitting.split
     if val + test >= 1:
         raise ConfigError(f"dataset: val_fraction {val} and test_fraction {test} leave nothing to train on")
     if fold is not None:
         n, of = fold.get("fold", 0), fold.get("of", 0)
         if set(fold) != {"fold", "of"} or not 1 <= n <= of or of < 2:
             raise ConfigError(
-                f"dataset.split: {{fold: 1, of: 5}} names one of `of` folds, 1 to {max(of, 2)}; got {dict(fold)}"
+                f"dataset.split: expected {{fold: 1, of: 5}} with a fold from 1 to {max(of, 2)}; got {dict(fold)}"
             )
     order = np.argsort(ranks(names, "split"), kind="stable")
     parts: dict[str, list[Indices]] = {"train": [], "val": [], "test": []}
@@ -60,73 +63,76 @@ def split(names: Sequence[str], codes: Indices, how: Splitting) -> dict[str, Ind
     return {part: np.sort(np.concatenate(chosen)) for part, chosen in parts.items() if sum(map(len, chosen))}
 
 
-def by_group(groups: Sequence[str], how: Splitting) -> dict[str, Indices]:
-    """Split samples by a hash of their group's name, so that a group is in one split.
+def by_group(groups: Sequence[str], splitting: Splitting) -> dict[str, Indices]:
+    """Split samples by a hash of their group's name, so that each group is in one split. Returns the positions of each split.
 
-    The shares are of groups: more samples of the same ones move nobody. Raises DataError for too few groups.
+    Shares are shares of groups, so new samples of known groups move no sample. Raises DataError for too few groups.
     """
     names = sorted(set(groups))
-    parts = split(names, np.zeros(len(names), np.int64), how)
-    wanted = ("train", "val", "test") if how.test_fraction else ("train", "val")
+    parts = split(names, np.zeros(len(names), np.int64), splitting)
+    wanted = ("train", "val", "test") if splitting.test_fraction else ("train", "val")
     if absent := [part for part in wanted if part not in parts]:
         raise DataError(
-            f"dataset.group_split: {len(names)} groups ({listing(names)}) are too few: none is left for {listing(absent)}"
+            f"dataset.group_split: {len(names)} groups ({listing(names)}) are too few: no group is left for {listing(absent)}"
         )
     numbers = {name: number for number, name in enumerate(names)}
-    each = np.fromiter(map(numbers.__getitem__, groups), np.int64, len(groups))
-    return {part: np.flatnonzero(np.isin(each, at)) for part, at in parts.items()}
+    codes = np.fromiter(map(numbers.__getitem__, groups), np.int64, len(groups))
+    return {part: np.flatnonzero(np.isin(codes, at)) for part, at in parts.items()}
 
 
 def check_apart(parts: Mapping[str, Sequence[str]]) -> None:
-    """Check that no group has samples in two splits. Raises DataError that names those that have."""
-    for (one, first), (other, second) in itertools.combinations(parts.items(), 2):
-        if both := sorted(set(first) & set(second)):
+    """Check that no group has samples in two splits. parts: split -> group of each sample. Raises DataError."""
+    for (part_a, groups_a), (part_b, groups_b) in itertools.combinations(parts.items(), 2):
+        if both := sorted(set(groups_a) & set(groups_b)):
             raise DataError(
-                f"dataset.group_split: {listing(list(map(repr, both)))} in both the {one} and the {other} split",
-                "move all samples of a group to one split, or have fmeco split them",
+                f"dataset.group_split: {listing(list(map(repr, both)))} in both the {part_a} and the {part_b} split",
+                "move all samples of a group to one split, or let fmeco split them",
             )
 
 
 def assign(
     names: Sequence[str],
     codes: Indices,
-    how: Splitting,
+    splitting: Splitting,
     *,
     whole: bool = False,
-    given: Mapping[str, Indices] | None = None,
+    decided: Mapping[str, Indices] | None = None,
     groups: Sequence[str] | None = None,
 ) -> dict[str, Indices]:
-    """Assign positions to train, val and test: as `given`; of a `whole` all to test; else by a hash of names or groups.
+    """Assign samples to train, val and test. Returns the positions of each split.
 
-    Training keeps at most `limit_per_class` of a class.
+    decided: the splits, if files or a column decide them.
+    whole: assign all samples to test.
+    groups: group of each sample, to split by; without it, samples are split by a hash of their names.
+    Training keeps at most `limit_per_class` samples per class. Raises ConfigError and DataError as the other functions do.
     """
-    if given is not None:
-        parts = dict(given)
+    if decided is not None:
+        parts = dict(decided)
     elif whole:
         parts = {"test": np.arange(len(names))}
     else:
-        parts = split(names, codes, how) if groups is None else by_group(groups, how)
+        parts = split(names, codes, splitting) if groups is None else by_group(groups, splitting)
     if groups is not None:
         check_apart({part: [groups[i] for i in at.tolist()] for part, at in parts.items()})
     if "train" in parts:
-        parts["train"] = limit(names, codes, parts["train"], how)
+        parts["train"] = limit(names, codes, parts["train"], splitting)
     return parts
 
 
-def limit(names: Sequence[str], codes: Indices, positions: Indices, how: Splitting) -> Indices:
-    """At most `limit_per_class` of `positions` per class. A larger limit keeps all that a smaller one keeps."""
-    if how.limit_per_class is None:
+def limit(names: Sequence[str], codes: Indices, positions: Indices, splitting: Splitting) -> Indices:
+    """Keep at most `limit_per_class` of `positions` per class. A larger limit keeps all samples of a smaller one."""
+    if splitting.limit_per_class is None:
         return positions
-    draw = ranks([names[i] for i in positions], f"limit-{how.limit_seed}")
+    draw = ranks([names[i] for i in positions], f"limit-{splitting.limit_seed}")
     kept: list[Indices] = []
     for code in np.unique(codes[positions]):
         members = np.flatnonzero(codes[positions] == code)
-        kept.append(positions[members[np.argsort(draw[members], kind="stable")][: how.limit_per_class]])
+        kept.append(positions[members[np.argsort(draw[members], kind="stable")][: splitting.limit_per_class]])
     return np.sort(np.concatenate(kept))
 
 
 def fingerprint(rows: Sequence[tuple[object, ...]]) -> str:
-    """SHA-256 over sorted rows, one per sample: (relative path, size, label) for files."""
+    """Compute the SHA-256 of the sorted rows, one per sample; for files (relative path, size, label)."""
     digest = hashlib.sha256()
     for row in sorted(map(str, rows)):
         digest.update(row.encode("utf-8", "surrogateescape") + b"\n")
@@ -134,8 +140,9 @@ def fingerprint(rows: Sequence[tuple[object, ...]]) -> str:
 
 
 def split_by_column(values: Sequence[str], path: str, name: str) -> dict[str, Indices]:
-    spoken = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-    if strange := sorted({value for value in values if value.lower() not in spoken}):
-        raise DataError(f"{clean(path)}: column '{clean(name)}' says {listing(strange)}; it may say train, val or test")
-    parts = np.array([spoken[value.lower()] for value in values])
+    """Split rows by a column of split names. Returns the positions of each split; raises DataError for other values."""
+    part_of = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+    if strange := sorted({value for value in values if value.lower() not in part_of}):
+        raise DataError(f"{clean(path)}: column '{clean(name)}' holds {listing(strange)}; expected train, val or test")
+    parts = np.array([part_of[value.lower()] for value in values])
     return {part: np.flatnonzero(parts == part) for part in ("train", "val", "test") if (parts == part).any()}

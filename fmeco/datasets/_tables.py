@@ -34,11 +34,11 @@ from fmeco.datasets._targets import read_targets
 def fit_columns(
     table: Table, features: Sequence[str], train: Indices, categorical_too: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Column statistics, from the training rows alone: what `preprocessing` of a table holds.
+    """Compute column statistics from the training rows only: the `preprocessing` of a table.
 
-    Numeric: mean and std, missing values become the mean, plus a 0/1 column where any were missing.
-    Categorical: the categories seen, numbered from 1; 0 stands for missing and for ones never seen. categorical_too:
-    columns of numbers that are categorical.
+    numeric: mean and std; missing values become the mean, plus a 0/1 column if any training value is missing.
+    categorical: the categories seen, numbered from 1; 0 is missing or never seen.
+    categorical_too: columns of numbers to treat as categorical.
     """
     numeric: list[dict[str, Any]] = []
     categorical: list[dict[str, Any]] = []
@@ -52,24 +52,28 @@ def fit_columns(
             )
         else:
             seen = {table[name][i] for i in train.tolist()}
-            categorical.append({"name": name, "categories": sorted(v for v in seen if not is_missing(v))})
+            categorical.append({"name": name, "categories": sorted(value for value in seen if not is_missing(value))})
     return {"numeric": numeric, "categorical": categorical}
 
 
-def table_spec(how: Mapping[str, Any]) -> DataSpec:
-    """Inputs `columns` (F,) float32, and `categories` (K,) int64 with K sizes in preprocessing."""
-    flags = sum(one["missing"] for one in how["numeric"])
+def table_spec(prep: Mapping[str, Any]) -> DataSpec:
+    """Describe the inputs of a table: `columns` (F,) float32 and `categories` (K,) int64, by its column statistics."""
+    flags = sum(column["missing"] for column in prep["numeric"])
     inputs: dict[str, InputSpec] = {}
-    if how["numeric"]:
-        # Rows come standardised: a timestamp in float32 would have lost its seconds before its mean is taken off.
-        inputs["columns"] = InputSpec((len(how["numeric"]) + flags,), "float32")
-    if how["categorical"]:
-        inputs["categories"] = InputSpec((len(how["categorical"]),), "int64")
-    return DataSpec(modality="table", inputs=inputs, preprocessing=how, reader="csv_table")
+    if prep["numeric"]:
+        # Rows are standardised in float64 before: in float32, a timestamp would lose its seconds.
+        inputs["columns"] = InputSpec((len(prep["numeric"]) + flags,), "float32")
+    if prep["categorical"]:
+        inputs["categories"] = InputSpec((len(prep["categorical"]),), "int64")
+    return DataSpec(modality="table", inputs=inputs, preprocessing=prep, reader="csv_table")
 
 
 class Rows(Samples):
-    """Rows of a table by the spec's column statistics."""
+    """Serve rows of a table as inputs, by the spec's column statistics.
+
+    unreadable: position -> error message of rows that cannot be read.
+    unseen: column -> categories that training did not see.
+    """
 
     in_memory = True
 
@@ -78,37 +82,37 @@ class Rows(Samples):
         table: Table,
         at: Indices,
         targets: Mapping[str, Tensor],
-        how: Mapping[str, Any],
+        prep: Mapping[str, Any],
         names: Sequence[str],
     ) -> None:
         self.targets: Mapping[str, Tensor] = targets
         rows = at.tolist()
         self.names: list[str] = [names[i] for i in rows]
-        numeric = np.zeros((len(at), len(how["numeric"])), dtype=np.float64)
+        numeric = np.zeros((len(at), len(prep["numeric"])), dtype=np.float64)
         flags: list[NDArray[np.float64]] = []
         self.unreadable: dict[int, str] = {}
-        for j, one in enumerate(how["numeric"]):
-            column = cells([table[one["name"]][i] for i in rows])
-            numeric[:, j] = (column.values - one["mean"]) / one["std"]
+        for j, stats in enumerate(prep["numeric"]):
+            column = cells([table[stats["name"]][i] for i in rows])
+            numeric[:, j] = (column.values - stats["mean"]) / stats["std"]
             numeric[column.missing, j] = 0.0  # the mean
-            for place in column.strange.tolist():
-                numeric[place, j] = 0.0
-                value = table[one["name"]][rows[place]]
-                self.unreadable[place] = (
-                    f"{names[rows[place]]}: column '{clean(one['name'])}': '{clean(value, 40)}' is not a number, "
+            for position in column.strange.tolist():
+                numeric[position, j] = 0.0
+                value = table[stats["name"]][rows[position]]
+                self.unreadable[position] = (
+                    f"{names[rows[position]]}: column '{clean(stats['name'])}': '{clean(value, 40)}' is not a number, "
                     "and the column was numeric in training"
                 )
-            if one["missing"]:
+            if stats["missing"]:
                 flags.append(column.missing[:, None].astype(np.float64))
         self.columns = torch.from_numpy(np.concatenate([numeric, *flags], axis=1).astype(np.float32))  # (N, F)
-        self.categories = torch.zeros(len(at), len(how["categorical"]), dtype=torch.int64)  # (N, K)
+        self.categories = torch.zeros(len(at), len(prep["categorical"]), dtype=torch.int64)  # (N, K)
         self.unseen: dict[str, set[str]] = {}
-        for j, one in enumerate(how["categorical"]):
-            codes = {name: code for code, name in enumerate(one["categories"], 1)}
-            values = [table[one["name"]][i] for i in rows]
+        for j, stats in enumerate(prep["categorical"]):
+            codes = {name: code for code, name in enumerate(stats["categories"], 1)}
+            values = [table[stats["name"]][i] for i in rows]
             self.categories[:, j] = torch.tensor([codes.get(value, 0) for value in values], dtype=torch.int64)
             if strange := {value for value in set(values) - codes.keys() if not is_missing(value)}:
-                self.unseen[one["name"]] = strange
+                self.unseen[stats["name"]] = strange
         if not self.unreadable:
             parts = {"columns": self.columns, "categories": self.categories}
             self.tensors = {name: x for name, x in parts.items() if x.shape[1]}
@@ -130,13 +134,13 @@ class Rows(Samples):
         return inputs
 
 
-def match_columns(table: Table, how: Mapping[str, Any], path: str) -> list[str]:
-    """Hold a new table to the columns of training. Raises DataError for absent ones; returns notes on extra ones."""
-    wanted = [one["name"] for one in (*how["numeric"], *how["categorical"])]
+def match_columns(table: Table, prep: Mapping[str, Any], path: str) -> list[str]:
+    """Check a new table for the columns of training. Returns notes on extra columns; raises DataError for absent ones."""
+    wanted = [column["name"] for column in (*prep["numeric"], *prep["categorical"])]
     if absent := [name for name in wanted if name not in table]:
         raise DataError(f"{clean(path)}: the model needs the column {listing(absent)}{nearest(absent[0], table)}")
     extra = [name for name in table if name not in wanted]
-    return [f"{clean(path)}: columns the model does not use: {listing(extra)}"] if extra else []
+    return [f"{clean(path)}: columns that the model does not use: {listing(extra)}"] if extra else []
 
 
 def build_table(
@@ -154,35 +158,43 @@ def build_table(
     parts: dict[str, Indices] | None = None,
     groups: Mapping[str, Sequence[str]] = {},
 ) -> Data:
-    """A Data from columns as text, and the labels of each target, one per row. What csv_table and sklearn share.
+    """Build a Data from a table of text; shared by csv_table and sklearn.
 
-    parts: the rows of each split, where a column decides them. groups: columns, whole, to measure by.
+    table: column name -> values as text.
+    labels: target -> label of each row.
+    features, categorical: names of the columns to use, and of those with numbers to treat as categories.
+    parts: rows of each split, if a column decides them.
+    groups: columns to measure by, for all rows.
+    Raises ConfigError and DataError that name the column or row.
     """
     same_modality(known, "table")
     old = known.targets if known is not None else {}
-    found = read_targets(
+    targets = read_targets(
         labels, old, splitting.classes, where=where, names=names, kind_of=lambda values: _kind(values, task)
     )
-    kept, codes, notes = found.kept, found.codes, found.notes
-    # A row is known by its content: moving the file, or adding rows, moves no row to another split.
+    kept, codes, notes = targets.kept, targets.codes, targets.notes
+    # Rows are split by a hash of their content, so moving the file or adding rows moves no row to another split.
     rows = list(zip(*labels.values(), *(table[name] for name in features), strict=True))
     chosen = ["\t".join(rows[i]) for i in kept.tolist()]
     if parts is not None:
         parts = {part: np.flatnonzero(np.isin(kept, at)) for part, at in parts.items()}
-    parts = _splits.assign(chosen, codes, splitting, whole=whole, given=parts)
+    parts = _splits.assign(chosen, codes, splitting, whole=whole, decided=parts)
     if known is not None:
-        how: Mapping[str, Any] = known.preprocessing
-        numeric = {one["name"] for one in how["numeric"]}
+        prep: Mapping[str, Any] = known.preprocessing
+        numeric = {column["name"] for column in prep["numeric"]}
         if other := [name for name in categorical if name in numeric]:
             raise ConfigError(
-                f"dataset.categorical: {listing(other)}: the checkpoint learned it as a number, and it stays"
+                f"dataset.categorical: {listing(other)}: the checkpoint was trained with this column as a number",
+                "leave the column out of dataset.categorical",
             )
-        notes += match_columns(table, how, where)
+        notes += match_columns(table, prep, where)
     elif "train" not in parts:
-        raise DataError(f"{where}: no row is for training", "split_column must say train somewhere")
+        raise DataError(
+            f"{where}: no row is in the training split", "dataset.split_column must hold train in some rows"
+        )
     else:
-        how = fit_columns(table, features, kept[parts["train"]], categorical)
-    made = {part: Rows(table, kept[at], found.at(at), how, names) for part, at in parts.items()}
+        prep = fit_columns(table, features, kept[parts["train"]], categorical)
+    made = {part: Rows(table, kept[at], targets.at(at), prep, names) for part, at in parts.items()}
     for part, at in parts.items():
         made[part].groups = take(groups, kept[at])
     notes += [
@@ -191,8 +203,8 @@ def build_table(
         for name, strange in samples.unseen.items()
     ]
     spec = dataclasses.replace(
-        table_spec(how),
-        targets=found.targets,
+        table_spec(prep),
+        targets=targets.targets,
         sizes={part: len(at) for part, at in parts.items()},
         fingerprint=_splits.fingerprint([rows[i] for i in kept.tolist()]),
     )
@@ -200,7 +212,10 @@ def build_table(
 
 
 def _kind(labels: Sequence[str], task: str) -> str:
-    """Decimals are amounts. Whole numbers are amounts when they are many, as prices and ages are."""
+    """Choose the kind of a target: `task`, or for auto number or class.
+
+    Numbers are amounts if any has decimals, or if there are many distinct ones, as with prices and ages; else classes.
+    """
     if task != "auto":
         return task
     many = len(set(labels)) > max(20, len(labels) // 20)

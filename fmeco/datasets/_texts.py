@@ -1,4 +1,4 @@
-"""Turn documents into samples of ids, packed in one array."""
+"""Turn documents into samples of token ids, stored in one array."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from fmeco.nn.ids import numbering
 
 
 class Texts(Samples):
-    """Texts as ids: sample i is "tokens" (L_i,) int64."""
+    """Serve texts as ids: sample i is "tokens" (L_i,) int64. length: maximum number of tokens, for the note on cut texts."""
 
     in_memory = True
 
@@ -61,7 +61,7 @@ class Texts(Samples):
 
 def build_texts(
     known: DataSpec | None,
-    found: Documents,
+    documents: Documents,
     parts: dict[str, Indices] | None,
     wanted: Wanted,
     layout: Layout,
@@ -73,24 +73,31 @@ def build_texts(
     pack: bool = False,
     splitting: Splitting,
 ) -> Data:
-    """A Data from documents. parts: which of them (positions) are for what, where the files say so."""
+    """Build a Data from documents.
+
+    parts: positions of each split's documents, if files decide the splits.
+    wanted: the config's keys for the tokenizer.
+    task: kind of the labels.
+    pack: join the documents and cut them into pieces of equal length, without labels.
+    Raises ConfigError and DataError that name the key, file or row.
+    """
     same_modality(known, "text")
     library()
-    labels = {"label": found.labels} if found.labels is not None and not pack else {}
-    kept, codes = np.arange(len(found.texts)), np.zeros(len(found.texts), np.int64)
+    labels = {"label": documents.labels} if documents.labels is not None and not pack else {}
+    kept, codes = np.arange(len(documents.texts)), np.zeros(len(documents.texts), np.int64)
     notes: list[str] = []
     targets: _targets.Targets | None = None
     if labels:
         old = known.targets if known is not None else {}
         targets = _targets.read_targets(
-            labels, old, splitting.classes, where=where, names=found.names, kind_of=lambda _: task
+            labels, old, splitting.classes, where=where, names=documents.names, kind_of=lambda _: task
         )
         kept, codes, notes = targets.kept, targets.codes, targets.notes
     elif splitting.classes is not None:
-        raise ConfigError("dataset.classes: these texts have no labels")
-    # A text is known by its content: moving the file, or adding lines, moves no text to another split.
-    chosen = [found.texts[i] for i in kept.tolist()]
-    groups = [found.groups[i] for i in kept.tolist()] if found.groups is not None else None
+        raise ConfigError("dataset.classes: these texts have no labels", "leave the key out")
+    # Texts are split by a hash of their content, so moving the file or adding lines moves no text to another split.
+    chosen = [documents.texts[i] for i in kept.tolist()]
+    groups = [documents.groups[i] for i in kept.tolist()] if documents.groups is not None else None
     if parts is not None:
         parts = {part: np.flatnonzero(np.isin(kept, at)) for part, at in parts.items()}
         if "train" in parts and "val" not in parts:
@@ -100,27 +107,27 @@ def build_texts(
             cut = _splits.assign([chosen[i] for i in at.tolist()], codes[at], alone, groups=own)
             parts = {**{part: at[inside] for part, inside in cut.items()}, **parts, "train": at[cut["train"]]}
         elif splitting.split is not None:
-            raise ConfigError(f"dataset.split: {where} has validation texts of its own")
-    parts = _splits.assign(chosen, codes, splitting, whole=whole, given=parts, groups=groups)
-    how = preprocessing(known, wanted, layout, (chosen[i] for i in parts.get("train", np.arange(0)).tolist()))
-    tokenizer, length = load(how["tokenizer"], "the checkpoint's tokenizer" if known else where), how["length"]
+            raise ConfigError(f"dataset.split: {where} already has validation texts", "leave dataset.split out")
+    parts = _splits.assign(chosen, codes, splitting, whole=whole, decided=parts, groups=groups)
+    prep = preprocessing(known, wanted, layout, (chosen[i] for i in parts.get("train", np.arange(0)).tolist()))
+    tokenizer, length = load(prep["tokenizer"], "the checkpoint's tokenizer" if known else where), prep["length"]
     _, offset = numbering(tokenizer)
     made: dict[str, Texts] = {}
     for part, at in parts.items():
         packed = encode(tokenizer, [chosen[i] for i in at.tolist()], None if pack else length)
-        names = [found.names[i] for i in kept[at].tolist()]
+        names = [documents.names[i] for i in kept[at].tolist()]
         if pack:
             packed = pieces(packed, length, separator_id(tokenizer, where) + offset)
             names = [f"{part}, piece {i}" for i in range(len(packed.ends) - 1)]
         made[part] = Texts(packed, names, targets.at(at) if targets is not None else {}, length)
-        if not pack:  # a piece is of several documents
-            made[part].groups = _columns.take(found.others, kept[at])
+        if not pack:  # a piece may hold several documents, and so has no group
+            made[part].groups = _columns.take(documents.others, kept[at])
         notes += [f"{part}: {note}" for note in made[part].notes]
     spec = DataSpec(
         modality="text",
         inputs={"tokens": InputSpec((length,), "int64", ragged=True, offset=offset)},
         targets=targets.targets if targets is not None else {},
-        preprocessing=how,
+        preprocessing=prep,
         reader=reader,
         sizes={part: len(samples) for part, samples in made.items()},
         fingerprint=_splits.fingerprint([(chosen[i], int(codes[i])) for i in range(len(chosen))]),
@@ -129,22 +136,25 @@ def build_texts(
 
 
 def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
-    """The texts of files, whose labels may be absent; a source that is no file is a text itself."""
-    how = spec.preprocessing
+    """Read the texts of files, without labels; a source that is not a file is a text itself.
+
+    Raises DataError for absent files and bad content.
+    """
+    prep = spec.preprocessing
     texts: list[str] = []
     names: list[str] = []
     for source in sources:
         if os.path.exists(source):
-            layout = Layout(how["text"], None, None)
-            if how["columns"] is not None and how["text"] not in first_line(source):
-                layout = layout._replace(columns=tuple(how["columns"]))
-            found = read_documents(source, layout)
-            texts += found.texts
-            names += found.names
+            layout = Layout(prep["text"], None, None)
+            if prep["columns"] is not None and prep["text"] not in first_line(source):
+                layout = layout._replace(columns=tuple(prep["columns"]))
+            documents = read_documents(source, layout)
+            texts += documents.texts
+            names += documents.names
         elif Path(source).suffix.lower() in SUFFIXES:
             raise DataError(f"{clean(source)}: no such file")
         else:
             texts.append(source)
             names.append(source)
-    packed = encode(load(how["tokenizer"], "the checkpoint's tokenizer"), texts, how["length"])
-    return Texts(packed, names, {}, how["length"])
+    packed = encode(load(prep["tokenizer"], "the checkpoint's tokenizer"), texts, prep["length"])
+    return Texts(packed, names, {}, prep["length"])

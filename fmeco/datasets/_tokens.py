@@ -1,4 +1,4 @@
-"""Turn texts into ids with a tokenizer, which may be learned from the training split."""
+"""Turn texts into token ids with a tokenizer, which may be learned from the training split."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from fmeco.datasets._documents import Layout
 from fmeco.datasets._splits import Indices
 from fmeco.nn.ids import numbering
 
-VOCABULARY, LENGTH = 8000, 128
+VOCABULARY, LENGTH = 8000, 128  # defaults: size of the vocabulary, and most tokens per text
 
-PAD, SEPARATOR = "[PAD]", "[SEP]"  # the first two ids; bytes that are no word of their own are the next 256
+PAD, SEPARATOR = "[PAD]", "[SEP]"  # the first two ids of a learned tokenizer; the 256 bytes follow
 
-TOGETHER = 1024  # texts that are cut into tokens at once
+TOGETHER = 1024  # texts per call of the tokenizer
 
 
 def library() -> Any:
+    """Import the package tokenizers, which is optional. Raises ConfigError if it is not installed."""
     try:
         import tokenizers
     except ImportError:
@@ -29,14 +30,16 @@ def library() -> Any:
 
 
 def learn(texts: Iterable[str], vocabulary: int, lowercase: bool) -> str:
-    """A byte-level BPE of at most `vocabulary` ids, as JSON. https://arxiv.org/abs/1508.07909 section 3.2; over bytes,
-    as in the report of GPT-2, nothing is unknown."""
+    """Train a byte-level BPE tokenizer of at most `vocabulary` ids. Returns its JSON.
+
+    https://arxiv.org/abs/1508.07909 section 3.2; on bytes, as in the GPT-2 report, so that no text has unknown tokens.
+    """
     hf = library()
-    made = hf.Tokenizer(hf.models.BPE())
+    tokenizer = hf.Tokenizer(hf.models.BPE())
     if lowercase:
-        made.normalizer = hf.normalizers.Lowercase()
-    made.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=True)
-    made.decoder = hf.decoders.ByteLevel()
+        tokenizer.normalizer = hf.normalizers.Lowercase()
+    tokenizer.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = hf.decoders.ByteLevel()
     trainer = hf.trainers.BpeTrainer(
         vocab_size=vocabulary,
         min_frequency=2,
@@ -44,25 +47,30 @@ def learn(texts: Iterable[str], vocabulary: int, lowercase: bool) -> str:
         initial_alphabet=sorted(hf.pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    made.train_from_iterator(texts, trainer)
-    return str(made.to_str())
+    tokenizer.train_from_iterator(texts, trainer)
+    return str(tokenizer.to_str())
 
 
 def load(description: str, where: str) -> Any:
-    """A tokenizer from its JSON. Raises ConfigError for what is none."""
+    """Build a tokenizer from its JSON, without truncation and padding. Raises ConfigError for invalid JSON."""
     hf = library()
     try:
-        made = hf.Tokenizer.from_str(description)
-    except Exception as error:  # the library raises nothing more special
-        raise ConfigError(f"{where}: not a tokenizer of the package tokenizers: {clean(error)}") from None
-    made.no_truncation()
-    made.no_padding()
-    made.encode_special_tokens = True  # "[PAD]" in a text is five characters
-    return made
+        tokenizer = hf.Tokenizer.from_str(description)
+    except Exception as error:  # the library raises plain Exceptions
+        raise ConfigError(f"{where}: not a valid file of the package tokenizers: {clean(error)}") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True  # "[PAD]" in a text is read as five characters
+    return tokenizer
 
 
 class Packed(NamedTuple):
-    """Ids of N texts in one array; text i is ids[ends[i] : ends[i + 1]]. full: how many tokens texts had (N,)."""
+    """Hold the ids of N texts in one array.
+
+    ids: concatenated; text i is ids[ends[i] : ends[i + 1]].
+    ends: (N + 1,).
+    full: number of tokens of each text before it was cut (N,).
+    """
 
     ids: np.ndarray[Any, Any]
     ends: Indices
@@ -70,39 +78,46 @@ class Packed(NamedTuple):
 
 
 def encode(tokenizer: Any, texts: Sequence[str], length: int | None) -> Packed:
-    """Texts -> ids, of each at most the first `length`, among which are the special tokens that the tokenizer's
-    post-processor adds. length: None for documents that are joined, which get none."""
+    """Tokenize texts, and cut each to `length` ids, including the special tokens that the tokenizer adds.
+
+    length: None for documents that are to be joined: they are not cut and get no special tokens.
+    Raises ConfigError for a length that leaves no room for text.
+    """
     count, offset = numbering(tokenizer)
     kind: Any = np.uint16 if count + offset <= 1 << 16 else np.int32
     special = 0 if length is None else tokenizer.num_special_tokens_to_add(False)
     if length is not None and length <= special:
-        raise ConfigError(f"dataset.length: {length} leaves no room beside the tokenizer's {special} special tokens")
+        raise ConfigError(
+            f"dataset.length: {length} leaves no room for text besides the tokenizer's {special} special tokens"
+        )
     parts: list[np.ndarray[Any, Any]] = []
     full: list[int] = []
     for start in range(0, len(texts), TOGETHER):
-        for one in tokenizer.encode_batch_fast(list(texts[start : start + TOGETHER]), add_special_tokens=False):
-            full.append(len(one.ids) + special)
-            if (
-                length is not None and special and one.ids
-            ):  # a text is cut before they are added, so that none of them is lost
-                one.truncate(length - special)
-                one = tokenizer.post_process(one)
-            parts.append(np.array(one.ids[:length], dtype=kind) + kind(offset))
+        for text in tokenizer.encode_batch_fast(list(texts[start : start + TOGETHER]), add_special_tokens=False):
+            full.append(len(text.ids) + special)
+            if length is not None and special and text.ids:
+                # Cut before special tokens are added, so that none of them is lost.
+                text.truncate(length - special)
+                text = tokenizer.post_process(text)
+            parts.append(np.array(text.ids[:length], dtype=kind) + kind(offset))
     ends = np.cumsum([0, *map(len, parts)], dtype=np.int64)
     return Packed(np.concatenate(parts) if parts else np.zeros(0, kind), ends, np.array(full, dtype=np.int64))
 
 
-def pieces(found: Packed, length: int, separator: int) -> Packed:
-    """All texts in a row, each followed by the separator, cut into pieces of `length`; the rest is one, if it has two."""
-    whole = np.insert(found.ids, found.ends[1:], separator)
-    ends = np.arange(0, len(whole) + 1, length)
-    if len(whole) - ends[-1] > 1:
-        ends = np.append(ends, len(whole))
-    return Packed(whole, ends, np.diff(ends))
+def pieces(packed: Packed, length: int, separator: int) -> Packed:
+    """Join all texts, each followed by the separator, and cut them into pieces of `length` ids.
+
+    The remainder is a piece, too, if it has at least two ids.
+    """
+    joined = np.insert(packed.ids, packed.ends[1:], separator)
+    ends = np.arange(0, len(joined) + 1, length)
+    if len(joined) - ends[-1] > 1:
+        ends = np.append(ends, len(joined))
+    return Packed(joined, ends, np.diff(ends))
 
 
 class Wanted(NamedTuple):
-    """What a config asks of the tokens; None = the checkpoint's, else the default."""
+    """Hold the config's keys for the tokenizer; None = the checkpoint's, else the default."""
 
     vocabulary: int | None
     tokenizer: str | None
@@ -111,32 +126,46 @@ class Wanted(NamedTuple):
 
 
 def separator_id(tokenizer: Any, where: str) -> int:
-    found: int | None = next(
+    """Find the id of the token that separates documents. Raises ConfigError if the tokenizer has none."""
+    separator: int | None = next(
         (i for token in (SEPARATOR, "</s>", "<|endoftext|>") if (i := tokenizer.token_to_id(token)) is not None), None
     )
-    if found is None:
-        raise ConfigError(f"{where}: dataset.pack needs a tokenizer with the token {SEPARATOR}")
-    return found
+    if separator is None:
+        raise ConfigError(
+            f"{where}: dataset.pack needs a tokenizer with a separator: {SEPARATOR}, </s> or <|endoftext|>"
+        )
+    return separator
 
 
 def preprocessing(known: DataSpec | None, wanted: Wanted, layout: Layout, texts: Iterable[str]) -> dict[str, Any]:
-    """How texts become ids: the checkpoint's way, or one learned from the training texts. ids: how many there are;
-    vocabulary: how many were asked for. Weights of a library may come without a way of their own."""
-    given = Path(wanted.tokenizer).read_text("utf-8") if wanted.tokenizer and Path(wanted.tokenizer).is_file() else None
+    """Choose the tokenizer and collect the preprocessing of a text dataset.
+
+    The tokenizer is the checkpoint's (`known`), else the file that the config names, else one learned from `texts`, the
+    training texts. Published weights may come without a tokenizer; `known` is then empty.
+    In the result, `ids` is the number of ids, and `vocabulary` the number that the config asked for.
+    Raises ConfigError for keys that contradict the checkpoint or each other.
+    """
+    content = (
+        Path(wanted.tokenizer).read_text("utf-8") if wanted.tokenizer and Path(wanted.tokenizer).is_file() else None
+    )
     if known is not None and known.preprocessing:
-        how = dict(known.preprocessing)
-        for key, value in (("vocabulary", wanted.vocabulary), ("lowercase", wanted.lowercase), ("tokenizer", given)):
-            if value is not None and value != how[key]:
+        prep = dict(known.preprocessing)
+        for key, value in (("vocabulary", wanted.vocabulary), ("lowercase", wanted.lowercase), ("tokenizer", content)):
+            if value is not None and value != prep[key]:
                 raise ConfigError(
-                    f"dataset.{key}: the checkpoint's tokenizer is another one, and stays", f"leave out dataset.{key}"
+                    f"dataset.{key}: differs from the checkpoint's tokenizer, which cannot change",
+                    f"leave out dataset.{key}",
                 )
-        return {**how, "length": wanted.length or how["length"], **_places(layout)}
+        return {**prep, "length": wanted.length or prep["length"], **_places(layout)}
     if wanted.tokenizer is not None:
-        if given is None:
+        if content is None:
             raise ConfigError(f"dataset.tokenizer: {clean(wanted.tokenizer)}: no such file")
         if wanted.vocabulary is not None or wanted.lowercase is not None:
-            raise ConfigError("dataset.tokenizer: a tokenizer has its own vocabulary and lowercase")
-        described, vocabulary, lowercase = given, None, None
+            raise ConfigError(
+                "dataset.tokenizer: a tokenizer file has its own vocabulary and lowercase",
+                "leave out dataset.vocabulary and dataset.lowercase",
+            )
+        described, vocabulary, lowercase = content, None, None
     else:
         vocabulary, lowercase = wanted.vocabulary or VOCABULARY, bool(wanted.lowercase)
         described = learn(texts, vocabulary, lowercase)
@@ -151,4 +180,5 @@ def preprocessing(known: DataSpec | None, wanted: Wanted, layout: Layout, texts:
 
 
 def _places(layout: Layout) -> dict[str, Any]:
+    """Return the keys of the layout that a checkpoint keeps."""
     return {"text": layout.text, "columns": list(layout.columns) if layout.columns else None}

@@ -1,4 +1,4 @@
-"""What was said, as text: characters of an alphabet that the training split decides."""
+"""Read transcripts, and encode them as characters of an alphabet that is taken from the training split."""
 
 from __future__ import annotations
 
@@ -13,42 +13,46 @@ from fmeco.datasets._splits import Indices
 
 
 def transcripts(columns: Mapping[str, Sequence[str]], path: str, lowercase: bool) -> list[str]:
-    """The transcript of each row of the one label column: in Unicode's composed form, with single spaces between words.
-    Raises ConfigError for several columns, DataError that names the rows without a transcript.
+    """Read the transcripts of the label column, in Unicode's composed form (NFC), with single spaces between words.
 
-    "none" and "na" are words, so that only an empty cell is empty.
+    Only an empty cell counts as missing: "none" and "na" are words.
+    Raises ConfigError for several columns, DataError that names the rows without a transcript.
     """
     if len(columns) != 1:
-        raise ConfigError("dataset.label_column: a transcript is one column", "task: text learns one target")
-    (column,) = columns.values()
-    said = [" ".join(unicodedata.normalize("NFC", text).split()) for text in column]
-    if blank := [row for row, text in enumerate(said, 2) if not text]:
-        raise DataError(
-            f"{clean(path)}: no transcript in row {listing(blank)}", "fill or remove these rows: silence has no words"
+        raise ConfigError(
+            "dataset.label_column: several columns are named, and dataset.task: text learns only one", "name one column"
         )
-    return [text.lower() for text in said] if lowercase else said
+    (column,) = columns.values()
+    texts = [" ".join(unicodedata.normalize("NFC", text).split()) for text in column]
+    if blank := [row for row, text in enumerate(texts, 2) if not text]:
+        raise DataError(
+            f"{clean(path)}: no transcript in row {listing(blank)}", "fill in the transcript, or remove the row"
+        )
+    return [text.lower() for text in texts] if lowercase else texts
 
 
 def encode(
-    said: Sequence[str], parts: Mapping[str, Indices], known: Target | None, path: str
+    texts: Sequence[str], parts: Mapping[str, Indices], known: Target | None, path: str
 ) -> tuple[Target, dict[str, list[Tensor]]]:
-    """Transcripts by split, each as the positions (L_i,) of its characters in the alphabet. The alphabet is that of a
-    checkpoint (`known`), else the sorted characters of the first split, which is training's.
+    """Encode transcripts as positions (L_i,) of their characters in the alphabet. Returns (target, split -> transcripts).
 
-    Raises DataError for characters of another split that are not among them: they could never be recognised.
+    The alphabet is that of the checkpoint (`known`), else the sorted characters of the first split, which is training.
+    Raises DataError for characters of other splits that are not in the alphabet: they could never be recognised.
     """
     first = next(iter(parts.values()))
-    alphabet = known.classes if known is not None else tuple(sorted({one for i in first.tolist() for one in said[i]}))
-    code = {one: number for number, one in enumerate(alphabet)}
+    alphabet = (
+        known.classes if known is not None else tuple(sorted({char for i in first.tolist() for char in texts[i]}))
+    )
+    code = {char: number for number, char in enumerate(alphabet)}
     values: dict[str, list[Tensor]] = {}
     for part, at in parts.items():
         for i in at.tolist():
-            if strange := sorted(set(said[i]) - set(code)):
+            if strange := sorted(set(texts[i]) - set(code)):
                 whose = "the checkpoint" if known is not None else "the training split"
                 raise DataError(
-                    f"{clean(path)}: row {i + 2}, of the {part} split: {whose} never had {listing(list(map(repr, strange)))}",
-                    f"it knows: {clean(''.join(alphabet))}",
-                    "correct the transcript, or dataset.lowercase: true, or train on recordings that have it",
+                    f"{clean(path)}: row {i + 2}, in the {part} split: {whose} has no character {listing(list(map(repr, strange)))}",
+                    f"its characters: {clean(''.join(alphabet))}",
+                    "correct the transcript, set dataset.lowercase: true, or add recordings with this character to training",
                 )
-        values[part] = [torch.tensor([code[one] for one in said[i]], dtype=torch.int64) for i in at.tolist()]
+        values[part] = [torch.tensor([code[char] for char in texts[i]], dtype=torch.int64) for i in at.tolist()]
     return Target("text", alphabet), values

@@ -1,5 +1,4 @@
-"""Recordings (.wav, .flac) as log-mel spectrograms or waveforms: a folder with one folder per class, or a table of paths and
-labels, which may be transcripts.
+"""Recordings (.wav, .flac) in class folders, or in a table of paths and labels or transcripts; read as spectrograms or waveforms.
 
 Needs the extra: pip install 'fmeco[audio]'.
 """
@@ -23,9 +22,9 @@ RENAMED = {"speaker": "group_split"}
 
 
 def shown(spec: DataSpec) -> str:
-    """Say how recordings are prepared, in a few words."""
-    how = spec.preprocessing
-    return f"waveforms of {how['sample_rate']} Hz" + (", each of mean 0 and deviation 1" if how["loudness"] else "")
+    """Describe in a few words how recordings are prepared."""
+    prep = spec.preprocessing
+    return f"waveforms of {prep['sample_rate']} Hz" + (", each of mean 0 and deviation 1" if prep["loudness"] else "")
 
 
 def build(
@@ -34,51 +33,58 @@ def build(
     *,
     path: Annotated[
         FilePath | None,
-        Doc("folder with train/, val/, test/, or with class folders directly; or a table (CSV, Parquet)"),
+        Doc("folder with train/, val/ and test/, folder of class folders, or table (CSV, TSV, Parquet)"),
     ] = None,
     train: Annotated[FilePath | None, Doc("folder of class folders, instead of `path`")] = None,
     val: Annotated[FilePath | None, Doc("folder of class folders, instead of `path`")] = None,
     test: Annotated[FilePath | None, Doc("folder of class folders, instead of `path`")] = None,
-    path_column: Annotated[str, Doc("of a table: column of the paths, relative to its folder")] = "path",
+    path_column: Annotated[str, Doc("for a table: column of the paths, relative to the table's folder")] = "path",
     label_column: Annotated[
-        str | list[str], Doc("of a table: column of the label; several are tasks of objective: multi_task")
+        str | list[str], Doc("for a table: column of the label; several columns become tasks of objective: multi_task")
     ] = "label",
     split_column: Annotated[
-        str | None, Doc("of a table: column that says train, val or test; null = split by val_fraction")
+        str | None, Doc("for a table: column that holds train, val or test; null = split by val_fraction")
     ] = None,
-    root: Annotated[FilePath | None, Doc("of a table: folder of the recordings, if it is not the table's")] = None,
+    root: Annotated[FilePath | None, Doc("for a table: folder of the recordings, if it is not the table's")] = None,
     task: Annotated[
         Literal["auto", "class", "multilabel", "number", "text"],
         Doc(
-            "of a table: what the label is; text = a transcript, character by character; auto = number if all labels are decimals, else class"
+            "for a table: kind of the label; text = a transcript, learned character by character; auto = number if all labels "
+            "have decimals, else class"
         ),
     ] = "auto",
-    separator: Annotated[str, Doc("of a table: between the labels of one recording, for multilabel")] = "|",
-    lowercase: Annotated[bool, Doc("of transcripts: write all in small letters")] = False,
+    separator: Annotated[
+        str, Doc("for a table, with task multilabel: separator between the labels of a recording")
+    ] = "|",
+    lowercase: Annotated[bool, Doc("for transcripts: convert them to lower case")] = False,
     splitting: Splitting = Splitting(),
     input: Annotated[
         Literal["spectrogram", "waveform"] | None,
         Doc(
-            "what the model hears: log-mel spectrograms, or the recording itself, as hf/ encoders do; null = the checkpoint's, else spectrogram"
+            "input of the model: log-mel spectrogram, or waveform, which speech encoders of hf/ need; null = the checkpoint's, "
+            "else spectrogram"
         ),
     ] = None,
     sample_rate: Annotated[
         int | None,
-        Doc("Hz; files at another rate are resampled; null = the checkpoint's, else 16000"),
+        Doc("sample rate in Hz; files at another rate are resampled; null = the checkpoint's, else 16000"),
         Ge(1000),
         Le(768000),
     ] = None,
     seconds: Annotated[
         float | None,
         Doc(
-            "length of the model's input; longer recordings are cropped (with transcripts, an error), shorter spectrograms padded; null = the checkpoint's, else 1"
+            "length of the model's input; longer recordings are cropped (an error for transcripts), shorter spectrograms are "
+            "padded; null = the checkpoint's, else 1"
         ),
         Gt(0),
     ] = None,
-    mels: Annotated[int | None, Doc("frequency bands; null = the checkpoint's, else 64"), Gt(0)] = None,
-    window: Annotated[float | None, Doc("of the spectrogram, ms; null = the checkpoint's, else 25"), Gt(0)] = None,
+    mels: Annotated[int | None, Doc("number of mel bands; null = the checkpoint's, else 64"), Gt(0)] = None,
+    window: Annotated[
+        float | None, Doc("length of the spectrogram's window, ms; null = the checkpoint's, else 25"), Gt(0)
+    ] = None,
     hop: Annotated[
-        float | None, Doc("from one window to the next, ms; null = the checkpoint's, else 10"), Gt(0)
+        float | None, Doc("time from one window to the next, ms; null = the checkpoint's, else 10"), Gt(0)
     ] = None,
     fmin: Annotated[float | None, Doc("lowest frequency, Hz; null = the checkpoint's, else 20"), Ge(0)] = None,
     fmax: Annotated[
@@ -87,7 +93,8 @@ def build(
     loudness: Annotated[
         bool | None,
         Doc(
-            "bring every recording to the same loudness, a waveform to mean 0 and deviation 1; null = the checkpoint's, else true"
+            "normalise each recording: a spectrogram to a common loudness, a waveform to mean 0 and deviation 1; null = the "
+            "checkpoint's, else true"
         ),
     ] = None,
 ) -> Data:
@@ -111,37 +118,42 @@ def build(
     if path is not None and not os.path.isdir(path) and path.lower().endswith((".csv", ".tsv", ".txt", ".parquet")):
         if extra := [part for part, folder in folders.items() if folder is not None]:
             raise ConfigError(
-                f"dataset.{extra[0]}: a folder, beside the table in `path`", "split_column splits a table"
+                f"dataset.{extra[0]}: is for class folders, and dataset.path is a table",
+                "leave the key out; dataset.split_column names a column that splits the table",
             )
-        found = _file_tables.in_table(_audio.AudioFiles, known, whole, path, layout, splitting)
+        labelled = _file_tables.in_table(_audio.AudioFiles, known, whole, path, layout, splitting)
     else:
         _check_no_layout(layout)
-        found = _folders.in_folders(
-            _audio.AudioFiles, SUFFIXES, known, whole, path=path, given=folders, splitting=splitting
+        labelled = _folders.in_folders(
+            _audio.AudioFiles, SUFFIXES, known, whole, path=path, split_folders=folders, splitting=splitting
         )
-    if found.grouped_by is not None:
-        for columns in found.groups.values():  # `evaluate --by speaker`, wherever their names are from
-            columns["speaker"] = columns[found.grouped_by]
-    files, targets = next(iter(found.parts.values()))  # those of training, which come first
+    if labelled.grouped_by is not None:
+        for (
+            columns
+        ) in labelled.groups.values():  # so that `evaluate --by speaker` works, whatever the groups are called
+            columns["speaker"] = columns[labelled.grouped_by]
+    files, targets = next(iter(labelled.parts.values()))  # of the training split, which comes first
     first = _audio.AudioFiles(files, targets, spec.preprocessing)
     if kind != "text" and (known is None or not known.targets):
-        found.notes.extend(_audio.cropped(first, spec))
+        labelled.notes.extend(_audio.cropped(first, spec))
     if "spectrogram" in spec.inputs and not spec.inputs["spectrogram"].mean:
         spec = dataclasses.replace(spec, inputs={"spectrogram": _audio.measure(first, spec)})
-    return _files.data(_audio.AudioFiles, spec, found)
+    return _files.data(_audio.AudioFiles, spec, labelled)
 
 
 def _check_no_layout(layout: _file_tables.Layout) -> None:
-    """Check that no key of a table is given for recordings in folders. Raises ConfigError."""
+    """Check that no key for tables is set for recordings in folders. Raises ConfigError."""
     usual = _file_tables.Layout()._asdict()
     if key := next((key for key, value in layout._asdict().items() if value != usual[key]), None):
-        hint = "a recognised text is a column of a table, beside one of paths" if layout.task == "text" else ""
-        raise ConfigError(f"dataset.{key}: only for a table in `path`", hint)
+        hint = "transcripts need a table with a column of paths and a column of texts" if layout.task == "text" else ""
+        raise ConfigError(f"dataset.{key}: is only for a table in dataset.path", hint)
 
 
 def _task(task: str, known: DataSpec | None) -> str:
-    """What the label is: of a whole checkpoint (`known`) that was trained on transcripts, a transcript again. Raises
-    CheckpointError where one is a transcript and the other is not."""
+    """Choose the kind of the label: `task`, or text for a checkpoint (`known`) that was trained on transcripts.
+
+    Raises CheckpointError if only one of config and checkpoint has transcripts.
+    """
     old = known.targets.get("label") if known is not None else None
     if old is None or (old.kind != "text" and task != "text"):
         return task
@@ -151,6 +163,6 @@ def _task(task: str, known: DataSpec | None) -> str:
 
 
 def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
-    """Recordings, and those below folders, in the order given."""
+    """Read recordings, and all recordings below folders, in the order of `sources`."""
     _audio.import_soundfile()
     return _files.read(_audio.AudioFiles, SUFFIXES, spec, sources)

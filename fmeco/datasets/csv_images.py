@@ -1,4 +1,4 @@
-"""A CSV or Parquet table with a column of image paths and a column of labels."""
+"""Images listed in a CSV, TSV or Parquet table, with a column of paths and a column of labels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fmeco.datasets import _file_tables, _files, _images
 
 MODALITY = "image"
 FILES = (".csv", ".tsv", ".parquet")
-LISTS = "image_folder"  # a table whose column `path` names files of its suffixes
+LISTS = "image_folder"  # chosen for tables whose column `path` names files with image_folder's suffixes
 LAYOUT = ("image_column", "label_column", "task", "separator", "split_column?")
 
 
@@ -18,24 +18,24 @@ def build(
     whole: bool,
     *,
     path: Annotated[FilePath, Doc("the table; image paths are relative to its folder")],
-    image_column: str = "path",
+    image_column: Annotated[str, Doc("column of the image paths")] = "path",
     label_column: Annotated[
-        str | list[str], Doc("column of the label; several are tasks of objective: multi_task")
+        str | list[str], Doc("column of the label; several columns become tasks of objective: multi_task")
     ] = "label",
     split_column: Annotated[
-        str | None, Doc("column that says train, val or test; null = split by val_fraction")
+        str | None, Doc("column that holds train, val or test; null = split by val_fraction")
     ] = None,
     root: Annotated[FilePath | None, Doc("folder of the images, if it is not the table's")] = None,
     task: Annotated[
         Literal["auto", "class", "multilabel", "number"],
-        Doc("what the label is; auto = number if all labels are decimals, else class"),
+        Doc("kind of the label; auto = number if all labels have decimals, else class"),
     ] = "auto",
-    separator: Annotated[str, Doc("between the labels of one image, for multilabel")] = "|",
+    separator: Annotated[str, Doc("with task multilabel: separator between the labels of an image")] = "|",
     splitting: Splitting = Splitting(),
     image_size: ImageSize = None,
     color: Color = None,
 ) -> Data:
     spec = _images.image_spec(known, size=image_size, color=color)
     layout = _file_tables.Layout(split_column, root, image_column, label_column, task, separator=separator)
-    found = _file_tables.in_table(_images.ImageFiles, known, whole, path, layout, splitting)
-    return _files.data(_images.ImageFiles, spec, found)
+    labelled = _file_tables.in_table(_images.ImageFiles, known, whole, path, layout, splitting)
+    return _files.data(_images.ImageFiles, spec, labelled)

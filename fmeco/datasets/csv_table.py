@@ -1,4 +1,4 @@
-"""A CSV, TSV or Parquet table: numeric and categorical columns, missing values, and a target column."""
+"""Rows of a CSV, TSV or Parquet table: numeric and categorical columns, missing values, and a target column."""
 
 from __future__ import annotations
 
@@ -23,21 +23,23 @@ def build(
     whole: bool,
     *,
     path: Annotated[FilePath, Doc("the table, with a header")],
-    target: Annotated[str | list[str], Doc("column to predict; several are tasks of objective: multi_task")] = "label",
+    target: Annotated[
+        str | list[str], Doc("column to predict; several columns become tasks of objective: multi_task")
+    ] = "label",
     features: Annotated[
-        list[str] | None, Doc("columns to use; null = all but the target, `drop` and those that split or group")
+        list[str] | None, Doc("columns to use; null = all except the target, `drop`, and columns that split or group")
     ] = None,
     drop: Annotated[list[str], Doc("columns to leave out, such as an id")] = [],
     categorical: Annotated[
-        list[str], Doc("columns whose numbers are codes, such as a region's; text is categorical anyway")
+        list[str], Doc("numeric columns to treat as categories, such as region codes; text always is a category")
     ] = [],
     split_column: Annotated[
-        str | None, Doc("column that says train, val or test; null = split by val_fraction")
+        str | None, Doc("column that holds train, val or test; null = split by val_fraction")
     ] = None,
     time: Annotated[
-        str | None, Doc("column of numbers or ISO dates: the newest rows are for testing, those before for validation")
+        str | None, Doc("column of numbers or ISO dates: test on the newest rows, validate on the ones before")
     ] = None,
-    group: Annotated[list[str], Doc("columns to measure by (`evaluate --by`), which are no features")] = [],
+    group: Annotated[list[str], Doc("columns to measure by (`evaluate --by`); they are not used as features")] = [],
     task: Annotated[
         Literal["auto", "class", "number"],
         Doc("auto = number if the target has decimals or many values, else class"),
@@ -47,7 +49,7 @@ def build(
     group_split = splitting.group_split
     others = {"split_column": split_column, "group_split": group_split, "split": splitting.split}
     if time is not None and (rivals := [key for key, value in others.items() if value is not None]):
-        raise ConfigError(f"dataset.time decides the splits, and so does {listing(rivals)}: name one of them")
+        raise ConfigError(f"dataset.time and {listing(rivals)} both define the splits: set only one of them")
     table = _columns.read_table(path)
     labels = _targets.target_columns(table, target, path)
     targets = [target] if isinstance(target, str) else target
@@ -59,10 +61,10 @@ def build(
     used = features if features is not None else [name for name in table if name not in left_out]
     if set(targets) & set(used) or not used:
         raise ConfigError(
-            f"{clean(path)}: {'a target is among the features' if used else 'no columns are left to learn from'}"
+            f"{clean(path)}: {'a target is among the features' if used else 'no columns are left to use as features'}"
         )
     if unused := [name for name in categorical if name not in used]:
-        raise ConfigError(f"dataset.categorical: {listing(unused)} is no feature here")
+        raise ConfigError(f"dataset.categorical: {listing(unused)}: not among the features in use")
     if split_column is not None and split_column not in table:
         raise ConfigError(f"{clean(path)}: no column '{clean(split_column)}'{nearest(split_column, table)}")
     parts, notes = None, list[str]()
@@ -71,13 +73,13 @@ def build(
         if groups is not None:
             _splits.check_apart({part: [groups[i] for i in at] for part, at in parts.items()})
     elif whole:
-        pass  # all of it is measured
+        pass  # all rows go to the test split
     elif time is not None:
         parts, cuts = _times.split_by_time(table[time], path, time, splitting.val_fraction, splitting.test_fraction)
         notes.append(cuts)
     elif group_split is not None and groups is not None:
         _groups.check_named(groups, path, group_split, _columns.is_missing)
-        parts = _splits.by_group(groups, splitting)  # of all rows, also those of classes that are not chosen
+        parts = _splits.by_group(groups, splitting)  # over all rows, including classes that are not chosen
     shown = {name: table[name] for name in table if name in used or (known is not None and name not in left_out)}
     data = _tables.build_table(
         known,
@@ -97,7 +99,7 @@ def build(
 
 
 def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
-    """The rows of tables; the target column may be absent."""
+    """Read the rows of tables; the target column may be absent."""
     merged: _columns.Table = {}
     names: list[str] = []
     for path in sources:
@@ -105,6 +107,6 @@ def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
         _tables.match_columns(table, spec.preprocessing, path)
         rows = len(next(iter(table.values())))
         names += [f"{path}:{row}" for row in range(2, rows + 2)]
-        for one in (*spec.preprocessing["numeric"], *spec.preprocessing["categorical"]):
-            merged.setdefault(one["name"], []).extend(table[one["name"]])
+        for column in (*spec.preprocessing["numeric"], *spec.preprocessing["categorical"]):
+            merged.setdefault(column["name"], []).extend(table[column["name"]])
     return _tables.Rows(merged, np.arange(len(names)), {}, spec.preprocessing, names)

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: 1,797 real 8x8 images, no download."""
+"""Handwritten digits of scikit-learn: 1,797 real 8x8 images, no download."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who took what, and when: clicks, purchases or ratings as a table (CSV, TSV, Parquet), to learn what comes next."""
+"""Events of users and items with times, such as clicks, purchases or ratings, in a table (CSV, TSV, Parquet)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from fmeco.datasets._histories import read as read
 
 MODALITY = "events"
 
-SENTENCES = True  # `predict` may be given a history itself, or FILE:USER
-TABLES = True  # --dataset TABLE with a checkpoint of events is a table of events
+SENTENCES = True  # `predict` also takes a history itself, or FILE:USER
+TABLES = True  # with a checkpoint of events, --dataset TABLE reads the table as events
 FILES = (".csv", ".tsv", ".parquet")
 LAYOUT = ("user", "item", "time", "columns")
 
@@ -20,37 +20,41 @@ def build(
     known: DataSpec | None,
     whole: bool,
     *,
-    path: Annotated[FilePath, Doc("the table, a row per event")],
+    path: Annotated[FilePath, Doc("the table, one row per event")],
     user: Annotated[str | None, Doc("column of users; null = the checkpoint's, else user")] = None,
     item: Annotated[str | None, Doc("column of items; null = the checkpoint's, else item")] = None,
     time: Annotated[
         str | None,
         Doc(
-            "column of numbers or ISO dates; null = the checkpoint's, else time; rows of one moment stay in the table's order"
+            "column of numbers or ISO dates; null = the checkpoint's, else time; events of the same time keep the table's order"
         ),
     ] = None,
     columns: Annotated[
         list[str] | None,
-        Doc("the columns' names, for a table without a header; null = the checkpoint's, else a header"),
+        Doc("names of all columns, for a table without a header; null = the checkpoint's, else read the header"),
     ] = None,
     length: Annotated[
         int | None,
-        Doc("how many of the last items of a history are looked at; null = the checkpoint's, else 50"),
+        Doc("number of last items of a history that the model sees; null = the checkpoint's, else 50"),
         Gt(1),
     ] = None,
     split: Annotated[
         Literal["time", "leave_one_out"],
-        Doc("time = the newest events of all are for testing; leave_one_out = each user's last one, which leaks time"),
+        Doc(
+            "time = test on the newest events of all users; leave_one_out = test on each user's last event, where training has "
+            "later events of other users"
+        ),
     ] = "time",
     repeats: Annotated[
         bool | None,
         Doc(
-            "may what a user had be recommended again? null = the checkpoint's, else if over 1% of training events are such"
+            "recommend items that the user already had; null = the checkpoint's, else true if over 1% of the training events are "
+            "repeats"
         ),
     ] = None,
-    val_fraction: Annotated[float, Doc("of split: time, share of the events to validate on"), Gt(0), Lt(1)] = 0.1,
+    val_fraction: Annotated[float, Doc("with split time: share of the events to validate on"), Gt(0), Lt(1)] = 0.1,
     test_fraction: Annotated[
-        float, Doc("of split: time, share of the events to test on; 0 = none"), Ge(0), Lt(1)
+        float, Doc("with split time: share of the events to test on; 0 = no test split"), Ge(0), Lt(1)
     ] = 0.1,
 ) -> Data:
     layout = _event_tables.layout(known, user, item, time, columns)

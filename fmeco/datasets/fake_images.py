@@ -1,4 +1,4 @@
-"""Generated images for smoke tests and benchmarks: noise around one random pattern per class. Not real data."""
+"""Generated images for smoke tests and benchmarks, not real data: one random pattern per class, plus noise."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ MODALITY = "image"
 def build(
     known: DataSpec | None,
     *,
-    samples: Annotated[int, Doc("images in all"), Gt(0)] = 256,
-    num_classes: Annotated[int, Doc("classes, named class-0, class-1, ..."), Gt(1)] = 4,
+    samples: Annotated[int, Doc("number of images"), Gt(0)] = 256,
+    num_classes: Annotated[int, Doc("number of classes, named class-0, class-1, ..."), Gt(1)] = 4,
     noise: Annotated[float, Doc("standard deviation of the noise, in units of the pattern's"), Ge(0)] = 1.0,
-    pattern_seed: Annotated[int, Doc("another number draws other images"), Ge(0)] = 0,
+    pattern_seed: Annotated[int, Doc("seed of patterns and noise"), Ge(0)] = 0,
     splitting: Annotated[Splitting, Without("group_split")] = Splitting(),
     image_size: ImageSize = None,
     color: Color = None,

@@ -1,4 +1,4 @@
-"""A folder of images: one folder per class, alone or inside train/, val/ and test/."""
+"""Images in class folders, one folder per class, directly or inside train/, val/ and test/."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ FALLBACK = True
 
 
 def shown(spec: DataSpec) -> str:
-    """Say how images are prepared, in a few words."""
-    how = spec.preprocessing
-    return f"{how['size']} pixels from {how['resize']}, {how['interpolation']}, {how['color']}"
+    """Describe in a few words how images are prepared."""
+    prep = spec.preprocessing
+    return f"{prep['size']} pixels from {prep['resize']}, {prep['interpolation']}, {prep['color']}"
 
 
 def build(
     known: DataSpec | None,
     whole: bool,
     *,
-    path: Annotated[FilePath | None, Doc("folder with train/, val/, test/, or with class folders directly")] = None,
+    path: Annotated[FilePath | None, Doc("folder with train/, val/ and test/, or folder of class folders")] = None,
     train: Annotated[FilePath | None, Doc("folder of class folders, instead of `path`")] = None,
     val: Annotated[FilePath | None, Doc("folder of class folders, instead of `path`")] = None,
     test: Annotated[FilePath | None, Doc("folder of class folders, instead of `path`")] = None,
@@ -34,21 +34,21 @@ def build(
     color: Color = None,
 ) -> Data:
     spec = _images.image_spec(known, size=image_size, color=color)
-    found = _folders.in_folders(
+    labelled = _folders.in_folders(
         _images.ImageFiles,
         SUFFIXES,
         known,
         whole,
         path=path,
-        given={"train": train, "val": val, "test": test},
+        split_folders={"train": train, "val": val, "test": test},
         splitting=splitting,
     )
     if known is None and image_size is None:
-        files, _ = next(iter(found.parts.values()))
-        found.notes.extend(_images.small_note(Path(files.root, files.name(0)), spec))
-    return _files.data(_images.ImageFiles, spec, found)
+        files, _ = next(iter(labelled.parts.values()))
+        labelled.notes.extend(_images.small_note(Path(files.root, files.name(0)), spec))
+    return _files.data(_images.ImageFiles, spec, labelled)
 
 
 def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
-    """Image files, and the images below folders, in the order given."""
+    """Read image files, and all images below folders, in the order of `sources`."""
     return _files.read(_images.ImageFiles, SUFFIXES, spec, sources)

@@ -1,4 +1,4 @@
-"""Images without labels: a folder of any depth, a pattern such as photos/**/*.jpg, or a .txt file with a path per line."""
+"""Images without labels: a folder with its subfolders, a pattern such as photos/**/*.jpg, or a .txt file with one path per line."""
 
 from __future__ import annotations
 
@@ -36,31 +36,31 @@ def build(
     whole: bool,
     *,
     path: Annotated[
-        FilePath, Doc("a folder; a pattern with *, ** and ?; or a .txt file, whose paths are relative to it")
+        FilePath, Doc("a folder; a pattern with *, ** and ?; or a .txt file of paths, relative to its folder")
     ],
-    limit: Annotated[int | None, Doc("train on so many images; null = on all"), Ge(1)] = None,
+    limit: Annotated[int | None, Doc("number of images to train on; null = all"), Ge(1)] = None,
     splitting: Annotated[Splitting, Without("classes", "limit_per_class", "limit_seed")] = Splitting(val_fraction=0.1),
     image_size: ImageSize = None,
     color: Color = None,
 ) -> Data:
     spec = _images.image_spec(known, size=image_size, color=color)
     notes: list[str] = []
-    files = _found(path, notes)
+    files = _list_files(path, notes)
     if not len(files):
         raise DataError(f"{clean(path)}: no images", f"images are {', '.join(IMAGES)}")
     names, codes = files.names(), np.zeros(len(files), dtype=np.int64)
     groups = _groups.in_paths(names, splitting.group_split) if splitting.group_split is not None else None
-    how = dataclasses.replace(splitting, limit_per_class=limit)
-    parts = _splits.assign(names, codes, how, whole=whole, groups=groups)
+    limited = dataclasses.replace(splitting, limit_per_class=limit)
+    parts = _splits.assign(names, codes, limited, whole=whole, groups=groups)
     taken = {part: files.take(at) for part, at in parts.items()}
-    rows = [row for one in taken.values() for row in zip(one.names(), one.sizes.tolist(), strict=True)]
+    rows = [row for part in taken.values() for row in zip(part.names(), part.sizes.tolist(), strict=True)]
     if known is None and image_size is None:
         notes += _images.small_note(Path(files.root, names[0]), spec)
     return _files.data(
         _images.ImageFiles,
         spec,
         _files.Labelled(
-            {part: (one, {}) for part, one in taken.items()},
+            {part: (part_files, {}) for part, part_files in taken.items()},
             {},
             _splits.fingerprint(rows),
             notes,
@@ -69,7 +69,8 @@ def build(
     )
 
 
-def _found(path: str, notes: list[str]) -> _files.Files:
+def _list_files(path: str, notes: list[str]) -> _files.Files:
+    """List the images of a folder, pattern or .txt file. Raises DataError that names the line of an absent file."""
     if os.path.isdir(path):
         return _files.scan(_images.ImageFiles, IMAGES, Path(path), notes)
     if path.lower().endswith(".txt"):
@@ -82,14 +83,14 @@ def _found(path: str, notes: list[str]) -> _files.Files:
     elif glob.has_magic(path):
         root = os.path.dirname(path[: min(path.find(c) for c in "*?[" if c in path)]) or "."
         inside = glob.iglob(path, recursive=True)
-        listed = sorted(os.path.relpath(one, root) for one in inside if one.lower().endswith(IMAGES))
+        listed = sorted(os.path.relpath(file, root) for file in inside if file.lower().endswith(IMAGES))
     else:
-        raise ConfigError(f"dataset.path: {clean(path)}: no such folder, and neither a pattern nor a .txt file")
+        raise ConfigError(f"dataset.path: {clean(path)}: no such folder, and not a pattern or .txt file")
     _files.check_once(listed, path)
-    found = []
+    status = []
     for number, name in enumerate(listed, 1):
         try:
-            found.append(os.stat(os.path.join(root, name)))
+            status.append(os.stat(os.path.join(root, name)))
         except OSError as error:
             raise DataError(f"{clean(path)}:{number}: {clean(name)}: {error.strerror}") from None
-    return _files.Files.of(root, listed, [one.st_size for one in found], [one.st_mtime_ns for one in found])
+    return _files.Files.of(root, listed, [s.st_size for s in status], [s.st_mtime_ns for s in status])

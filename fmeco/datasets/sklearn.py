@@ -1,4 +1,4 @@
-"""The tables that scikit-learn ships: real data, no download."""
+"""Tables of scikit-learn: real data, no download."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Python's own documentation: docstrings of the standard library, by package. Real English text that needs no download."""
+"""Docstrings of Python's standard library, with the package as class: real English text, no download."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from fmeco.datasets import _documents, _texts, _tokens
 MODALITY = "text"
 
 STARTER = {"backbone": "transformer"}
-MODULES = "modules"  # the class of what is no package but a file of its own
+MODULES = "modules"  # class of modules that are single files, not packages
 
-# Packages that every Python has, with documentation enough; those of a version differ a little from those of another.
+# Packages that every Python has, and that have enough docstrings; the docstrings differ a little between versions.
 PACKAGES = (
     *("asyncio", "concurrent", "curses", "dbm", "email", "encodings", "html", "http", "importlib", "json"),
     *(
@@ -33,7 +33,7 @@ PACKAGES = (
         "zoneinfo",
     ),
 )
-SHORTEST = 20  # characters of a docstring that says something
+SHORTEST = 20  # skip docstrings with fewer characters
 
 
 def build(
@@ -45,17 +45,18 @@ def build(
     length: int | None = None,
     lowercase: bool | None = None,
 ) -> Data:
-    found = _documents.Documents([], [], [])
+    documents = _documents.Documents([], [], [])
     chosen = splitting.classes
     for package in PACKAGES if chosen is None else sorted(set(map(str, chosen)) & set(PACKAGES)):
-        found = found + _documented(package)
-    if not found.texts:
+        documents = documents + _documented(package)
+    if not documents.texts:
         raise DataError(
-            "stdlib_docs: this Python has no sources of these packages", f"packages: {listing(PACKAGES, 30)}"
+            "stdlib_docs: this Python comes without the source files of these packages",
+            f"packages: {listing(PACKAGES, 30)}",
         )
     return _texts.build_texts(
         known,
-        found,
+        documents,
         None,
         _tokens.Wanted(vocabulary, None, lowercase, length),
         _documents.Layout(),
@@ -66,7 +67,7 @@ def build(
 
 
 def _documented(package: str) -> _documents.Documents:
-    """The docstrings of a package's modules, classes and functions, each text once."""
+    """Collect the docstrings of a package's modules, classes and functions, each text once."""
     root = Path(sysconfig.get_paths()["stdlib"])
     texts: dict[str, str] = {}
     for file in sorted(root.glob("*.py") if package == MODULES else (root / package).rglob("*.py")):

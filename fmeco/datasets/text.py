@@ -1,4 +1,4 @@
-"""Texts in JSONL, CSV, TSV or plain files, with labels or without."""
+"""Texts in JSONL, CSV, TSV, Parquet or plain text files, with or without labels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fmeco.datasets._texts import read as read
 
 MODALITY = "text"
 
-SENTENCES = True  # `predict` may be given texts themselves
+SENTENCES = True  # `predict` also takes texts themselves
 FILES = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet")
 LAYOUT = ("text", "label", "columns", "documents", "task")
 STARTER = {"backbone": "transformer"}
@@ -20,7 +20,7 @@ _STEMS = {"train": ("train", "training"), "val": ("val", "valid", "validation", 
 
 
 def shown(spec: DataSpec) -> str:
-    """Say how texts are prepared, in a few words."""
+    """Describe in a few words how texts are prepared."""
     return f"a tokenizer of {spec.preprocessing['ids']} ids" if spec.preprocessing else "no tokenizer"
 
 
@@ -30,35 +30,39 @@ def build(
     *,
     path: Annotated[
         FilePath | None,
-        Doc("a file .jsonl, .csv, .tsv or .txt, or a folder of them: train.*, val.* and test.*, or any names"),
+        Doc(
+            "a .jsonl, .csv, .tsv, .parquet or .txt file, or a folder of them: train.*, val.* and test.*, or any names"
+        ),
     ] = None,
-    train: Annotated[FilePath | None, Doc("a file, instead of `path`")] = None,
-    val: Annotated[FilePath | None, Doc("a file, instead of `path`")] = None,
-    test: Annotated[FilePath | None, Doc("a file, instead of `path`")] = None,
-    text: Annotated[str, Doc("column, or key of JSONL, that holds the text")] = "text",
+    train: Annotated[FilePath | None, Doc("file of this split, instead of `path`")] = None,
+    val: Annotated[FilePath | None, Doc("file of this split, instead of `path`")] = None,
+    test: Annotated[FilePath | None, Doc("file of this split, instead of `path`")] = None,
+    text: Annotated[str, Doc("column, or key of JSONL, of the text")] = "text",
     label: Annotated[
-        str | None, Doc("column, or key of JSONL, that holds the label; null = no labels; .txt has none")
+        str | None, Doc("column, or key of JSONL, of the label; null = no labels; .txt files have none")
     ] = "label",
-    columns: Annotated[list[str] | None, Doc("the columns' names, for a table without a header")] = None,
+    columns: Annotated[list[str] | None, Doc("names of all columns, for a table without a header")] = None,
     documents: Annotated[
         Literal["auto", "line", "block"],
         Doc(
-            "a document of a .txt is a line, or a block between empty lines; auto = a block, where there are empty lines"
+            "for .txt files: a document is a line, or a block of lines between empty lines; auto = block if there are empty lines"
         ),
     ] = "auto",
     task: Annotated[
-        Literal["class", "multilabel", "number"], Doc("what a label is; several are written a|b")
+        Literal["class", "multilabel", "number"], Doc("kind of the label; several labels of a text are written a|b")
     ] = "class",
     vocabulary: Annotated[
         int | None,
-        Doc("size of the byte-level BPE that is learned from the training texts; null = the checkpoint's, else 8000"),
+        Doc("number of ids of the byte-level BPE learned from the training texts; null = the checkpoint's, else 8000"),
         Ge(300),
     ] = None,
     tokenizer: Annotated[
-        FilePath | None, Doc("a tokenizer.json of the package tokenizers, instead of learning one")
+        FilePath | None, Doc("a tokenizer.json of the package tokenizers, to use instead of learning one")
     ] = None,
-    lowercase: Annotated[bool | None, Doc("null = the checkpoint's, else false")] = None,
-    length: Annotated[int | None, Doc("most tokens of a text; null = the checkpoint's, else 128"), Gt(1)] = None,
+    lowercase: Annotated[bool | None, Doc("convert texts to lower case; null = the checkpoint's, else false")] = None,
+    length: Annotated[
+        int | None, Doc("maximum number of tokens of a text; null = the checkpoint's, else 128"), Gt(1)
+    ] = None,
     pack: Annotated[bool, Doc("join documents and cut them into pieces of `length` tokens, without labels")] = False,
     splitting: Splitting = Splitting(),
 ) -> Data:
@@ -66,10 +70,10 @@ def build(
     layout = _documents.Layout(
         text, None if pack else label, tuple(columns) if columns else None, documents, splitting.group_split
     )
-    found, parts = _documents.merged(files, layout)
+    documents_read, parts = _documents.merged(files, layout)
     return _texts.build_texts(
         known,
-        found,
+        documents_read,
         None if "path" in parts else parts,
         _tokens.Wanted(vocabulary, tokenizer, lowercase, length),
         layout,
@@ -82,14 +86,17 @@ def build(
 
 
 def _files(path: str | None, parts: dict[str, str | None], whole: bool) -> dict[str, list[str]]:
-    """The files of each split. {"path": ...} where they are to be split."""
-    given = {part: [file] for part, file in parts.items() if file is not None}
-    if (path is None) == (not given):
+    """Find the files of each split; {"path": files} if their documents are to be split.
+
+    Raises ConfigError for keys that do not go together, DataError for a folder without texts, or with several per split.
+    """
+    named_files = {part: [file] for part, file in parts.items() if file is not None}
+    if (path is None) == (not named_files):
         raise ConfigError("dataset: text needs either `path` or `train` (with `val` and `test`)")
     if path is None:
-        if "train" not in given and not whole:
-            raise ConfigError("dataset: text needs `train` beside `val` and `test`")
-        return given
+        if "train" not in named_files and not whole:
+            raise ConfigError("dataset.train: missing: `val` and `test` need it, too")
+        return named_files
     root = Path(path)
     if not root.is_dir():
         return {"path": [path]}
@@ -98,8 +105,11 @@ def _files(path: str | None, parts: dict[str, str | None], whole: bool) -> dict[
         raise DataError(
             f"{clean(path)}: no texts in this folder", f"texts are read from {', '.join(_documents.SUFFIXES)}"
         )
-    found = {part: [str(f) for f in inside if f.stem.lower() in stems] for part, stems in _STEMS.items()}
-    found = {part: files for part, files in found.items() if files}
-    if twice := [part for part, files in found.items() if len(files) > 1]:
-        raise DataError(f"{clean(path)}: several files are for {listing(twice)}")
-    return found if "train" in found or (whole and found) else {"path": [str(file) for file in inside]}
+    named = {part: [str(f) for f in inside if f.stem.lower() in stems] for part, stems in _STEMS.items()}
+    named = {part: files for part, files in named.items() if files}
+    if twice := [part for part, files in named.items() if len(files) > 1]:
+        raise DataError(
+            f"{clean(path)}: several files for the split {listing(twice)}",
+            "keep one file per split, or name the files by key",
+        )
+    return named if "train" in named or (whole and named) else {"path": [str(file) for file in inside]}

@@ -82,20 +82,20 @@ _ORIENTED = (
     "rendered_sst2",
     "svhn",
     "usps",
-)  # a mirror image means something else
+)  # here a mirror image means something else
 
 
 def build(
     known: DataSpec | None,
     arch: str,
     *,
-    root: Annotated[FilePath, Doc("folder that keeps the download")] = "data",
-    download: Annotated[bool, Doc("fetch the data if it is not there")] = True,
+    root: Annotated[FilePath, Doc("folder for the download")] = "data",
+    download: Annotated[bool, Doc("download the data if it is not in `root`")] = True,
     splitting: Annotated[Splitting, Without("test_fraction", "group_split")] = Splitting(val_fraction=0.1),
     image_size: ImageSize = None,
     color: Color = None,
 ) -> Data:
-    """The published test split is `test`; validation is the published one, else cut from training by name."""
+    """Build the dataset. `test` and `val` are the published splits; without a published `val`, it is split off training."""
     kind, published, size = _SOURCES[arch]
     sets = {part: _open(kind, root, download, arguments) for part, arguments in published.items()}
     native: Literal["gray", "rgb"] = "gray" if arch in _GRAY else "rgb"
@@ -110,13 +110,13 @@ def build(
     old = known.targets.get("label") if known is not None else None
     where = f"torchvision/{arch}"
     notes: list[str] = []
-    parts: dict[str, tuple[str, _splits.Indices, _splits.Indices]] = {}  # split -> source split, positions, codes
+    parts: dict[str, tuple[str, _splits.Indices, _splits.Indices]] = {}  # split -> (published split, positions, codes)
     target = old
     for part, dataset in sets.items():
         labels = _labels(dataset)
-        kept, codes, names, found = _classes.encode(labels, splitting.classes, target, where)
+        kept, codes, names, more = _classes.encode(labels, splitting.classes, target, where)
         target = target or Target("class", names)
-        notes += found
+        notes += more
         parts[part] = (part, kept, codes)
     assert target is not None
     if "val" not in parts:
@@ -146,8 +146,10 @@ def build(
 
 
 class _Images(Samples):
+    """Serve images of one of the library's datasets. at: positions in it; label: prefix of the samples' names."""
+
     def __init__(self, dataset: Any, at: _splits.Indices, codes: _splits.Indices, spec: DataSpec, label: str) -> None:
-        self.dataset, self.at, self.label, self.how = dataset, at, label, dict(spec.preprocessing)
+        self.dataset, self.at, self.label, self.prep = dataset, at, label, dict(spec.preprocessing)
         self.targets = {"label": torch.from_numpy(codes)}
 
     def __len__(self) -> int:
@@ -161,11 +163,14 @@ class _Images(Samples):
             image = self.dataset[int(self.at[index])][0]
         except (OSError, SyntaxError, ValueError) as error:
             raise DataError(f"cannot read the image {self.name(index)}: {clean(error)}") from None
-        return {"image": _images.canonical(image, self.how)}
+        return {"image": _images.canonical(image, self.prep)}
 
 
 def _open(kind: str, root: str, download: bool, arguments: dict[str, Any]) -> Any:
-    """Open (and fetch) one split of the library's dataset. Raises ResourceError or DataError."""
+    """Open one split of the library's dataset, and download it if needed.
+
+    Raises ResourceError if the download fails, DataError if files are absent or damaged.
+    """
     from urllib.error import URLError
 
     from fmeco.errors import ResourceError
@@ -176,16 +181,16 @@ def _open(kind: str, root: str, download: bool, arguments: dict[str, Any]) -> An
     except (URLError, ConnectionError, TimeoutError) as error:
         raise ResourceError(
             f"could not download {kind}: {clean(error)}",
-            f"check the network, or put the files under {clean(root)} yourself",
+            f"check the network connection, or put the files under {clean(root)} yourself",
         ) from None
     except (RuntimeError, OSError) as error:
         if "Error downloading" not in str(error):
-            raise DataError(f"{kind} is not complete under {clean(root)}: {clean(error)}") from None
+            raise DataError(f"{kind} is incomplete under {clean(root)}: {clean(error)}") from None
         raise ResourceError(f"could not download {kind} under {clean(root)}: {clean(error)}") from None
 
 
 def _labels(dataset: Any) -> Sequence[str]:
-    """Class names per sample. The library's datasets keep their labels under different names."""
+    """Return the class name of each sample. The library's datasets keep labels under different attribute names."""
     codes: Any = next(
         (getattr(dataset, name) for name in ("targets", "labels", "_labels") if hasattr(dataset, name)), None
     )

@@ -52,7 +52,7 @@ class Pairs(Objective):
         self.backbone, self.projector = backbone, projector
 
     @abstractmethod
-    def losses(self, one: Tensor, other: Tensor, *rest: Tensor, target: Mapping[str, Tensor | list[Any]]) -> Tensor:
+    def losses(self, first: Tensor, second: Tensor, *rest: Tensor, target: Mapping[str, Tensor | list[Any]]) -> Tensor:
         """Compute the loss of each sample (B,) from the tensors that `represent` returned."""
 
     def represent(self, batch: Batch) -> tuple[Tensor, ...]:

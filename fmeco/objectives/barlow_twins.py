@@ -24,15 +24,15 @@ def build(
     return BarlowTwins(backbone, head, redundancy)
 
 
-def correlation_loss(one: Tensor, other: Tensor, redundancy: float) -> Tensor:
+def correlation_loss(first: Tensor, second: Tensor, redundancy: float) -> Tensor:
     """Compute the loss of a batch () from the projections of two views (B, D).
 
     With C (D, D) the correlations of the two views over the batch, the loss is
     sum_i (1 - C_ii)^2 + redundancy * sum_(i != j) C_ij^2: https://arxiv.org/abs/2103.03230 equations (1) and (2).
     Projections are centred over the batch (section 2).
     """
-    one, other = (F.normalize(z - z.mean(0), dim=0, eps=EPS) for z in (one, other))
-    correlation = one.T @ other  # (D, D)
+    first, second = (F.normalize(z - z.mean(0), dim=0, eps=EPS) for z in (first, second))
+    correlation = first.T @ second  # (D, D)
     same = correlation.diagonal()
     different = correlation.square().sum() - same.square().sum()
     return (1 - same).square().sum() + redundancy * different
@@ -45,6 +45,6 @@ class BarlowTwins(Pairs):
         super().__init__(backbone, head)
         self.redundancy = redundancy
 
-    def losses(self, one: Tensor, other: Tensor, *rest: Tensor, target: Mapping[str, Tensor | list[Any]]) -> Tensor:
+    def losses(self, first: Tensor, second: Tensor, *rest: Tensor, target: Mapping[str, Tensor | list[Any]]) -> Tensor:
         """Divide the batch's loss by D, so that the size of the gradient does not grow with the width."""
-        return correlation_loss(one, other, self.redundancy).div(one.shape[1]).expand(len(one))
+        return correlation_loss(first, second, self.redundancy).div(first.shape[1]).expand(len(first))

@@ -49,13 +49,13 @@ class BYOL(Pairs):
 
     def represent(self, batch: Batch) -> tuple[Tensor, ...]:
         """Compute the predictions (B, 2, D) from each view, and the teacher's projections (B, 2, D) of the other view."""
-        one, other = batch.views
-        wanted = torch.stack([self.teacher(other), self.teacher(one)], 1)
-        predicted = [self.predictor(self.projector(self.backbone(view).vector)) for view in (one, other)]
+        first, second = batch.views
+        wanted = torch.stack([self.teacher(second), self.teacher(first)], 1)
+        predicted = [self.predictor(self.projector(self.backbone(view).vector)) for view in (first, second)]
         return torch.stack(predicted, 1).float(), wanted
 
-    def losses(self, one: Tensor, other: Tensor, *rest: Tensor, target: Mapping[str, Tensor | list[Any]]) -> Tensor:
-        return distance(one, other).sum(1)
+    def losses(self, first: Tensor, second: Tensor, *rest: Tensor, target: Mapping[str, Tensor | list[Any]]) -> Tensor:
+        return distance(first, second).sum(1)
 
     def begin(self) -> None:
         self.teacher.begin(self.backbone, self.projector)

@@ -185,12 +185,12 @@ class DINO(Pairs):
         student = [self.projector(self.backbone(view).vector) for view in batch.views]
         return torch.stack(student, 1).float(), wanted
 
-    def losses(self, one: Tensor, other: Tensor, *rest: Tensor, target: Mapping[str, Tensor | list[Any]]) -> Tensor:
+    def losses(self, first: Tensor, second: Tensor, *rest: Tensor, target: Mapping[str, Tensor | list[Any]]) -> Tensor:
         """Compute the loss of each sample (B,) from the cosines of student and teacher.
 
         https://arxiv.org/abs/2104.14294 equation (1); the teacher's are centred and sharpened (section 3.1).
         """
-        return sorted_alike((one / self.temperatures.student).log_softmax(2), self.sharpened(other))
+        return sorted_alike((first / self.temperatures.student).log_softmax(2), self.sharpened(second))
 
     def sharpened(self, cosines: Tensor) -> Tensor:
         """Turn cosines with the prototypes (..., K) into probabilities: centred, at the teacher's temperature."""

@@ -122,22 +122,24 @@ class MultiTask(Objective):
 
     def loss(self, batch: Batch) -> Loss:
         total: Tensor | float = 0.0
-        for name, part, its in self._tasks(batch):
-            labelled = _labelled(its) if name in self.lacking else its
+        for name, part, part_batch in self._tasks(batch):
+            labelled = _labelled(part_batch) if name in self.lacking else part_batch
             if len(labelled):
                 total = total + self.weights[name] * part.loss(labelled).sum
             else:  # zero loss, so that all parameters get a gradient on every rank and in every step
-                vectors = its.views[0][STORED]
+                vectors = part_batch.views[0][STORED]
                 total = total + 0.0 * (vectors.sum() + sum(p.sum() for p in part.parameters()))
         assert isinstance(total, Tensor)
         return Loss(total, float(len(batch)))
 
     def rows(self, batch: Batch) -> dict[str, Tensor]:
         out: dict[str, Tensor] = {}
-        for name, part, its in self._tasks(batch):
-            label = its.target["label"]
+        for name, part, part_batch in self._tasks(batch):
+            label = part_batch.target["label"]
             assert isinstance(label, Tensor)
-            out |= {f"{name}/{key}": value for key, value in part.rows(its).items()} | {f"{name}/known": known(label)}
+            out |= {f"{name}/{key}": value for key, value in part.rows(part_batch).items()} | {
+                f"{name}/known": known(label)
+            }
         return out
 
     def metrics(self, rows: dict[str, Tensor]) -> dict[str, float]:
@@ -162,7 +164,9 @@ class MultiTask(Objective):
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         blind = dataclasses.replace(batch, target={})
         return {
-            f"{name}/{key}": value for name, part, its in self._tasks(blind) for key, value in part.predict(its).items()
+            f"{name}/{key}": value
+            for name, part, part_batch in self._tasks(blind)
+            for key, value in part.predict(part_batch).items()
         }
 
     def decode(self, outputs: dict[str, Tensor]) -> list[dict[str, str | float]]:

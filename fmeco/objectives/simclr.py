@@ -24,15 +24,15 @@ def build(
     return SimCLR(backbone, head, temperature)
 
 
-def nt_xent(one: Tensor, other: Tensor, temperature: float) -> Tensor:
+def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     """Compute the NT-Xent loss of each sample (B,) from the projections of two views (B, D).
 
     It is the mean cross-entropy of the sample's two views, each against the 2B - 1 other views of the batch.
     https://arxiv.org/abs/2002.05709 equation (1).
     """
-    z = F.normalize(torch.cat([one, other]), dim=1)  # (2B, D)
+    z = F.normalize(torch.cat([first, second]), dim=1)  # (2B, D)
     alike = (z @ z.T / temperature).masked_fill(torch.eye(len(z), dtype=torch.bool, device=z.device), -torch.inf)
-    partner = torch.arange(len(z), device=z.device).roll(len(one))
+    partner = torch.arange(len(z), device=z.device).roll(len(first))
     return F.cross_entropy(alike, partner, reduction="none").view(2, -1).mean(0)
 
 
@@ -43,5 +43,5 @@ class SimCLR(Pairs):
         super().__init__(backbone, head)
         self.temperature = temperature
 
-    def losses(self, one: Tensor, other: Tensor, *rest: Tensor, target: Mapping[str, Tensor | list[Any]]) -> Tensor:
-        return nt_xent(one, other, self.temperature)
+    def losses(self, first: Tensor, second: Tensor, *rest: Tensor, target: Mapping[str, Tensor | list[Any]]) -> Tensor:
+        return nt_xent(first, second, self.temperature)

@@ -42,9 +42,9 @@ class SimSiam(Pairs):
 
     def represent(self, batch: Batch) -> tuple[Tensor, ...]:
         """Compute the projections (B, D) of the two views, and the prediction of the other view from each."""
-        one, other = super().represent(batch)
-        return one, other, self.predictor(one).float(), self.predictor(other).float()
+        first, second = super().represent(batch)
+        return first, second, self.predictor(first).float(), self.predictor(second).float()
 
-    def losses(self, one: Tensor, other: Tensor, *rest: Tensor, target: Mapping[str, Tensor | list[Any]]) -> Tensor:
-        of_other, of_one = rest
-        return (similarity(of_other, other) + similarity(of_one, one)) / 2
+    def losses(self, first: Tensor, second: Tensor, *rest: Tensor, target: Mapping[str, Tensor | list[Any]]) -> Tensor:
+        of_second, of_first = rest
+        return (similarity(of_second, second) + similarity(of_first, first)) / 2

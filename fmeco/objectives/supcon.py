@@ -30,14 +30,14 @@ def build(
     return SupCon(backbone, head, name, temperature)
 
 
-def supervised(one: Tensor, other: Tensor, labels: Tensor, temperature: float) -> Tensor:
+def supervised(first: Tensor, second: Tensor, labels: Tensor, temperature: float) -> Tensor:
     """Compute the supervised contrastive loss of each sample (B,), the mean over its two views.
 
-    one, other: projections of the two views (B, D).
+    first, second: projections of the two views (B, D).
     labels: classes (B,); -1 = unknown.
     https://arxiv.org/abs/2004.11362 equation (2).
     """
-    z = F.normalize(torch.cat([one, other]), dim=1)  # (2B, D)
+    z = F.normalize(torch.cat([first, second]), dim=1)  # (2B, D)
     itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
     likely = (z @ z.T / temperature).masked_fill(itself, -torch.inf).log_softmax(1)
     own = torch.where(labels < 0, -1 - torch.arange(len(labels), device=labels.device), labels).repeat(2)
@@ -54,7 +54,7 @@ class SupCon(Pairs):
         super().__init__(backbone, head)
         self.target, self.temperature = target, temperature
 
-    def losses(self, one: Tensor, other: Tensor, *rest: Tensor, target: Mapping[str, Tensor | list[Any]]) -> Tensor:
+    def losses(self, first: Tensor, second: Tensor, *rest: Tensor, target: Mapping[str, Tensor | list[Any]]) -> Tensor:
         labels = target[self.target]
         assert isinstance(labels, Tensor)
-        return supervised(one, other, labels, self.temperature)
+        return supervised(first, second, labels, self.temperature)

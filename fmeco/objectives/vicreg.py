@@ -28,7 +28,7 @@ def build(
     return VICReg(backbone, head, invariance, variance, covariance)
 
 
-def terms(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def terms(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the three terms of the loss from the projections of two views (B, D).
 
     Returns, in this order:
@@ -37,9 +37,9 @@ def terms(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     shared: squared covariances of different dimensions, summed and divided by D, summed over both views (); equation (3).
     https://arxiv.org/abs/2105.04906
     """
-    distance = (one - other).square().mean(1)
-    short, shared = one.new_zeros(()), one.new_zeros(())
-    for z in (one, other):
+    distance = (first - second).square().mean(1)
+    short, shared = first.new_zeros(()), first.new_zeros(())
+    for z in (first, second):
         short = short + F.relu(1 - (z.var(0) + EPS).sqrt()).mean()
         centred = z - z.mean(0)
         square = (centred.T @ centred / (len(z) - 1)).square()
@@ -57,7 +57,7 @@ class VICReg(Pairs):
         super().__init__(backbone, head)
         self.weights = (invariance, variance, covariance)
 
-    def losses(self, one: Tensor, other: Tensor, *rest: Tensor, target: Mapping[str, Tensor | list[Any]]) -> Tensor:
-        distance, short, shared = terms(one, other)
+    def losses(self, first: Tensor, second: Tensor, *rest: Tensor, target: Mapping[str, Tensor | list[Any]]) -> Tensor:
+        distance, short, shared = terms(first, second)
         invariance, variance, covariance = self.weights
         return invariance * distance + variance * short + covariance * shared
