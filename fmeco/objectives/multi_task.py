@@ -52,7 +52,7 @@ def build(
     parts: dict[str, Objective] = {}
     for name, make in tasks.items():
         alone = dataclasses.replace(spec, targets={"label": spec.targets[name]})
-        part: Objective = make(backbone=Given(backbone.width), spec=alone)
+        part: Objective = make(backbone=Given(backbone.width, name), spec=alone)
         if not part.vectors_only or part.coupled or len(part.views) > 1:
             raise ConfigError(
                 f"objective.tasks.{name}: {type(part).__name__}, as it is set, asks for more than the backbone's vectors",
@@ -69,12 +69,16 @@ OF = "of_"  # before a task's name: a module cannot be called `type` or `float`
 class Given(Backbone):
     """Stands for the backbone in each task: its vectors come as an input."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, task: str) -> None:
         super().__init__()
-        self.width = width
+        self.width, self.task = width, task
 
     def forward(self, inputs: Inputs) -> Features:
-        raise TypeError("vectors are handed in as an input")
+        """Only an objective that looks for more than vectors calls it, while it is built."""
+        raise ConfigError(
+            f"objective.tasks.{self.task}: this objective asks for more than the backbone's vectors",
+            "make it the objective of a run of its own",
+        )
 
 
 class MultiTask(Objective):
