@@ -1,7 +1,7 @@
 """Split samples by a hash of their names.
 
 Nothing here depends on the order in which files are listed. Shares are exact, so a file that is added to a class can
-move at most one other of that class to another split.
+move at most one other of that class to another split; at most three where there is a test split.
 """
 
 from __future__ import annotations
