@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from safetensors.torch import load_file
 
 import fmeco as api
 
-from .conftest import Answer
+from .conftest import Answer, script
 
 HERE = Path(__file__).parent / "golden"
 FORMATS = {
@@ -52,11 +51,7 @@ def alike(found: Any, wanted: Any) -> bool:
 @pytest.fixture(scope="module")
 def golden() -> Any:
     """The script that made the files: what it looked at then is looked at now."""
-    spec = importlib.util.spec_from_file_location("golden", HERE.parent.parent / "scripts" / "golden.py")
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
+    return script("golden")
 
 
 def test_no_golden_file_is_missing() -> None:

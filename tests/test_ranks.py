@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import torch
 import fmeco as api
 from fmeco.checkpoints import format as checkpoint
 
-from .conftest import photos, process, tiny, write
+from .conftest import Answer, photos, process, tiny, write
 
 DOUBLE = '''
 """Cross-entropy in float64, for sums that can be compared."""
@@ -53,7 +54,7 @@ def numbers(run: str) -> list[dict[str, float]]:
     return [{k: v for k, v in line.items() if k not in left_out} for line in found if line["kind"] != "time"]
 
 
-def test_two_ranks_do_what_one_does() -> None:
+def test_two_ranks_do_what_one_does(fmeco: Callable[..., Answer]) -> None:
     """Uneven steps, accumulation, and clipping: in float64 the weights are those of one process."""
     Path("double.py").write_text(DOUBLE)
     config = tiny(
@@ -63,12 +64,14 @@ def test_two_ranks_do_what_one_does() -> None:
         train={"batch_size": 13, "micro_batch": 3, "clip_norm": 0.5, "epochs": 3, "log_every": 2},
     )
     path = write("c.yaml", config)
-    for out, ranks in (("one", "1"), ("two", "2")):
-        child = process("pretrain", path, "--out", out, "--nproc", ranks, "--plugin", "double.py", "--json")
-        answer, err = child.communicate(timeout=120)
-        assert child.returncode == 0, err
+    command = ("pretrain", path, "--plugin", "double.py", "--json", "--out")
+    alone = fmeco(*command, "one")
+    child = process(*command, "two", "--nproc", "2")
+    out, err = child.communicate(timeout=120)
+    for code, answer, said in ((alone.code, alone.out, alone.err), (child.returncode, out, err)):
+        assert code == 0, said
         assert set(json.loads(answer)) == {"run", "checkpoint", "metrics", "seconds"}, "one rank speaks"
-        assert err.count("epoch 1,") == 1
+        assert said.count("epoch 1,") == 1
     one, two = weights("one"), weights("two")
     assert all(tensor.dtype == torch.float64 for tensor in one.values())
     for name, tensor in one.items():

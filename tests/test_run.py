@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 import fmeco as api
 from fmeco.checkpoints import format as checkpoint
+from fmeco.cli import demo
 from fmeco.core import Backbone, Data, DataSpec, Features, Inputs, InputSpec, Samples, Target
 from fmeco.errors import CheckpointError, ConfigError
 
@@ -446,8 +447,15 @@ def test_the_console_script_and_module_are_one(fmeco: Fmeco) -> None:
     assert json.loads(wrong.stdout)["error"]["code"] == "config"
 
 
-def test_the_demo_in_small(fmeco: Fmeco) -> None:
-    """One seed of the demo: same code, same configs."""
+def test_the_demo_in_small(fmeco: Fmeco, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One seed of the demo: same code, and the same configs with a smaller backbone and fewer epochs."""
+    for name, changes in {"pretrain": {"epochs: 30": "epochs: 8", "v2_x1_0": "v2_x0_5"}, "finetune": {}}.items():
+        text = (demo.configs() / "digits" / f"{name}.yaml").read_text()
+        for old, new in changes.items():
+            assert old in text
+            text = text.replace(old, new)
+        write(f"small/digits/{name}.yaml", text)
+    monkeypatch.setattr(demo, "configs", lambda: Path("small"))
     answer = fmeco("demo", "--seeds", "1", "--out", "demo")
     assert answer.code == 0, answer.err
     assert "pretrained on 0-4" in answer.out

@@ -1,7 +1,7 @@
 """Split samples by a hash of their names.
 
 Splits do not depend on the order in which files are listed. The shares of each class are exact, so adding a file to a class
-moves at most one other file of that class to another split.
+moves at most one other file of that class to another split, or at most three if there is a test split.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def build(
     parts: dict[str, Objective] = {}
     for name, make in tasks.items():
         alone = dataclasses.replace(spec, targets={"label": spec.targets[name]})
-        part: Objective = make(backbone=Given(backbone.width), spec=alone)
+        part: Objective = make(backbone=Given(backbone.width, name), spec=alone)
         if not part.vectors_only or part.coupled or len(part.views) > 1:
             raise ConfigError(
                 f"objective.tasks.{name}: {type(part).__name__} with these keys needs more than the backbone's vectors",
@@ -71,12 +71,16 @@ OF = "of_"  # prefix of the submodules' names: a submodule cannot be called `typ
 class Given(Backbone):
     """Stand in for the backbone in each task, whose vectors are passed as an input."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, task: str) -> None:
         super().__init__()
-        self.width = width
+        self.width, self.task = width, task
 
     def forward(self, inputs: Inputs) -> Features:
-        raise TypeError("this backbone cannot run: its vectors are passed as an input")
+        """Refuse to run: only an objective that needs more than vectors calls it, while it is built."""
+        raise ConfigError(
+            f"objective.tasks.{self.task}: this objective needs more than the backbone's vectors",
+            "make it the objective of a run of its own",
+        )
 
 
 class MultiTask(Objective):
