@@ -22,7 +22,7 @@ LAYERS = [
     ["data", "nn", "config"],
     ["checkpoints", *PLUGIN_FOLDERS],
     ["reports", "distributed", "features", "assembly", "training"],
-    ["inference", "evaluation"],
+    ["inference", "evaluation", "testing"],
     ["cli"],
 ]
 ORDER = [folder for layer in LAYERS for folder in layer]

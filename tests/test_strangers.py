@@ -71,11 +71,11 @@ def test_strangers_and_built_ins_import_nothing_but_the_vocabulary() -> None:
                 assert module == "fmeco.core" or module.startswith(f"fmeco.{file.parent.name}._"), file
 
 
-def test_the_examples_of_the_documentation_work(run: Path) -> None:
+def test_plugins_of_several_sources_work_together(run: Path) -> None:
     blocks = re.findall(r"```python\n# (\w+\.py)(.*?)```", DOCS.read_text(), re.DOTALL)
     for name, text in blocks:
         write(f"examples/{name}", f"# {text}")
-    assert {name for name, _ in blocks} == {"hinge.py", "lion.py", "inverse_sqrt.py", "surgical.py"}
+    assert {"hinge.py", "lion.py", "inverse_sqrt.py", "surgical.py"} <= {name for name, _ in blocks}
     registry.add(Path("examples"))
     for name in ("clouds", "pointnet"):
         registry.add_file(FOLDER / f"{name}.py")

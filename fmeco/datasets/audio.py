@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import wave
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from fmeco.core import CheckpointError, ConfigError, Data, DataSpec, Doc, FilePath, Ge, Gt, Le, Samples, Splitting
 from fmeco.datasets import _audio, _file_tables, _files, _folders
@@ -166,3 +168,19 @@ def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
     """Read recordings, and all recordings below folders, in the order of `sources`."""
     _audio.import_soundfile()
     return _files.read(_audio.AudioFiles, SUFFIXES, spec, sources)
+
+
+def example(folder: Path) -> dict[str, Any]:
+    """Write a few tones into a folder, and return the keys that read them: for the checks of plug-ins."""
+    rate = 8000
+    for label, period in (("high", 8), ("low", 40)):
+        for i in range(12):
+            file = folder / "tones" / label / f"{i:02}.wav"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            samples = (int(6000 * (1 + (n + i) % (period + i % 3) / period)) for n in range(1200 + 40 * i))
+            with wave.open(str(file), "wb") as out:
+                out.setnchannels(1)
+                out.setsampwidth(2)
+                out.setframerate(rate)
+                out.writeframes(b"".join(sample.to_bytes(2, "little", signed=True) for sample in samples))
+    return {"path": str(folder / "tones"), "sample_rate": rate, "seconds": 0.2, "mels": 16}

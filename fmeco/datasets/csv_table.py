@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
@@ -110,3 +111,11 @@ def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
         for column in (*spec.preprocessing["numeric"], *spec.preprocessing["categorical"]):
             merged.setdefault(column["name"], []).extend(table[column["name"]])
     return _tables.Rows(merged, np.arange(len(names)), {}, spec.preprocessing, names)
+
+
+def example(folder: Path) -> dict[str, Any]:
+    """Write a small table into a folder, and return the keys that read it: for the checks of plug-ins."""
+    rows = [f"{i * i % 7},{'xyz'[i % 3]},{'' if i % 9 == 0 else i * 0.5},{'ab'[i % 2]}" for i in range(60)]
+    file = folder / "table.csv"
+    file.write_text("\n".join(["number,word,gaps,label", *rows]), "utf-8")
+    return {"path": str(file)}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from fmeco.core import Data, DataSpec, Doc, FilePath, Ge, Gt, Lt
 from fmeco.datasets import _event_tables, _histories
@@ -66,3 +67,10 @@ def build(
     else:
         parts, notes = _event_tables.last_ones(events, path)
     return _histories.build_events(known, events, parts, notes, layout, where=path, length=length, repeats=repeats)
+
+
+def example(folder: Path) -> dict[str, Any]:
+    """Write a small table of events into a folder, and return the keys that read it: for the checks of plug-ins."""
+    file = folder / "events.csv"
+    file.write_text("\n".join(["user,item,time", *(f"u{i % 12},i{i % 7},{i}" for i in range(160))]), "utf-8")
+    return {"path": str(file), "length": 8}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 from fmeco.core import Color, Data, DataSpec, Doc, Ge, Gt, ImageSize, Splitting, Without
 from fmeco.datasets import _images
@@ -43,3 +44,8 @@ def build(
         where="fake_images",
         splitting=splitting,
     )
+
+
+def example(folder: Path) -> dict[str, Any]:
+    """Return the keys of a few images, for the checks of plug-ins."""
+    return {"samples": 48, "num_classes": 2}

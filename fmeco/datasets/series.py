@@ -216,3 +216,10 @@ def plot(spec: DataSpec, sources: Sequence[str], rows: Sequence[Mapping[str, Any
         axes.grid(alpha=0.3)
     axes.set_xlabel("steps from the newest row")
     figure.savefig(file, dpi=120)
+
+
+def example(folder: Path) -> dict[str, Any]:
+    """Write two short series into a folder, and return the keys that read them: for the checks of plug-ins."""
+    file = folder / "series.csv"
+    file.write_text("\n".join(["time,a,b", *(f"{i},{i * i % 13},{i % 7}" for i in range(160))]), "utf-8")
+    return {"path": str(file), "context": 32, "horizon": 4}

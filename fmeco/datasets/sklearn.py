@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 from fmeco.core import Data, DataSpec, Splitting, Without
 from fmeco.datasets import _tables
@@ -38,3 +39,8 @@ def build(
         task="number" if kinds is None else "class",
         splitting=splitting,
     )
+
+
+def example(folder: Path) -> dict[str, Any]:
+    """Return the keys of a small table, for the checks of plug-ins."""
+    return {}

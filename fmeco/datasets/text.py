@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fmeco.core import ConfigError, Data, DataError, DataSpec, Doc, FilePath, Ge, Gt, Splitting, clean, listing
 from fmeco.datasets import _documents, _texts, _tokens
@@ -113,3 +114,16 @@ def _files(path: str | None, parts: dict[str, str | None], whole: bool) -> dict[
             "keep one file per split, or name the files by key",
         )
     return named if "train" in named or (whole and named) else {"path": [str(file) for file in inside]}
+
+
+def example(folder: Path) -> dict[str, Any]:
+    """Write short texts into a folder, and return the keys that read them: for the checks of plug-ins."""
+    words = {"animal": ("cat", "dog", "cow", "hen"), "tool": ("saw", "axe", "drill", "file")}
+    rows = [
+        {"text": " ".join(words[label][(i + j * j) % 4] for j in range(2 + i % 9)) + f" {i}", "label": label}
+        for i in range(30)
+        for label in words
+    ]
+    file = folder / "texts.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    return {"path": str(file), "vocabulary": 300, "length": 12}

@@ -266,6 +266,28 @@ def _renumbered(
     return {place[then[number]]: values for number, values in state.items()}
 
 
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, Tensor],
+    numbers: Mapping[str, Any],
+    order: list[str] | None,
+    where: str,
+) -> None:
+    """Load what `pack_optimizer` gave into an optimizer. order: the parameters' names then. where: for the message.
+
+    Raises CheckpointError for parameters of another name.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state = _renumbered(unpack_optimizer(tensors, numbers), order, parameter_names(optimizer), where)
+    for number, values in state.items():
+        like = parameters[number]
+        for key, value in values.items():
+            # Fused kernels walk through memory: a moment must lie there as its parameter does.
+            if isinstance(value, Tensor) and value.shape == like.shape:
+                values[key] = torch.empty_like(like, dtype=value.dtype).copy_(value)
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
 def restore(s: Session, saved: checkpoint.Checkpoint) -> None:
     """Continue from a checkpoint: weights, averages, optimizer and state, bit for bit."""
     trainer, tensors = saved.trainer(), saved.tensors("trainer")
@@ -279,17 +301,7 @@ def restore(s: Session, saved: checkpoint.Checkpoint) -> None:
         transplant.load_exactly(s.training.constraint.state(), bound, str(saved.path))
     total, state_then = s.state.total, State(**trainer["state"])
     s.enter(state_then.phase)  # after loading weights: features of the frozen part depend on them
-    optimizer = s.setup.optimizer
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    state = unpack_optimizer(tensors, trainer["optimizer"])
-    state = _renumbered(state, trainer.get("order"), parameter_names(optimizer), str(saved.path))
-    for number, values in state.items():
-        like = parameters[number]
-        for key, value in values.items():
-            # Fused kernels need moments with the same memory layout as their parameter.
-            if isinstance(value, Tensor) and value.shape == like.shape:
-                values[key] = torch.empty_like(like, dtype=value.dtype).copy_(value)
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    restore_optimizer(s.setup.optimizer, tensors, trainer["optimizer"], trainer.get("order"), str(saved.path))
     if s.scaler is not None and trainer["scaler"] is not None:
         s.scaler.load_state_dict(trainer["scaler"])
     # An extended run continues, even if it was killed before its first checkpoint after the extension.
