@@ -59,24 +59,8 @@ def in_folders(
         kept, codes, _, more = _classes.encode(inside.labels, chosen, target, str(folders[part]), "the training folder")
         notes += more if part != first else []
         parts[part] = (inside.files if len(kept) == len(inside.files) else inside.files.take(kept), codes)
+    parts = _divide(parts, splitting, whole, path or split_folders["train"])
     pattern = splitting.group_split
-    if whole and "path" in parts:
-        parts = {"test": parts["path"]}
-    elif "path" in parts or ("train" in parts and "val" not in parts):
-        files, codes = parts.pop("path" if "path" in parts else "train")
-        without_test = dataclasses.replace(splitting, test_fraction=0.0) if "test" in parts else splitting
-        groups = _groups.in_paths(files.names(), pattern) if pattern is not None else None
-        cut = _splits.assign(files.names(), codes, without_test, groups=groups)
-        parts = {**{part: (files.take(at), codes[at]) for part, at in cut.items()}, **parts}
-    elif splitting.split is not None:
-        raise ConfigError(
-            f"dataset.split: {clean(path or split_folders['train'])} already has a validation folder",
-            "leave dataset.split out",
-        )
-    elif "train" in parts and splitting.limit_per_class is not None:
-        files, codes = parts["train"]
-        at = _splits.limit(files.names(), codes, np.arange(len(files)), splitting)
-        parts["train"] = (files.take(at), codes[at])
     columns: dict[str, _columns.Table] = {part: {} for part in parts}
     if pattern is not None:
         group_names = {part: _groups.in_paths(files.names(), pattern) for part, (files, _) in parts.items()}
@@ -92,6 +76,35 @@ def in_folders(
         columns,
         _groups.CALLED if pattern is not None else None,
     )
+
+
+def _divide(
+    parts: dict[str, tuple[Files, _splits.Indices]], splitting: Splitting, whole: bool, folder: str | None
+) -> dict[str, tuple[Files, _splits.Indices]]:
+    """Assign files to splits as far as folders do not.
+
+    parts: split -> files and their class numbers (int64[files]); {"path": ...} if no folders for splits exist.
+    folder: what an error names. Raises ConfigError if `split` is set and a validation folder exists.
+    """
+    pattern = splitting.group_split
+    if whole and "path" in parts:
+        return {"test": parts["path"]}
+    if "path" in parts or ("train" in parts and "val" not in parts):
+        files, codes = parts.pop("path" if "path" in parts else "train")
+        without_test = dataclasses.replace(splitting, test_fraction=0.0) if "test" in parts else splitting
+        groups = _groups.in_paths(files.names(), pattern) if pattern is not None else None
+        cut = _splits.assign(files.names(), codes, without_test, groups=groups)
+        return {**{part: (files.take(at), codes[at]) for part, at in cut.items()}, **parts}
+    if splitting.split is not None:
+        raise ConfigError(
+            f"dataset.split: {clean(folder)} already has a validation folder",
+            "leave dataset.split out",
+        )
+    if "train" in parts and splitting.limit_per_class is not None:
+        files, codes = parts["train"]
+        at = _splits.limit(files.names(), codes, np.arange(len(files)), splitting)
+        parts["train"] = (files.take(at), codes[at])
+    return parts
 
 
 class _Scanned(NamedTuple):
