@@ -62,6 +62,6 @@ def _download(url: str, path: Path) -> None:
             f"check the network, or put the file at {path} yourself",
         ) from None
     except OSError as error:
-        raise disk_error(error, path, 0) from None
+        raise disk_error(error, path) from None
     finally:
         temporary.unlink(missing_ok=True)

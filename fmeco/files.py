@@ -20,8 +20,11 @@ def write_durably(path: Path, body: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def disk_error(error: OSError, path: Path, needed: int) -> DiskError:
-    """Turn the OSError of a failed write of `path` into a DiskError. needed: bytes to write, 0 = unknown."""
+def disk_error(error: OSError, path: Path, needed: int = 0, *, resumable: bool = False) -> DiskError:
+    """Turn the OSError of a failed write of `path` into a DiskError.
+
+    needed: bytes to write, 0 = unknown. resumable: whether it belongs to a run that `fmeco resume` can continue.
+    """
     reason = {
         errno.ENOSPC: "the disk is full",
         errno.EDQUOT: "your disk quota is used up",
@@ -38,7 +41,9 @@ def disk_error(error: OSError, path: Path, needed: int) -> DiskError:
         pass
     return DiskError(
         f"cannot write {path}: {reason}{room}",
-        "earlier checkpoints are intact; fix this, then `fmeco resume` continues from the last one",
+        "earlier checkpoints are intact; fix this, then `fmeco resume` continues from the last one"
+        if resumable
+        else "",
     )
 
 

@@ -337,3 +337,82 @@ def test_a_torchvision_that_does_not_match_torch_is_one_sentence(fmeco: Fmeco, m
     assert "torchvision cannot be used with this torch" in answer.err
     assert "from the same index" in answer.err
     assert "much more" not in answer.err
+
+
+_HEAD = '"""D."""\nfrom __future__ import annotations\nimport torch\nfrom fmeco.core import Groups, Phase, Rate, Roles, Transfer\n'
+_SCHEDULE = _HEAD + 'KIND = "schedule"\ndef build(step: float, total: float) -> float:\n    {}\n'
+_STRATEGY = _HEAD + 'KIND = "strategy"\ndef build(roles: Roles) -> Transfer:\n    return {}\n'
+_OPTIMIZER = (
+    _HEAD
+    + 'KIND = "optimizer"\nclass Own(torch.optim.SGD):\n    def step(self, closure=None):\n        super().step()\n'
+    + "        {}\ndef build(params: Groups, *, lr: Rate = 0.1) -> torch.optim.Optimizer:\n    return {}\n"
+)
+_STATE = 'self.state[self.param_groups[0]["params"][0]][{}] = {}'
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "message"),
+    [
+        ("schedule", _SCHEDULE.format("return -1.0"), "schedule: odd returned -1.0 at step 0"),
+        (
+            "schedule",
+            _SCHEDULE.format("return 1.0 if step < total - 1 else float('nan')"),
+            "odd returned nan at step 11",
+        ),
+        ("schedule", _SCHEDULE.format("return 1 / 0"), "odd.py:7 failed: ZeroDivisionError"),
+        ("schedule", _SCHEDULE.format("raise SystemExit(0)"), "odd.py:7 ended the program"),
+        (
+            "optimizer",
+            _OPTIMIZER.format("pass", "Own(params[:1], lr=lr)"),
+            "odd.py: the optimizer that build() returns",
+        ),
+        (
+            "optimizer",
+            _OPTIMIZER.format(_STATE.format("'h'", "[1]"), "Own(params, lr=lr)"),
+            "'h' of a parameter's state",
+        ),
+        ("optimizer", _OPTIMIZER.format(_STATE.format("3", "1"), "Own(params, lr=lr)"), "the key 3 of a parameter's"),
+        ("optimizer", _OPTIMIZER.format("self.state['n'] = {'a': 1}", "Own(params, lr=lr)"), "belongs to no parameter"),
+        ("transfer", _STRATEGY.format("None"), "odd.py: build() must return Transfer("),
+        ("transfer", _STRATEGY.format("Transfer(())"), "odd.py: build() must return Transfer("),
+        ("transfer", _STRATEGY.format("Transfer((Phase({**{n: 1.0 for n in roles}, 'x': 1.0}),))"), "a scale for x"),
+        ("transfer", _STRATEGY.format("Transfer((Phase({}),))"), "odd.py: phase 1 gives no scale for backbone."),
+        ("transfer", _STRATEGY.format("Transfer((Phase({n: -1.0 for n in roles}),))"), "is -1.0, not a number from 0"),
+        (
+            "transfer",
+            _STRATEGY.format("Transfer((Phase({n: 1.0 for n in roles}, 0.0),))"),
+            "phase is 0.0, not a number",
+        ),
+    ],
+)
+def test_what_a_plug_in_gets_wrong_is_named_with_its_file(fmeco: Fmeco, kind: str, source: str, message: str) -> None:
+    config = write("c.yaml", tiny())
+    command = ["pretrain", config]
+    if kind == "transfer":
+        assert fmeco("pretrain", config, "--out", "base").code == 0
+        command = ["finetune", config, "--from", "base"]
+    answer = fmeco(*command, "--plugin", write("odd.py", source), "--set", f"{kind}=odd", "--out", "run")
+    assert answer.code == 2
+    assert message in answer.err
+
+
+def test_weights_that_are_not_finite_are_not_saved(fmeco: Fmeco) -> None:
+    # Without a validation split nothing else looks at what the last step did.
+    source = _OPTIMIZER.format('self.param_groups[0]["params"][0].data.fill_(float("inf"))', "Own(params, lr=lr)")
+    write("t.csv", "x,label,part\n" + "".join(f"{i},{'ab'[i % 2]},train\n" for i in range(20)))
+    config = {"dataset": {"name": "csv_table", "path": "t.csv", "split_column": "part"}, "optimizer": "odd"}
+    config |= {"backbone": {"name": "mlp", "hidden": [4]}, "train": {"steps": 1, "batch_size": 20}}
+    answer = fmeco("pretrain", write("c.yaml", config), "--plugin", write("odd.py", source), "--out", "run")
+    assert answer.code == 5
+    assert "the weights are not finite" in answer.err
+    assert not list(Path("run/checkpoints").glob("step-*"))
+
+
+def test_freezing_all_that_would_train_is_refused(fmeco: Fmeco) -> None:
+    config = write("c.yaml", tiny())
+    assert fmeco("pretrain", config, "--out", "base").code == 0
+    for freeze in ("[head]", "['*']"):
+        settings = ["--set", "transfer.strategy=probe", "--set", f"transfer.freeze={freeze}"]
+        answer = fmeco("finetune", config, "--from", "base", *settings)
+        assert answer.code == 2
+        assert "nothing is left to train in phase 1" in answer.err

@@ -108,6 +108,7 @@ def _check_classes(data: Data) -> None:
         if unlearnable := [target.classes[c] for c in sorted(validated - trained)]:
             raise DataError(
                 f"no training samples of {listing(unlearnable)} ({clean(name)}), but the validation split has some",
+                "if dataset.group_split keeps all samples of a class together, group by another column or split in another way",
                 "raise train.label_fraction or limit_per_class, so that the training split has some",
             )
         if unmeasured := [target.classes[c] for c in sorted(trained - validated)]:

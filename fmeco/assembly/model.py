@@ -17,7 +17,7 @@ from fmeco.core.data import Data
 from fmeco.core.model import Backbone, Objective
 from fmeco.core.random import seed_torch
 from fmeco.core.target import known
-from fmeco.core.training import Role, Roles, Transfer, frozen
+from fmeco.core.training import Role, Roles, checked, frozen
 from fmeco.errors import ConfigError, DataError, clean
 from fmeco.log import say
 
@@ -44,7 +44,8 @@ def build_model(run_data: RunData) -> RunModel:
         say(clean(", ".join(f"{key}: {value}" for key, value in objective.about.items())))
     roles = roles_of(objective)
     strategy = config.transfer or choose("transfer", DEFAULT_NAMES["transfer"])
-    transfer: Transfer = frozen(strategy.plugin.build({"roles": roles}, strategy.options), config.carry.freeze, roles)
+    planned = checked(strategy.plugin.build({"roles": roles}, strategy.options), roles, str(strategy.plugin.file))
+    transfer = frozen(planned, config.carry.freeze, roles)
     loads = run_source.source is not None and not transfer.fresh
     report = _transplant(run_data, objective) if loads else None
     augment_section = config.augment or choose("augment", defaults.augment(data.spec, len(objective.views)))

@@ -19,6 +19,13 @@ def phase_groups(training: Training, phase: int) -> Groups:
     undecayed = constraint.undecayed if constraint is not None else frozenset()
     learning = [(name, p) for name, p in training.objective.named_parameters() if name in roles]
     groups = parameter_groups([*learning, *own.items()], scales, hidden, undecayed)
+    if not groups:
+        raise ConfigError(
+            f"transfer: nothing is left to train in phase {phase + 1}: every parameter is frozen",
+            "transfer.freeze matches all that the strategy would train: leave some of it out"
+            if training.config.carry.freeze
+            else "",
+        )
     if constraint is not None:
         constraint.thaw()
     return groups
@@ -30,7 +37,8 @@ def build_optimizer(choice: Choice, groups: Groups) -> torch.optim.Optimizer:
     A group's `lr` becomes the rate that the optimizer was built with, times the scale of the group's parameters.
     `base_lr` holds the same value, which the schedule multiplies.
 
-    Raises ConfigError for a plug-in that returns no optimizer, or that mixes learning rates in one group.
+    Raises ConfigError for a plug-in that returns no optimizer, that leaves a parameter out, or that mixes learning rates
+    in one group.
     """
     decay = choice.options.get("weight_decay") or 0.0
     param_groups = [
@@ -44,6 +52,13 @@ def build_optimizer(choice: Choice, groups: Groups) -> torch.optim.Optimizer:
     optimizer = choice.build(params=param_groups)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigError(f"{choice.plugin.file}: build() must return a torch.optim.Optimizer")
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    given = [(name, p) for g in groups for name, p in zip(g["names"], g["params"], strict=True)]
+    if left_out := [name for name, p in given if id(p) not in held]:
+        raise ConfigError(
+            f"{choice.plugin.file}: the optimizer that build() returns would not train {listing(left_out, 5)}",
+            "it must hold every parameter of `params`; frozen ones are not among them",
+        )
     scales = {name: g["scale"] for g in groups for name in g["names"]}
     scales_by_id = {id(p): g["scale"] for g in groups for p in g["params"]}
     for group in optimizer.param_groups:
@@ -51,7 +66,10 @@ def build_optimizer(choice: Choice, groups: Groups) -> torch.optim.Optimizer:
             group_scales = [scales[name] for name in group["names"] if name in scales]
         else:
             group_scales = [scales_by_id[id(p)] for p in group["params"] if id(p) in scales_by_id]
-        rates = [group["lr"] * scale for scale in group_scales] or [group["lr"]]
+        if "lr" not in group:
+            raise ConfigError(f"{choice.plugin.file}: a parameter group of the optimizer has no `lr`")
+        base = float(group["lr"])  # torch also takes a tensor
+        rates = [base * scale for scale in group_scales] or [base]
         if any(rate != rates[0] for rate in rates):
             raise ConfigError(
                 f"{choice.plugin.file}: build() puts parameters of several learning rates into one group: "

@@ -16,6 +16,7 @@ from safetensors import torch as safetensors
 from torch import Tensor
 
 from fmeco.checkpoints.format import FORMAT, MANIFEST, META, steps
+from fmeco.errors import Diverged, listing
 from fmeco.files import disk_error, sync_folder, write_durably
 
 
@@ -36,8 +37,15 @@ def write(
     parents: ids of the checkpoints that it was trained from.
     card: text of README.md.
 
-    Raises DiskError if the disk is full or not writable. Existing checkpoints stay intact.
+    Raises Diverged for weights that are not finite, and DiskError if the disk is full or not writable. Existing
+    checkpoints stay intact.
     """
+    weights = {name: x for stem, named in tensors.items() if stem != "trainer" for name, x in named.items()}
+    if bad := [name for name, tensor in weights.items() if not bool(tensor.isfinite().all())]:
+        raise Diverged(
+            f"step {step}: the weights are not finite: {listing(bad, 5)}; no checkpoint of this step was saved",
+            "lower optimizer.lr, or set train.clip_norm: 1.0",
+        )
     target = folder / f"step-{step:08d}"
     temporary = folder / f".writing-{uuid.uuid4().hex}"
     aliases: dict[str, str] = {}
@@ -66,7 +74,8 @@ def write(
         sync_folder(folder)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise disk_error(error, target, sum(len(body) for body in files.values())) from None
+        needed = sum(len(body) for body in files.values())
+        raise disk_error(error, target, needed, resumable=True) from None
     return target
 
 
@@ -134,7 +143,7 @@ def point(folder: Path, name: str, target: Path) -> None:
         os.replace(temporary, folder / name)
         sync_folder(folder)
     except OSError as error:
-        raise disk_error(error, folder / name, 0) from None
+        raise disk_error(error, folder / name, resumable=True) from None
 
 
 def discard(path: Path) -> None:

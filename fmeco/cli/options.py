@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import inspect
 import json
@@ -18,6 +19,7 @@ from typing import Annotated, Any, NamedTuple, NoReturn, get_type_hints
 import typer
 
 from fmeco.errors import STOPPING, ConfigError, Elsewhere, FmecoError, Stopped, clean
+from fmeco.files import disk_error
 
 Sets = Annotated[
     list[str],
@@ -139,7 +141,7 @@ def _answer(
     rank = launch.place().rank
     to_terminal(quiet=rank > 0)  # only rank 0 prints
     signals.answered = True
-    with _failures(rank, json_mode, debug):
+    with _failures(rank, json_mode, debug, plugin_files):
         from fmeco.plugins import registry
 
         with registry.added(plugin_files):
@@ -152,10 +154,11 @@ def _answer(
                 print(json.dumps(result, ensure_ascii=False, allow_nan=False, default=str))
             elif show is not None:
                 show(result)
+            sys.stdout.flush()  # a full disk shows here, not after the exit code is decided
 
 
 @contextlib.contextmanager
-def _failures(rank: int, json_mode: bool, debug: bool) -> Iterator[None]:
+def _failures(rank: int, json_mode: bool, debug: bool, plugin_files: Sequence[Path]) -> Iterator[None]:
     """Turn any failure within the context into a message and an exit code."""
     try:
         yield
@@ -170,26 +173,60 @@ def _failures(rank: int, json_mode: bool, debug: bool) -> Iterator[None]:
         _fail(130, "interrupted", "interrupted", (), json_mode)
     except BrokenPipeError:
         os._exit(1)
+    except SystemExit as error:
+        if not (where := _outside(error)):
+            raise
+        _fail(ConfigError.exit_code, ConfigError.code, f"the plug-in {where} ended the program", (), json_mode)
     except typer.BadParameter:  # a wrong value of an option: typer prints the message
         signals.answered = False
         raise
     except Exception as error:
         if debug:
             traceback.print_exc()
+        what = f"{type(error).__name__}: {clean(error)}"
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            failure = disk_error(error, Path("the output"))
+            _fail(failure.exit_code, failure.code, failure.message, failure.hints, json_mode)
+        if where := _outside(error):
+            hint = "--debug shows the traceback; `python -m fmeco.testing FILE.py` checks a plug-in"
+            _fail(ConfigError.exit_code, ConfigError.code, f"the plug-in {where} failed: {what}", (hint,), json_mode)
         frame = traceback.extract_tb(error.__traceback__)[-1]
+        others = ", ".join(clean(path) for path in plugin_files)
         _fail(
             1,
             "bug",
-            f"a bug in fmeco: {type(error).__name__}: {clean(error)} ({Path(frame.filename).name}:{frame.lineno})",
-            ("please report it, with the traceback that --debug shows",),
+            f"a bug in fmeco{f', or in the plug-in {others}' if others else ''}: {what} ({Path(frame.filename).name}:{frame.lineno})",
+            (
+                f"`python -m fmeco.testing {others}` shows whether the plug-in keeps the promises of its kind"
+                if others
+                else "",
+                "please report it, with the traceback that --debug shows",
+            ),
             json_mode,
         )
 
 
+def _outside(error: BaseException) -> str:
+    """Return FILE:LINE of the last frame in a plug-in outside fmeco that an error passed through, or ""."""
+    from fmeco.plugins import registry
+
+    places = [
+        f"{frame.f_code.co_filename}:{line}"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if registry.is_outside(frame.f_globals.get("__name__", ""))
+    ]
+    return places[-1] if places else ""
+
+
 def _fail(exit_code: int, code: str, message: str, hints: Sequence[str], json_mode: bool) -> NoReturn:
     """Print an error with its hints, as JSON too if asked, and exit."""
-    if json_mode:
-        print(json.dumps({"error": {"code": code, "message": message, "hints": list(hints)}}, ensure_ascii=False))
+    hints = [hint for hint in hints if hint]
+    try:
+        if json_mode:
+            print(json.dumps({"error": {"code": code, "message": message, "hints": hints}}, ensure_ascii=False))
+        sys.stdout.flush()
+    except OSError:  # the disk is full: leave nothing for Python to write at exit, or it changes the exit code
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     lines = message.splitlines()
     head = "stopped" if code == Stopped.code else "error"
     print(

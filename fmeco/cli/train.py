@@ -12,7 +12,7 @@ import typer
 
 from fmeco.cli.options import Datasets, Force, From, Nproc, Out, Partial, Sets, command, one_dataset, signals
 from fmeco.cli.tables import comparison_table, metrics_table, table
-from fmeco.errors import ConfigError, clean
+from fmeco.errors import ConfigError, FmecoError, clean
 
 if TYPE_CHECKING:
     from fmeco.config.run_config import RunConfig
@@ -94,6 +94,8 @@ def finetune(
         raise ConfigError("--control and --label-fractions cannot be combined with --nproc", "leave --nproc out")
     if fractions and len(files) > 1:
         raise ConfigError("--label-fractions takes one task", "pass a single config")
+    if len(set(strategies)) < len(strategies):
+        raise ConfigError(f"--control names a strategy twice: {clean(control)}")
     for name in strategies:
         choose("transfer", name)  # refuse a wrong name before an hour of training
     dataset_name = one_dataset(dataset)
@@ -118,8 +120,8 @@ def finetune(
         parent = out or _new_folder(f"{len(files)}-tasks")
         return {
             "tasks": [
-                {"task": stem, **_with_controls(task, parent / stem, strategies, force)}
-                for stem, task in zip(stems, settings, strict=True)
+                {"task": stem, **_task(file, task, parent / stem, strategies, force)}
+                for stem, file, task in zip(stems, files, settings, strict=True)
             ]
         }
 
@@ -174,6 +176,15 @@ def _with_controls(settings: RunConfig, out: Path | None, strategies: Sequence[s
     if strategies:
         answer["comparison"] = compare.controls(trained.run, strategies, force=force, stop=signals.stop)
     return answer
+
+
+def _task(file: Path | None, settings: RunConfig, out: Path, strategies: Sequence[str], force: bool) -> dict[str, Any]:
+    """Finetune one of several tasks. Errors name its config."""
+    try:
+        return _with_controls(settings, out, strategies, force)
+    except FmecoError as error:
+        error.message = f"{clean(file)}: {error.message}"
+        raise
 
 
 def _with_fractions(

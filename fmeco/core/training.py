@@ -6,11 +6,13 @@ import fnmatch
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
+from math import inf
+from numbers import Real
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from fmeco.errors import ConfigError, listing, nearest
+from fmeco.errors import ConfigError, clean, listing, nearest
 
 
 class Role(NamedTuple):
@@ -49,6 +51,17 @@ class Phase:
 
     scales: Mapping[str, float]
     share: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a scale or a share that is not a number in its range."""
+        scales: Mapping[str, Any] = self.scales
+        if wrong := [n for n, scale in scales.items() if not (isinstance(scale, Real) and 0 <= float(scale) < inf)]:
+            raise ConfigError(
+                f"transfer.strategy: the scale of {listing(wrong, 5)} is {clean(scales[wrong[0]])}, not a number from 0"
+            )
+        share: Any = self.share
+        if not (isinstance(share, Real) and 0 < float(share) < inf):
+            raise ConfigError(f"transfer.strategy: the share of a phase is {clean(self.share)}, not a number above 0")
 
 
 class Constraint(ABC):
@@ -128,6 +141,30 @@ def parameter_groups(
             group["names"].append(name)
             group["hidden"].append(name in hidden)
     return list(groups.values())
+
+
+def checked(transfer: object, roles: Roles, where: str) -> Transfer:
+    """Check what a strategy built for these parameters. where: its file, for the message.
+
+    Raises ConfigError for anything but a Transfer with phases that give each parameter a scale.
+    """
+    phases: Any = transfer.phases if isinstance(transfer, Transfer) else ()
+    if (
+        not isinstance(transfer, Transfer)
+        or not phases
+        or not isinstance(phases, tuple | list)
+        or not all(isinstance(phase, Phase) for phase in phases)
+    ):
+        raise ConfigError(f"{where}: build() must return Transfer((Phase(...), ...)), with one phase or more")
+    for number, phase in enumerate(phases, 1):
+        if absent := [name for name in roles if name not in phase.scales]:
+            raise ConfigError(f"{where}: phase {number} gives no scale for {listing(absent, 5)}")
+        if unknown := [name for name in phase.scales if name not in roles]:
+            raise ConfigError(
+                f"{where}: phase {number} gives a scale for {listing(unknown, 5)}, which the model has not"
+                f"{nearest(unknown[0], roles)}"
+            )
+    return transfer
 
 
 def frozen(transfer: Transfer, patterns: Iterable[str], roles: Roles) -> Transfer:

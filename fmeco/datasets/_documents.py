@@ -185,7 +185,7 @@ def _fields(rows: Iterable[Row], path: str, layout: Layout) -> Documents:
                 "" if value is None else "|".join(map(str, value)) if isinstance(value, list) else str(value).strip()
             )
         for name, value in row.items():
-            if name != layout.text and isinstance(value, str | int):
+            if name != layout.text and isinstance(value, str | int | float):
                 others.setdefault(name, [""] * (len(texts) - 1)).append(str(value).strip())
         for values in others.values():
             values += [""] * (len(texts) - len(values))

@@ -183,7 +183,7 @@ def _profile(training: Training, optimizer: torch.optim.Optimizer, trace: Path) 
     try:
         profiler.export_chrome_trace(str(trace))
     except OSError as error:
-        raise disk_error(error, trace, 0) from None
+        raise disk_error(error, trace) from None
     events = profiler.key_averages()
     part_times = {entry.key: entry.cpu_time_total for entry in events if entry.key in PARTS}
     all_parts = sum(part_times.values())

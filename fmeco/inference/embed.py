@@ -57,7 +57,7 @@ def embed(
     try:
         np.savez(output, **arrays)
     except OSError as error:
-        raise disk_error(error, output, 0) from None
+        raise disk_error(error, output) from None
     return {
         "output": str(output.resolve()),
         "samples": len(kept),

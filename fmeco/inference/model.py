@@ -48,6 +48,8 @@ class Model:
         Returns one dict per input, in order: input, prediction, probability (if there is one), further answers of the
         objective, and error (None if there is none).
         """
+        if isinstance(inputs, str | Path):
+            inputs = [inputs]
         samples = _reader(self.spec)(self.spec, [str(path) for path in inputs])
         for note in samples.notes:
             say(note)

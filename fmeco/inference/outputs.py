@@ -37,7 +37,7 @@ def write_rows(rows: Rows, path: Path) -> None:
     try:
         WRITERS[path.suffix](rows, path)
     except OSError as error:
-        raise disk_error(error, path, 0) from None
+        raise disk_error(error, path) from None
 
 
 def write_csv(rows: Rows, file: TextIO) -> None:

@@ -10,12 +10,10 @@ from __future__ import annotations
 import ast
 import contextlib
 import functools
-import hashlib
 import importlib
 import importlib.machinery
 import importlib.metadata
 import importlib.util
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +22,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from fmeco.errors import ConfigError, FmecoError, clean, listing, nearest
+from fmeco.errors import ConfigError, clean, listing, nearest
+from fmeco.plugins.importing import PACKAGE, import_file
 from fmeco.plugins.keys import NESTED
 from fmeco.plugins.signature import VOCABULARY, KeyGroup, annotation, key_group, literal, mentions, parse_file, schema
 
@@ -86,7 +85,7 @@ class Plugin:
         """Import the plug-in's module."""
         if self.module:
             return importlib.import_module(self.module)
-        return _import_file(self.file)
+        return import_file(self.file)
 
     def build(
         self, values: Mapping[str, Any], options: Mapping[str, Any], teach: Callable[[str], Any] = lambda _: None
@@ -160,6 +159,15 @@ def _refuse_duplicate(by_name: Mapping[str, Plugin], plugin: Plugin) -> None:
     """Raise ConfigError if another file, or an architecture of another file's library, has this plug-in's name."""
     libraries = (other for other in by_name.values() if not other.qualified and plugin.name in other.names)
     other = by_name.get(plugin.name) or next(libraries, None)
+    if not plugin.qualified and not plugin.built_in:
+        taken = {
+            name for p in by_name.values() if p is not other for name in (p.name, *(() if p.qualified else p.names))
+        }
+        if twice := [name for name in plugin.names if name in taken]:
+            raise ConfigError(
+                f"{clean(plugin.file)}: NAMES: other {plugin.kind} already have the names {listing(twice)}",
+                "QUALIFIED = True lets configs name these as PLUGIN/NAME alone",
+            )
     if other is not None and other.file.resolve() != plugin.file.resolve():
         raise ConfigError(
             f"{plugin.kind}: two files are named '{clean(plugin.name)}': {clean(other.file)} and {clean(plugin.file)}",
@@ -180,6 +188,9 @@ def find(kind: str, name: str) -> tuple[Plugin, str | None]:
         owners = [plugin for plugin in by_name.values() if name in plugin.names and not plugin.qualified]
         if len(owners) == 1:
             return owners[0], name
+        if len(owners) > 1:
+            spelled = listing(f"{plugin.name}/{name}" for plugin in owners)
+            raise ConfigError(f"{kind}: '{name}' is in several libraries", f"write one of: {spelled}")
         if name in by_name:
             raise ConfigError(
                 f"{kind}: '{name}' needs an architecture or dataset: {name}/NAME",
@@ -361,34 +372,7 @@ def _layout(tree: ast.Module, fields: Mapping[str, Any], file: Path) -> tuple[st
     return layout
 
 
-def _import_file(file: Path) -> ModuleType:
-    """Import a --plugin file once, under a module name that loader workers can import too. Raises ConfigError.
-
-    Its folder acts as a package, so the file can import its neighbours: `from ._shared import x`.
-    """
-    package = f"fmeco_plugins_{hashlib.sha256(str(file.parent).encode()).hexdigest()[:12]}"
-    if package not in sys.modules:
-        folder = importlib.machinery.ModuleSpec(package, None, is_package=True)
-        folder.submodule_search_locations = [str(file.parent)]
-        sys.modules[package] = importlib.util.module_from_spec(folder)
-    name = f"{package}.{file.stem.replace('.', '_')}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{file}: not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException as error:
-        del sys.modules[name]
-        if isinstance(error, FmecoError) or not isinstance(error, Exception):
-            raise
-        absent = error.name if isinstance(error, ImportError) else None
-        beside = absent is not None and (file.parent / f"{absent}.py").is_file()
-        raise ConfigError(
-            f"--plugin {file} could not be imported: {type(error).__name__}: {clean(error)}",
-            f"import the file beside it as: from .{absent} import ..." if beside else "",
-        ) from error
-    return module
+def is_outside(module: str) -> bool:
+    """Whether a module's code belongs to a plug-in outside fmeco: a --plugin file, or an installed package."""
+    packages = {named.partition(".")[0] for kind in INJECTED for _, named in _entry_points(kind)}
+    return module.startswith(PACKAGE) or module.partition(".")[0] in packages

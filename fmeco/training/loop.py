@@ -6,14 +6,15 @@ import contextlib
 import math
 import time
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 from tqdm import tqdm
 
-from fmeco.errors import ConfigError, Diverged, Stopped, listing
+from fmeco.errors import ConfigError, Diverged, Stopped, clean, listing
 from fmeco.log import say
 from fmeco.training.budget import Clock, Pace
-from fmeco.training.session import Session, evaluated_weights, save, update_average
+from fmeco.training.session import Session, evaluated_weights, pack_optimizer, save, update_average
 from fmeco.training.step import settle, take_step, train_mode
 
 MIN_SECONDS_BETWEEN_SAVES = 20.0  # with save_every: auto
@@ -82,11 +83,11 @@ def _phase(s: Session, pace: Pace, clock: Clock, agree: Callable[[], bool], bar:
                 s.writer.wait()
                 s.ranks.barrier()
                 raise Stopped(f"stopped at step {state.step}; everything is saved", f"fmeco resume {s.run}")
-            step, total = pace.place
-            factor = s.schedule(step=step, total=total, history=history)
-            for group in setup.optimizer.param_groups:
-                group["lr"] = group["base_lr"] * factor
+            factor = _set_rate(s, pace, history)
             take_step(s, model, batches, clock, factor)
+            if not s.steps_taken:
+                pack_optimizer(setup.optimizer)  # refuse a state that cannot be saved before there is work to lose
+            s.steps_taken += 1
             state.step += 1
             state.samples += setup.loader.samples_in(state.step - 1)
             if s.average is not None:
@@ -126,6 +127,24 @@ def _phase(s: Session, pace: Pace, clock: Clock, agree: Callable[[], bool], bar:
                 save(s, full=ends or due, best=improved or setup.validate is None)
                 clock.charge("save", began)
                 s.saved_at = state.seconds if ends or due else s.saved_at
+
+
+def _set_rate(s: Session, pace: Pace, history: list[float]) -> float:
+    """Set the learning rates of the next step. Returns the schedule's factor on them.
+
+    Raises ConfigError for a factor below 0 or not finite.
+    """
+    step, total = pace.place
+    factor: Any = s.schedule(step=step, total=total, history=history)
+    if not (isinstance(factor, Real) and 0 <= float(factor) < math.inf):
+        choice = s.training.config.schedule
+        raise ConfigError(
+            f"schedule: {choice.spelled} returned {clean(factor)} at step {s.state.step}: the factor on the learning "
+            f"rate must be a number from 0 ({choice.plugin.file})"
+        )
+    for group in s.setup.optimizer.param_groups:
+        group["lr"] = group["base_lr"] * float(factor)
+    return float(factor)
 
 
 def _enough(s: Session) -> bool:

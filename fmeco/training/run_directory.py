@@ -69,7 +69,7 @@ def claim(out: Path | None, name: str, source: str | None, force: bool) -> Path:
         out.mkdir(parents=True, exist_ok=True)
         return out
     except OSError as error:
-        raise disk_error(error, out or Path("runs"), 0) from None
+        raise disk_error(error, out or Path("runs")) from None
 
 
 def settle(out: Path, *, keep_new: bool) -> None:
@@ -101,7 +101,7 @@ def locked(run: Path) -> Iterator[None]:
     try:
         handle = os.open(run / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise disk_error(error, run, 0) from None
+        raise disk_error(error, run) from None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -120,4 +120,4 @@ def write_config(run: Path, text: str) -> None:
         temporary.write_text(text, "utf-8")
         os.replace(temporary, run / "config.yaml")
     except OSError as error:
-        raise disk_error(error, run / "config.yaml", 0) from None
+        raise disk_error(error, run / "config.yaml") from None

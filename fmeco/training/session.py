@@ -22,7 +22,7 @@ from fmeco.config.sections import Train
 from fmeco.core.model import Objective
 from fmeco.core.random import mix_numbers
 from fmeco.distributed.ranks import Ranks
-from fmeco.errors import CheckpointError, clean, listing
+from fmeco.errors import CheckpointError, ConfigError, clean, listing
 from fmeco.log import say
 from fmeco.reports.metrics_files import Log
 from fmeco.reports.model_card import model_card
@@ -43,6 +43,7 @@ class Session:
     scaler: of the loss, for fp16.
     pending: steps whose results are still on the device.
     skipped: steps in a row that were not finite.
+    steps_taken: in this process.
     saved_at: second of the last checkpoint to resume from.
     entered: setup of the current phase.
     objective, ranks, train: shortcuts to those of `training`; `train` is the config's section.
@@ -64,6 +65,7 @@ class Session:
     writer: Writer = field(default_factory=Writer)
     pending: list[Outcome] = field(default_factory=list)
     skipped: int = 0
+    steps_taken: int = 0
     saved_at: float = 0.0
     entered: PhaseSetup | None = None
     objective: Objective = field(init=False)
@@ -222,16 +224,32 @@ def save(s: Session, *, full: bool, best: bool = False) -> None:
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Split an optimizer's state into tensors, and values for JSON."""
+    """Split an optimizer's state into tensors, and values for JSON.
+
+    Raises ConfigError for state that cannot be saved and restored exactly.
+    """
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {}
     for index, values in optimizer.state_dict()["state"].items():
+        if not isinstance(index, int):
+            raise _unsavable(optimizer, f"state['{clean(index)}'] belongs to no parameter")
         for key, value in values.items():
+            if not isinstance(key, str):
+                raise _unsavable(optimizer, f"the key {clean(key)} of a parameter's state is not a string")
             if isinstance(value, Tensor):
                 tensors[f"optimizer/{index}/{key}"] = value
-            else:
+            elif value is None or isinstance(value, bool | int | float | str):
                 numbers[f"{index}/{key}"] = value
+            else:
+                raise _unsavable(optimizer, f"'{clean(key)}' of a parameter's state is a {type(value).__name__}")
     return tensors, numbers
+
+
+def _unsavable(optimizer: torch.optim.Optimizer, what: str) -> ConfigError:
+    return ConfigError(
+        f"optimizer: the state of {type(optimizer).__name__} cannot be saved: {what}",
+        "its state must hold tensors, numbers, texts or None for each parameter, under keys that are strings",
+    )
 
 
 def parameter_names(optimizer: torch.optim.Optimizer) -> list[str] | None:

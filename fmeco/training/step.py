@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
+from fmeco.checkpoints.format import steps
 from fmeco.core.data import Batch
 from fmeco.core.random import seed_torch
 from fmeco.errors import Diverged, listing
@@ -146,7 +147,7 @@ def _not_finite(s: Session, step: int, loss: float, norm: float, factor: float) 
         raise Diverged(
             f"{description}; the step was not taken. Its samples: {listing(names, 5)}",
             "lower optimizer.lr, set train.clip_norm: 1.0, or use train.precision: fp32",
-            f"the last checkpoint of {s.run} is intact",
+            f"the last checkpoint of {s.run} is intact" if steps(s.run / "checkpoints") else "",
         )
     say(f"skipped {description}")
 
