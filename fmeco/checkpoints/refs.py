@@ -72,7 +72,7 @@ def find_checkpoint(ref: str | Path) -> checkpoint.Checkpoint:
         runs = [str(run) for run in Path("runs").glob("*")]
         raise ConfigError(
             f"{clean(ref)}: no such run, checkpoint or file{nearest(str(ref), runs)}",
-            "a REF is a path; pretrain, finetune, probe and rank also take published weights, such as torchvision/resnet18@DEFAULT",
+            "a REF is a path; pretrain, finetune, probe and rank also accept published weights: torchvision/resnet18@DEFAULT",
         )
     if path.is_dir() and not (path / checkpoint.MANIFEST).exists():
         folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path

@@ -14,8 +14,8 @@ from fmeco.checkpoints.format import Checkpoint
 from fmeco.core.model import Backbone, Objective
 from fmeco.errors import CheckpointError, clean, listing
 
-# Names of the network to load if a file holds several and no `prefix` is set. It is the one that the method's paper transfers:
-# DINO's teacher, MoCo's query encoder, BYOL's online network.
+# Names of the network to load if a file holds several and no `prefix` is set, as in the papers: DINO's teacher, MoCo's
+# query encoder, BYOL's online network.
 HANDED_ON = ("teacher", "encoder_q", "online", "online_network", "online_encoder")
 
 MINIMUM = 0.95  # share of the backbone's parameters below which loading is refused
@@ -98,27 +98,27 @@ def transplant(
     statistics are missing, or the source has tensors of another architecture.
     """
     library = backbone.library
-    own = library.state_dict()
+    expected = library.state_dict()
     if prefix is None:
-        prefix = _best_prefix(state, own, source)
+        prefix = _best_prefix(state, expected, source)
     elif not any(name.startswith(prefix) for name in state):
         raise CheckpointError(f"transfer.prefix: no tensor of {source} begins with '{clean(prefix)}'")
     report = Report(source, prefix=prefix)
-    theirs = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    available = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     report.left_out = sorted(name for name in state if not name.startswith(prefix))
-    theirs, report.reshaped = backbone.adapt(theirs)
+    available, report.reshaped = backbone.adapt(available)
     accepted: dict[str, Tensor] = {}
-    for name, tensor in theirs.items():
-        if name not in own:
+    for name, tensor in available.items():
+        if name not in expected:
             excused = name.startswith(backbone.class_layers)
             (report.left_out if excused else report.unexpected).append(name)
-        elif own[name].shape != tensor.shape:
-            report.mismatched.append(f"{name} {tuple(tensor.shape)} for {tuple(own[name].shape)}")
+        elif expected[name].shape != tensor.shape:
+            report.mismatched.append(f"{name} {tuple(tensor.shape)} for {tuple(expected[name].shape)}")
         else:
             accepted[name] = tensor
             report.loaded.append(name)
     # Old files lack batch norm's counters, which do not change outputs.
-    report.missing = [name for name in own if name not in theirs and not name.endswith("num_batches_tracked")]
+    report.missing = [name for name in expected if name not in available and not name.endswith("num_batches_tracked")]
     weights = {name: parameter.numel() for name, parameter in library.named_parameters()}
     report.share = sum(n for name, n in weights.items() if name in accepted) / max(1, sum(weights.values()))
     # Without its running statistics a trained batch norm gives wrong outputs, so one missing tensor of them is an error.
@@ -141,16 +141,16 @@ def transplant(
         )
     with torch.no_grad():
         for name, tensor in accepted.items():
-            own[name].copy_(tensor)
+            expected[name].copy_(tensor)
     return report
 
 
-def _best_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> str:
+def _best_prefix(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> str:
     """Find the prefix to remove so that most names fit the backbone. Raises CheckpointError if several fit equally well."""
     fitting: collections.Counter[str] = collections.Counter()
     for name in state:
         starts = [0, *(at + 1 for at, letter in enumerate(name) if letter == ".")]
-        fitting.update(name[:start] for start in starts if name[start:] in own)
+        fitting.update(name[:start] for start in starts if name[start:] in expected)
     most = max(fitting.values(), default=0)
     best = sorted((prefix for prefix, count in fitting.items() if count == most), key=len)
     if len(best) < 2 or best[0] == "":
@@ -196,14 +196,14 @@ def load_objective(objective: Objective, saved: Checkpoint) -> None:
 
 def load_exactly(module: nn.Module | dict[str, Tensor], state: Mapping[str, Tensor], source: str) -> None:
     """Load a state whose names and shapes must all match. source: file for messages. Raises CheckpointError otherwise."""
-    own = module.state_dict() if isinstance(module, nn.Module) else module
-    wrong = sorted(set(own) ^ set(state)) + [
-        name for name in own if name in state and own[name].shape != state[name].shape
+    expected = module.state_dict() if isinstance(module, nn.Module) else module
+    wrong = sorted(set(expected) ^ set(state)) + [
+        name for name in expected if name in state and expected[name].shape != state[name].shape
     ]
     if wrong:
         raise CheckpointError(f"{source} does not fit the model built from its own config: {listing(wrong)}")
     with torch.no_grad():
-        for name, tensor in own.items():
+        for name, tensor in expected.items():
             tensor.copy_(state[name])
 
 

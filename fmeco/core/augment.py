@@ -15,12 +15,12 @@ class Augment(ABC):
 
     @property
     def per_sample(self) -> bool:
-        """Whether `sample` changes anything. If not, a split in memory is cut into batches without calling it."""
+        """Tell whether `sample` changes anything. If not, a split in memory is cut into batches without calling it."""
         return type(self).sample is not Augment.sample
 
     @property
     def varies(self) -> bool:
-        """Whether `sample` or `batch` changes anything."""
+        """Tell whether `sample` or `batch` changes anything."""
         return self.per_sample or type(self).batch is not Augment.batch
 
     def for_view(self, view: View) -> Augment:

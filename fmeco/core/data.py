@@ -66,10 +66,11 @@ class DataSpec:
 
     @property
     def ragged(self) -> bool:
-        """Whether samples may differ in length."""
+        """Tell whether samples may differ in length."""
         return any(spec.ragged for spec in self.inputs.values())
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON, for meta.json."""
         return dataclasses.asdict(self)
 
     @staticmethod
@@ -260,6 +261,7 @@ class Batch:
 
 
 def _aligned(x: Tensor) -> Tensor:
+    """Copy a tensor unless it begins at a multiple of 64 bytes, as a newly allocated one does."""
     return x if x.data_ptr() % 64 == 0 else x.clone()
 
 

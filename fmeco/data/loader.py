@@ -76,6 +76,7 @@ class Loader:
         return self._micros[step % len(self.steps)]
 
     def _part(self, start: int, end: int) -> list[tuple[int, int]]:
+        """Split this rank's share of the step start..end-1 into micro-batches."""
         first, last = share(end - start, self.rank, self.world)
         return [(start + first + a, start + first + b) for a, b in chunks(last - first, self.micro_batch)]
 
@@ -115,6 +116,7 @@ class Loader:
                 yield from [batch] if len(sizes) == 1 else batch.split(sizes)
 
     def _prepare(self, batch: Batch) -> Batch:
+        """Augment and normalise a batch on its device. Raises DataError if it has unreadable samples not to be skipped."""
         if batch.skipped and self.on_bad_sample == "error":
             raise unreadable(batch)
         if len(batch) == 0:

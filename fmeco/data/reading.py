@@ -298,6 +298,7 @@ class Threads:
 
 
 def _start_worker(worker: int) -> None:
+    """Set up a loader worker: one torch thread, and no reaction to the signals that stop a run."""
     torch.set_num_threads(1)
     # A scheduler signals the whole process group. The main process decides when to stop, and needs its workers until then.
     for number in STOPPING:

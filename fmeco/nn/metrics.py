@@ -11,18 +11,18 @@ from torch import Tensor
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # as in https://arxiv.org/abs/2104.14294, appendix F
 
 
-def votes(alike: Tensor, labels: Tensor, classes: int) -> Tensor:
+def votes(similarity: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Sum weighted votes (n, C) of the 20 nearest samples (weighted k-nearest neighbours).
 
-    alike: (n, N) cosine similarities s to N samples; a neighbour's vote has the weight exp(s / 0.07).
+    similarity: (n, N) cosine similarities s to N samples; a neighbour's vote has the weight exp(s / 0.07), up to a factor.
     labels: (N,) classes of the N samples.
     classes: C.
 
     https://arxiv.org/abs/1805.01978 section 3.4.
     """
-    near, at = alike.topk(min(NEIGHBOURS, alike.shape[1]), 1)  # (n, k)
+    near, at = similarity.topk(min(NEIGHBOURS, similarity.shape[1]), 1)  # (n, k)
     weight = ((near - 1) / TEMPERATURE).exp()
-    return torch.zeros(len(alike), classes).scatter_add_(1, labels[at], weight)
+    return torch.zeros(len(similarity), classes).scatter_add_(1, labels[at], weight)
 
 
 def roc_auc(scores: Tensor, positive: Tensor) -> float:
@@ -110,8 +110,8 @@ def effective_rank(x: Tensor) -> float:
 def neighbours_agree(x: Tensor, labels: Tensor) -> float:
     """Compute the leave-one-out accuracy of `votes` on vectors (N, D) with classes (N,)."""
     x = F.normalize(x, dim=1)
-    alike = (x @ x.T).fill_diagonal_(-math.inf)  # a sample's vote for itself gets the weight exp(-inf) = 0
-    predicted = votes(alike, labels, int(labels.max()) + 1).argmax(1)
+    similarity = (x @ x.T).fill_diagonal_(-math.inf)  # a sample's vote for itself gets the weight exp(-inf) = 0
+    predicted = votes(similarity, labels, int(labels.max()) + 1).argmax(1)
     return float((predicted == labels).double().mean())
 
 
@@ -134,5 +134,5 @@ def uniformity(x: Tensor) -> float:
 
 def retrieved(one: Tensor, other: Tensor) -> float:
     """Compute the share of samples whose nearest vector in `other` (N, D) to their vector in `one` (N, D) is their own."""
-    alike = F.normalize(one, dim=1) @ F.normalize(other, dim=1).T
-    return float((alike.argmax(1) == torch.arange(len(one))).double().mean())
+    similarity = F.normalize(one, dim=1) @ F.normalize(other, dim=1).T
+    return float((similarity.argmax(1) == torch.arange(len(one))).double().mean())

@@ -73,7 +73,7 @@ class Plugin:
 
     @property
     def built_in(self) -> bool:
-        """Whether the plug-in ships with fmeco."""
+        """Tell whether the plug-in ships with fmeco."""
         return self.module.startswith("fmeco.")
 
     @property
@@ -237,7 +237,7 @@ def add(path: Path) -> list[Plugin]:
 
 
 def add_file(path: Path) -> Plugin:
-    """Register the plug-in of one file under the file's name; its kind is in a line KIND = "objective". Raises ConfigError."""
+    """Register the plug-in of one file under the file's name. The file's line KIND = "..." names its kind. Raises ConfigError."""
     if not path.is_file():
         raise ConfigError(f"--plugin {clean(path)}: no such file or folder")
     tree = parse_file(path)
