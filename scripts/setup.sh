@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 extras=$1
 stamp=.venv/fmeco-setup
-wanted="$extras $(cat pyproject.toml constraints.txt | cksum) $PWD"
+wanted="$extras $(cat pyproject.toml constraints.txt examples/pyproject.toml | cksum) $PWD"
 installed=$(cat "$stamp" 2>/dev/null || true)
 usable=
 if .venv/bin/python -c '' 2>/dev/null && [ "${installed##* }" = "$PWD" ]; then usable=yes; fi  # a moved .venv does not work
@@ -25,4 +25,7 @@ fi
 echo "Setting up .venv with $("$python" --version); on Linux, torch downloads about 3 GB and takes 5.5 GB on disk ..." >&2
 [ "$usable" ] || "$python" -m venv --clear .venv
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$extras]"
+case ",$extras," in
+    *,dev,*) .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable ./examples ;;  # for its tests
+esac
 echo "$wanted" > "$stamp"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import http.server
 import importlib.util
+import importlib.metadata
 import json
 import os
 import socket
@@ -25,6 +27,18 @@ from fmeco.cli import app as cli
 from fmeco.plugins import registry
 
 torch.set_num_threads(1)  # tests run side by side, and "same bits" is promised per thread count
+
+INSTALLED = registry._entry_points  # what installed packages add
+
+
+@functools.cache
+def _entry_points(kind: str) -> tuple[tuple[str, str], ...]:
+    """What packages add, apart from the one of examples/: a test of fmeco's own plug-ins is not about it."""
+    found = importlib.metadata.entry_points(group=f"fmeco.{kind}")
+    return tuple((one.name, one.module) for one in found if not one.module.startswith("fmeco_example."))
+
+
+registry._entry_points = _entry_points
 
 
 @dataclass

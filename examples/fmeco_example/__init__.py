@@ -1,0 +1,1 @@
+"""Plug-ins for fmeco: motions of a body, as an accelerometer measures them."""
