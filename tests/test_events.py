@@ -265,7 +265,7 @@ def test_a_sampled_loss_nears_that_of_all_items() -> None:
     mean = sum(loss(sampled, seed) for seed in range(100)) / 100
     assert mean == pytest.approx(loss(full, 0), abs=0.15)
     assert full.negatives is None and objective("next", spec_of(100_001)).negatives == 1000
-    for negatives, said in ((60, "60 of 60 items"), (61, "61 of 60 items")):
+    for negatives, said in ((60, "60, but there are only 60 items"), (61, "61, but there are only 60 items")):
         with pytest.raises(ConfigError, match=said):
             objective("next", spec, negatives=negatives)
     words = DataSpec("text", spec.inputs, preprocessing={"ids": 62})

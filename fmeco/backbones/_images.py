@@ -19,7 +19,7 @@ def image_input(spec: DataSpec, whose: str) -> tuple[str, tuple[int, int, int]]:
     images = [(name, described.shape) for name, described in spec.inputs.items() if len(described.shape) == 3]
     if len(images) != 1:
         raise ConfigError(
-            f"the backbone {whose} takes one image or spectrogram per sample; this dataset has {', '.join(spec.inputs)}",
+            f"the backbone {whose} takes images or spectrograms, one per sample; this dataset has {', '.join(spec.inputs)}",
             "speech encoders of hf/ take waveforms" if "waveform" in spec.inputs else "backbone: mlp takes tables",
         )
     name, (channels, height, width) = images[0]

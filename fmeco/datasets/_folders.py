@@ -33,7 +33,6 @@ def in_folders(
 ) -> Labelled:
     """Find files in class folders, and split them unless folders do.
 
-    kind: class that reads the files.
     whole: assign all files to the test split, unless there are folders for splits.
     path: folder of class folders, or of train/, val/ and test/.
     split_folders: split -> folder of class folders, instead of `path`.
