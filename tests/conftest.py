@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import http.server
-import importlib.util
 import importlib.metadata
+import importlib.util
 import json
 import os
 import socket
