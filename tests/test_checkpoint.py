@@ -366,6 +366,7 @@ def renamed(count: int) -> dict[str, Tensor]:
         (lambda: {"layers.0.weight": torch.zeros(4, 4)}, "resnet18"),
         (lambda: {}, "resnet18"),
         (lambda: {name: t for name, t in state().items() if "running" not in name}, "resnet18"),
+        (lambda: {name: t for name, t in state().items() if name != "layer4.1.conv2.weight"}, "resnet18"),
     ],
     ids=[
         "resnet18 into resnet50",
@@ -375,6 +376,7 @@ def renamed(count: int) -> dict[str, Tensor]:
         "an mlp",
         "nothing",
         "no statistics",
+        "four fifths of it",
     ],
 )
 def test_what_does_not_fit_is_refused(theirs: Callable[[], dict[str, Tensor]], into: str) -> None:
