@@ -69,7 +69,7 @@ MISTAKES = [
     Mistake("checkpoints/transplant.py", "before[sources]", "before[rows]", "test_checkpoint.py -k names"),
     Mistake("checkpoints/format.py", '!= entry["size"] or hashlib.sha256(body).hexdigest() != entry["sha256"]', '!= entry["size"]', "test_checkpoint.py -k byte"),
     Mistake("checkpoints/format.py", "in reversed(steps(folder))", "in steps(folder)", "test_resume.py -k damaged"),
-    Mistake("checkpoints/writer.py", 'tensor.to("cpu", copy=True)', 'tensor.to("cpu")', "test_speed.py test_checkpoint.py -k while"),
+    Mistake("checkpoints/writer.py", 'tensor.to("cpu", copy=True)', 'tensor.to("cpu")', "test_checkpoint.py -k snapshot"),
     Mistake("datasets/_splits.py", "min(max(round(len(members) * val), 1)", "min(max(int(len(members) * val), 1)", "test_properties.py -k shares"),
     Mistake("nn/metrics.py", "last - (counts.double() - 1) / 2", "last - counts.double() / 2", "test_losses.py -k scikit"),
     Mistake("nn/intervals.py", "[0.025, 0.975]", "[0.05, 0.95]", "test_transfer.py test_targets.py -k interval"),

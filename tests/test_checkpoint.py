@@ -125,6 +125,14 @@ def test_mutants_raise_one_class_of_error() -> None:
         assert refused > 300
 
 
+def test_a_snapshot_stays_as_it_is_while_training_goes_on() -> None:
+    weight = torch.arange(6.0)
+    taken = writer.snapshot({"w": weight, "tied": weight, "part": weight[:3]})
+    weight += 1
+    assert taken["w"].tolist() == [0, 1, 2, 3, 4, 5] and taken["part"].tolist() == [0, 1, 2]
+    assert taken["w"] is taken["tied"], "what shares memory is stored once"
+
+
 SAVER = """
 import sys, torch
 from pathlib import Path
