@@ -43,7 +43,7 @@ MISTAKES = [
     Mistake("core/training.py", "parameter.ndim > 1 and", "parameter.ndim > 0 and", "test_contract.py -k optimizer"),
     Mistake("core/training.py", "requires_grad_(scale > 0)", "requires_grad_(scale >= 0)", "test_transfer.py -k freezing_or_strategy"),
     Mistake("data/order.py", "parts = -(-n // size)", "parts = max(1, n // size)", "test_data.py -k order"),
-    Mistake("data/order.py", "rounds = place // len(members)", "rounds = place // (len(members) + 1)", "test_data.py -k order"),
+    Mistake("data/order.py", "rounds = place // len(members)", "rounds = place // (len(members) + 1)", "test_data.py -k balanced"),
     Mistake("data/order.py", "min(WINDOW, len(steps) // 4)", "min(WINDOW, len(steps) // 2)", "test_properties.py -k length"),
     Mistake("data/order.py", "return n * rank // world, n * (rank + 1) // world", "return n // world * rank, n // world * (rank + 1)", "test_text.py -k shared"),
     Mistake("data/loader.py", "((coins[:, orders].transpose(0, 1) + numbers) & 1)", "(coins[:, orders].transpose(0, 1) & 1)", "test_speed.py -k keys"),
@@ -69,11 +69,17 @@ MISTAKES = [
     Mistake("checkpoints/transplant.py", "before[sources]", "before[rows]", "test_checkpoint.py -k names"),
     Mistake("checkpoints/format.py", '!= entry["size"] or hashlib.sha256(body).hexdigest() != entry["sha256"]', '!= entry["size"]', "test_checkpoint.py -k byte"),
     Mistake("checkpoints/format.py", "in reversed(steps(folder))", "in steps(folder)", "test_resume.py -k damaged"),
-    Mistake("checkpoints/writer.py", 'tensor.to("cpu", copy=True)', 'tensor.to("cpu")', "test_speed.py test_checkpoint.py -k while"),
+    Mistake("checkpoints/writer.py", 'tensor.to("cpu", copy=True)', 'tensor.to("cpu")', "test_checkpoint.py -k snapshot"),
     Mistake("datasets/_splits.py", "min(max(round(len(members) * val), 1)", "min(max(int(len(members) * val), 1)", "test_properties.py -k shares"),
     Mistake("nn/metrics.py", "last - (counts.double() - 1) / 2", "last - counts.double() / 2", "test_losses.py -k scikit"),
     Mistake("nn/intervals.py", "[0.025, 0.975]", "[0.05, 0.95]", "test_transfer.py test_targets.py -k interval"),
     Mistake("config/parser.py", "if key in out:", "if key in ():", "test_config.py"),
+    Mistake("datasets/_columns.py", "list(map(str.strip, values))", "list(values)", "test_properties.py -k cells"),
+    Mistake("datasets/_columns.py", "map(str.lower, map(str.strip, column))", "map(str.strip, column)", "test_properties.py -k numbers"),
+    Mistake("datasets/_splits.py", "np.isin(each, at)", "np.isin(each, at[1:])", "test_properties.py -k group"),
+    Mistake("datasets/_splits.py", 'np.argsort(ranks(names, "split"), kind="stable")', "np.arange(len(names))", "test_properties.py -k names"),
+    Mistake("config/parser.py", "except yaml.YAMLError as error:", "except yaml.MarkedYAMLError as error:", "test_properties.py -k tree"),
+    Mistake("config/parser.py", "return float(text)", "return text", "test_properties.py -k plain"),
 ]  # fmt: skip
 
 

@@ -125,6 +125,14 @@ def test_mutants_raise_one_class_of_error() -> None:
         assert refused > 300
 
 
+def test_a_snapshot_stays_as_it_is_while_training_goes_on() -> None:
+    weight = torch.arange(6.0)
+    taken = writer.snapshot({"w": weight, "tied": weight, "part": weight[:3]})
+    weight += 1
+    assert taken["w"].tolist() == [0, 1, 2, 3, 4, 5] and taken["part"].tolist() == [0, 1, 2]
+    assert taken["w"] is taken["tied"], "what shares memory is stored once"
+
+
 SAVER = """
 import sys, torch
 from pathlib import Path
@@ -366,6 +374,7 @@ def renamed(count: int) -> dict[str, Tensor]:
         (lambda: {"layers.0.weight": torch.zeros(4, 4)}, "resnet18"),
         (lambda: {}, "resnet18"),
         (lambda: {name: t for name, t in state().items() if "running" not in name}, "resnet18"),
+        (lambda: {name: t for name, t in state().items() if name != "layer4.1.conv2.weight"}, "resnet18"),
     ],
     ids=[
         "resnet18 into resnet50",
@@ -375,6 +384,7 @@ def renamed(count: int) -> dict[str, Tensor]:
         "an mlp",
         "nothing",
         "no statistics",
+        "four fifths of it",
     ],
 )
 def test_what_does_not_fit_is_refused(theirs: Callable[[], dict[str, Tensor]], into: str) -> None:

@@ -256,6 +256,16 @@ def test_order_and_keys() -> None:
     assert chunks(1, 32) == [(0, 1)]
 
 
+def test_a_balanced_epoch_repeats_no_sample_before_all_of_its_class_was_shown() -> None:
+    labels = torch.tensor([0] * 21 + [1] * 7)  # 14 of each class in an epoch
+    for epochs in range(1, 7):
+        drawn = torch.cat([epoch_order(28, 3, epoch, labels) for epoch in range(epochs)])
+        counts = drawn.bincount(minlength=28)
+        assert counts[21:].tolist() == [2 * epochs] * 7
+        whole, begun = divmod(14 * epochs, 21)
+        assert sorted(counts[:21].tolist()) == [whole] * (21 - begun) + [whole + 1] * begun
+
+
 def test_float_pixels_are_refused_and_sixteen_bits_are_a_fixed_rule() -> None:
     for value in (250, 260):
         Image.fromarray(np.full((20, 20), value, "uint16")).save("deep.png")

@@ -22,10 +22,10 @@ from .conftest import tiny
 LR = 0.1
 
 
-def head(out: str, **train: Any) -> dict[str, torch.Tensor]:
+def head(out: str, weights: dict[str, float] | None = None, **train: Any) -> dict[str, torch.Tensor]:
     """The head after one step of plain gradient descent over all 60 samples, 20 of each of three classes."""
     config = tiny(
-        objective={"name": "classification", "class_weights": {"0": 5.0}},
+        objective={"name": "classification", "class_weights": weights},
         optimizer={"name": "sgd", "lr": LR, "momentum": 0.0, "weight_decay": 0.0},
         schedule={"name": "constant", "warmup": 0.0},
         train={"epochs": 1, "batch_size": 60, "precision": "fp32", **train},
@@ -37,13 +37,15 @@ def head(out: str, **train: Any) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("micro", [60, 7])
 def test_a_step_follows_the_gradient_of_the_weighted_mean(micro: int) -> None:
     """From a head of zeros each class has a third: the gradient of a bias is 1/3 less the class's share of the weight."""
-    found = head("run", micro_batch=micro)
+    found = head("run", {"0": 5.0}, micro_batch=micro)
     share = torch.tensor([5.0, 1.0, 1.0]) / 7
     assert torch.allclose(found["head.bias"], -LR * (1 / 3 - share), atol=1e-6)
 
 
-def test_a_gradient_is_clipped_to_its_norm_and_never_stretched() -> None:
-    free, loose, tight = head("free"), head("loose", clip_norm=1e4), head("tight", clip_norm=0.01)
+@pytest.mark.parametrize("weights", [None, {"0": 5.0}])  # a number, and a tensor that is not waited for
+def test_a_gradient_is_clipped_to_its_norm_and_never_stretched(weights: dict[str, float] | None) -> None:
+    limits: dict[str, float | None] = {"free": None, "loose": 1e4, "tight": 0.01}
+    free, loose, tight = (head(out, weights, clip_norm=limit) for out, limit in limits.items())
     for name, tensor in free.items():
         assert torch.equal(tensor, loose[name]), "a norm below the limit is left alone"
     # The backbone behind a head of zeros has no gradient yet.
