@@ -7,7 +7,7 @@
                             expected.safetensors: the tensors of its last checkpoint, once a copy of it was resumed
                             expected.json: the metrics of its best checkpoint then, its log, and the machine
 
-tests/test_golden.py loads and resumes them. An entry that exists is left as it is: the files are worth something because
+tests/checkpoints/test_golden.py loads and resumes them. An entry that exists is left as it is: the files are worth something because
 old code made them, so add entries, and give a new format a folder of its own. The data are generated, or scikit-learn's
 digits. Only the public API, config keys and file formats are used here, so that the script outlives what is inside.
 """

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set up, then lint, types and tests. Arguments go to pytest: bash scripts/test.sh tests/test_data.py -k bomb
+# Set up, then lint, types and tests. Arguments go to pytest: bash scripts/test.sh tests/data/test_data.py -k bomb
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 bash "$here/scripts/setup.sh" dev,plots,tables,tensorboard,timm,audio,text,hf
