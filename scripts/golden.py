@@ -7,7 +7,7 @@
                             expected.safetensors: tensors of the last checkpoint after a copy of the run was resumed
                             expected.json: metrics of its best checkpoint, its log, and the machine
 
-tests/test_golden.py loads and resumes them. Existing entries are never rewritten, as their value is that old code made
+tests/checkpoints/test_golden.py loads and resumes them. Existing entries are never rewritten, as their value is that old code made
 them: add entries, and use a new folder for a new format. The data is generated, or scikit-learn's digits. The script
 uses only the public API, config keys and file formats, so that it survives changes of the internals.
 """

@@ -29,7 +29,7 @@ class Mistake(NamedTuple):
     file: str  # below fmeco/
     old: str
     new: str
-    tests: str  # words of pytest's command line; files below tests/
+    tests: str  # words of pytest's command line; files anywhere below tests/
 
 
 MISTAKES = [
@@ -93,13 +93,13 @@ class Failures:
     def pytest_runtest_logreport(self, report: Any) -> None:
         self.passed += report.when == "call" and report.passed
         if report.failed and not self.failed:
-            self.failed = report.nodeid.removeprefix("tests/")
+            self.failed = report.nodeid.rpartition("/")[2]
 
 
-def words(tests: str) -> list[str]:
+def words(copy: Path, tests: str) -> list[str]:
     """`a.py b.py -k one_or_two` as words for pytest; `_or_` is its `or`."""
     files, _, chosen = tests.partition(" -k ")
-    found = [f"tests/{name}" for name in files.split()]
+    found = [str(path.relative_to(copy)) for name in files.split() for path in (copy / "tests").rglob(name)]
     return [*found, *(("-k", chosen.replace("_or_", " or ")) if chosen else ())]
 
 
@@ -116,7 +116,7 @@ def run_tests(copy: Path, tests: str) -> str:
                 os.dup2(output.fileno(), stream)
             os.chdir(copy)
             sys.path.insert(0, str(copy))
-            code = pytest.main(["-x", "-p", "no:cacheprovider", "-p", "no:xdist", *words(tests)], plugins=[found])
+            code = pytest.main(["-x", "-p", "no:cacheprovider", "-p", "no:xdist", *words(copy, tests)], plugins=[found])
             if code in (0, 1):
                 answer.write_text(found.failed if code == 1 else "" if found.passed else "no test was run", "utf-8")
             sys.stdout.flush()

@@ -2,7 +2,7 @@
 
 python scripts/sweep.py [NAME ...]
 
-tests/test_contract.py asks the same of the small ones.
+tests/plugins/test_contract.py asks the same of the small ones.
 """
 
 from __future__ import annotations

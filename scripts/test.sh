@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set up, then run linters, type checks and tests. Arguments go to pytest: bash scripts/test.sh tests/test_data.py -k bomb
+# Set up, then run linters, type checks and tests. Arguments go to pytest: bash scripts/test.sh tests/data/test_data.py -k bomb
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 bash "$root/scripts/setup.sh" dev,docs,plots,tables,tensorboard,timm,audio,text,hf

@@ -1,0 +1,122 @@
+"""Several processes that train one model: real ones, over gloo."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import fmeco as api
+from fmeco.checkpoints import format as checkpoint
+from tests.conftest import Answer, photos, process, tiny, write
+
+DOUBLE = '''
+"""Cross-entropy in float64, for sums that can be compared."""
+KIND = "objective"
+import torch
+from fmeco.core import Backbone, Batch, DataSpec, Loss, Objective
+
+def build(backbone: Backbone, spec: DataSpec) -> Objective:
+    return Double(backbone, len(spec.targets["label"].classes))
+
+class Double(Objective):
+    directions = {"loss": "min"}
+    def __init__(self, backbone, classes):
+        super().__init__()
+        self.backbone = backbone
+        self.head = torch.nn.Linear(backbone.width, classes)
+        self.double()
+    def logits(self, batch): return self.head(self.backbone({k: x.double() for k, x in batch.views[0].items()}).vector)
+    def loss(self, batch):
+        return Loss(torch.nn.functional.cross_entropy(self.logits(batch), batch.target["label"], reduction="sum"), float(len(batch)))
+    def rows(self, batch): return {"logits": self.logits(batch), "label": batch.target["label"]}
+    def metrics(self, rows): return {"loss": float(torch.nn.functional.cross_entropy(rows["logits"], rows["label"]))}
+'''
+
+
+def weights(run: str) -> dict[str, torch.Tensor]:
+    saved = checkpoint.open_checkpoint(Path(run, "checkpoints/last").resolve())
+    return {**saved.tensors("backbone"), **saved.tensors("objective")}
+
+
+def numbers(run: str) -> list[dict[str, float]]:
+    """What a run logged, but for its times."""
+    found = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
+    left_out = ("kind", "samples_per_second", "data_share")
+    return [{k: v for k, v in line.items() if k not in left_out} for line in found if line["kind"] != "time"]
+
+
+def test_two_ranks_do_what_one_does(fmeco: Callable[..., Answer]) -> None:
+    """Uneven steps, accumulation, and clipping: in float64 the weights are those of one process."""
+    Path("double.py").write_text(DOUBLE)
+    config = tiny(
+        objective="double",
+        backbone={"name": "mlp", "hidden": [8], "batch_norm": False},
+        optimizer={"name": "sgd", "lr": 0.1},
+        train={"batch_size": 13, "micro_batch": 3, "clip_norm": 0.5, "epochs": 3, "log_every": 2},
+    )
+    path = write("c.yaml", config)
+    command = ("pretrain", path, "--plugin", "double.py", "--json", "--out")
+    alone = fmeco(*command, "one")
+    child = process(*command, "two", "--nproc", "2")
+    out, err = child.communicate(timeout=120)
+    for code, answer, said in ((alone.code, alone.out, alone.err), (child.returncode, out, err)):
+        assert code == 0, said
+        assert set(json.loads(answer)) == {"run", "checkpoint", "metrics", "seconds"}, "one rank speaks"
+        assert said.count("epoch 1,") == 1
+    one, two = weights("one"), weights("two")
+    assert all(tensor.dtype == torch.float64 for tensor in one.values())
+    for name, tensor in one.items():
+        assert torch.allclose(tensor, two[name], rtol=0, atol=1e-12), name
+    for a, b in zip(numbers("one"), numbers("two"), strict=True):
+        assert a == pytest.approx(b, rel=1e-6), "rows and sums are gathered"
+
+
+def test_a_rank_that_is_killed_ends_the_job_and_another_number_of_ranks_goes_on() -> None:
+    bad = photos(Path("p"), each=12)
+    (bad / "red" / "broken.jpg").write_bytes(b"no image")
+    config = {
+        "dataset": {"name": "image_folder", "path": str(bad), "image_size": 8},
+        "backbone": {"name": "mlp", "hidden": [16]},
+        "train": {"epochs": 4000, "batch_size": 8, "save_every": 20, "on_bad_sample": "skip", "tensorboard": False},
+        "evaluate": {"every": 500},
+    }
+    path = write("c.yaml", config)
+    child = process("pretrain", path, "--out", "run", "--nproc", "2")
+    deadline = time.monotonic() + 90
+    while len(checkpoint.steps(Path("run/checkpoints"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    ranks = subprocess.run(["pgrep", "-P", str(child.pid)], capture_output=True, text=True).stdout.split()
+    assert len(ranks) == 2
+    os.kill(int(ranks[1]), signal.SIGKILL)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 6, err
+    assert "rank was killed by SIGKILL" in err
+    assert "fmeco resume" in err
+    done = checkpoint.newest(Path("run/checkpoints"), print)
+    assert done is not None
+
+    child = process("resume", "run", "--nproc", "2")
+    trained = Path("run/metrics.jsonl")
+    deadline = time.monotonic() + 90
+    while "resuming run at" not in Path("run/run.log").read_text() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    size = trained.stat().st_size  # as the checkpoint left it
+    while trained.stat().st_size <= size and time.monotonic() < deadline:
+        time.sleep(0.1)
+    child.send_signal(signal.SIGTERM)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 75, err
+    assert f"resuming run at step {done.meta['step']}" in err
+    calls = iter(range(10))
+    with pytest.raises(api.FmecoError, match="everything is saved"):
+        api.resume("run", stop=lambda: next(calls) > 5)
+    assert "this run used 2 ranks and now has 1" in Path("run/run.log").read_text()
+    assert "broken.jpg" in Path("run/bad_samples.txt").read_text()
