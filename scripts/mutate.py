@@ -1,6 +1,6 @@
 """Whether the tests see mistakes: change one line of the core at a time, in a copy, and run the tests that should notice.
 
-    python scripts/mutate.py [PART OF A FILE'S NAME]     some minutes; exit code 1 where more than a tenth go unseen
+    python scripts/mutate.py [PART OF A FILE'S NAME OR OF A LINE]     some minutes; exit code 1 where more than a tenth go unseen
 
 Each mistake is a file, a text that it has once, and what stands there instead; and the tests that are run for it: files, or
 file and -k, as pytest takes them. A line that was rewritten is an error here: write the mistake anew.
@@ -33,12 +33,12 @@ class Mistake(NamedTuple):
 
 
 MISTAKES = [
-    Mistake("core/target.py", "missing=len(values) - int(here.sum())", "missing=int(here.sum())", "test_losses.py test_targets.py"),
+    Mistake("core/target.py", "missing=len(values) - int(present.sum())", "missing=int(present.sum())", "test_losses.py test_targets.py"),
     Mistake("core/target.py", "std(correction=0)", "std(correction=1)", "test_losses.py test_targets.py"),
     Mistake("core/random.py", "(mix(keys, stream) >> 40)", "(mix(keys, stream) >> 41)", "test_data.py -k order"),
     Mistake("core/random.py", "h = ((h ^ (h >> 27))", "h = ((h ^ (h >> 26))", "test_speed.py -k keys"),
     Mistake("core/data.py", "mul_(factor).sub_(offset)", "mul_(factor).add_(offset)", "test_speed.py -k standardized"),
-    Mistake("core/data.py", '0 if want.dtype == "int64" else', '0 if want.dtype != "int64" else', "test_text.py -k fit"),
+    Mistake("core/data.py", '0 if wanted.dtype == "int64" else', '0 if wanted.dtype != "int64" else', "test_text.py -k fit"),
     Mistake("core/data.py", "values[end - n : end]", "values[end - n : end - 1]", "test_ctc.py test_targets.py"),
     Mistake("core/training.py", "parameter.ndim > 1 and", "parameter.ndim > 0 and", "test_contract.py -k optimizer"),
     Mistake("core/training.py", "requires_grad_(scale > 0)", "requires_grad_(scale >= 0)", "test_transfer.py -k freezing_or_strategy"),
@@ -59,10 +59,10 @@ MISTAKES = [
     Mistake("training/step.py", "            module.eval()", "            module.train()", "test_transfer.py -k strategy"),
     Mistake("training/loop.py", "if score < s.state.best - s.error:", "if score < s.state.best:", "test_steps.py"),
     Mistake("training/loop.py", "s.state.waited += 1", "s.state.waited += 0", "test_steps.py"),
-    Mistake("training/loop.py", 'group["base_lr"] * factor', 'group["base_lr"]', "test_transfer.py test_golden.py -k rates_or_stopped"),
+    Mistake("training/loop.py", 'group["base_lr"] * float(factor)', 'group["base_lr"]', "test_transfer.py test_golden.py -k rates_or_stopped"),
     Mistake("training/session.py", "min(decay, (1 + step) / (10 + step))", "max(decay, (1 + step) / (10 + step))", "test_golden.py -k ema"),
     Mistake("assembly/optimizer.py", 'decay if g["decay"] else 0.0', "decay", "test_contract.py -k optimizer"),
-    Mistake("assembly/optimizer.py", 'group["lr"] * scale for scale', 'group["lr"] for scale', "test_contract.py -k moments"),
+    Mistake("assembly/optimizer.py", "base * scale for scale", "base for scale", "test_contract.py -k moments"),
     Mistake("assembly/data.py", "sorted(validated - trained)", "sorted(trained - validated)", "test_errors.py test_targets.py -k never_or_class"),
     Mistake("assembly/measures.py", '1 if directions[best] == "max" else -1', "1", "test_steps.py"),
     Mistake("checkpoints/transplant.py", "MINIMUM = 0.95", "MINIMUM = 0.5", "test_checkpoint.py -k refused"),
@@ -76,7 +76,7 @@ MISTAKES = [
     Mistake("config/parser.py", "if key in out:", "if key in ():", "test_config.py"),
     Mistake("datasets/_columns.py", "list(map(str.strip, values))", "list(values)", "test_properties.py -k cells"),
     Mistake("datasets/_columns.py", "map(str.lower, map(str.strip, column))", "map(str.strip, column)", "test_properties.py -k numbers"),
-    Mistake("datasets/_splits.py", "np.isin(each, at)", "np.isin(each, at[1:])", "test_properties.py -k group"),
+    Mistake("datasets/_splits.py", "np.isin(codes, at)", "np.isin(codes, at[1:])", "test_properties.py -k group"),
     Mistake("datasets/_splits.py", 'np.argsort(ranks(names, "split"), kind="stable")', "np.arange(len(names))", "test_properties.py -k names"),
     Mistake("config/parser.py", "except yaml.YAMLError as error:", "except yaml.MarkedYAMLError as error:", "test_properties.py -k tree"),
     Mistake("config/parser.py", "return float(text)", "return text", "test_properties.py -k plain"),
@@ -136,7 +136,7 @@ def run_tests(copy: Path, tests: str) -> str:
 
 def main() -> int:
     asked = sys.argv[1] if len(sys.argv) > 1 else ""
-    chosen = [one for one in MISTAKES if asked in one.file]
+    chosen = [one for one in MISTAKES if asked in f"{one.file} {one.old}"]
     sys.dont_write_bytecode = True  # a file that changes back within a second must not be run as it was
     os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     import scipy.optimize  # noqa: F401  # what takes long to import is imported once

@@ -90,7 +90,7 @@ def test_its_config_trains_and_the_checkpoint_predicts(
     absent = fmeco("predict", "run", "resting.csv")
     assert absent.code == 2
     assert "run needs backbones/dilated, objectives/prototypes: --plugin FILE.py" in absent.err
-    assert "those of an installed package are found without it" in absent.err
+    assert "plug-ins of installed packages need no --plugin" in absent.err
     again = fmeco("predict", "run", "resting.csv", "--plugin", EXAMPLES / "fmeco_example", "--json")
     assert again.json["predictions"][0]["prediction"] == "resting", "a package's folder serves as well"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from fmeco.assembly.model import roles_of
 from fmeco.config.run_config import Choice
 from fmeco.core.data import Data
 from fmeco.core.model import Objective
-from fmeco.core.training import Constraint, Roles, Transfer
+from fmeco.core.training import Constraint, Transfer, checked
 from fmeco.errors import ConfigError, listing
 from fmeco.testing.bench import Bench, batches
 from fmeco.testing.report import Broken, Checks
@@ -23,11 +22,7 @@ def checks(choice: Choice, bench: Bench) -> Checks:
     """Check a strategy on a small model."""
     objective, data = _model(bench)
     roles = roles_of(objective)
-    transfer = choice.build(roles=dict(roles))
-    if not isinstance(transfer, Transfer):
-        raise Broken(f"build() must return a core.Transfer, not {type(transfer).__name__}")
-    if not (yield "phases", functools.partial(_phases, transfer, roles)):
-        return
+    transfer = checked(choice.build(roles=dict(roles)), roles, choice.plugin.file.name)
     yield "what is trained", functools.partial(_trained, transfer)
     if transfer.bind is not None:
         yield "constraint", functools.partial(_constraint, transfer, objective, data)
@@ -43,21 +38,6 @@ def _model(bench: Bench) -> tuple[Objective, Data]:
                 continue
             return objective, data
     raise Broken("no model could be built for the data there is")
-
-
-def _phases(transfer: Transfer, roles: Roles) -> str | None:
-    if not transfer.phases:
-        raise Broken("Transfer.phases is empty")
-    for number, phase in enumerate(transfer.phases, 1):
-        if missing := [name for name in roles if name not in phase.scales]:
-            raise Broken(f"phase {number} has no scale for {listing(missing, 3)}; 0 freezes a parameter")
-        if strange := [name for name in phase.scales if name not in roles]:
-            raise Broken(f"phase {number} has a scale for {listing(strange, 3)}, which is no parameter")
-        if wrong := [name for name, scale in phase.scales.items() if not (math.isfinite(scale) and scale >= 0)]:
-            raise Broken(f"phase {number}: the scale of {wrong[0]} is {phase.scales[wrong[0]]}")
-        if not (math.isfinite(phase.share) and phase.share > 0):
-            raise Broken(f"phase {number}: its share of the run is {phase.share}, not above 0")
-    return f"{len(transfer.phases)}"
 
 
 def _trained(transfer: Transfer) -> str | None:

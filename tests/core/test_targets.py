@@ -68,7 +68,7 @@ def test_a_class_that_only_validation_has_is_never_learned() -> None:
     label = train.targets["label"]
     assert isinstance(label, torch.Tensor)
     train.targets = {"label": label.clamp(max=1)}
-    with pytest.raises(DataError, match=r"no training samples of 2 \(label\), which the validation split has"):
+    with pytest.raises(DataError, match=r"no training samples of 2 \(label\), but the validation split has some"):
         described(data)
     train.targets, val = {"label": label}, data.split("val")
     val.targets = {"label": val.targets["label"].clamp(max=1)}  # type: ignore[union-attr]

@@ -15,7 +15,7 @@ from fmeco.testing import bench
 from fmeco.testing.check_plugin import check_plugin
 
 from ..conftest import write
-from ..test_check_plugin import documented
+from .test_check_plugin import documented
 
 # (the documentation's file, what is replaced, by what, the line that says it)
 DATASET = [
@@ -146,12 +146,12 @@ AUGMENT = [
 ]  # fmt: skip
 OPTIMIZER = [
     ("return Lion(params,", "for group in params:\n        group['lr'] = lr * group['scale']\n    return Lion(params,", "rates: with a scale of 0.5 for its first layer, 0.weight has the rate"),
-    ("return Lion(params,", "params[0]['params'].pop()\n    params[0]['names'].pop()\n    return Lion(params,", "rates: no group has the parameters 0.weight"),
+    ("return Lion(params,", "params[0]['params'].pop()\n    params[0]['names'].pop()\n    return Lion(params,", "the optimizer that build() returns would not train 0.weight"),
     ("return Lion(params,", "return dict(params=", "build() must return a torch.optim.Optimizer"),
     ("p.add_(average.lerp(p.grad, 0.1).sign(), alpha=-group[\"lr\"])", "pass", "a step: a step does not move"),
     ("alpha=-group[\"lr\"]", "alpha=-1e-3", "a step: a step at lr 0 moves"),
     ("self.state[p].setdefault", "self.__dict__.setdefault('own', {}).setdefault(p, {}).setdefault", "saving and loading: after loading its state"),
-    ("average = self.state", "self.state[p]['kept'] = {1, 2}\n                    average = self.state", "saving and loading: its state takes tensors and plain numbers"),
+    ("average = self.state", "self.state[p]['kept'] = {1, 2}\n                    average = self.state", "saving and loading: optimizer: the state of Lion cannot be saved: 'kept' of a parameter's state is a set"),
 ]  # fmt: skip
 SCHEDULE = [
     ("return min(", "return -min(", "over a run: step 0 of 100: the factor on the learning rate is -0.001"),
@@ -161,13 +161,13 @@ SCHEDULE = [
     ("return min(", "import random\n    return random.random() + min(", "twice the same: step 50 of 100: another factor the second time"),
 ]  # fmt: skip
 STRATEGY = [
-    ("for name, role in roles.items()}", "for name, role in roles.items() if role.depth}", "phases: phase 1 has no scale for"),
-    ("    return Transfer(", "    scales['x'] = 1.0\n    return Transfer(", "phases: phase 1 has a scale for x, which is no parameter"),
-    ("float(role.depth is None", "-float(role.depth is None", "phases: phase 1: the scale of"),
-    ("Phase(scales),", "Phase(scales, 0.0),", "phases: phase 1: its share of the run is 0.0, not above 0"),
-    ("(Phase(scales),)", "()", "phases: Transfer.phases is empty"),
+    ("for name, role in roles.items()}", "for name, role in roles.items() if role.depth}", "build: surgical.py: phase 1 gives no scale for"),
+    ("    return Transfer(", "    scales['x'] = 1.0\n    return Transfer(", "build: surgical.py: phase 1 gives a scale for x, which the model has not"),
+    ("float(role.depth is None", "-float(role.depth is None", "build: transfer.strategy: the scale of"),
+    ("Phase(scales),", "Phase(scales, 0.0),", "build: transfer.strategy: the share of a phase is 0.0"),
+    ("(Phase(scales),)", "()", "build: surgical.py: build() must return Transfer("),
     ("float(role.depth is None", "0 * float(role.depth is None", "what is trained: phase 1 trains nothing: every scale is 0"),
-    ("return Transfer((Phase(scales),))", "return scales", "build: build() must return a core.Transfer, not dict"),
+    ("return Transfer((Phase(scales),))", "return scales", "build: surgical.py: build() must return Transfer("),
 ]  # fmt: skip
 BROKEN = [
     *(("dna.py", *one) for one in DATASET),
@@ -208,8 +208,8 @@ def test_a_broken_promise_is_one_line(file: str, before: str, after: str, said: 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("def build(spec): ...", 'read: /p.py: a plug-in file says its kind, as in: KIND = "objective"'),
-        ('KIND = "augment"\ndef build(*, x): ...', "x has no type"),
+        ("def build(spec): ...", 'read: /p.py: a plug-in file needs a line with its kind, such as: KIND = "objective"'),
+        ('KIND = "augment"\ndef build(*, x): ...', "x needs a type annotation"),
         ('KIND = "augment"\ndef build(): ...', "read: the file has no docstring, which `fmeco list` shows"),
         ('"""A."""\nimport nothing_of_that_name\nKIND = "augment"\ndef build(): ...', "could not be imported"),
         ('"""A."""\nKIND = "augment"\nOPEN = True\ndef build(arch): ...', "OPEN takes any name, and NAMES has none"),
