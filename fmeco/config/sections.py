@@ -19,7 +19,7 @@ class Train(BaseModel):
     model_config = STRICT
     epochs: Annotated[
         float | None,
-        Doc("passes over the training data; null = given by steps or budget, or the command's default"),
+        Doc("passes over the training data; null = set by steps or budget; without them, the command's default"),
         Gt(0),
     ] = None
     steps: Annotated[int | None, Doc("number of optimizer steps, instead of epochs"), Gt(0)] = None
@@ -41,7 +41,9 @@ class Train(BaseModel):
     ] = None
     micro_batch: Annotated[
         int | Literal["auto"],
-        Doc("samples per forward pass of a rank; gradients add up to batch_size; auto = batch_size, at most 256"),
+        Doc(
+            "samples per forward pass of a rank; gradients are summed until batch_size samples are done; auto = batch_size, at most 256"
+        ),
     ] = "auto"
     device: Annotated[
         Literal["auto", "cpu", "cuda", "mps"], Doc("device to train on; auto = cuda if available, else mps, else cpu")
@@ -49,8 +51,8 @@ class Train(BaseModel):
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"],
         Doc(
-            "precision of the forward and backward pass; weights stay fp32. auto = bf16 on a GPU that supports it, else "
-            "fp32; on a CPU, runs longer than two minutes benchmark fp32 and bf16 briefly and use the faster"
+            "precision of the forward and backward pass; weights stay fp32. auto = bf16 on a GPU that supports it. On a CPU, "
+            "fp32, or bf16 if the run takes two minutes or longer and a short benchmark finds bf16 1.25 times as fast"
         ),
     ] = "auto"
     channels_last: Annotated[
@@ -61,21 +63,24 @@ class Train(BaseModel):
     workers: Annotated[
         int | Literal["auto"],
         Doc(
-            "loader processes; 0 = read with threads between training steps; auto = 0 on a CPU and for data that fits on "
-            "the device, otherwise chosen by a short benchmark"
+            "loader processes; 0 = read with threads between training steps; auto = 0 on a CPU, and for a split that "
+            "is kept on the device; otherwise a number chosen by a short benchmark"
         ),
     ] = "auto"
     cache: Annotated[
         str,
         Doc(
             "disk space, such as 20GB, to cache decoded samples for later epochs and runs; off = no cache; "
-            "auto = half of the free memory, at most a quarter of the free disk"
+            "auto = half of the free memory or a quarter of the free disk, whichever is smaller"
         ),
     ] = "auto"
     clip_norm: Annotated[float | None, Doc("clip the gradient norm to this value; null = no clipping"), Gt(0)] = None
     ema: Annotated[
         float | None,
-        Doc("decay of an exponential moving average (EMA) of the weights, to evaluate and save instead; null = off"),
+        Doc(
+            "decay of an exponential moving average (EMA) of the weights; this average is evaluated and saved instead of the "
+            "weights. null = off"
+        ),
         Gt(0),
         Lt(1),
     ] = None
@@ -97,7 +102,7 @@ class Train(BaseModel):
     ] = 1.0
     save_every: Annotated[
         int | Literal["auto"],
-        Doc("steps between checkpoints; auto = save at evaluations, if the last one is at least 20 seconds old"),
+        Doc("steps between checkpoints; auto = at evaluations, if the last checkpoint is more than 20 seconds old"),
     ] = "auto"
     keep: Annotated[int, Doc("number of newest checkpoints to keep besides the best"), Ge(1)] = 2
     log_every: Annotated[int, Doc("steps between lines of metrics.jsonl"), Ge(1)] = 10

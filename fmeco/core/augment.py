@@ -15,7 +15,7 @@ class Augment(ABC):
 
     @property
     def per_sample(self) -> bool:
-        """Tell whether `sample` changes anything. If not, a split in memory is cut into batches without calling it."""
+        """Tell whether `sample` changes anything. If not, batches of a split in memory are cut without calling `sample`."""
         return type(self).sample is not Augment.sample
 
     @property
@@ -24,7 +24,7 @@ class Augment(ABC):
         return self.per_sample or type(self).batch is not Augment.batch
 
     def for_view(self, view: View) -> Augment:
-        """Return the augmentation that makes this view. Raises ConfigError if it cannot make crops of such a size or area.
+        """Return the augmentation that makes this view. Raises ConfigError if it cannot crop to the view's size or area.
 
         A view whose size differs from the input's must be made by `sample`.
         """

@@ -44,7 +44,7 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class DataSpec:
-    """Describe a dataset as far as a trained model needs it. Stored in the checkpoint; compared by name and value.
+    """Describe a dataset as far as a trained model needs it. The checkpoint stores it.
 
     modality: "image", "table", ...
     inputs: name -> description of an input.
@@ -115,7 +115,7 @@ class Samples(ABC):
     groups: column -> value per sample, for metrics per group (`evaluate --by`).
     notes: messages for the user, such as about skipped files.
     in_memory: reading a sample is so cheap that loader workers would only slow it down.
-    tensors: the whole split (N, ...) if it is in memory; batches are then cut from it.
+    tensors: input name -> the whole split (N, ...), from which batches are cut; None = samples are read one by one.
     content: hash of the files and of how they are read, to cache decoded samples on disk; "" = do not cache.
     lengths: (N,) lengths of ragged samples; batches are then made of samples of similar length.
     block: number of consecutive samples that resemble each other, such as overlapping windows; the bootstrap resamples
@@ -150,7 +150,7 @@ class Samples(ABC):
 class Wrapped(Samples):
     """Wrap other samples and forward all their attributes and methods.
 
-    A subclass sets the attributes that it changes after `super().__init__`, and overrides the methods that it changes.
+    After `super().__init__`, a subclass sets the attributes that it changes. It overrides the methods that it changes.
     """
 
     def __init__(self, samples: Samples) -> None:
@@ -207,8 +207,8 @@ class Batch:
     views: one Inputs per augmented view of the same B samples.
     target: name -> (B, ...) tensor, or a list of length B.
     index: (B,) positions in the split.
-    keys: (V, B) int64 on the CPU, one random key per view and sample. All randomness of augmentation comes from them, so
-        the number of workers or ranks and a resume change no bit. The lowest bit of a sample's key flips every epoch.
+    keys: (V, B) int64 on the CPU, one random key per view and sample. All randomness of augmentation comes from these
+        keys, so augmented samples are the same with any number of workers or ranks, and after a resume. The lowest bit of a sample's key flips every epoch.
     skipped: unreadable samples left out of this batch, each with the reason.
     """
 
@@ -266,11 +266,11 @@ def _aligned(x: Tensor) -> Tensor:
 
 
 def fit(inputs: Inputs, spec: DataSpec, leading: int = 0) -> Inputs:
-    """Centre-crop each input that is larger than its shape in the spec; crop ids (int64) at the end instead.
+    """Centre-crop each input that is larger than its shape in the spec. Of ids (int64), keep the beginning.
 
     leading: number of dimensions before those of a sample: 0 for one sample, 1 for a whole split.
 
-    Raises DataError if an input is smaller; only dimension 0 of a ragged input may be.
+    Raises DataError if an input is smaller than its shape in the spec. Dimension 0 of a ragged input may be smaller.
     """
     out = dict(inputs)
     for name, wanted in spec.inputs.items():
@@ -306,7 +306,7 @@ def standardize(inputs: Inputs, spec: DataSpec) -> Inputs:
 def _affine(spec: InputSpec, shape: torch.Size, last: bool, device: torch.device) -> tuple[Tensor, Tensor]:
     """Compute scale / std and mean / std, expanded to the shape (1, ...) of a sample.
 
-    Operands with the memory layout of the batch make the elementwise kernels vectorise. last: channels_last layout.
+    They have the batch's memory layout, because elementwise kernels then vectorise. last: channels_last layout.
     """
     with torch.inference_mode(False):
         per_channel = (1, -1) + (1,) * (len(shape) - 1)

@@ -71,11 +71,12 @@ class Backbone(nn.Module, ABC):
     width: D of `Features.vector`.
     vocabulary: number of ids, for a backbone that can `tokenize` to ids; 0 = none.
     numbers: P of `Tokens.numbers`, for a backbone that can `tokenize` to numbers; 0 = none.
-    tokens: T if it is the same for all samples and the backbone can drop tokens (HIDDEN without BLANK); 0 = cannot.
+    tokens: number of tokens T, if it is the same for all samples and the backbone can drop hidden ones (HIDDEN without BLANK);
+        otherwise 0.
     causal: a token's features depend only on it and earlier tokens.
-    class_layers: names, or their beginnings, of the library model's layers that the backbone omits. Files of weights may
-        contain them.
-    rest: function (stored features, training) -> Features: the part after the frozen part; None = nothing is left.
+    class_layers: prefixes of the names of layers that the library's model has and the backbone omits. Weights of these
+        layers are not loaded.
+    rest: function (stored features, training) -> Features: runs the part after the frozen part; None = no such part.
     """
 
     width: int
@@ -116,8 +117,8 @@ class Backbone(nn.Module, ABC):
     def mapped(self, inputs: Inputs) -> Features:
         """Run the backbone and always fill `tokens`.
 
-        A convolutional network omits them in `forward`, since a vector is enough for most objectives. Here it returns
-        the cells of its last feature map.
+        A convolutional network omits tokens in `forward`, since a vector is enough for most objectives. It overrides this
+        method, and returns the cells of its last feature map as tokens.
         """
         return self(inputs)
 
@@ -129,7 +130,7 @@ class Backbone(nn.Module, ABC):
         raise TypeError(f"{type(self).__name__} does not support tokenize()")
 
     def scores(self, tokens: Tensor) -> Tensor:
-        """Score each id for token features (N, D): products (N, vocabulary) with the ids' input embeddings.
+        """Score every id for each token: (N, D) -> (N, vocabulary), dot products with the input embeddings of the ids.
 
         The input and output embeddings are tied: https://arxiv.org/abs/1608.05859. Raises TypeError without ids.
         """
@@ -195,11 +196,13 @@ class Objective(nn.Module, ABC):
     """Compute a Loss from a Batch. Owns the backbone, heads and teachers.
 
     views: views of each sample that the loader must make.
-    coupled: the loss compares the samples of a step with each other (contrastive). It is then `compare` of the outputs of
-        `represent`, so that a step can be split into micro-batches and over ranks. An objective without these two methods
+    coupled: the loss compares the samples of a step with each other (contrastive). Such a loss is computed
+        by `represent` for each part of a step, and by `compare` for all of it, so that a step can be split into micro-batches
+        and over ranks. An objective without these two methods
         needs all samples of a step in one forward pass.
     probes: default probes of evaluations on the backbone's vectors: knn, linear.
-    vectors_only: inputs are used only to compute the backbone's vectors, so features of a frozen part can be precomputed.
+    vectors_only: True if the objective uses inputs only to compute the backbone's vectors; features of a frozen part can then
+        be precomputed.
     directions: metric name -> "max" or "min". The first metric selects the best checkpoint, unless the config names one.
     about: name -> note for readers of metrics and predictions, such as which class is the positive one.
     baselines: name -> simple method to compare the model's metrics with.
@@ -253,7 +256,7 @@ class Objective(nn.Module, ABC):
     def correct(self, rows: dict[str, Tensor]) -> Tensor | None:
         """Return which samples (N,) bool are answered correctly, or None if answers are not just right or wrong.
 
-        Its mean must be the first metric of `directions`. Used for paired tests and the metric's standard error.
+        The mean of this mask must equal the first metric of `directions`. Used for paired tests and the metric's standard error.
         """
         return None
 
@@ -266,7 +269,7 @@ class Objective(nn.Module, ABC):
         raise ConfigError(f"the objective {type(self).__name__} makes no predictions")
 
     def class_rows(self) -> Mapping[str, tuple[str, ...]]:
-        """Map each tensor name whose dimension 0 runs over classes to the class names.
+        """Return the class names of each tensor that has one row per class (dimension 0), by tensor name.
 
         Finetuning copies the rows of classes that both tasks have.
         """

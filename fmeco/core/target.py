@@ -70,8 +70,8 @@ def known(values: Tensor) -> Tensor:
 class Kind:
     """Define the properties of a kind of target. Code outside plug-ins uses these instead of comparing names of kinds.
 
-    check: function (target) -> what is wrong with it, None = nothing.
-    describe: function (target, known values) -> the target with their statistics; only called if `counted`.
+    check: function (target) -> error text about the target, or None.
+    describe: function (target, known values) -> copy of the target with statistics of these values; called if `counted`.
     summary: function (target) -> text for the model card.
     loss: loss of a linear probe on vectors; None = a linear probe cannot predict this kind.
     metric: name of that probe's metric; higher is better.

@@ -35,7 +35,7 @@ Groups = list[dict[str, Any]]
 
 params: list of parameters.
 names: their names in the objective.
-hidden: list of bools: whether a parameter is a matrix inside the backbone, but not in its first layer.
+hidden: one bool per parameter; True = a matrix in the backbone outside its first layer.
 weight_decay: the config's weight decay, or 0 for parameters that are not decayed.
 scale: factor on the learning rate; training applies it after the optimizer is built.
 """
@@ -90,7 +90,10 @@ class Constraint(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
-        """Return the tensors that a checkpoint must hold for a resume. A resume writes into these tensors in place."""
+        """Return the tensors that a checkpoint must hold for a resume. A resume writes the saved values into them.
+
+        Return the constraint's own tensors, not copies.
+        """
 
     def adapter(self) -> dict[str, Tensor]:
         """Return tensors to save as adapter.safetensors beside the weights, such as LoRA factors."""
@@ -117,7 +120,9 @@ def parameter_groups(
     hidden: Set[str] = frozenset(),
     undecayed: Set[str] = frozenset(),
 ) -> Groups:
-    """Group parameters by learning-rate scale and weight decay (key `decay`: bool). Freezes those with scale 0.
+    """Group parameters by learning-rate scale and by whether they are decayed. Freezes those with scale 0.
+
+    These groups hold `decay` (bool) in place of `weight_decay`, which is set when the optimizer is built.
 
     Biases, norms and other vectors are not decayed.
 
@@ -161,7 +166,7 @@ def checked(transfer: object, roles: Roles, where: str) -> Transfer:
             raise ConfigError(f"{where}: phase {number} gives no scale for {listing(absent, 5)}")
         if unknown := [name for name in phase.scales if name not in roles]:
             raise ConfigError(
-                f"{where}: phase {number} gives a scale for {listing(unknown, 5)}, which the model has not"
+                f"{where}: phase {number} gives a scale for {listing(unknown, 5)}, but the model has no such parameter"
                 f"{nearest(unknown[0], roles)}"
             )
     return transfer

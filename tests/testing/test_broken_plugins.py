@@ -162,7 +162,7 @@ SCHEDULE = [
 ]  # fmt: skip
 STRATEGY = [
     ("for name, role in roles.items()}", "for name, role in roles.items() if role.depth}", "build: surgical.py: phase 1 gives no scale for"),
-    ("    return Transfer(", "    scales['x'] = 1.0\n    return Transfer(", "build: surgical.py: phase 1 gives a scale for x, which the model has not"),
+    ("    return Transfer(", "    scales['x'] = 1.0\n    return Transfer(", "build: surgical.py: phase 1 gives a scale for x, but the model has no such parameter"),
     ("float(role.depth is None", "-float(role.depth is None", "build: transfer.strategy: the scale of"),
     ("Phase(scales),", "Phase(scales, 0.0),", "build: transfer.strategy: the share of a phase is 0.0"),
     ("(Phase(scales),)", "()", "build: surgical.py: build() must return Transfer("),
