@@ -52,9 +52,10 @@ def build_optimizer(choice: Choice, groups: Groups) -> torch.optim.Optimizer:
     optimizer = choice.build(params=param_groups)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigError(f"{choice.plugin.file}: build() must return a torch.optim.Optimizer")
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    # By their memory, as muon hands torch's optimizer views of the weights.
+    held = {p.data_ptr() for group in optimizer.param_groups for p in group["params"]}
     given = [(name, p) for g in groups for name, p in zip(g["names"], g["params"], strict=True)]
-    if left_out := [name for name, p in given if id(p) not in held]:
+    if left_out := [name for name, p in given if p.data_ptr() not in held]:
         raise ConfigError(
             f"{choice.plugin.file}: the optimizer that build() returns would not train {listing(left_out, 5)}",
             "it must hold every parameter of `params`; frozen ones are not among them",

@@ -141,6 +141,8 @@ def _reader(spec: DataSpec) -> Callable[[DataSpec, Sequence[str]], Samples]:
     reader: Callable[[DataSpec, Sequence[str]], Samples] | None = getattr(reader_module(spec), "read", None)
     if reader is None:
         raise ConfigError(
-            f"the dataset plug-in '{spec.reader or '?'}' has no read(spec, sources): it cannot read new inputs"
+            f"the dataset plug-in '{clean(spec.reader)}' has no read(spec, sources): it cannot read new inputs"
+            if spec.reader
+            else "the dataset of this checkpoint names no reader, so it cannot read new inputs"
         )
     return reader

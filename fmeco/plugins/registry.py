@@ -200,7 +200,8 @@ def find(kind: str, name: str) -> tuple[Plugin, str | None]:
         return by_name[source], arch
     valid = [*by_name, *(spelling for plugin in by_name.values() for spelling in plugin.spellings)]
     raise ConfigError(
-        f"{kind}: unknown name '{clean(name)}'{nearest(name, valid)}", f"`fmeco list {kind} [WORD]` shows the names"
+        f"{kind}: unknown name '{clean(name)}'{nearest(name, valid)}",
+        f"`fmeco list {kind} [WORD]` shows the names; --plugin FILE adds a plug-in of your own",
     )
 
 

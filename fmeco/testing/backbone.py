@@ -75,6 +75,8 @@ def _vector(backbone: Backbone, inputs: Inputs) -> Tensor:
 def _output(backbone: Backbone, batch: Batch) -> str | None:
     features, width = _features(backbone.train(), batch.views[0]), getattr(backbone, "width", None)
     vector = features.vector
+    if width is None:
+        raise Broken("self.width, the number of features of the vector, is not set")
     if tuple(vector.shape) != (len(batch), width):
         raise Broken(f"the vector is {tuple(vector.shape)}; width {width} promises {(len(batch), width)}")
     if vector.dtype != torch.float32:

@@ -116,6 +116,10 @@ def _shortcuts(where: str, samples: Samples, i: int, sample: Inputs, spec: DataS
         if name := differs({name: x[i] for name, x in samples.tensors.items()}, sample):
             raise Broken(f"{where}: Samples.tensors['{name}'] is not what reading gives")
     if samples.lengths is not None:
+        if not spec.ragged:
+            raise Broken(
+                f"{where}: Samples.lengths is for ragged inputs, and spec.inputs has none: InputSpec(..., ragged=True)"
+            )
         lengths = {len(sample[name]) for name, one in spec.inputs.items() if one.ragged}
         if int(samples.lengths[i]) not in lengths:
             raise Broken(f"{where}: Samples.lengths says {int(samples.lengths[i])}; it has {listing(sorted(lengths))}")

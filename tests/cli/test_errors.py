@@ -144,7 +144,7 @@ CASES: dict[str, tuple[Callable[[Path], list[object]], int, list[str]]] = {
     "images for a table backbone": (
         lambda t: ["pretrain", write("c.yaml", {**tiny(), "dataset": "wine", "backbone": "resnet18"})],
         2,
-        ["resnet18", "takes one image or spectrogram"],
+        ["resnet18", "takes images or spectrograms, one per sample"],
     ),
     "wrong objective": (
         lambda t: ["pretrain", write("c.yaml", {**tiny(), "objective": "regression"})],

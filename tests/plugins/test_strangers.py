@@ -366,4 +366,4 @@ def test_a_phase_that_forgets_a_parameter_is_said(fmeco: Fmeco, run: Path) -> No
     write("c.yaml", {**CONFIG, "backbone": None, "transfer": "idle", "train": {"steps": 1}})
     answer = fmeco("finetune", "c.yaml", "--from", run, "--plugin", write("idle.py", text), "--plugin", FOLDER)
     assert answer.code == 2
-    assert "transfer.strategy: a phase gives no scale for" in answer.err
+    assert "idle.py: phase 1 gives no scale for" in answer.err
