@@ -135,6 +135,12 @@ def _batch(augment: Augment, data: Data) -> str | None:
     samples = _inputs(data)
     inputs, keys = _together(samples, data.spec), _keys(0, len(samples))
     _pure(lambda inputs: augment.batch(inputs, keys), inputs, "batch(inputs, keys)")
+    varied = augment.batch(inputs, keys)
+    for name, one in data.spec.inputs.items():
+        if one.ragged and any(varied[name][at, len(sample[name]) :].any() for at, sample in enumerate(samples)):
+            raise Broken(
+                f"batch(inputs, keys) fills the padding of '{name}': leave it zero, or use sample, which sees no padding"
+            )
     return None
 
 

@@ -142,6 +142,7 @@ AUGMENT = [
     ("torch.tensor([key]), stream=0)", "torch.randint(1 << 40, (1,)), stream=0)", "sample(inputs, key) of dna: sample(inputs, key) gives another 'bases' the second time"),
     ("5 - inputs[\"bases\"].flip(0)}", "inputs[\"bases\"].neg_().add_(5)}", "sample(inputs, key) writes into its input 'bases'"),
     ("return {**inputs, \"bases\": 5 - inputs[\"bases\"].flip(0)}", "return inputs", "variety of dna: 16 different keys give the same inputs"),
+    ("    def sample(", "    def batch(self, inputs, keys):\n        return {**inputs, 'bases': inputs['bases'] + 1}\n\n    def sample(", "batch(inputs, keys) fills the padding of 'bases'"),
     ('return "reverse" if', 'return "other" if', "build: default() returns 'other', which is no name of this plug-in"),
 ]  # fmt: skip
 OPTIMIZER = [
