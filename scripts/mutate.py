@@ -1,6 +1,6 @@
 """Whether the tests see mistakes: change one line of the core at a time, in a copy, and run the tests that should notice.
 
-    python scripts/mutate.py [PART OF A FILE'S NAME]     some minutes; exit code 1 where more than a tenth go unseen
+    python scripts/mutate.py [PART OF A FILE'S NAME OR OF A LINE]     some minutes; exit code 1 where more than a tenth go unseen
 
 Each mistake is a file, a text that it has once, and what stands there instead; and the tests that are run for it: files, or
 file and -k, as pytest takes them. A line that was rewritten is an error here: write the mistake anew.
@@ -136,7 +136,7 @@ def run_tests(copy: Path, tests: str) -> str:
 
 def main() -> int:
     asked = sys.argv[1] if len(sys.argv) > 1 else ""
-    chosen = [one for one in MISTAKES if asked in one.file]
+    chosen = [one for one in MISTAKES if asked in f"{one.file} {one.old}"]
     sys.dont_write_bytecode = True  # a file that changes back within a second must not be run as it was
     os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     import scipy.optimize  # noqa: F401  # what takes long to import is imported once
