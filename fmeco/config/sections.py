@@ -94,7 +94,7 @@ class Train(BaseModel):
     label_fraction: Annotated[
         float,
         Doc(
-            "share of the training samples of each class to train on, chosen by name and seed; a larger share contains "
+            "share of each class's training samples to train on; the samples' names and the seed decide which; a larger share contains "
             "all samples of a smaller one"
         ),
         Gt(0),

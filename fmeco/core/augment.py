@@ -31,7 +31,7 @@ class Augment(ABC):
         if view.size != 1 or view.area is not None:
             raise ConfigError(
                 f"this augmentation cannot make '{view.name}', a view with its own crop size or area",
-                "for images use augment: views; the objective dino needs no such views with objective.local: 0",
+                "for images, set augment to views; with objective.local=0, the objective dino needs no such views",
             )
         return self
 

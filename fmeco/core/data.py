@@ -266,7 +266,7 @@ def _aligned(x: Tensor) -> Tensor:
 
 
 def fit(inputs: Inputs, spec: DataSpec, leading: int = 0) -> Inputs:
-    """Centre-crop each input that is larger than its shape in the spec. Of ids (int64), keep the beginning.
+    """Centre-crop each input that is larger than its shape in the spec. Inputs of ids (int64) are cut at the end instead.
 
     leading: number of dimensions before those of a sample: 0 for one sample, 1 for a whole split.
 

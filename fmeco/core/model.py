@@ -74,8 +74,8 @@ class Backbone(nn.Module, ABC):
     tokens: number of tokens T, if it is the same for all samples and the backbone can drop hidden ones (HIDDEN without BLANK);
         otherwise 0.
     causal: a token's features depend only on it and earlier tokens.
-    class_layers: prefixes of the names of layers that the library's model has and the backbone omits. Weights of these
-        layers are not loaded.
+    class_layers: name prefixes of the layers of a published model, such as torchvision's, that the backbone leaves out.
+        Weights of these layers are not loaded.
     rest: function (stored features, training) -> Features: runs the part after the frozen part; None = no such part.
     """
 
@@ -196,11 +196,10 @@ class Objective(nn.Module, ABC):
     """Compute a Loss from a Batch. Owns the backbone, heads and teachers.
 
     views: views of each sample that the loader must make.
-    coupled: the loss compares the samples of a step with each other (contrastive). Such a loss is computed
-        by `represent` for each part of a step, and by `compare` for all of it, so that a step can be split into micro-batches
-        and over ranks. An objective without these two methods
-        needs all samples of a step in one forward pass.
-    probes: default probes of evaluations on the backbone's vectors: knn, linear.
+    coupled: the loss compares the samples of a step with each other (contrastive). `represent` then computes tensors for each
+        part of a step, and `compare` computes the loss from the tensors of the whole step, so that a step can be split into
+        micro-batches and over ranks. An objective without these two methods needs all samples of a step in one forward pass.
+    probes: names of the probes (knn, linear) that evaluations run on the backbone's vectors by default.
     vectors_only: True if the objective uses inputs only to compute the backbone's vectors; features of a frozen part can then
         be precomputed.
     directions: metric name -> "max" or "min". The first metric selects the best checkpoint, unless the config names one.
@@ -292,7 +291,7 @@ class Objective(nn.Module, ABC):
 
 
 class Teacher(NamedTuple):
-    """Hold a frozen trained model that a Ref key of an objective names.
+    """Hold a frozen trained model. An objective's config names it in a key of type Ref.
 
     ref: the Ref as written in the config.
     backbone: its backbone.

@@ -25,7 +25,7 @@ class Target:
     missing: number of training samples without a value.
     steps: length of a series.
 
-    A run fills in counts, mean, std and missing. Raises ConfigError for a kind that is not in KINDS.
+    A run fills in counts, mean, std and missing. Raises ConfigError for a kind that is not in KINDS, or a series without steps.
     """
 
     kind: str

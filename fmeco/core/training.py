@@ -57,7 +57,7 @@ class Phase:
         scales: Mapping[str, Any] = self.scales
         if wrong := [n for n, scale in scales.items() if not (isinstance(scale, Real) and 0 <= float(scale) < inf)]:
             raise ConfigError(
-                f"transfer.strategy: the scale of {listing(wrong, 5)} is {clean(scales[wrong[0]])}, not a number from 0"
+                f"transfer.strategy: the scale of {listing(wrong, 5)} is {clean(scales[wrong[0]])}, but must be a finite number of 0 or more"
             )
         share: Any = self.share
         if not (isinstance(share, Real) and 0 < float(share) < inf):
@@ -149,9 +149,11 @@ def parameter_groups(
 
 
 def checked(transfer: object, roles: Roles, where: str) -> Transfer:
-    """Check what a strategy built for these parameters. where: its file, for the message.
+    """Check the Transfer that a strategy's `build` returned for the parameters in `roles`.
 
-    Raises ConfigError for anything but a Transfer with phases that give each parameter a scale.
+    where: the strategy's file, for the message.
+
+    Raises ConfigError for anything but a Transfer with phases that give every parameter, and nothing else, a scale.
     """
     phases: Any = transfer.phases if isinstance(transfer, Transfer) else ()
     if (
@@ -173,7 +175,10 @@ def checked(transfer: object, roles: Roles, where: str) -> Transfer:
 
 
 def frozen(transfer: Transfer, patterns: Iterable[str], roles: Roles) -> Transfer:
-    """Freeze parameters in all phases of a strategy. Raises ConfigError for a pattern that matches nothing."""
+    """Freeze parameters in all phases of a strategy. Raises ConfigError for a pattern that matches nothing.
+
+    A strategy that starts from random weights (`fresh`) is returned unchanged.
+    """
     patterns = list(patterns)
     if not patterns or transfer.fresh:  # freezing random weights would make training from scratch an unfair control
         return transfer
@@ -217,6 +222,6 @@ def matching(patterns: Iterable[str], names: list[str], key: str) -> set[str]:
 
 
 def _tails(name: str) -> list[str]:
-    """List a name without 0, 1 and 2 leading parts, so that users can omit wrappers such as `backbone.net.`."""
+    """List a name as it is, without its first part, and without its first two parts, so that users can omit wrappers such as `backbone.net.`."""
     parts = name.split(".")
     return [".".join(parts[at:]) for at in range(min(3, len(parts)))]

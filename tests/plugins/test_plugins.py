@@ -376,7 +376,11 @@ _STATE = 'self.state[self.param_groups[0]["params"][0]][{}] = {}'
         ("transfer", _STRATEGY.format("Transfer(())"), "odd.py: build() must return Transfer("),
         ("transfer", _STRATEGY.format("Transfer((Phase({**{n: 1.0 for n in roles}, 'x': 1.0}),))"), "a scale for x"),
         ("transfer", _STRATEGY.format("Transfer((Phase({}),))"), "odd.py: phase 1 gives no scale for backbone."),
-        ("transfer", _STRATEGY.format("Transfer((Phase({n: -1.0 for n in roles}),))"), "is -1.0, not a number from 0"),
+        (
+            "transfer",
+            _STRATEGY.format("Transfer((Phase({n: -1.0 for n in roles}),))"),
+            "is -1.0, but must be a finite number",
+        ),
         (
             "transfer",
             _STRATEGY.format("Transfer((Phase({n: 1.0 for n in roles}, 0.0),))"),
