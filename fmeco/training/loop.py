@@ -223,7 +223,9 @@ def more_time(history: list[float], sign: int, metric: str, epochs: float, error
         at = history.index(before) + 1
         return f"{passed}; {metric} was best in evaluation {at} of {len(history)}: more time would not help, but more or other data might"
     if f"{after:.4f}" == f"{before:.4f}" or after <= before + error:
-        return f"{passed}; {metric} did not improve in the last quarter of the evaluations: more time would change little"
+        return (
+            f"{passed}; {metric} did not improve in the last quarter of the evaluations: more time would change little"
+        )
     return f"{passed}; {metric} improved from {sign * before:.4f} to {sign * after:.4f} in the last quarter of the evaluations: more time is likely to help"
 
 
