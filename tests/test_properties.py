@@ -7,11 +7,12 @@ import io
 import json
 from collections import Counter
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from fmeco.config.parser import parse_yaml
@@ -79,6 +80,7 @@ def places(names: list[str], codes: list[int], how: Splitting) -> dict[str, str]
 
 
 @few
+@example([f"{i}" for i in range(8)], Splitting(val_fraction=0.2, test_fraction=0.0), Random(0))  # 1.6 of 8 are 2
 @given(NAMES, SPLITTINGS, st.randoms(use_true_random=False))
 def test_a_split_depends_on_names_alone_and_has_the_shares_that_were_asked_for(
     names: list[str], how: Splitting, random: Any
