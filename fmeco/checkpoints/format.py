@@ -202,6 +202,11 @@ def unpack(body: bytes, source: Path) -> dict[str, Tensor]:
 
 def refuse_nonfinite(tensors: dict[str, Tensor], source: Path) -> dict[str, Tensor]:
     """Return the tensors. Raises CheckpointError if one contains NaN or infinity."""
-    if bad := [name for name, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]:
+    if bad := nonfinite(tensors):
         raise CheckpointError(f"{source}: not finite (NaN or infinity) in {listing(bad, 5)}")
     return tensors
+
+
+def nonfinite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of the tensors that contain NaN or infinity."""
+    return [name for name, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]

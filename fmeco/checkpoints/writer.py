@@ -15,7 +15,7 @@ from typing import Any
 from safetensors import torch as safetensors
 from torch import Tensor
 
-from fmeco.checkpoints.format import FORMAT, MANIFEST, META, steps
+from fmeco.checkpoints.format import FORMAT, MANIFEST, META, nonfinite, steps
 from fmeco.errors import Diverged, listing
 from fmeco.files import disk_error, sync_folder, write_durably
 
@@ -41,7 +41,7 @@ def write(
     checkpoints stay intact.
     """
     weights = {name: x for stem, named in tensors.items() if stem != "trainer" for name, x in named.items()}
-    if bad := [name for name, tensor in weights.items() if not bool(tensor.isfinite().all())]:
+    if bad := nonfinite(weights):
         raise Diverged(
             f"step {step}: the weights are not finite: {listing(bad, 5)}; no checkpoint of this step was saved",
             "lower optimizer.lr, or set train.clip_norm: 1.0",

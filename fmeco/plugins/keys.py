@@ -113,3 +113,16 @@ RATE = Annotated[
     Annotated[float, Gt(0)] | Literal["auto"],
     Doc("learning rate; auto = found by a range test of a few steps, after which the model is restored"),
 ]
+
+# The names that a signature may use as types, and what they stand for.
+VOCABULARY: dict[str, Any] = {
+    **{t.__name__: t for t in (bool, int, float, str, list, dict, tuple)},
+    **{"None": None, "Any": Any, "Annotated": Annotated, "Literal": Literal, "Scalar": Scalar},
+    **{"Doc": Doc, "Gt": Gt, "Ge": Ge, "Lt": Lt, "Le": Le},
+    **{"Classes": Classes, "LimitPerClass": LimitPerClass, "LimitSeed": LimitSeed, "ValFraction": ValFraction},
+    **{"TestFraction": TestFraction, "Fold": Fold, "ImageSize": ImageSize, "Color": Color},
+    **{"TeacherMomentum": TeacherMomentum, "FilePath": FilePath, "Ref": Ref, "Rate": RATE},
+    **dict.fromkeys(NESTED, Any),
+    **KEY_GROUPS,
+    "Without": Without,
+}

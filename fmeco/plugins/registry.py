@@ -24,8 +24,8 @@ from pydantic import BaseModel
 
 from fmeco.errors import ConfigError, clean, listing, nearest
 from fmeco.plugins.importing import PACKAGE, import_file
-from fmeco.plugins.keys import NESTED
-from fmeco.plugins.signature import VOCABULARY, KeyGroup, annotation, key_group, literal, mentions, parse_file, schema
+from fmeco.plugins.keys import NESTED, VOCABULARY
+from fmeco.plugins.signature import KeyGroup, annotation, key_group, literal, mentions, parse_file, schema
 
 # kind (also its folder's name) -> names of the parameters that `build` may declare before `*`
 INJECTED: dict[str, tuple[str, ...]] = {

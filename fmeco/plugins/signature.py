@@ -8,51 +8,12 @@ import functools
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, create_model
 
 from fmeco.errors import ConfigError, listing, nearest
-from fmeco.plugins.keys import (
-    KEY_GROUPS,
-    NESTED,
-    RATE,
-    Classes,
-    Color,
-    Doc,
-    FilePath,
-    Fold,
-    Ge,
-    Gt,
-    ImageSize,
-    Le,
-    LimitPerClass,
-    LimitSeed,
-    Lt,
-    Ref,
-    Scalar,
-    TeacherMomentum,
-    TestFraction,
-    ValFraction,
-    Without,
-)
-
-VOCABULARY: dict[str, Any] = {
-    **{t.__name__: t for t in (bool, int, float, str, list, dict, tuple)},
-    **{"None": None, "Any": Any, "Annotated": Annotated, "Literal": Literal, "Scalar": Scalar},
-    **{"Doc": Doc, "Gt": Gt, "Ge": Ge, "Lt": Lt, "Le": Le},
-    **{
-        "Classes": Classes,
-        "LimitPerClass": LimitPerClass,
-        "LimitSeed": LimitSeed,
-        "ValFraction": ValFraction,
-    },
-    **{"TestFraction": TestFraction, "Fold": Fold, "ImageSize": ImageSize, "Color": Color},
-    **{"TeacherMomentum": TeacherMomentum, "FilePath": FilePath, "Ref": Ref, "Rate": RATE},
-    **dict.fromkeys(NESTED, Any),
-    **KEY_GROUPS,
-    "Without": Without,
-}
+from fmeco.plugins.keys import KEY_GROUPS, VOCABULARY, Without
 
 
 def schema(name: str, fields: Mapping[str, Any]) -> type[BaseModel]:

@@ -69,7 +69,7 @@ def train(s: Session) -> None:
 
 def _phase(s: Session, pace: Pace, clock: Clock, agree: Callable[[], bool], bar: Any) -> None:
     """Train to the end of the phase: step, log, evaluate, save, in that order."""
-    state, setup, last = s.state, s.setup, pace.last
+    state, setup, last, first = s.state, s.setup, pace.last, s.state.step
     model = s.ranks.parallel(s.objective, s.training.device)
     batches = setup.loader.batches(state.step, state.total if pace.timed else min(state.total, int(pace.end)))
     train_mode(s)
@@ -85,9 +85,8 @@ def _phase(s: Session, pace: Pace, clock: Clock, agree: Callable[[], bool], bar:
                 raise Stopped(f"stopped at step {state.step}; everything is saved", f"fmeco resume {s.run}")
             factor = _set_rate(s, pace, history)
             take_step(s, model, batches, clock, factor)
-            if not s.steps_taken:
+            if state.step == first:
                 pack_optimizer(setup.optimizer)  # refuse a state that cannot be saved before there is work to lose
-            s.steps_taken += 1
             state.step += 1
             state.samples += setup.loader.samples_in(state.step - 1)
             if s.average is not None:

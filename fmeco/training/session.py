@@ -43,7 +43,6 @@ class Session:
     scaler: of the loss, for fp16.
     pending: steps whose results are still on the device.
     skipped: steps in a row that were not finite.
-    steps_taken: in this process.
     saved_at: second of the last checkpoint to resume from.
     entered: setup of the current phase.
     objective, ranks, train: shortcuts to those of `training`; `train` is the config's section.
@@ -65,7 +64,6 @@ class Session:
     writer: Writer = field(default_factory=Writer)
     pending: list[Outcome] = field(default_factory=list)
     skipped: int = 0
-    steps_taken: int = 0
     saved_at: float = 0.0
     entered: PhaseSetup | None = None
     objective: Objective = field(init=False)
