@@ -28,15 +28,12 @@ def read_source(config: RunConfig, ranks: Ranks, backbone: Backbone | None, resu
     section = refs.completed(config.backbone) if config.backbone is not None else None
     source = _source(config.source, section, backbone) if resumed is None else None
     teachers = _teachers(config.objective, resumed)
-    prepared: DataSpec | None
-    if source is not None:
-        prepared = source.spec
-    elif resumed is not None:
-        inherited = config.source is not None or _weights(section) is not None or bool(teachers)
-        prepared = resumed.spec if inherited else None
-    else:  # a student gets the same inputs as its teacher
-        prepared = next((loaded.spec for loaded in teachers.values()), None)
-    known = prepared.preprocessing_only() if prepared is not None else None
+    known: DataSpec | None
+    if resumed is not None:  # the data is read as it was before the run was stopped
+        known = resumed.spec
+    else:  # without a source, a student gets the same inputs as its teacher
+        prepared = [source.spec] if source is not None else [loaded.spec for loaded in teachers.values()]
+        known = prepared[0].preprocessing_only() if prepared else None
     complete = dataclasses.replace(config, backbone=section)
     return RunSource(complete, ranks, source, teachers, resumed, backbone, known)
 

@@ -33,7 +33,7 @@ class RunSource:
     teachers: models that the objective's section names, by REF; loaded and frozen.
     resumed: the run's own checkpoint, whose weights are restored later; None for a new run.
     backbone: a backbone that was passed as an object.
-    known: preprocessing that the weights were trained with; None if the dataset decides.
+    known: preprocessing that the weights were trained with, and of a resumed run its whole spec; None if the dataset decides.
     """
 
     config: RunConfig

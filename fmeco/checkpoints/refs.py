@@ -17,7 +17,7 @@ from fmeco.checkpoints import format as checkpoint
 from fmeco.config.check import choose
 from fmeco.config.parser import peek
 from fmeco.config.run_config import PLUGIN_SECTIONS, Choice
-from fmeco.core.data import DataSpec
+from fmeco.core.data import DECODE_RULE, DataSpec
 from fmeco.core.model import Published
 from fmeco.data.spec_reader import show_preprocessing
 from fmeco.download import fetch
@@ -157,7 +157,7 @@ def _file(path: Path, ref: str, backbone: Choice | None) -> Source:
     if spec is None:
         whose, spec = _assumed(backbone, ref)
     say(f"{path.name} does not state its preprocessing; assuming {whose} ({show_preprocessing(spec)})")
-    return Source(str(path), backbone, foreign.read_foreign(path), spec)
+    return Source(str(path), backbone, foreign.read_foreign(path), _decoded_anew(spec))
 
 
 def _saved(ref: str, backbone: Choice | None) -> Source:
@@ -208,7 +208,12 @@ def published(backbone: Choice, weights: str) -> Source:
             raise CheckpointError(f"{path} and another file of these weights both hold {listing(twice, 5)}")
         state |= part
     say(f"{ref}: {note}: {show_preprocessing(spec)}" + (f"; licence: {release.licence}" if release.licence else ""))
-    return Source(ref, backbone, state, spec, licence=release.licence)
+    return Source(ref, backbone, state, _decoded_anew(spec), licence=release.licence)
+
+
+def _decoded_anew(spec: DataSpec) -> DataSpec:
+    """Add the newest decode rule to the preprocessing of weights that no fmeco checkpoint holds."""
+    return dataclasses.replace(spec, preprocessing={**spec.preprocessing, "decode": DECODE_RULE})
 
 
 def completed(backbone: Choice) -> Choice:

@@ -5,6 +5,7 @@ Letters in shape comments: B samples, V views, T tokens, D feature width, C chan
 
 from fmeco.core.augment import Augment
 from fmeco.core.data import (
+    DECODE_RULE,
     Batch,
     Data,
     DataSpec,
@@ -13,6 +14,7 @@ from fmeco.core.data import (
     Samples,
     View,
     Wrapped,
+    decode_rule,
     fit,
     pad,
     same_modality,
@@ -73,6 +75,7 @@ from fmeco.plugins.keys import (
 
 __all__ = [
     "BLANK",
+    "DECODE_RULE",
     "HIDDEN",
     "MISSING_CLASS",
     "STORED",
@@ -127,6 +130,7 @@ __all__ = [
     "Without",
     "Wrapped",
     "clean",
+    "decode_rule",
     "fit",
     "known",
     "listing",

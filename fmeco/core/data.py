@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from fmeco.core.target import Target
 from fmeco.errors import CheckpointError, ConfigError, DataError, clean
 
+# Number of the newest rule that turns files into values, in `preprocessing["decode"]`. Without the key, the rule is 1.
+DECODE_RULE = 2
+
 Inputs = dict[str, Tensor]  # "image", "columns", "tokens", ... -> (B, ...); without B for one sample
 
 
@@ -69,6 +72,11 @@ class DataSpec:
         """Tell whether samples may differ in length."""
         return any(spec.ragged for spec in self.inputs.values())
 
+    @property
+    def decode(self) -> int:
+        """Number of the rule that turns files into values. A checkpoint keeps its rule, so that its inputs stay the same."""
+        return int(self.preprocessing.get("decode", 1))
+
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON, for meta.json."""
         return dataclasses.asdict(self)
@@ -94,6 +102,11 @@ class DataSpec:
     def preprocessing_only(self) -> DataSpec:
         """Return a copy with inputs and preprocessing only, without the old task. Finetuning passes it to a dataset."""
         return dataclasses.replace(self, targets={}, sizes={}, fingerprint="")
+
+
+def decode_rule(known: DataSpec | None) -> int:
+    """Return the decode rule of a dataset: the checkpoint's (`known`), and the newest without a checkpoint."""
+    return DECODE_RULE if known is None else known.decode
 
 
 def same_modality(known: DataSpec | None, modality: str) -> None:
