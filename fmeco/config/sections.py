@@ -153,7 +153,10 @@ class Evaluate(BaseModel):
     model_config = STRICT
     every: Annotated[float, Doc("epochs between evaluations; the last step is always evaluated"), Gt(0)] = 1
     best: Annotated[
-        str | None, Doc("metric used to select the best checkpoint; null = the objective's primary metric")
+        str | None,
+        Doc(
+            "metric used to select the best checkpoint; null = that of the first probe, or without probes the objective's first"
+        ),
     ] = None
     probes: Annotated[
         list[Literal["knn", "linear"]] | None,

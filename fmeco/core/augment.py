@@ -11,7 +11,7 @@ from fmeco.errors import ConfigError
 
 
 class Augment(ABC):
-    """Vary training samples in two steps, `sample` and `batch`. Both must be pure functions of the inputs and the key."""
+    """Vary training samples in two steps, `sample` and `batch`. Both must be pure functions of the inputs and the random keys."""
 
     @property
     def per_sample(self) -> bool:

@@ -221,7 +221,8 @@ class Batch:
     target: name -> (B, ...) tensor, or a list of length B.
     index: (B,) positions in the split.
     keys: (V, B) int64 on the CPU, one random key per view and sample. All randomness of augmentation comes from these
-        keys, so augmented samples are the same with any number of workers or ranks, and after a resume. The lowest bit of a sample's key flips every epoch.
+        keys, so augmented samples are the same with any number of workers or ranks, and after a resume. The lowest bit of a
+        sample's key changes every epoch, so that a flip by this bit alternates.
     skipped: unreadable samples left out of this batch, each with the reason.
     """
 

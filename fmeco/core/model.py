@@ -46,7 +46,7 @@ class Features:
 
 
 class Tokens(NamedTuple):
-    """Hold the values that a backbone's tokens encode: first T' tokens of numbers, then T - T' tokens of ids.
+    """Hold the values that a backbone's tokens encode. Of the T tokens, the first T' encode numbers and the others ids.
 
     mask: (B, T) bool, True = a real token, False = padding.
     numbers: (B, T', P), such as the P pixel values of image patches.
@@ -74,8 +74,8 @@ class Backbone(nn.Module, ABC):
     tokens: number of tokens T, if it is the same for all samples and the backbone can drop hidden ones (HIDDEN without BLANK);
         otherwise 0.
     causal: a token's features depend only on it and earlier tokens.
-    class_layers: name prefixes of the layers of a published model, such as torchvision's, that the backbone leaves out.
-        Weights of these layers are not loaded.
+    class_layers: name prefixes of layers that a published model has and the backbone leaves out, such as `fc.` of
+        torchvision's resnet18. Weights of these layers are not loaded.
     rest: function (stored features, training) -> Features: runs the part after the frozen part; None = no such part.
     """
 
@@ -160,7 +160,7 @@ class Published(NamedTuple):
 
     url: URL of the file, or the path of a local file.
     digits: first hex digits of its SHA-256; "" = not published.
-    spec: description of the inputs; None = not published, use the plug-in's `assumed()`.
+    spec: description of the inputs; None = not published: the function `assumed()` of the plug-in's file gives one.
     licence: licence of the weights; None = not stated.
     shards: further files that hold the rest of the weights.
     """
@@ -187,7 +187,7 @@ class Loss:
 
 
 # A simple method to compare a model with: (data, samples, rows) -> (rows for the objective's `metrics`, number of training
-# samples it used). data: the run's data, with its share of the training split. samples: the evaluated split. rows: the
+# samples it used). data: the run's data; its training split holds only the samples that the run trained on. samples: the evaluated split. rows: the
 # objective's rows of that split; rows["index"] (N,) are positions in `samples`.
 Baseline = Callable[[Data, Samples, Mapping[str, Tensor]], tuple[dict[str, Tensor], int]]
 
@@ -202,7 +202,7 @@ class Objective(nn.Module, ABC):
     probes: names of the probes (knn, linear) that evaluations run on the backbone's vectors by default.
     vectors_only: True if the objective uses inputs only to compute the backbone's vectors; features of a frozen part can then
         be precomputed.
-    directions: metric name -> "max" or "min". The first metric selects the best checkpoint, unless the config names one.
+    directions: metric name -> "max" or "min". The first metric selects the best checkpoint, unless the run has probes or the config names one.
     about: name -> note for readers of metrics and predictions, such as which class is the positive one.
     baselines: name -> simple method to compare the model's metrics with.
     """

@@ -61,9 +61,11 @@ def known(values: Tensor) -> Tensor:
     """Return a bool mask (N,) of the samples that have a target value in `values` (N, ...)."""
     if not values.is_floating_point():
         return values != MISSING_CLASS
-    return (
-        ~values.isnan() if values.ndim == 1 else ~values.sum(1).isnan()
-    )  # sum first: isnan would copy overlapping rows
+    if values.ndim == 1:
+        return ~values.isnan()
+    # A row with a NaN has the sum NaN. `isnan` of all values would need a mask as large as the rows, and the overlapping
+    # windows of a series take far less memory than that.
+    return ~values.sum(1).isnan()
 
 
 @dataclass(frozen=True)

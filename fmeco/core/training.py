@@ -82,7 +82,10 @@ class Constraint(ABC):
 
     @abstractmethod
     def gradients(self, rescale: Tensor | float) -> None:
-        """Change gradients. Called after the backward pass, before gradients are multiplied by `rescale` and clipped."""
+        """Change gradients. Called after the backward pass, before the loop multiplies them by `rescale` and clips them.
+
+        rescale: 1, or another factor if some samples of the step have no label: the loss is then averaged over the others.
+        """
 
     @abstractmethod
     def stepped(self) -> None:
@@ -153,7 +156,7 @@ def checked(transfer: object, roles: Roles, where: str) -> Transfer:
 
     where: the strategy's file, for the message.
 
-    Raises ConfigError for anything but a Transfer with phases that give every parameter, and nothing else, a scale.
+    Raises ConfigError unless it is a Transfer with at least one phase, and each phase has a scale for every parameter and for no other name.
     """
     phases: Any = transfer.phases if isinstance(transfer, Transfer) else ()
     if (
