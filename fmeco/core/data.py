@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from fmeco.core.target import Target
 from fmeco.errors import CheckpointError, ConfigError, DataError, clean
 
-# Number of the newest rule that turns files into values, in `preprocessing["decode"]`. Without the key, the rule is 1.
+# Newest version of the decode rule, by which files become values. A dataset's own version is `preprocessing["decode"]`, or 1
+# without that key.
 DECODE_RULE = 2
 
 Inputs = dict[str, Tensor]  # "image", "columns", "tokens", ... -> (B, ...); without B for one sample
@@ -74,7 +75,7 @@ class DataSpec:
 
     @property
     def decode(self) -> int:
-        """Number of the rule that turns files into values. A checkpoint keeps its rule, so that its inputs stay the same."""
+        """Version of the decode rule, by which files become values. A checkpoint keeps it, so that its inputs stay the same."""
         return int(self.preprocessing.get("decode", 1))
 
     def to_json(self) -> dict[str, Any]:
@@ -105,7 +106,7 @@ class DataSpec:
 
 
 def decode_rule(known: DataSpec | None) -> int:
-    """Return the decode rule of a dataset: the checkpoint's (`known`), and the newest without a checkpoint."""
+    """Return the version of the decode rule for a dataset: that of the checkpoint (`known`); without one, the newest."""
     return DECODE_RULE if known is None else known.decode
 
 
@@ -222,7 +223,8 @@ class Batch:
     index: (B,) positions in the split.
     keys: (V, B) int64 on the CPU, one random key per view and sample. All randomness of augmentation comes from these
         keys, so augmented samples are the same with any number of workers or ranks, and after a resume. The lowest bit of a
-        sample's key changes every epoch, so that a flip by this bit alternates.
+        sample's key alternates from epoch to epoch: an augmentation that mirrors an image if this bit is 1 mirrors it in
+        every other epoch.
     skipped: unreadable samples left out of this batch, each with the reason.
     """
 

@@ -104,7 +104,7 @@ class Backbone(nn.Module, ABC):
 
     @property
     def library(self) -> nn.Module:
-        """Return the module whose state dict is saved, with its source library's own parameter names."""
+        """Return the module whose state dict is saved. Its parameter names are those of the library that it comes from, such as timm."""
         return self
 
     def adapt(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
@@ -160,7 +160,7 @@ class Published(NamedTuple):
 
     url: URL of the file, or the path of a local file.
     digits: first hex digits of its SHA-256; "" = not published.
-    spec: description of the inputs; None = not published: the function `assumed()` of the plug-in's file gives one.
+    spec: description of the inputs; None = not published; the plug-in's `assumed()` then returns a spec.
     licence: licence of the weights; None = not stated.
     shards: further files that hold the rest of the weights.
     """
@@ -186,9 +186,11 @@ class Loss:
     parts: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-# A simple method to compare a model with: (data, samples, rows) -> (rows for the objective's `metrics`, number of training
-# samples it used). data: the run's data; its training split holds only the samples that the run trained on. samples: the evaluated split. rows: the
-# objective's rows of that split; rows["index"] (N,) are positions in `samples`.
+# A simple method to compare a model with: (data, samples, rows) -> (the method's own rows, number of training samples that the
+# method used). Rows are values per sample, as `Objective.rows` returns them; `Objective.metrics` computes metrics from them.
+# data: the run's data; its training split holds only the samples that the run trained on.
+# samples: the evaluated split.
+# rows: the model's rows of that split; rows["index"] (N,) are positions in `samples`.
 Baseline = Callable[[Data, Samples, Mapping[str, Tensor]], tuple[dict[str, Tensor], int]]
 
 

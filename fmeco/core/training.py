@@ -84,7 +84,8 @@ class Constraint(ABC):
     def gradients(self, rescale: Tensor | float) -> None:
         """Change gradients. Called after the backward pass, before the loop multiplies them by `rescale` and clips them.
 
-        rescale: 1, or another factor if some samples of the step have no label: the loss is then averaged over the others.
+        rescale: samples of the step divided by the terms of its loss (`Loss.count`), so that the loss is averaged over its
+            terms. It is 1 if the two numbers are equal.
         """
 
     @abstractmethod

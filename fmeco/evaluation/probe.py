@@ -25,7 +25,7 @@ from fmeco.errors import CheckpointError, ConfigError, DataError, FmecoError, cl
 from fmeco.features.extractor import Extractor
 from fmeco.nn.probes import PENALTIES, Split, interval, knn, linear, logme, score
 
-HELD_OUT = 0.2  # share of the training samples to choose the penalty on, if there is no test split
+HELD_OUT = 0.2  # share of the training samples to choose the penalty on, if there is only one other split
 FEW, MANY = 20, 500  # samples per class from which lp_ft, and then full, is advised
 
 
@@ -33,8 +33,8 @@ FEW, MANY = 20, 500  # samples per class from which lp_ft, and then full, is adv
 def probe(ref: str, *, dataset: str | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Judge the features of a dataset under the weights of `ref`, by nearest neighbours and a linear head.
 
-    The head's penalty is chosen on the validation split, and the score computed on the test split. Without a test
-    split, the penalty is chosen on a part of the training samples, and the score computed on the validation split.
+    The head's penalty is chosen on the validation split, and the score computed on the test split. If there is
+    only one of these splits, the penalty is chosen on a part of the training samples, and the score computed on that split.
 
     Returns {"source", "metrics", "interval", "seconds", ...}.
     """

@@ -330,8 +330,10 @@ def restore(s: Session, saved: checkpoint.Checkpoint) -> None:
     for what, then, now in (
         ("threads", trainer["threads"], torch.get_num_threads()),
         ("ranks", trainer["ranks"], s.ranks.world),
+        ("torch", saved.meta["versions"]["torch"], str(torch.__version__)),
+        ("device", saved.meta["config"]["train"]["device"], s.training.config.train.device),
     ):
         if then != now:
             say(
-                f"this run used {then} {what} and now has {now}: it continues with the same samples, but not bit for bit"
+                f"{what}: this run had {then} and now has {now}. It continues with the same samples, but not bit for bit"
             )
