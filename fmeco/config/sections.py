@@ -28,7 +28,7 @@ class Train(BaseModel):
         int | Literal["auto", "full"],
         Doc(
             "samples per optimizer step, over all ranks and micro-batches; full = all training samples (gradient descent); "
-            "auto = 64, or fewer (down to 16) if an epoch would have less than 5 steps"
+            "auto = a fifth of the training samples, but at least 16 and at most 64"
         ),
     ] = "auto"
     lr_for_batch: Annotated[

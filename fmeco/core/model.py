@@ -141,7 +141,7 @@ class Backbone(nn.Module, ABC):
         raise TypeError(f"{type(self).__name__} has no tokens for ids")
 
     def calibrate(self, inputs: Inputs) -> None:
-        """Set layers that are computed from data instead of learned, from a few hundred training samples (B, ...).
+        """Compute the layers that are derived from data instead of learned. inputs: a few hundred training samples (B, ...).
 
         Called once, on a new model that starts without pretrained weights.
         """
@@ -174,7 +174,7 @@ class Published(NamedTuple):
 
 @dataclass(slots=True)
 class Loss:
-    """Hold a loss as a sum and a count. The training loop divides once, after adding up micro-batches and ranks.
+    """Hold a loss as a sum and a count. The training loop minimises the mean over all terms of a step, of all micro-batches and ranks.
 
     sum: scalar tensor, the summed loss.
     count: number of terms in the sum, usually samples.

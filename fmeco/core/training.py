@@ -84,8 +84,9 @@ class Constraint(ABC):
     def gradients(self, rescale: Tensor | float) -> None:
         """Change gradients. Called after the backward pass, before the loop multiplies them by `rescale` and clips them.
 
-        rescale: samples of the step divided by the terms of its loss (`Loss.count`), so that the loss is averaged over its
-            terms. It is 1 if the two numbers are equal.
+        rescale: number of samples of the step, divided by the number of terms of its loss (`Loss.count`). The gradients are
+            divided by the former; multiplied by `rescale`, they are those of the mean over terms. Divide gradients that
+            must not be rescaled, such as those of a penalty, by `rescale`.
         """
 
     @abstractmethod
@@ -226,6 +227,9 @@ def matching(patterns: Iterable[str], names: list[str], key: str) -> set[str]:
 
 
 def _tails(name: str) -> list[str]:
-    """List a name as it is, without its first part, and without its first two parts, so that users can omit wrappers such as `backbone.net.`."""
+    """Return three forms of a dotted name: all of it, without its first component, and without its first two.
+
+    Users can thus omit wrappers such as `backbone.net.`.
+    """
     parts = name.split(".")
     return [".".join(parts[at:]) for at in range(min(3, len(parts)))]
