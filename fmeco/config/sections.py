@@ -205,7 +205,7 @@ class Carry(BaseModel):
         int | None,
         Doc(
             "augmented views per sample whose frozen features are computed once and reused in every epoch; 0 = compute "
-            "features anew in every epoch; null = 3, or unaugmented samples if augment is none"
+            "features anew in every epoch; null = 3 if the whole backbone is frozen, and unaugmented samples if augment is none"
         ),
         Ge(0),
     ] = None

@@ -200,7 +200,7 @@ class Objective(nn.Module, ABC):
     views: views of each sample that the loader must make.
     coupled: the loss compares the samples of a step with each other (contrastive). `represent` then computes tensors for each
         part of a step, and `compare` computes the loss from the tensors of the whole step, so that a step can be split into
-        micro-batches and over ranks. An objective without these two methods needs all samples of a step in one forward pass.
+        micro-batches and over ranks. A coupled objective without these two methods needs all samples of a step in one forward pass.
     probes: names of the probes (knn, linear) that evaluations run on the backbone's vectors by default.
     vectors_only: True if the objective uses inputs only to compute the backbone's vectors; features of a frozen part can then
         be precomputed.
@@ -255,7 +255,7 @@ class Objective(nn.Module, ABC):
         return {"vector": self.product(batch.views[0]).vector}
 
     def correct(self, rows: dict[str, Tensor]) -> Tensor | None:
-        """Return which samples (N,) bool are answered correctly, or None if answers are not just right or wrong.
+        """Return a bool mask (N,), True = the sample is answered correctly; None if an answer is not simply right or wrong.
 
         The mean of this mask must equal the first metric of `directions`. Used for paired tests and the metric's standard error.
         """
