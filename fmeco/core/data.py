@@ -255,7 +255,8 @@ class Batch:
     def split(self, sizes: list[int]) -> Iterator[Batch]:
         """Yield consecutive batches of the given sizes.
 
-        Memory alignment can change how sums are rounded, so each part's inputs are aligned like a batch of their own.
+        Memory alignment can change how sums are rounded. Inputs of a part that do not begin at a multiple of 64 bytes are
+        therefore copied, and are then aligned as in a newly allocated batch.
         """
 
         def cut(values: Tensor | list[Any]) -> Sequence[Any]:

@@ -132,7 +132,8 @@ class Backbone(nn.Module, ABC):
     def scores(self, tokens: Tensor) -> Tensor:
         """Score every id for each token: (N, D) -> (N, vocabulary), dot products with the input embeddings of the ids.
 
-        The input and output embeddings are tied: https://arxiv.org/abs/1608.05859. Raises TypeError without ids.
+        The input and output embeddings are tied: https://arxiv.org/abs/1608.05859. Raises TypeError if the backbone has no
+        tokens for ids.
         """
         raise TypeError(f"{type(self).__name__} has no tokens for ids")
 
@@ -205,7 +206,7 @@ class Objective(nn.Module, ABC):
     vectors_only: True if the objective uses inputs only to compute the backbone's vectors; features of a frozen part can then
         be precomputed.
     directions: metric name -> "max" or "min". The first metric selects the best checkpoint, unless the run has probes or the config names one.
-    about: name -> note for readers of metrics and predictions, such as which class is the positive one.
+    about: topic -> note for readers of metrics and predictions, such as which class is the positive one.
     baselines: name -> simple method to compare the model's metrics with.
     """
 
@@ -270,7 +271,7 @@ class Objective(nn.Module, ABC):
         raise ConfigError(f"the objective {type(self).__name__} makes no predictions")
 
     def class_rows(self) -> Mapping[str, tuple[str, ...]]:
-        """Return the class names of each tensor that has one row per class (dimension 0), by tensor name.
+        """Return tensor name -> class names, for each tensor that has one row (dimension 0) per class.
 
         Finetuning copies the rows of classes that both tasks have.
         """
