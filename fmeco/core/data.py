@@ -255,8 +255,8 @@ class Batch:
     def split(self, sizes: list[int]) -> Iterator[Batch]:
         """Yield consecutive batches of the given sizes.
 
-        Memory alignment can change how sums are rounded. Inputs of a part that do not begin at a multiple of 64 bytes are
-        therefore copied, and are then aligned as in a newly allocated batch.
+        Memory alignment can change how sums are rounded. Inputs of a yielded batch are therefore
+        copied if they do not begin at a multiple of 64 bytes, as those of a newly allocated batch do.
         """
 
         def cut(values: Tensor | list[Any]) -> Sequence[Any]:

@@ -175,7 +175,8 @@ class Published(NamedTuple):
 
 @dataclass(slots=True)
 class Loss:
-    """Hold a loss as a sum and a count. The training loop minimises the mean over all terms of a step, of all micro-batches and ranks.
+    """Hold a loss as a sum and a count. The training loop minimises sum / count, each added up over the
+    micro-batches and ranks of a step.
 
     sum: scalar tensor, the summed loss.
     count: number of terms in the sum, usually samples.

@@ -63,8 +63,8 @@ def known(values: Tensor) -> Tensor:
         return values != MISSING_CLASS
     if values.ndim == 1:
         return ~values.isnan()
-    # A row with a NaN has the sum NaN. `isnan` of all values would allocate a mask with one entry per value. Rows can be
-    # overlapping windows of a series: a strided view, which takes far less memory than such a mask.
+    # A row with a NaN has the sum NaN. `values.isnan()` would allocate one entry per value. If the rows are overlapping windows
+    # of a series, a strided view that shares memory, that would be far more memory than `values` itself takes.
     return ~values.sum(1).isnan()
 
 
