@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from fmeco.core.target import Target
 from fmeco.errors import CheckpointError, ConfigError, DataError, clean
 
-# Newest version of the decode rule, by which files become values. A dataset's own version is `preprocessing["decode"]`, or 1
-# without that key.
+# Newest version of the decode rule: how a dataset plug-in turns a file into stored values. It rises when the same file would give
+# other values. A dataset's own version is `preprocessing["decode"]`, or 1 without that key.
 DECODE_RULE = 2
 
 Inputs = dict[str, Tensor]  # "image", "columns", "tokens", ... -> (B, ...); without B for one sample
@@ -75,7 +75,7 @@ class DataSpec:
 
     @property
     def decode(self) -> int:
-        """Version of the decode rule, by which files become values. A checkpoint keeps it, so that its inputs stay the same."""
+        """Version of the decode rule (see DECODE_RULE). A checkpoint keeps it, so that the same file gives it the same values."""
         return int(self.preprocessing.get("decode", 1))
 
     def to_json(self) -> dict[str, Any]:
@@ -101,7 +101,8 @@ class DataSpec:
             raise CheckpointError(f"the checkpoint's data description is not valid: {clean(error)}") from None
 
     def preprocessing_only(self) -> DataSpec:
-        """Return a copy with inputs and preprocessing only, without the old task. Finetuning passes it to a dataset."""
+        """Return a copy with inputs and preprocessing only, without the old task. Finetuning passes
+        this copy to the dataset plug-in, so that new data is prepared as the source's data was."""
         return dataclasses.replace(self, targets={}, sizes={}, fingerprint="")
 
 
@@ -255,8 +256,8 @@ class Batch:
     def split(self, sizes: list[int]) -> Iterator[Batch]:
         """Yield consecutive batches of the given sizes.
 
-        Memory alignment can change how sums are rounded. Inputs of a yielded batch are therefore
-        copied if they do not begin at a multiple of 64 bytes, as those of a newly allocated batch do.
+        Memory alignment can change how sums are rounded. A newly allocated batch begins at a multiple of
+        64 bytes. Inputs of a yielded batch that do not are therefore copied.
         """
 
         def cut(values: Tensor | list[Any]) -> Sequence[Any]:

@@ -94,7 +94,7 @@ class Backbone(nn.Module, ABC):
         """Run the backbone.
 
         If `inputs` holds precomputed features of the frozen part (`STORED`, shape (B, V, ...)), skip that part and run
-        `rest` on the first view. If everything is frozen, the stored features are already the output vector.
+        `rest` on `stored[:, 0]`: in training, one view per sample has been drawn already (V = 1). If everything is frozen, the stored features are already the output vector.
         """
         stored = inputs.get(STORED)
         if stored is not None:
@@ -283,7 +283,7 @@ class Objective(nn.Module, ABC):
         return None
 
     def begin(self) -> None:
-        """Prepare for the first step, after initial weights are loaded, such as by copying them to teachers."""
+        """Prepare for the first step, such as by copying the weights to teachers. Called once the initial weights are loaded."""
 
     def after_step(self, progress: float) -> None:
         """Update teachers and queues after each optimizer step. progress: finished share of the run, 0..1."""

@@ -63,8 +63,8 @@ def known(values: Tensor) -> Tensor:
         return values != MISSING_CLASS
     if values.ndim == 1:
         return ~values.isnan()
-    # A row with a NaN has the sum NaN. `values.isnan()` would allocate one entry per value. If the rows are overlapping windows
-    # of a series, a strided view that shares memory, that would be far more memory than `values` itself takes.
+    # A row with a NaN has the sum NaN. `values.isnan()` would allocate one entry per value. The rows may be overlapping windows
+    # of a series: `values` is then a strided view, and the mask would take far more memory than `values`.
     return ~values.sum(1).isnan()
 
 

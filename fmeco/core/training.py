@@ -84,7 +84,7 @@ class Constraint(ABC):
     def gradients(self, rescale: Tensor | float) -> None:
         """Change gradients. Called after the backward pass, before the loop multiplies them by `rescale` and clips them.
 
-        rescale: samples of the step / terms of its loss (`Loss.count`). When this method is called, `p.grad` is the gradient
+        rescale: the number of samples of the step, divided by the number of terms of its loss (`Loss.count`). When this method is called, `p.grad` is the gradient
             of (summed loss / samples). Multiplying by `rescale` turns it into the gradient of (summed loss / terms), the
             mean loss. Divide gradients that must not be rescaled, such as those of a penalty, by `rescale`.
         """
