@@ -1,4 +1,4 @@
-"""Write files durably, and describe failed writes to the user."""
+"""Open regular files, write files durably, and describe failed writes to the user."""
 
 from __future__ import annotations
 
@@ -6,9 +6,33 @@ import errno
 import math
 import os
 import shutil
+import stat
 from pathlib import Path
 
 from fmeco.errors import DiskError
+
+
+def regular(path: str, flags: int) -> int:
+    """Open a regular file, as the `opener` of `open`. Raises OSError for pipes, devices and sockets, which may block for ever."""
+    handle = os.open(path, flags | os.O_NONBLOCK)
+    mode = os.fstat(handle).st_mode
+    if stat.S_ISREG(mode):
+        return handle
+    os.close(handle)
+    raise OSError(errno.EINVAL, _irregular(mode), path)
+
+
+def absence(path: Path | str) -> str:
+    """Say why there is no regular file at `path`: "no such file", or what is there instead."""
+    try:
+        return _irregular(os.stat(path).st_mode)
+    except OSError:
+        return "no such file"
+
+
+def _irregular(mode: int) -> str:
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+    return f"it is {kinds.get(stat.S_IFMT(mode), 'a device')}, not a regular file"
 
 
 def write_durably(path: Path, body: bytes) -> None:

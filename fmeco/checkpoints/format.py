@@ -17,7 +17,6 @@ import hashlib
 import json
 import os
 import re
-import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from torch import Tensor
 
 from fmeco.core.data import DataSpec
 from fmeco.errors import CheckpointError, clean, listing
+from fmeco.files import regular
 
 FORMAT = 1
 # format number -> pure function that turns its meta.json into that of the next format
@@ -154,10 +154,7 @@ def _verified(folder: Path, name: str, manifest: Mapping[str, Any]) -> bytes:
 def _read_file(path: Path, limit: int) -> bytes:
     """Read at most `limit` + 1 bytes of a regular file; one byte too many shows the caller that it is too long."""
     try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
-        with open(handle, "rb") as file:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise CheckpointError(f"{path} is not a regular file")
+        with open(path, "rb", opener=lambda name, flags: regular(name, flags | os.O_NOFOLLOW)) as file:
             return file.read(limit + 1)
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent} is not a complete checkpoint: {path.name} is missing") from None

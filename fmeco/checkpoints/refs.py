@@ -22,6 +22,7 @@ from fmeco.core.model import Published
 from fmeco.data.spec_reader import show_preprocessing
 from fmeco.download import fetch
 from fmeco.errors import CheckpointError, ConfigError, clean, listing, nearest
+from fmeco.files import absence
 from fmeco.log import say
 from fmeco.plugins.registry import plugins, require
 
@@ -74,7 +75,10 @@ def find_checkpoint(ref: str | Path) -> checkpoint.Checkpoint:
             f"{clean(ref)}: no such run, checkpoint or file{nearest(str(ref), runs)}",
             "a REF is a path; pretrain, finetune, probe and rank also accept published weights: torchvision/resnet18@DEFAULT",
         )
-    if path.is_dir() and not (path / checkpoint.MANIFEST).exists():
+    if not path.is_dir():
+        what = "it is a file" if path.is_file() else absence(path)
+        raise CheckpointError(f"{clean(ref)}: {what}, and not the directory of a run or checkpoint")
+    if not (path / checkpoint.MANIFEST).exists():
         folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
         path = next((folder / name for name in ("best", "last") if (folder / name).exists()), path)
         if path == Path(ref):

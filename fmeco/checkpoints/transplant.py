@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fmeco.checkpoints.format import Checkpoint
 from fmeco.core.model import Backbone, Objective
+from fmeco.core.target import nfc
 from fmeco.errors import CheckpointError, clean, listing
 
 # Names of the network to load if a file holds several and no `prefix` is set, as in the papers: DINO's teacher, MoCo's
@@ -165,7 +166,7 @@ def _best_prefix(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], so
 
 
 def carry_rows(objective: Objective, old: Mapping[str, Tensor], old_rows: Mapping[str, Sequence[str]]) -> list[str]:
-    """Copy head rows from a checkpoint's objective for the classes that both have, matched by name.
+    """Copy head rows from a checkpoint's objective for the classes that both have, matched by name (Unicode NFC).
 
     old: tensors of the checkpoint's objective, by name.
     old_rows: tensor name -> class names of its rows, as recorded in the checkpoint.
@@ -178,8 +179,8 @@ def carry_rows(objective: Objective, old: Mapping[str, Tensor], old_rows: Mappin
         before, old_classes, new = old.get(name), old_rows.get(name, ()), parameters.get(name)
         if before is None or new is None or before.shape[1:] != new.shape[1:] or len(old_classes) != len(before):
             continue
-        places = {label: row for row, label in enumerate(old_classes)}
-        both = [(row, places[label]) for row, label in enumerate(classes) if label in places]
+        places = {label: row for row, label in enumerate(nfc(old_classes))}
+        both = [(row, places[label]) for row, label in enumerate(nfc(classes)) if label in places]
         if both:
             rows, sources = (list(column) for column in zip(*both, strict=True))
             with torch.no_grad():

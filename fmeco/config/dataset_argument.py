@@ -11,6 +11,7 @@ from typing import Any
 
 from fmeco.data import parquet
 from fmeco.errors import ConfigError, clean, listing
+from fmeco.files import absence
 from fmeco.plugins.registry import Plugin, find, plugins
 
 
@@ -37,6 +38,8 @@ def dataset_section(text: str, reader: str | None = None) -> dict[str, Any] | st
         return {"name": _reader_of_folder(path), "path": text}
     if path.is_file():
         return {"name": _reader_of_file(path, reader), "path": text}
+    if path.exists():
+        raise ConfigError(f"--dataset {clean(text)}: {absence(path)}")
     if (os.sep in text and text.count("/") != 1) or text.startswith((".", "~", "/")):
         raise ConfigError(f"--dataset {clean(text)}: no such file or folder")
     try:

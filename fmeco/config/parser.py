@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from fmeco.errors import ConfigError, clean, nearest
+from fmeco.files import regular
 
 _INT = re.compile(r"[-+]?(0|[1-9][0-9_]{0,30})")
 
@@ -117,7 +118,8 @@ def read_tree(source: Path | Mapping[str, Any] | None) -> tuple[dict[str, Any], 
     if not isinstance(source, Path):
         return _deep_copy(source), {}
     try:
-        text = source.read_bytes().decode("utf-8-sig")
+        with open(source, "rb", opener=regular) as file:
+            text = file.read().decode("utf-8-sig")
     except FileNotFoundError:
         siblings = [str(path) for path in source.parent.glob("*.y*ml")] if source.parent.is_dir() else []
         raise ConfigError(f"{clean(source)}: no such config file{nearest(str(source), siblings)}") from None

@@ -35,7 +35,7 @@ from fmeco.core.model import (
     Tokens,
 )
 from fmeco.core.random import mix, mix_numbers, seed_torch, uniform
-from fmeco.core.target import MISSING_CLASS, Target, known
+from fmeco.core.target import MISSING_CLASS, Target, known, nfc
 from fmeco.core.training import (
     Constraint,
     Groups,
@@ -63,6 +63,7 @@ from fmeco.plugins.keys import (
     LimitSeed,
     Lt,
     ObjectiveSection,
+    Pixels,
     Rate,
     Ref,
     Scalar,
@@ -110,6 +111,7 @@ __all__ = [
     "Objective",
     "ObjectiveSection",
     "Phase",
+    "Pixels",
     "Published",
     "Rate",
     "Ref",
@@ -138,6 +140,7 @@ __all__ = [
     "mix",
     "mix_numbers",
     "nearest",
+    "nfc",
     "pad",
     "parameter_groups",
     "same_modality",

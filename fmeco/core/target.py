@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import unicodedata
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +13,14 @@ from torch import Tensor
 from fmeco.errors import ConfigError, clean, listing, nearest
 
 MISSING_CLASS = -1  # class index of a sample without a label; a missing number or row of labels is NaN
+
+
+def nfc(names: Sequence[str]) -> list[str]:
+    """Normalise class names to Unicode NFC, to compare them.
+
+    macOS decomposes letters such as an umlaut in the names of files (NFD): the names look equal, but differ in bytes.
+    """
+    return [name if name.isascii() else unicodedata.normalize("NFC", name) for name in names]
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fmeco.core.augment import Augment
-from fmeco.core.data import Batch, Data, Inputs, Samples, View, fit, pad
+from fmeco.core.data import Batch, Data, DataSpec, Inputs, Samples, View, fit, pad
+from fmeco.core.target import known
 from fmeco.data.device_cache import Held
 from fmeco.data.disk_cache import free_memory
-from fmeco.errors import STOPPING, DataError, FmecoError
+from fmeco.errors import STOPPING, DataError, FmecoError, clean, listing
 
 WORKER_TIMEOUT = 300  # seconds without a batch before a worker counts as hung
 
@@ -49,6 +50,25 @@ def per_view(augment: Augment, views: Sequence[View]) -> list[Augment]:
 def unreadable(batch: Batch) -> DataError:
     """Make the error for the batch's first unreadable sample."""
     return DataError(batch.skipped[0], "repair or remove the sample, or train with --set train.on_bad_sample=skip")
+
+
+def check_classes(spec: DataSpec, samples: Samples, read: Tensor, where: str) -> None:
+    """Check that every class of a split has a sample that can be read: without them, the other classes seem too easy.
+
+    read: positions (M,) of the samples that could be read. where: name of the split, for the message. Raises DataError that names the classes.
+    """
+    for name, target in spec.targets.items():
+        values = samples.targets.get(name)
+        if not target.traits.one_class or not isinstance(values, Tensor):
+            continue
+        labelled = known(values)
+        lost = set(values[labelled].tolist()) - set(values[read].tolist())
+        if lost:
+            counts = [f"'{clean(target.classes[c])}' ({int((values == c).sum())} samples)" for c in sorted(lost)]
+            raise DataError(
+                f"no {where} sample of {listing(counts)} can be read",
+                "repair the files, or leave the class out with dataset.classes; bad_samples.txt and `fmeco check` list them",
+            )
 
 
 def choose_reading(

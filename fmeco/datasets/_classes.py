@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
 
-from fmeco.core import ConfigError, DataError, Target, listing, nearest
+from fmeco.core import ConfigError, DataError, Target, listing, nearest, nfc
 from fmeco.datasets._splits import Indices
 
 
 def natural(labels: Sequence[str]) -> list[str]:
     """Sort the distinct labels: by value if all are whole numbers, else by name."""
     distinct = set(labels)
-    if all(label.lstrip("-").isdigit() for label in distinct):
+    if all(re.fullmatch("-?[0-9]+", label) for label in distinct):
         return sorted(distinct, key=lambda label: (int(label), label))
     return sorted(distinct)
 
@@ -27,14 +28,26 @@ def encode(
 ) -> tuple[Indices, Indices, tuple[str, ...], list[str]]:
     """Turn class names into codes. Their order is the checkpoint's (`known`), else that of `classes`, else by name.
 
+    Names are compared as Unicode NFC. A checkpoint's own names stay as they are.
+
     where: the file or dataset, for messages.
     whose: the owner of the classes in `known`, for messages.
     Returns (positions kept, their codes, class names, notes). Raises DataError for labels that the checkpoint does not
     have and for fewer than two classes, ConfigError for `classes` that the data does not have.
     """
     notes: list[str] = []
+    if known is None or len(set(nfc(known.classes))) == len(known.classes):  # else the two spellings are two classes
+        twins = len(set(labels))
+        labels = nfc(labels)
+        if twins > (distinct := len(set(labels))):
+            notes.append(
+                f"{where}: {twins - distinct} class names are written in two ways (Unicode NFC and NFD): one class each"
+            )
+        order = tuple(nfc(known.classes)) if known is not None else ()
+    else:
+        order = known.classes
     present = natural(labels)
-    chosen = [str(name) for name in classes] if classes is not None else None
+    chosen = nfc([str(name) for name in classes]) if classes is not None else None
     if chosen is not None:
         if absent := [name for name in chosen if name not in present]:
             raise ConfigError(
@@ -44,7 +57,6 @@ def encode(
         if len(set(chosen)) < len(chosen):
             raise ConfigError(f"{where}: dataset.classes names a class twice")
     if known is not None:
-        order = known.classes
         if strange := [name for name in (chosen or present) if name not in order]:
             raise DataError(
                 f"{where}: {whose} has no class {listing(strange)}; it has: {listing(order, 20)}",
@@ -63,4 +75,4 @@ def encode(
     wanted = set(chosen or order)
     kept = np.array([i for i, label in enumerate(labels) if label in wanted], dtype=np.int64)
     codes = np.array([table[labels[i]] for i in kept], dtype=np.int64)
-    return kept, codes, order, notes
+    return kept, codes, known.classes if known is not None else order, notes

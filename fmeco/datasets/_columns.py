@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fmeco.core import ConfigError, DataError, clean, listing, nearest
 from fmeco.data import parquet
 from fmeco.datasets._splits import Indices
+from fmeco.files import absence
 
 Table = dict[str, list[str]]
 
@@ -80,7 +81,7 @@ def read_table(path: str, columns: Sequence[str] | None = None) -> Table:
     """
     file = Path(path)
     if not file.is_file():
-        raise DataError(f"{clean(path)}: no such file")
+        raise DataError(f"{clean(path)}: {absence(path)}")
     if file.suffix.lower() == ".parquet":
         return _parse(parquet.as_csv(path), path, ",", blank_rows=True)
     try:

@@ -15,6 +15,7 @@ from fmeco.core import ConfigError, DataError, clean, listing, nearest
 from fmeco.data import parquet
 from fmeco.datasets import _columns, _groups
 from fmeco.datasets._splits import Indices
+from fmeco.files import absence
 
 SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet")
 
@@ -70,7 +71,7 @@ def read_documents(path: str, layout: Layout) -> Documents:
     file = Path(path)
     suffix = file.suffix.lower()
     if not file.is_file():
-        raise DataError(f"{clean(path)}: no such file")
+        raise DataError(f"{clean(path)}: {absence(path)}")
     if suffix not in SUFFIXES:
         raise DataError(f"{clean(path)}: texts are read from {', '.join(SUFFIXES)}")
     try:

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import operator
 import os
+import stat
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from fmeco.core import Data, DataError, DataSpec, Inputs, Samples, Target, clean, listing
 from fmeco.datasets import _columns, _splits
+from fmeco.files import absence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +136,9 @@ def read(kind: type[FileSamples], suffixes: Collection[str], spec: DataSpec, sou
     notes: list[str] = []
     for source in sources:
         if Path(source).is_dir():
-            inside = [str(Path(source) / file) for file in scan(kind, suffixes, Path(source), notes).names()]
+            inside = [
+                str(Path(source) / file) for file in scan(kind, suffixes, Path(source), notes, rule=spec.decode).names()
+            ]
             if not inside:
                 raise DataError(f"{clean(source)}: no {kind.many} in this folder")
             files += inside
@@ -148,6 +152,8 @@ def read(kind: type[FileSamples], suffixes: Collection[str], spec: DataSpec, sou
 def reason(path: str, error: object) -> str:
     """Explain why a file cannot be read: what it is instead (empty, a web page, a Git LFS pointer), else `error` itself."""
     try:
+        if not os.path.isfile(path):
+            return absence(path)
         if os.path.getsize(path) == 0:
             return "the file is empty"
         with open(path, "rb") as file:
@@ -156,54 +162,94 @@ def reason(path: str, error: object) -> str:
             return "it is a web page"
         if head.startswith(b"version https://git-lfs"):
             return "it is a Git LFS pointer; run `git lfs pull`"
-    except FileNotFoundError:
-        return "the file does not exist"
     except OSError:
         pass
     return clean(error) or type(error).__name__
 
 
-def scan(kind: type[FileSamples], suffixes: Collection[str], root: Path, notes: list[str]) -> Files:
+# Folders that operating systems and network storage make, by their lower-case names.
+SYSTEM_FOLDERS = frozenset(
+    {"@eadir", "#recycle", "#snapshot", "$recycle.bin", "lost+found", "system volume information", "__macosx"}
+)
+
+
+def scan(kind: type[FileSamples], suffixes: Collection[str], root: Path, notes: list[str], *, rule: int) -> Files:
     """List the files below `root` whose names end in one of `suffixes`, sorted by relative path.
 
-    Hidden files and folders, linked folders and files of other types are skipped; `notes` gets their counts.
-    Raises DataError for folders that cannot be listed, and broken links.
+    rule: the decode rule. By rule 1, linked folders are not followed; by rule 2, they are, unless they lead to a folder
+        that is listed anyway.
+    Hidden files and folders, folders of the system, special files and files of other types are skipped; `notes` gets their
+    counts. Raises DataError for folders that cannot be listed, and broken links.
     """
-    paths: list[str] = []
-    sizes: list[int] = []
-    times: list[int] = []
-    others = f"files that are not {kind.many}"
-    skipped = {"hidden entries": 0, "linked folders": 0, others: 0}
+    walk = _Walk(kind, suffixes, root, rule)
+    walk.folder("")
+    notes += [f"{clean(root)}: skipped {count} {what}" for what, count in walk.skipped.items() if count]
+    return Files.of(root, walk.paths, walk.sizes, walk.times)
 
-    def walk(folder: str) -> None:
+
+def is_skipped(name: str) -> bool:
+    """Tell whether a folder of this name is hidden, or made by the system."""
+    return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
+
+
+class _Walk:
+    """Walk through a folder and its subfolders, and collect the files of one type.
+
+    paths, sizes, times: of the files. skipped: description -> number of entries that were left out.
+    """
+
+    def __init__(self, kind: type[FileSamples], suffixes: Collection[str], root: Path, rule: int) -> None:
+        self.kind, self.suffixes, self.root, self.rule = kind, suffixes, root, rule
+        self.paths: list[str] = []
+        self.sizes: list[int] = []
+        self.times: list[int] = []
+        self.trees = [os.path.realpath(root)]  # folders that are listed with all that is below them
+        self.skipped: Counter[str] = Counter()
+
+    def folder(self, folder: str) -> None:
+        """List a folder. Its path is relative to the root, and ends in a slash unless it is empty."""
         try:
-            with os.scandir(os.path.join(root, folder)) as entries:
+            with os.scandir(os.path.join(self.root, folder)) as entries:
                 inside = [(entry.name + "/" if entry.is_dir() else entry.name, entry) for entry in entries]
         except OSError as error:
-            raise DataError(f"cannot list the folder {clean(root / folder)}: {error.strerror}") from None
+            raise DataError(f"cannot list the folder {clean(self.root / folder)}: {error.strerror}") from None
         inside.sort(key=operator.itemgetter(0))  # the slash sorts a folder where the paths of its files belong
         for name, entry in inside:
-            if name[0] == "." or name.startswith("__MACOSX"):
-                skipped["hidden entries"] += 1
+            if name[0] == ".":
+                self.skipped["hidden entries"] += 1
             elif name[-1] == "/":
-                if entry.is_symlink():
-                    skipped["linked folders"] += 1
-                else:
-                    walk(folder + name)
-            elif name[name.rfind(".") :].lower() in suffixes:
-                try:
-                    status = entry.stat()
-                except OSError:
-                    raise DataError(f"cannot read the {kind.one} {clean(entry.path)}: it is a broken link") from None
-                paths.append(folder + name)
-                sizes.append(status.st_size)
-                times.append(status.st_mtime_ns)
+                if is_skipped(name[:-1]):
+                    self.skipped["folders of the system, such as " + clean(name[:-1])] += 1
+                elif not entry.is_symlink() or self._follow(entry):
+                    self.folder(folder + name)
+            elif name[name.rfind(".") :].lower() in self.suffixes:
+                self._file(folder + name, entry)
             else:
-                skipped[others] += 1
+                self.skipped[f"files that are not {self.kind.many}"] += 1
 
-    walk("")
-    notes += [f"{root}: skipped {count} {what}" for what, count in skipped.items() if count]
-    return Files.of(root, paths, sizes, times)
+    def _file(self, path: str, entry: os.DirEntry[str]) -> None:
+        try:
+            status = entry.stat()
+        except OSError:
+            raise DataError(f"cannot read the {self.kind.one} {clean(entry.path)}: it is a broken link") from None
+        if not stat.S_ISREG(status.st_mode):
+            self.skipped["pipes, sockets and devices"] += 1
+            return
+        self.paths.append(path)
+        self.sizes.append(status.st_size)
+        self.times.append(status.st_mtime_ns)
+
+    def _follow(self, entry: os.DirEntry[str]) -> bool:
+        """Tell whether to follow a linked folder: not if it holds, or lies in, a folder that is listed anyway."""
+        target = os.path.realpath(entry.path)
+        if self.rule == 1:
+            self.skipped["linked folders"] += 1
+            return False
+        if any(os.path.commonpath([target, tree]) in (target, tree) for tree in self.trees):
+            self.skipped["linked folders that lead to files listed anyway"] += 1
+            return False
+        self.trees.append(target)
+        return True
 
 
 def check_once(files: Sequence[str], where: str) -> None:

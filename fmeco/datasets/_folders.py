@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from fmeco.core import ConfigError, DataError, DataSpec, Splitting, Target, clean, listing
+from fmeco.core import ConfigError, DataError, DataSpec, Splitting, Target, clean, decode_rule, listing, nfc
 from fmeco.datasets import _classes, _columns, _groups, _splits
-from fmeco.datasets._files import Files, FileSamples, Labelled, scan
+from fmeco.datasets._files import Files, FileSamples, Labelled, is_skipped, scan
 
-_FOLDERS = {
+_FOLDERS_OF_RULE_1 = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
@@ -39,10 +39,13 @@ def in_folders(
     Raises DataError and ConfigError that name the folder or the key.
     """
     notes: list[str] = []
-    folders = _folders(path, split_folders, whole)
-    scanned = {part: _scan(kind, suffixes, folder, notes) for part, folder in folders.items()}
+    rule = decode_rule(known)
+    folders = _folders(path, split_folders, whole, rule, notes)
+    scanned = {part: _scan(kind, suffixes, folder, notes, rule) for part, folder in folders.items()}
     for part, folder in folders.items():
-        _inspect(kind, suffixes, folder, scanned[part].labels, notes)
+        _inspect(kind, suffixes, folder, scanned[part], notes)
+        if splitting.classes is None:
+            _check_classes(folder, scanned[part].files.names())
 
     # The training folder defines the classes; the class folders of other splits must be among them.
     first = next(iter(scanned))
@@ -53,8 +56,10 @@ def in_folders(
 
     parts: dict[str, tuple[Files, _splits.Indices]] = {}
     for part, inside in scanned.items():
-        present = set(inside.labels)
-        chosen = None if splitting.classes is None else [c for c in splitting.classes if str(c) in present]
+        present = set(nfc(inside.labels))
+        chosen = (
+            None if splitting.classes is None else [c for c in nfc(list(map(str, splitting.classes))) if c in present]
+        )
         kept, codes, _, more = _classes.encode(inside.labels, chosen, target, str(folders[part]), "the training folder")
         notes += more if part != first else []
         parts[part] = (inside.files if len(kept) == len(inside.files) else inside.files.take(kept), codes)
@@ -111,9 +116,9 @@ class _Scanned(NamedTuple):
     labels: list[str]  # class of each file: the first folder of its path
 
 
-def _scan(kind: type[FileSamples], suffixes: Collection[str], folder: Path, notes: list[str]) -> _Scanned:
+def _scan(kind: type[FileSamples], suffixes: Collection[str], folder: Path, notes: list[str], rule: int) -> _Scanned:
     """List the files in the class folders of a folder, with their classes."""
-    files = scan(kind, suffixes, folder, notes)
+    files = scan(kind, suffixes, folder, notes, rule=rule)
     names = files.names()
     inside = np.array(
         [i for i, name in enumerate(names) if "/" in name], dtype=np.int64
@@ -123,7 +128,9 @@ def _scan(kind: type[FileSamples], suffixes: Collection[str], folder: Path, note
     return _Scanned(files, [name.partition("/")[0] for name in names])
 
 
-def _folders(path: str | None, parts: Mapping[str, str | None], whole: bool) -> dict[str, Path]:
+def _folders(
+    path: str | None, parts: Mapping[str, str | None], whole: bool, rule: int, notes: list[str]
+) -> dict[str, Path]:
     """Find the folder of each split, training first; {"path": P} if P holds class folders directly.
 
     Raises ConfigError for keys that do not go together, DataError for absent folders.
@@ -135,8 +142,15 @@ def _folders(path: str | None, parts: Mapping[str, str | None], whole: bool) -> 
         root = Path(path)
         if not root.is_dir():
             raise DataError(f"{clean(path)}: {'not a folder' if root.exists() else 'no such folder'}")
-        present = {part: root / name for part, names in _FOLDERS.items() for name in names if (root / name).is_dir()}
+        present = _split_folders(root, rule)
+        if set(present) == {"val", "test"} and not whole:
+            raise DataError(
+                f"{clean(path)}: holds {listing([folder.name for folder in present.values()])}, but no folder called train",
+                "name the folders one by one: dataset.train=FOLDER, dataset.val=FOLDER, dataset.test=FOLDER",
+            )
         folders = present if "train" in present or (whole and present) else {"path": root}
+        if folders is present:
+            notes += _unused(root, present)
     elif "train" not in folders and not whole:
         raise ConfigError("dataset.train: missing: `val` and `test` need it, too")
     for folder in folders.values():
@@ -145,18 +159,47 @@ def _folders(path: str | None, parts: Mapping[str, str | None], whole: bool) -> 
     return folders
 
 
-def _inspect(
-    kind: type[FileSamples], suffixes: Collection[str], folder: Path, labels: list[str], notes: list[str]
-) -> None:
-    """Check a folder's class folders. labels: the classes of the files that were found.
+def _split_folders(root: Path, rule: int) -> dict[str, Path]:
+    """Find folders that are named after splits, training first. Raises DataError for two folders of one split."""
+    if rule == 1:
+        return {
+            part: root / name for part, names in _FOLDERS_OF_RULE_1.items() for name in names if (root / name).is_dir()
+        }
+    present: dict[str, list[Path]] = {"train": [], "val": [], "test": []}
+    for folder in sorted(root.iterdir()):
+        part = _splits.split_called(folder.name)
+        if part is not None and folder.is_dir():
+            present[part].append(folder)
+    if several := next((part for part, folders in present.items() if len(folders) > 1), None):
+        raise DataError(
+            f"{clean(root)}: {listing([folder.name for folder in present[several]])} can each be the {several} split",
+            "name the folders one by one: dataset.train=FOLDER, dataset.val=FOLDER, dataset.test=FOLDER",
+        )
+    return {part: folders[0] for part, folders in present.items() if folders}
 
-    Adds a note for classes that differ only in case. Raises DataError for empty class folders, or if there are no files.
+
+def _unused(root: Path, present: Mapping[str, Path]) -> list[str]:
+    """Return a note on the folders that lie beside those of the splits."""
+    used = {folder.name for folder in present.values()}
+    others = [entry.name for entry in sorted(root.iterdir()) if entry.is_dir() and entry.name not in used]
+    others = [name for name in others if not is_skipped(name)]
+    return [f"{clean(root)}: not used, beside {listing(sorted(used))}: {listing(others)}"] if others else []
+
+
+def _inspect(
+    kind: type[FileSamples], suffixes: Collection[str], folder: Path, scanned: _Scanned, notes: list[str]
+) -> None:
+    """Check a folder's class folders.
+
+    Adds a note for classes that differ only in case. Raises DataError for empty class folders, for names that are not
+    UTF-8, or if there are no files.
     """
+    labels = scanned.labels
     empty = sorted(
         {
             entry.name
             for entry in folder.iterdir()
-            if entry.is_dir() and not entry.is_symlink() and not entry.name.startswith((".", "__MACOSX"))
+            if entry.is_dir() and not entry.is_symlink() and not is_skipped(entry.name)
         }
         - set(labels)
     )
@@ -173,5 +216,42 @@ def _inspect(
         )
     lower: dict[str, str] = {}
     for name in dict.fromkeys(labels):
+        if not _is_utf8(name):
+            raise DataError(
+                f"{clean(folder)}: the name of the class folder {clean(ascii(name))} is not UTF-8",
+                "rename it; `convmv` converts the names of whole folders",
+            )
         if (twin := lower.setdefault(name.lower(), name)) != name:
             notes.append(f"{folder}: the classes '{clean(twin)}' and '{clean(name)}' differ only in case")
+
+
+def _is_utf8(name: str) -> bool:
+    """Tell whether a file name is valid UTF-8. Python keeps other bytes of a name as lone surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _check_classes(folder: Path, names: Sequence[str]) -> None:
+    """Check that class folders do not hold the real class folders, as in images/cat, images/dog, backup/cat, backup/dog.
+
+    names: paths of the files, relative to `folder`. Raises DataError if all files lie in subfolders, and every name of a
+    subfolder occurs in several class folders.
+    """
+    inside: dict[str, set[str]] = {}  # name of a subfolder -> class folders that hold it
+    outer = set()
+    for name in names:
+        parts = name.split("/", 2)
+        if len(parts) < 3:
+            return
+        outer.add(parts[0])
+        inside.setdefault(parts[1], set()).add(parts[0])
+    if len(outer) > 1 and len(inside) > 1 and all(len(holders) > 1 for holders in inside.values()):
+        raise DataError(
+            f"{clean(folder)}: the folders {listing(sorted(outer))} all hold the same folders, {listing(sorted(inside))}, "
+            "which look like the classes",
+            f"name the folder of class folders, such as dataset.path={clean(folder / min(outer))}",
+            f"if the outer folders are the classes, say so: dataset.classes=[{', '.join(map(clean, sorted(outer)))}]",
+        )

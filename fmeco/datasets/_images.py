@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import struct
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,50 +10,51 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from fmeco.core import Data, DataError, DataSpec, Inputs, InputSpec, Samples, Splitting, Target, clean, same_modality
-from fmeco.datasets import _classes, _files, _splits
-
-MAX_PIXELS = 100_000_000  # checked in the header before decoding: a 20 kB file can declare a gigapixel
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# Set once per process, because all threads share the filters of `warnings`. MAX_PIXELS limits the size instead.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-warnings.filterwarnings("ignore", message="Palette images with Transparency")
-_UNREADABLE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    MemoryError,
-    UnidentifiedImageError,
-    Image.DecompressionBombError,
+from fmeco.core import (
+    ConfigError,
+    Data,
+    DataError,
+    DataSpec,
+    Inputs,
+    InputSpec,
+    Pixels,
+    Samples,
+    Splitting,
+    Target,
+    decode_rule,
+    same_modality,
 )
+from fmeco.datasets import _classes, _depth, _files, _pixels, _splits
+
+MAX_RESIZED = 32_000_000  # pixels after resizing: a line of 10,000 x 1 pixels would become 2,240,000 x 224
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+WHITE = [255, 255, 255]
 
 
 def image_spec(
     known: DataSpec | None,
+    pixels: Pixels,
     *,
-    size: int | None,
-    color: str | None,
     default_size: int = 224,
     native: Literal["rgb", "gray"] = "rgb",
     mirror: bool = True,
 ) -> DataSpec:
     """Describe how images become inputs: by the keys, else as in the checkpoint (`known`), else by default.
 
-    size, color: the config's keys; None if not set.
     default_size, native: the data's own size and colour mode.
     mirror: whether a mirror image shows the same thing, which is false for digits and text.
     By default the short side is resized to 8/7 of `size` (256 for 224) and the centre is cropped. At 96 pixels and below,
     the whole short side is used, because small images show objects that fill the frame.
+
+    Raises ConfigError that names a key with a wrong value.
     """
     same_modality(known, "image")
     old: Mapping[str, Any] = known.preprocessing if known is not None else {}
-    wanted = size or old.get("size") or default_size
-    mode = color or old.get("color") or native
+    wanted = pixels.image_size or old.get("size") or default_size
+    mode = pixels.color or old.get("color") or native
     if old and wanted == old["size"]:
         resize = old["resize"]
     elif old:
@@ -79,16 +78,62 @@ def image_spec(
             "interpolation": old.get("interpolation", "bilinear"),
             "color": mode,
             "mirror": mirror,
+            **_decoding(known, pixels),
         },
     )
 
 
-def small_note(file: Path, spec: DataSpec) -> list[str]:
+def _decoding(known: DataSpec | None, pixels: Pixels) -> dict[str, Any]:
+    """Return the part of the preprocessing that came with rule 2: decode, background and, if it is known, range.
+
+    Raises ConfigError that names a key with a wrong value, or one that a checkpoint of rule 1 cannot have.
+    """
+    set_here = {"background": pixels.background, "range": pixels.range}
+    if decode_rule(known) == 1:
+        if key := next((key for key, value in set_here.items() if value is not None), None):
+            raise ConfigError(
+                f"dataset.{key}: the checkpoint is older than this key, and its images are read as they were then",
+                "leave the key out, or train from published weights",
+            )
+        return {}
+    if pixels.background is not None and (
+        len(pixels.background) != 3 or not all(0 <= c <= 255 for c in pixels.background)
+    ):
+        raise ConfigError(f"dataset.background: {pixels.background}: expected [red, green, blue] of 0 to 255")
+    if pixels.range is not None:
+        if len(pixels.range) != 2 or not -32768 <= pixels.range[0] < pixels.range[1] <= 65535:
+            raise ConfigError(
+                f"dataset.range: {pixels.range}: expected [LOW, HIGH], from -32768 to 65535, such as [0, 4095]"
+            )
+    old = known.preprocessing if known is not None else {}
+    range_ = pixels.range or old.get("range")
+    return {
+        "decode": decode_rule(known),
+        "background": pixels.background or old.get("background") or WHITE,
+        **({"range": list(range_)} if range_ is not None else {}),
+    }
+
+
+def image_data(known: DataSpec | None, spec: DataSpec, labelled: _files.Labelled, pixels: Pixels) -> Data:
+    """Build a Data from image files. Adds the range of 16-bit images to the spec, and notes to the data.
+
+    known: the checkpoint's spec. pixels: keys of the config.
+    """
+    files, _ = next(iter(labelled.parts.values()))
+    if known is None and pixels.image_size is None:
+        labelled.notes.extend(_small_note(Path(files.root, files.name(0)), spec))
+    if spec.decode > 1:
+        new = known is None or not known.targets  # a spec with targets is whole: it has the range, or needs none
+        spec = _depth.with_range(spec, labelled, measure=new)
+    return _files.data(ImageFiles, spec, labelled)
+
+
+def _small_note(file: Path, spec: DataSpec) -> list[str]:
     """Return a note if images are much smaller than the model's input: enlarging them can cost fifty times the time."""
     try:
-        with Image.open(file) as image:
+        with _pixels.opened(str(file)) as image:
             width, height = image.size
-    except _UNREADABLE:
+    except DataError:
         return []
     size = spec.preprocessing["size"]
     if max(width, height) * 2 > size:
@@ -101,23 +146,22 @@ def small_note(file: Path, spec: DataSpec) -> list[str]:
 def canonical(image: Image.Image, prep: Mapping[str, Any]) -> Tensor:
     """Convert a PIL image to uint8 (C, h, w) with min(h, w) = prep["resize"]: a pure function of image and spec.
 
-    Training crops, evaluation and prediction all start from this. Raises ValueError for pixels of more than 16 bits, and
-    for floating-point pixels.
+    Training crops, evaluation and prediction all start from this. Raises ValueError for an image that cannot be converted to
+    8 bits, or that would have more than MAX_RESIZED pixels.
     """
     short = prep["resize"]
     mode = "L" if prep["color"] == "gray" else "RGB"
+    scale = short / min(image.size)
+    if scale > 1 and image.width * scale * image.height * scale > MAX_RESIZED:
+        raise ValueError(
+            f"{image.width}x{image.height} pixels: enlarged to a short side of {short}, it would have more than "
+            f"{MAX_RESIZED:,} pixels"
+        )
     if image.format == "JPEG":
         image.draft(mode, (short, short))  # decodes at 1/2, 1/4 or 1/8 of the size if that is still at least `short`
+    coarse = _pixels.is_coarse(image)
     ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith("I"):  # 16 bits per channel, which PIL's conversion would clip at 255
-        deep = np.asarray(image, dtype=np.int64)
-        if deep.max(initial=0) > 65535 or deep.min(initial=0) < 0:
-            raise ValueError("more than 16 bits per channel; save it with 8 or 16 bits")
-        image = Image.fromarray((deep // 257).astype(np.uint8))
-    elif image.mode == "F":
-        raise ValueError("floating-point pixels have no fixed range; save it with 8 or 16 bits")
-    if image.mode != mode:
-        image = image.convert("RGBA").convert(mode) if image.mode == "P" else image.convert(mode)
+    image = _pixels.eight_bit(image, mode, prep, coarse=coarse)
     pixels = torch.from_numpy(np.array(image, dtype=np.uint8))  # a copy, because torch needs writable memory
     pixels = pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1)  # (C, h, w)
     w, h = image.size
@@ -132,16 +176,8 @@ def canonical(image: Image.Image, prep: Mapping[str, Any]) -> Tensor:
 
 def decode(path: str, prep: Mapping[str, Any]) -> Tensor:
     """Decode a file to uint8 (C, h, w). Raises DataError that names the file and the reason."""
-    try:
-        with open(path, "rb") as file, Image.open(file) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width}x{image.height} pixels is more than {MAX_PIXELS:,}")
-            if min(image.size) < 1:
-                raise ValueError("no pixels")
-            return canonical(image, prep)
-    except _UNREADABLE as error:
-        reason = "not an image in a known format" if isinstance(error, UnidentifiedImageError) else error
-        raise DataError(f"cannot read the image {clean(path)}: {_files.reason(path, reason)}") from None
+    with _pixels.opened(path) as image:
+        return canonical(image, prep)
 
 
 class ImageFiles(_files.FileSamples):

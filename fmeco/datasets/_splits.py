@@ -17,6 +17,20 @@ from fmeco.core import ConfigError, DataError, Splitting, clean, listing
 
 Indices = NDArray[np.int64]
 
+# Names of splits, in lower case and without a separator. Each may be followed by one of _WORDS, as in train_set.
+_SPELLINGS = {
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "development"), "val"),
+    **dict.fromkeys(("test", "testing", "tst"), "test"),
+}
+_WORDS = ("set", "split", "data", "images", "audio")
+
+
+def split_called(name: str) -> str | None:
+    """Return the split (train, val or test) that a name such as Train, training_set or dev means; None if it means none."""
+    plain = "".join(c for c in name.casefold() if c not in "_- .")
+    return next((_SPELLINGS[word] for tail in ("", *_WORDS) if (word := plain.removesuffix(tail)) in _SPELLINGS), None)
+
 
 def ranks(names: Sequence[str], salt: str) -> Indices:
     """Hash each name with `salt` to a 63-bit number, the same on every machine."""
@@ -141,8 +155,8 @@ def fingerprint(rows: Sequence[tuple[object, ...]]) -> str:
 
 def split_by_column(values: Sequence[str], path: str, name: str) -> dict[str, Indices]:
     """Split rows by a column of split names. Returns the positions of each split; raises DataError for other values."""
-    part_of = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-    if strange := sorted({value for value in values if value.lower() not in part_of}):
+    part_of = {value: split_called(value) for value in set(values)}
+    if strange := sorted(value for value, part in part_of.items() if part is None):
         raise DataError(f"{clean(path)}: column '{clean(name)}' holds {listing(strange)}; expected train, val or test")
-    parts = np.array([part_of[value.lower()] for value in values])
+    parts = np.array([part_of[value] for value in values])
     return {part: np.flatnonzero(parts == part) for part in ("train", "val", "test") if (parts == part).any()}

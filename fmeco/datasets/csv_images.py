@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fmeco.core import Color, Data, DataSpec, Doc, FilePath, ImageSize, Splitting
-from fmeco.datasets import _file_tables, _files, _images
+from fmeco.core import Data, DataSpec, Doc, FilePath, Pixels, Splitting
+from fmeco.datasets import _file_tables, _images
 
 MODALITY = "image"
 FILES = (".csv", ".tsv", ".parquet")
@@ -32,10 +32,9 @@ def build(
     ] = "auto",
     separator: Annotated[str, Doc("with task multilabel: separator between the labels of an image")] = "|",
     splitting: Splitting = Splitting(),
-    image_size: ImageSize = None,
-    color: Color = None,
+    pixels: Pixels = Pixels(),
 ) -> Data:
-    spec = _images.image_spec(known, size=image_size, color=color)
+    spec = _images.image_spec(known, pixels)
     layout = _file_tables.Layout(split_column, root, image_column, label_column, task, separator=separator)
     labelled = _file_tables.in_table(_images.ImageFiles, known, whole, path, layout, splitting)
-    return _files.data(_images.ImageFiles, spec, labelled)
+    return _images.image_data(known, spec, labelled, pixels)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from fmeco.core import Color, Data, DataSpec, Doc, Ge, Gt, ImageSize, Splitting, Without
+from fmeco.core import Data, DataSpec, Doc, Ge, Gt, Pixels, Splitting, Without
 from fmeco.datasets import _images
 
 MODALITY = "image"
@@ -19,13 +19,12 @@ def build(
     noise: Annotated[float, Doc("standard deviation of the noise, in units of the pattern's"), Ge(0)] = 1.0,
     pattern_seed: Annotated[int, Doc("seed of patterns and noise"), Ge(0)] = 0,
     splitting: Annotated[Splitting, Without("group_split")] = Splitting(),
-    image_size: ImageSize = None,
-    color: Color = None,
+    pixels: Annotated[Pixels, Without("background", "range")] = Pixels(),
 ) -> Data:
     import numpy as np
     from PIL import Image
 
-    spec = _images.image_spec(known, size=image_size, color=color, default_size=32)
+    spec = _images.image_spec(known, pixels, default_size=32)
     rng = np.random.default_rng(pattern_seed)
     side = spec.preprocessing["size"]
     patterns = rng.standard_normal((num_classes, 8, 8, 3))
@@ -33,8 +32,8 @@ def build(
     images = []
     for code in codes:
         small = patterns[code] + noise * rng.standard_normal((8, 8, 3))
-        pixels = (127 + 40 * small).clip(0, 255).astype("uint8")
-        images.append(Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST))
+        values = (127 + 40 * small).clip(0, 255).astype("uint8")
+        images.append(Image.fromarray(values).resize((side, side), Image.Resampling.NEAREST))
     return _images.build_arrays(
         known,
         spec,

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
-from fmeco.core import Color, Data, DataSpec, Doc, FilePath, ImageSize, Samples, Splitting, Without
+from fmeco.core import Data, DataSpec, Doc, FilePath, Pixels, Samples, Splitting, Without
 from fmeco.datasets import _files, _folders, _images
 
 MODALITY = "image"
@@ -18,7 +17,8 @@ FALLBACK = True
 def shown(spec: DataSpec) -> str:
     """Describe in a few words how images are prepared."""
     prep = spec.preprocessing
-    return f"{prep['size']} pixels from {prep['resize']}, {prep['interpolation']}, {prep['color']}"
+    shown = f"{prep['size']} pixels from {prep['resize']}, {prep['interpolation']}, {prep['color']}"
+    return shown + (f", 16-bit values {prep['range'][0]} to {prep['range'][1]}" if "range" in prep else "")
 
 
 def build(
@@ -30,10 +30,9 @@ def build(
     val: Annotated[FilePath | None, Doc("folder of class folders, instead of `path`")] = None,
     test: Annotated[FilePath | None, Doc("folder of class folders, instead of `path`")] = None,
     splitting: Annotated[Splitting, Without("test_fraction")] = Splitting(),
-    image_size: ImageSize = None,
-    color: Color = None,
+    pixels: Pixels = Pixels(),
 ) -> Data:
-    spec = _images.image_spec(known, size=image_size, color=color)
+    spec = _images.image_spec(known, pixels)
     labelled = _folders.in_folders(
         _images.ImageFiles,
         SUFFIXES,
@@ -43,10 +42,7 @@ def build(
         split_folders={"train": train, "val": val, "test": test},
         splitting=splitting,
     )
-    if known is None and image_size is None:
-        files, _ = next(iter(labelled.parts.values()))
-        labelled.notes.extend(_images.small_note(Path(files.root, files.name(0)), spec))
-    return _files.data(_images.ImageFiles, spec, labelled)
+    return _images.image_data(known, spec, labelled, pixels)
 
 
 def read(spec: DataSpec, sources: Sequence[str]) -> Samples:

@@ -11,7 +11,6 @@ from typing import Annotated
 import numpy as np
 
 from fmeco.core import (
-    Color,
     ConfigError,
     Data,
     DataError,
@@ -19,14 +18,16 @@ from fmeco.core import (
     Doc,
     FilePath,
     Ge,
-    ImageSize,
+    Pixels,
     Splitting,
     Without,
     clean,
+    decode_rule,
 )
 from fmeco.datasets import _files, _groups, _images, _splits
 from fmeco.datasets.image_folder import SUFFIXES as IMAGES
 from fmeco.datasets.image_folder import read as read
+from fmeco.files import regular
 
 MODALITY = "image"
 
@@ -40,12 +41,11 @@ def build(
     ],
     limit: Annotated[int | None, Doc("number of images to train on; null = all"), Ge(1)] = None,
     splitting: Annotated[Splitting, Without("classes", "limit_per_class", "limit_seed")] = Splitting(val_fraction=0.1),
-    image_size: ImageSize = None,
-    color: Color = None,
+    pixels: Pixels = Pixels(),
 ) -> Data:
-    spec = _images.image_spec(known, size=image_size, color=color)
+    spec = _images.image_spec(known, pixels)
     notes: list[str] = []
-    files = _list_files(path, notes)
+    files = _list_files(path, notes, decode_rule(known))
     if not len(files):
         raise DataError(f"{clean(path)}: no images", f"images are {', '.join(IMAGES)}")
     names, codes = files.names(), np.zeros(len(files), dtype=np.int64)
@@ -54,29 +54,25 @@ def build(
     parts = _splits.assign(names, codes, limited, whole=whole, groups=groups)
     taken = {part: files.take(at) for part, at in parts.items()}
     rows = [row for part in taken.values() for row in zip(part.names(), part.sizes.tolist(), strict=True)]
-    if known is None and image_size is None:
-        notes += _images.small_note(Path(files.root, names[0]), spec)
-    return _files.data(
-        _images.ImageFiles,
-        spec,
-        _files.Labelled(
-            {part: (part_files, {}) for part, part_files in taken.items()},
-            {},
-            _splits.fingerprint(rows),
-            notes,
-            {part: {} if groups is None else {_groups.CALLED: [groups[i] for i in at]} for part, at in parts.items()},
-        ),
+    labelled = _files.Labelled(
+        {part: (part_files, {}) for part, part_files in taken.items()},
+        {},
+        _splits.fingerprint(rows),
+        notes,
+        {part: {} if groups is None else {_groups.CALLED: [groups[i] for i in at]} for part, at in parts.items()},
     )
+    return _images.image_data(known, spec, labelled, pixels)
 
 
-def _list_files(path: str, notes: list[str]) -> _files.Files:
+def _list_files(path: str, notes: list[str], rule: int) -> _files.Files:
     """List the images of a folder, pattern or .txt file. Raises DataError that names the line of an absent file."""
     if os.path.isdir(path):
-        return _files.scan(_images.ImageFiles, IMAGES, Path(path), notes)
+        return _files.scan(_images.ImageFiles, IMAGES, Path(path), notes, rule=rule)
     if path.lower().endswith(".txt"):
         root = os.path.dirname(path) or "."
         try:
-            lines = Path(path).read_text("utf-8-sig").splitlines()
+            with open(path, encoding="utf-8-sig", opener=regular) as file:
+                lines = file.read().splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{clean(path)}: cannot be read: {clean(error)}") from None
         listed = [line.strip() for line in lines if line.strip()]

@@ -10,14 +10,13 @@ import numpy as np
 import torch
 
 from fmeco.core import (
-    Color,
     Data,
     DataError,
     DataSpec,
     Doc,
     FilePath,
-    ImageSize,
     Inputs,
+    Pixels,
     Samples,
     Splitting,
     Target,
@@ -92,8 +91,7 @@ def build(
     root: Annotated[FilePath, Doc("folder for the download")] = "data",
     download: Annotated[bool, Doc("download the data if it is not in `root`")] = True,
     splitting: Annotated[Splitting, Without("test_fraction", "group_split")] = Splitting(val_fraction=0.1),
-    image_size: ImageSize = None,
-    color: Color = None,
+    pixels: Annotated[Pixels, Without("background", "range")] = Pixels(),
 ) -> Data:
     """Build the dataset. `test` and `val` are the published splits; without a published `val`, it is split off training."""
     kind, published, size = _SOURCES[arch]
@@ -101,8 +99,7 @@ def build(
     native: Literal["gray", "rgb"] = "gray" if arch in _GRAY else "rgb"
     spec = _images.image_spec(
         known,
-        size=image_size,
-        color=color,
+        pixels,
         default_size=size,
         native=native,
         mirror=arch not in _ORIENTED,

@@ -20,6 +20,7 @@ from fmeco.assembly.training import assemble
 from fmeco.config.run_config import RunConfig
 from fmeco.core.data import Samples
 from fmeco.core.training import Groups
+from fmeco.data.reading import check_classes
 from fmeco.errors import DataError, FmecoError, known_errors
 from fmeco.files import disk_error, free_bytes
 from fmeco.nn import precision
@@ -113,17 +114,22 @@ def _about_parameters(
 
 def _unreadable(training: Training) -> list[str]:
     """Read every sample. Returns the errors; raises them as one DataError if `train.on_bad_sample` is error."""
-    bad = []
+    bad: list[str] = []
+    skip = training.config.train.on_bad_sample == "skip"
     for name in ("train", "val", "test"):
         samples: Samples | None = getattr(training.data, name)
         if samples is None or samples.in_memory:
             continue
+        read: list[int] = []
         for index in tqdm(range(len(samples)), desc=f"reading {name}", disable=None, leave=False):
             try:
                 samples[index]
+                read.append(index)
             except FmecoError as error:
                 bad.append(error.message)
-    if bad and training.config.train.on_bad_sample == "error":
+        if skip:
+            check_classes(training.data.spec, samples, torch.tensor(read, dtype=torch.int64), name)
+    if bad and not skip:
         more = [f"and {len(bad) - 20} more"] if len(bad) > 20 else []
         raise DataError(
             "\n".join([f"{len(bad)} samples cannot be read", *bad[:20], *more]),

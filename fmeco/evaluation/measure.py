@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fmeco.core.data import Samples
 from fmeco.data.loader import evaluation_batches
-from fmeco.data.reading import choose_reading
+from fmeco.data.reading import check_classes, choose_reading
 from fmeco.errors import DataError
 from fmeco.features import forward
 from fmeco.inference.data_for import data_for
@@ -72,6 +72,8 @@ def measure(
     )
     bad: list[str] | None = [] if on_bad_sample == "skip" else None
     metrics, rows = forward.evaluate(model.objective, batches, model.device, model.precision, bad=bad)
+    if bad:
+        check_classes(data.spec, samples, rows["index"], part)
     for message in bad or []:
         say(f"skipped: {message}")
     return Measured(model, part, [samples.name(i) for i in rows["index"].tolist()], metrics, rows, samples)

@@ -26,6 +26,7 @@ from fmeco.core import (
     clean,
     listing,
     nearest,
+    nfc,
 )
 from fmeco.nn.layers import Head
 from fmeco.nn.metrics import average_precision, calibration_error, recall_at_precision, roc_auc
@@ -125,12 +126,14 @@ def _two_classes(
         if present := [key for key, value in keys.items() if value is not None]:
             raise ConfigError(f"objective.{present[0]} is for two classes, and there are {len(classes)}")
         return None
-    if positive is not None and str(positive) not in classes:
+    names = nfc(classes)
+    wanted = None if positive is None else nfc([str(positive)])[0]
+    if wanted is not None and wanted not in names:
         raise ConfigError(f"objective.positive: {clean(positive)} is not a class of this dataset: {listing(classes)}")
     if cost is not None and (set(cost) != {"false_negative", "false_positive"} or min(cost.values()) <= 0):
         raise ConfigError("objective.cost: expected two costs above 0, as in {false_negative: 5, false_positive: 1}")
     rarer = 0 if counts and counts[0] < counts[1] else 1
-    at = rarer if positive is None else classes.index(str(positive))
+    at = rarer if wanted is None else names.index(wanted)
     return Two(at, precision, None if cost is None else (cost["false_negative"], cost["false_positive"]))
 
 

@@ -27,6 +27,7 @@ from fmeco.core import (
     clean,
     known,
     listing,
+    nfc,
 )
 from fmeco.nn.layers import Head
 from fmeco.objectives import _boosted_trees
@@ -63,7 +64,7 @@ def build(
         assert width is not None
         return Features(backbone, loaded, width)
     target = next((name for name, described in spec.targets.items() if described.kind == "class"), None)
-    if target is not None and spec.targets[target].classes != tuple(classes):
+    if target is not None and nfc(spec.targets[target].classes) != nfc(classes):
         raise ConfigError(
             f"objective.teacher predicts {listing(classes)}, and the target '{clean(target)}' has {listing(spec.targets[target].classes)}",
             "objective.on: features learns the teacher's vectors instead",

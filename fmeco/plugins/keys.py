@@ -78,6 +78,43 @@ class Splitting:
     group_split: GroupSplit = None
 
 
+ImageSize = Annotated[
+    int | None,
+    Doc("height and width of the model's input in pixels; null = the checkpoint's size, or the default without one"),
+    Gt(0),
+]
+
+Color = Annotated[
+    Literal["rgb", "gray"] | None, Doc("colour mode; null = the checkpoint's, or the data's without a checkpoint")
+]
+
+Background = Annotated[
+    list[int] | None,
+    Doc("colour behind transparent pixels, [red, green, blue] of 0 to 255; null = the checkpoint's, else white"),
+]
+
+DeepRange = Annotated[
+    list[int] | None,
+    Doc(
+        "for pixels of 16 bits: the values [low, high] that become 0 and 255; null = the checkpoint's, else the lowest and the "
+        "highest value of the training files"
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Choose how images become pixels. Its fields are keys of `dataset:`, and `build` gets them as one value.
+
+    A signature declares `pixels: Pixels`; `Annotated[Pixels, Without("range")]` removes a key, as for Splitting.
+    """
+
+    image_size: ImageSize = None
+    color: Color = None
+    background: Background = None
+    range: DeepRange = None
+
+
 class Without:
     """Remove keys of a group, such as Splitting, from a signature."""
 
@@ -85,7 +122,8 @@ class Without:
         self.keys = keys
 
 
-KEY_GROUPS: dict[str, type] = {"Splitting": Splitting}  # types that bundle several keys into one parameter of `build`
+# Types that bundle several keys into one parameter of `build`.
+KEY_GROUPS: dict[str, type] = {"Splitting": Splitting, "Pixels": Pixels}
 
 TeacherMomentum = Annotated[
     float,
@@ -95,16 +133,6 @@ TeacherMomentum = Annotated[
     ),
     Ge(0),
     Lt(1),
-]
-
-ImageSize = Annotated[
-    int | None,
-    Doc("height and width of the model's input in pixels; null = the checkpoint's size, or the default without one"),
-    Gt(0),
-]
-
-Color = Annotated[
-    Literal["rgb", "gray"] | None, Doc("colour mode; null = the checkpoint's, or the data's without a checkpoint")
 ]
 
 Rate = float  # marks the key of the learning rate: its schema is RATE, so a user may also write auto

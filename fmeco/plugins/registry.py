@@ -23,6 +23,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from fmeco.errors import ConfigError, clean, listing, nearest
+from fmeco.files import absence
 from fmeco.plugins.importing import PACKAGE, import_file
 from fmeco.plugins.keys import NESTED, VOCABULARY
 from fmeco.plugins.signature import KeyGroup, annotation, key_group, literal, mentions, parse_file, schema
@@ -240,7 +241,7 @@ def add(path: Path) -> list[Plugin]:
 def add_file(path: Path) -> Plugin:
     """Register the plug-in of one file under the file's name. The file's line KIND = "..." names its kind. Raises ConfigError."""
     if not path.is_file():
-        raise ConfigError(f"--plugin {clean(path)}: no such file or folder")
+        raise ConfigError(f"--plugin {clean(path)}: {absence(path)}")
     tree = parse_file(path)
     kind = literal(tree, "KIND", path)
     if not isinstance(kind, str):

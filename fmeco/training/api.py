@@ -28,7 +28,7 @@ from fmeco.core.data import Data
 from fmeco.core.model import Backbone
 from fmeco.distributed.ranks import Ranks, together
 from fmeco.errors import ConfigError, DataError, DiskError, clean, known_errors
-from fmeco.files import free_bytes
+from fmeco.files import absence, free_bytes
 from fmeco.log import say
 from fmeco.reports.metrics_files import Log
 from fmeco.reports.run_report import report
@@ -209,9 +209,8 @@ def resume(
     folder = Path(run)
     file = folder / "config.yaml"
     if not file.is_file():
-        raise ConfigError(
-            f"{clean(run)} is not a run: it holds no config.yaml", "fmeco resume takes the run's directory"
-        )
+        what = f"config.yaml: {absence(file)}" if file.exists() else "it holds no config.yaml"
+        raise ConfigError(f"{clean(run)} is not a run: {what}", "fmeco resume takes the run's directory")
     for item in overrides:
         if item.partition("=")[0].strip() not in CHANGEABLE:
             raise ConfigError(

@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from fmeco.data.reading import check_classes
 from fmeco.errors import ConfigError, Diverged, Stopped, clean, listing
 from fmeco.log import say
 from fmeco.training.budget import Clock, Pace
@@ -56,6 +57,7 @@ def train(s: Session) -> None:
     with bar, s.writer:
         if s.entered is None:
             enter(state.phase)
+        s.read_from = s.epoch
         _phase(s, pace, clock, agree, bar)
         while not state.finished and not pace.last:
             state.phase_start, state.phase_history, state.waited = pace.position, len(state.history), 0
@@ -174,6 +176,7 @@ def _evaluate(s: Session) -> bool:
     assert s.setup.validate is not None
     settle(s)
     s.writer.wait()  # fork loader workers while no other thread runs
+    _check_classes_read(s)
     s.ranks.broadcast_(list(s.objective.buffers()))
     with evaluated_weights(s):
         s.metrics, bad, s.error = s.setup.validate()
@@ -191,6 +194,15 @@ def _evaluate(s: Session) -> bool:
     shown = ", ".join(f"{name} {value:.4f}" for name, value in s.metrics.items() if "/" not in name)
     say(f"epoch {s.epoch:g}, step {s.state.step}: {shown}{'  *' if improved else ''}")
     return improved
+
+
+def _check_classes_read(s: Session) -> None:
+    """Refuse to go on if, after a whole epoch, no sample of a class could be read. Raises DataError that names it."""
+    if s.read is None or s.epoch - s.read_from < 1:
+        return
+    read = s.ranks.sum_(s.read.clone()).nonzero()[:, 0]
+    if s.ranks.most(len(s.state.bad_samples))[0] > 0:
+        check_classes(s.training.data.spec, s.training.data.split("train"), read, "training")
 
 
 def _say_where_time_went(s: Session) -> None:

@@ -10,7 +10,7 @@ from fmeco.assembly.optimizer import build_optimizer, phase_groups
 from fmeco.assembly.stages import Training
 from fmeco.core.data import Data
 from fmeco.data.loader import evaluation_batches
-from fmeco.data.reading import choose_reading
+from fmeco.data.reading import check_classes, choose_reading
 from fmeco.features import forward
 from fmeco.training import frozen_features, monitor
 from fmeco.training.state import Measured, PhaseSetup
@@ -58,6 +58,8 @@ def _validation(training: Training, data: Data) -> Callable[[], Measured]:
             world=ranks.world,
         )
         metrics, rows = forward.evaluate(objective, batches, training.device, train.precision, bad=bad, ranks=ranks)
+        if bad:
+            check_classes(data.spec, samples, rows["index"], "validation")
         if probe is not None:
             metrics = {**probe(rows), **metrics}
         correct = objective.correct(rows) if best == next(iter(objective.directions), None) else None

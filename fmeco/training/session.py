@@ -43,6 +43,8 @@ class Session:
     scaler: of the loss, for fp16.
     pending: steps whose results are still on the device.
     skipped: steps in a row that were not finite.
+    read: (N,) training samples that this rank has read since `read_from`, if unreadable ones are skipped; else None.
+    read_from: epoch at which the process began.
     saved_at: second of the last checkpoint to resume from.
     entered: setup of the current phase.
     objective, ranks, train: shortcuts to those of `training`; `train` is the config's section.
@@ -64,6 +66,8 @@ class Session:
     writer: Writer = field(default_factory=Writer)
     pending: list[Outcome] = field(default_factory=list)
     skipped: int = 0
+    read: Tensor | None = None
+    read_from: float = 0.0
     saved_at: float = 0.0
     entered: PhaseSetup | None = None
     objective: Objective = field(init=False)
@@ -116,6 +120,7 @@ def begin(
         if config.train.ema
         else None,
         scaler=torch.amp.GradScaler(device.type) if config.train.precision == "fp16" else None,
+        read=torch.zeros(len(training.data.split("train"))) if config.train.on_bad_sample == "skip" else None,
     )
 
 

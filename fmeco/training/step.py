@@ -31,6 +31,8 @@ def _next(s: Session, batches: Iterator[Batch], clock: Clock) -> Batch:
     began = time.monotonic()
     batch = next(batches)
     clock.charge("data", began)
+    if s.read is not None:
+        s.read[batch.index] = 1.0
     if batch.skipped:
         s.state.bad_samples = list(dict.fromkeys([*s.state.bad_samples, *batch.skipped]))
     return batch

@@ -143,7 +143,7 @@ def test_recordings_without_a_meaning_are_refused() -> None:
         soundfile.write("x.wav", wave, rate, subtype="FLOAT")
         with pytest.raises(DataError, match=reason):
             _audio.decode("x.wav", how())
-    with pytest.raises(DataError, match="does not exist"):
+    with pytest.raises(DataError, match="no such file"):
         _audio.decode("absent.wav", how())
     with pytest.raises(ConfigError, match="fmax at most 4000"):
         how(fmax=5000.0)
