@@ -295,7 +295,10 @@ def fit(inputs: Inputs, spec: DataSpec, leading: int = 0) -> Inputs:
         x = out[name]
         for dim, size in enumerate(wanted.shape, leading):
             if x.shape[dim] > size:
-                x = x.narrow(dim, 0 if wanted.dtype == "int64" else (x.shape[dim] - size) // 2, size)
+                # By rule 2, an odd difference is halved as torchvision and timm do, to the even number.
+                extra = x.shape[dim] - size
+                start = extra // 2 if spec.decode == 1 else round(extra / 2)
+                x = x.narrow(dim, 0 if wanted.dtype == "int64" else start, size)
         shape = tuple(x.shape[leading:])
         if shape != wanted.shape and not (wanted.ragged and shape[1:] == wanted.shape[1:]):
             raise DataError(f"input '{name}' has shape {shape}, the model expects {wanted.shape}")

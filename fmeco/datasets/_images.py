@@ -157,8 +157,12 @@ def canonical(image: Image.Image, prep: Mapping[str, Any]) -> Tensor:
             f"{image.width}x{image.height} pixels: enlarged to a short side of {short}, it would have more than "
             f"{MAX_RESIZED:,} pixels"
         )
+    first_rule = prep.get("decode", 1) == 1
     if image.format == "JPEG":
-        image.draft(mode, (short, short))  # decodes at 1/2, 1/4 or 1/8 of the size if that is still at least `short`
+        # Decodes at 1/2, 1/4 or 1/8 of the size if that still leaves this many pixels. With only `short` of them, the picture
+        # would differ visibly from one that is decoded whole and resized.
+        least = short if first_rule else 2 * short
+        image.draft(mode, (least, least))
     coarse = _pixels.is_coarse(image)
     ImageOps.exif_transpose(image, in_place=True)
     image = _pixels.eight_bit(image, mode, prep, coarse=coarse)
@@ -166,7 +170,10 @@ def canonical(image: Image.Image, prep: Mapping[str, Any]) -> Tensor:
     pixels = pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1)  # (C, h, w)
     w, h = image.size
     scale = short / min(w, h)
-    size = (max(short, round(h * scale)), max(short, round(w * scale)))
+    if first_rule:
+        size = (max(short, round(h * scale)), max(short, round(w * scale)))
+    else:  # as torchvision and timm do
+        size = (int(short * h / min(w, h)), int(short * w / min(w, h)))
     if size == (h, w):
         return pixels
     mode = prep["interpolation"]

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import fmeco as api
-from fmeco.core import Data, DataError
+from fmeco.core import Data, DataError, DataSpec, InputSpec, fit
 from fmeco.datasets import _images, _pixels
 from tests.conftest import Answer, photos, picture, tiny
 from tests.data.test_data import build
@@ -384,3 +384,27 @@ def test_an_error_that_no_decoder_should_raise_is_a_bad_sample(monkeypatch: pyte
     monkeypatch.setattr(_pixels, "eight_bit", lambda *_, **__: {}["no such key"])
     with pytest.raises(DataError, match=r"x\.png"):
         _images.decode("x.png", how())
+
+
+@pytest.mark.situation("sizes of pictures", "read rightly")
+@pytest.mark.parametrize("size", [(500, 375), (333, 500), (640, 427), (231, 231), (1000, 401), (97, 130)])
+@pytest.mark.parametrize("short", [64, 110])
+def test_pictures_are_resized_and_cropped_as_torchvision_does(size: tuple[int, int], short: int) -> None:
+    from torchvision.transforms import v2
+
+    coarse = np.random.default_rng(0).integers(0, 256, (9, 12, 3)).astype("uint8")
+    Image.fromarray(coarse).resize(size).save("photo.png")
+    prep = how(resize=short, size=short - 7)
+    spec = DataSpec("image", {"image": InputSpec((3, short - 7, short - 7), "uint8")}, preprocessing=prep)
+    ours = fit({"image": _images.decode("photo.png", prep)}, spec)["image"]
+    theirs = v2.Compose([v2.Resize(short), v2.CenterCrop(short - 7)])(Image.open("photo.png"))
+    assert np.abs(np.array(theirs).astype(int) - ours.permute(1, 2, 0).numpy()).max() <= 1
+
+
+@pytest.mark.situation("sizes of pictures", "read rightly")
+def test_a_large_jpeg_differs_little_from_one_that_is_decoded_whole() -> None:
+    coarse = np.random.default_rng(0).integers(0, 256, (60, 80, 3)).astype("uint8")
+    Image.fromarray(coarse).resize((1600, 1200)).save("photo.jpg", quality=92)
+    Image.open("photo.jpg").save("photo.png")
+    reduced, whole = (_images.decode(f"photo.{suffix}", how(resize=128, size=128)) for suffix in ("jpg", "png"))
+    assert (reduced.float() - whole.float()).abs().mean() < 1
