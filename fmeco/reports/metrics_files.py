@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import itertools
 import json
 import logging
@@ -10,11 +12,26 @@ import math
 import os
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from fmeco.errors import ConfigError, FmecoError
+from fmeco.files import disk_error
 from fmeco.log import logger
+
+Line = tuple[str, int, float, dict[str, float]]  # kind, step, epoch and values, as for `Log.write`
+
+
+class _RunLog(logging.FileHandler):
+    """Write messages to run.log. On a full disk, they are lost: the run's other files report it, as an error."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 class Log:
@@ -32,7 +49,7 @@ class Log:
         size: int | None = None,
         first: bool = True,
     ) -> None:
-        """Open the files. Raises ConfigError if TensorBoard is required but not installed.
+        """Open the files. Raises DiskError, and ConfigError if TensorBoard is required but not installed.
 
         tensorboard: True, False, or "auto" (if it is installed).
         resume_at: the step that a resumed run continues from; None for a new run.
@@ -40,19 +57,22 @@ class Log:
             step.
         first: whether this is rank 0; the other ranks open nothing.
         """
-        self.file: IO[bytes] | None = None
-        self.lines: list[tuple[str, int, float, dict[str, float]]] = []
+        self.file: io.FileIO | None = None
+        self.lines: list[Line] = []
         self.flushed = 0.0
         self.handler: logging.Handler = logging.NullHandler()
         self.board: Any = None
         if not first:
             return
-        run.mkdir(parents=True, exist_ok=True)
-        self.file = open(run / "metrics.jsonl", "ab")  # noqa: SIM115  closed by close()
-        if resume_at is not None:  # drop lines that a killed run wrote after its last checkpoint
-            self.file.truncate(_before_steps(run) if size is None else min(size, self.file.seek(0, os.SEEK_END)))
-            self.file.seek(0, os.SEEK_END)
-        self.handler = logging.FileHandler(run / "run.log", encoding="utf-8")
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+            self.file = open(run / "metrics.jsonl", "ab", buffering=0)  # noqa: SIM115  closed by close()
+            if resume_at is not None:  # drop lines that a killed run wrote after its last checkpoint
+                self.file.truncate(_before_steps(run) if size is None else min(size, self.file.seek(0, os.SEEK_END)))
+                self.file.seek(0, os.SEEK_END)
+            self.handler = _RunLog(run / "run.log", encoding="utf-8")
+        except OSError as error:
+            raise disk_error(error, run, resumable=resume_at is not None) from None
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         logger.setLevel(logging.INFO)
         logger.addHandler(self.handler)
@@ -87,19 +107,29 @@ class Log:
         """
         if self.file is None:
             return
-        for kind, step, epoch, values in self.lines:
+        lines, self.lines = self.lines, []  # lines that a full disk refuses are not tried again at the end of the run
+        text = ""
+        for kind, step, epoch, values in lines:
             finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
             line = {"kind": kind, "step": step, "epoch": round(epoch, 6), **finite}
-            self.file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
-        self.file.flush()
-        if self.board is not None:  # one event per line: add_scalar would write one for each number
-            from tensorboard.compat.proto.summary_pb2 import Summary
-
-            for kind, step, _, values in self.lines:
-                parts = [Summary.Value(tag=f"{kind}/{name}", simple_value=value) for name, value in values.items()]
-                self.board.file_writer.add_summary(Summary(value=parts), step)
-        self.lines = []
+            text += json.dumps(line, ensure_ascii=False) + "\n"
+        try:
+            body = memoryview(text.encode())
+            while body:  # a raw write may be partial when the disk is nearly full
+                body = body[self.file.write(body) :]
+            if self.board is not None:
+                self._to_board(lines)
+        except OSError as error:
+            raise disk_error(error, Path(self.file.name), resumable=True) from None
         self.flushed = time.monotonic()
+
+    def _to_board(self, lines: Sequence[Line]) -> None:
+        """Hand lines to TensorBoard, as one event per line: add_scalar would write one for each number."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        for kind, step, _, values in lines:
+            parts = [Summary.Value(tag=f"{kind}/{name}", simple_value=value) for name, value in values.items()]
+            self.board.file_writer.add_summary(Summary(value=parts), step)
 
     def size(self) -> int:
         """Return the bytes of metrics.jsonl so far; checkpoints store this number."""
@@ -120,14 +150,16 @@ class Log:
         self.close()
 
     def close(self) -> None:
-        """Write what is buffered, and close all files."""
-        self.flush()
-        if self.file is not None:
-            self.file.close()
-        logger.removeHandler(self.handler)
-        self.handler.close()
-        if self.board is not None:
-            self.board.close()
+        """Write the buffered lines, and close all files. Raises DiskError, once all are closed."""
+        try:
+            self.flush()
+        finally:
+            if self.file is not None:
+                self.file.close()
+            logger.removeHandler(self.handler)
+            self.handler.close()
+            if self.board is not None:
+                self.board.close()
 
 
 def _before_steps(run: Path) -> int:
