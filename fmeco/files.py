@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import io
 import math
 import os
 import shutil
@@ -27,10 +28,15 @@ def temporary_beside(path: Path) -> Path:
 def write_durably(path: Path, body: bytes) -> None:
     """Write a new file and wait until it is on the disk (fsync). Its mode follows the umask. Raises OSError."""
     with open(path, "xb", buffering=0) as file:
-        view = memoryview(body)
-        while view:  # a raw write may be partial when the disk is nearly full
-            view = view[file.write(view) :]
+        write_all(file, body)
         _sync(file.fileno())
+
+
+def write_all(file: io.FileIO, body: bytes) -> None:
+    """Write all of `body` to a file without a buffer, which may take only a part at a time. Raises OSError."""
+    view = memoryview(body)
+    while view:
+        view = view[file.write(view) :]
 
 
 @contextlib.contextmanager

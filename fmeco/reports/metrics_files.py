@@ -12,13 +12,13 @@ import math
 import os
 import time
 import traceback
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fmeco.errors import ConfigError, FmecoError
-from fmeco.files import disk_error
+from fmeco.files import disk_error, write_all
 from fmeco.log import logger
+from fmeco.reports.tensorboard import Board
 
 Line = tuple[str, int, float, dict[str, float]]  # kind, step, epoch and values, as for `Log.write`
 
@@ -61,7 +61,7 @@ class Log:
         self.lines: list[Line] = []
         self.flushed = 0.0
         self.handler: logging.Handler = logging.NullHandler()
-        self.board: Any = None
+        self.board: Board | None = None
         if not first:
             return
         try:
@@ -70,21 +70,19 @@ class Log:
             if resume_at is not None:  # drop lines that a killed run wrote after its last checkpoint
                 self.file.truncate(_before_steps(run) if size is None else min(size, self.file.seek(0, os.SEEK_END)))
                 self.file.seek(0, os.SEEK_END)
+            if tensorboard is True or (tensorboard == "auto" and importlib.util.find_spec("tensorboard")):
+                self.board = Board(run / "tensorboard", resume_at)
             self.handler = _RunLog(run / "run.log", encoding="utf-8")
+        except ImportError:
+            raise ConfigError(
+                "train.tensorboard is true, but tensorboard is not installed",
+                "pip install 'fmeco[tensorboard]'",
+            ) from None
         except OSError as error:
-            raise disk_error(error, run, resumable=resume_at is not None) from None
+            raise disk_error(error, Path(error.filename or run)) from None
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         logger.setLevel(logging.INFO)
         logger.addHandler(self.handler)
-        if tensorboard is True or (tensorboard == "auto" and importlib.util.find_spec("tensorboard")):
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                raise ConfigError(
-                    "train.tensorboard is true, but tensorboard is not installed",
-                    "pip install 'fmeco[tensorboard]'",
-                ) from None
-            self.board = SummaryWriter(str(run / "tensorboard"), purge_step=resume_at)
 
     def write(self, kind: str, step: int, epoch: float, values: dict[str, float]) -> None:
         """Append a line to metrics.jsonl.
@@ -100,11 +98,7 @@ class Log:
             self.flush()
 
     def flush(self) -> None:
-        """Write the buffered lines.
-
-        Lines are written many at a time: TensorBoard's writer thread, woken for each line, would slow down the training
-            of a small model by a third.
-        """
+        """Write the buffered lines, many at a time. Raises DiskError."""
         if self.file is None:
             return
         lines, self.lines = self.lines, []  # lines that a full disk refuses are not tried again at the end of the run
@@ -114,22 +108,12 @@ class Log:
             line = {"kind": kind, "step": step, "epoch": round(epoch, 6), **finite}
             text += json.dumps(line, ensure_ascii=False) + "\n"
         try:
-            body = memoryview(text.encode())
-            while body:  # a raw write may be partial when the disk is nearly full
-                body = body[self.file.write(body) :]
+            write_all(self.file, text.encode())
             if self.board is not None:
-                self._to_board(lines)
+                self.board.write([(step, _tagged(kind, values)) for kind, step, _, values in lines])
         except OSError as error:
             raise disk_error(error, Path(self.file.name), resumable=True) from None
         self.flushed = time.monotonic()
-
-    def _to_board(self, lines: Sequence[Line]) -> None:
-        """Hand lines to TensorBoard, as one event per line: add_scalar would write one for each number."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        for kind, step, _, values in lines:
-            parts = [Summary.Value(tag=f"{kind}/{name}", simple_value=value) for name, value in values.items()]
-            self.board.file_writer.add_summary(Summary(value=parts), step)
 
     def size(self) -> int:
         """Return the bytes of metrics.jsonl so far; checkpoints store this number."""
@@ -160,6 +144,10 @@ class Log:
             self.handler.close()
             if self.board is not None:
                 self.board.close()
+
+
+def _tagged(kind: str, values: dict[str, float]) -> dict[str, float]:
+    return {f"{kind}/{name}": value for name, value in values.items()}
 
 
 def _before_steps(run: Path) -> int:

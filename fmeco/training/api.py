@@ -156,7 +156,6 @@ def finetune(
     return train(config, data=data, backbone=backbone, out=out, force=force, stop=stop)
 
 
-@known_errors()
 def train(
     config: RunConfig,
     *,
@@ -179,9 +178,10 @@ def train(
         )
         with locked(run) if ranks.first else contextlib.nullcontext():
             try:
-                if ranks.first:  # from here on the run can be resumed, even if it is killed during set-up
-                    write_config(run, config.to_yaml())
-                return _run(run, config, data, backbone, stop, ranks)
+                with known_errors():
+                    if ranks.first:  # from here on the run can be resumed, even if it is killed during set-up
+                        write_config(run, config.to_yaml())
+                    return _run(run, config, data, backbone, stop, ranks)
             except (FmecoError, KeyboardInterrupt) as error:
                 if ranks.first and not isinstance(error, Diverged | Stopped):
                     abandon(run)
