@@ -122,7 +122,7 @@ class Decoded(Wrapped):
             say(
                 f"{self.paths[0]} is damaged: {damaged:,} of {len(written):,} cached samples are read from their files again"
             )
-        if size > 2 * sum(record.length for record in records) + len(_MAGIC):
+        if size > 4 * sum(record.length for record in records) + len(_MAGIC):
             disk_cache.remove(self.paths[1])
 
     def _open(self) -> tuple[int, int]:
