@@ -135,6 +135,8 @@ class Samples(ABC):
         cache.
     stamps: (N,) int64, a number per sample that is another one once its file may have changed; None = `content` alone
         identifies the samples.
+    sizes: (N,) int64, the size of each sample's file, or another number that equal samples share, to compare only few of them
+        by `digest`; None = samples are not compared.
     origin: where the samples come from, such as a folder, for `fmeco cache`.
     lengths: (N,) lengths of ragged samples; batches are then made of samples of similar length.
     block: number of consecutive samples that resemble each other, such as overlapping windows; the bootstrap resamples
@@ -148,6 +150,7 @@ class Samples(ABC):
     tensors: Inputs | None = None
     content = ""
     stamps: Tensor | None = None
+    sizes: Tensor | None = None
     origin = ""
     lengths: Tensor | None = None
     block = 1

@@ -29,6 +29,7 @@ class Part(Wrapped):
         digest = hashlib.sha256(f"{samples.content} {self.at}".encode()).hexdigest()
         self.content = digest if samples.content else ""
         self.stamps = None if samples.stamps is None else samples.stamps[at]
+        self.sizes = None if samples.sizes is None else samples.sizes[at]
         # A subset has proportionally fewer neighbours that resemble each other.
         self.block = max(1, round(samples.block * len(self.at) / max(1, len(samples))))
 

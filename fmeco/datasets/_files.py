@@ -89,6 +89,7 @@ class FileSamples(Samples):
         if not len(files.times):  # without times, a changed file could not be told from the old one
             return
         self.origin = os.path.abspath(files.root)
+        self.sizes = torch.from_numpy(files.sizes)
         # The folder and the times are no part of `content`: samples that were moved or touched are found in the caches,
         # and the stamps tell that their bytes must be compared.
         digest = hashlib.sha256(repr(sorted(self.prep.items())).encode())

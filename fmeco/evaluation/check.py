@@ -21,6 +21,7 @@ from fmeco.config.run_config import RunConfig
 from fmeco.core.data import Samples
 from fmeco.core.training import Groups
 from fmeco.data.reading import check_classes
+from fmeco.data.twins import twins
 from fmeco.errors import DataError, FmecoError, known_errors
 from fmeco.files import free_bytes, replacing
 from fmeco.nn import precision
@@ -76,6 +77,7 @@ def _about_data(training: Training, bad: list[str]) -> dict[str, Any]:
     return {
         "samples": dict(spec.sizes),
         "unreadable": bad,
+        "twins": twins(training.data, whole=True),
         "targets": {
             name: {"kind": one.kind, "classes": list(one.classes), "counts": list(one.counts)}
             for name, one in spec.targets.items()

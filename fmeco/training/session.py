@@ -46,6 +46,7 @@ class Session:
     skipped: steps in a row that were not finite.
     read: (N,) training samples that this rank has read since `read_from`, if unreadable ones are skipped; else None.
     read_from: epoch at which the process began.
+    compared: whether equal samples in several splits or classes were looked for.
     saved_at: second of the last checkpoint to resume from.
     entered: setup of the current phase.
     objective, ranks, train: shortcuts to those of `training`; `train` is the config's section.
@@ -69,6 +70,7 @@ class Session:
     skipped: int = 0
     read: Tensor | None = None
     read_from: float = 0.0
+    compared: bool = False
     saved_at: float = 0.0
     entered: PhaseSetup | None = None
     objective: Objective = field(init=False)
@@ -164,6 +166,13 @@ def evaluated_weights(s: Session) -> Iterator[None]:
 # ---------------------------------------------------------------- saving and restoring
 
 
+def _list_bad_samples(s: Session) -> None:
+    """Write the names of unreadable samples to bad_samples.txt."""
+    if s.state.bad_samples:
+        with replacing(s.run / "bad_samples.txt", resumable=True) as temporary:
+            temporary.write_text("\n".join(clean(name) for name in s.state.bad_samples) + "\n", "utf-8")
+
+
 def save(s: Session, *, full: bool, best: bool = False) -> None:
     """Write a checkpoint in the background.
 
@@ -175,9 +184,7 @@ def save(s: Session, *, full: bool, best: bool = False) -> None:
     if not s.ranks.first:
         return
     s.writer.wait()  # one at a time
-    if s.state.bad_samples:
-        with replacing(s.run / "bad_samples.txt", resumable=True) as temporary:
-            temporary.write_text("\n".join(clean(name) for name in s.state.bad_samples) + "\n", "utf-8")
+    _list_bad_samples(s)
     optimizer, numbers = pack_optimizer(s.setup.optimizer) if full else ({}, {})
     trainer = (
         {

@@ -36,7 +36,7 @@ class Six(Samples):
         self.tensors = {"x": torch.arange(6.0)}
         self.lengths = torch.arange(6) + 1
         self.content, self.origin, self.block = "six", "a box", 4
-        self.stamps = torch.arange(6) * 10
+        self.stamps, self.sizes = torch.arange(6) * 10, torch.arange(6) * 100
         self.notes = ("one was skipped",)
 
     def __len__(self) -> int:
@@ -61,7 +61,7 @@ WRAPPERS: dict[str, tuple[Any, set[str]]] = {  # how it is made, and what it cha
     "Decoded": (lambda inner, folder: Decoded(inner, folder, 1e6), {"__getitem__", "digest"}),
     "Part": (
         lambda inner, folder: Part(inner, PLACES),
-        {"targets", "groups", "tensors", "lengths", "content", "stamps", "block", *METHODS},
+        {"targets", "groups", "tensors", "lengths", "content", "stamps", "sizes", "block", *METHODS},
     ),
     "Labelled": (lambda inner, folder: Labelled(inner, {"label": torch.zeros(6)}), {"targets"}),
     "Stored": (
@@ -99,6 +99,7 @@ def test_a_part_takes_its_rows_of_everything() -> None:
     assert (len(part), part.name(2), part[2]["x"].item()) == (3, "six:4", 4.0)
     assert part.answers(2, {}) == [{"place": 4}]
     assert part.stamps is not None and part.stamps.tolist() == [10, 30, 40]
+    assert part.sizes is not None and part.sizes.tolist() == [100, 300, 400]
     assert (part.digest(2), part.digest(2, stored=True)) == (bytes([4] * 16), None)
     assert part.block == 2, "of four in a row that are alike, half are left"
 

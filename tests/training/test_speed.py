@@ -65,7 +65,7 @@ def test_cold_warm_and_no_cache_and_who_reads_end_in_the_same_bits(
 
 
 def test_a_cache_that_was_damaged_or_is_full_is_not_believed(tmp_path: Path) -> None:
-    listed = _files.scan(_images.ImageFiles, image_folder.SUFFIXES, photos(Path("p"), each=4), [])
+    listed = _files.scan(_images.ImageFiles, image_folder.SUFFIXES, photos(Path("p"), each=4), [], rule=2)
     samples = _images.ImageFiles(listed, {}, {"resize": 16, "color": "rgb", "interpolation": "bilinear"})
     whole = decoded_cache.Decoded(samples, tmp_path / "c", 1e9)
     for index in range(len(samples)):
@@ -94,7 +94,7 @@ def test_the_least_recently_used_cache_goes_first_and_none_in_use(tmp_path: Path
     sets = []
     for name, other in (("a", "red"), ("b", "white")):
         root = photos(Path(name), ("blue", "green", other), each=3)
-        listed = _files.scan(_images.ImageFiles, image_folder.SUFFIXES, root, [])
+        listed = _files.scan(_images.ImageFiles, image_folder.SUFFIXES, root, [], rule=2)
         samples = _images.ImageFiles(listed, {}, how)
         sets.append(decoded_cache.Decoded(samples, tmp_path, 1e9))
         assert [sets[-1][i] for i in range(9)]
