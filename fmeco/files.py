@@ -1,15 +1,29 @@
-"""Open regular files, write files durably, and describe failed writes to the user."""
+"""Open regular files, write files durably, lock them, and describe failed writes to the user."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
+import io
 import math
 import os
 import shutil
 import stat
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from fmeco.errors import DiskError
+
+# What the system reports for a disk that takes no more bytes, or none at all.
+DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+TEMPORARY = ".writing-"  # start of the name of a file or folder that is not complete
+
+
+def temporary_beside(path: Path) -> Path:
+    """Return a new hidden name beside `path`, with its suffix, for a file that is renamed once it is complete."""
+    return path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}{path.suffix}")
 
 
 def regular(path: str, flags: int) -> int:
@@ -38,10 +52,36 @@ def _irregular(mode: int) -> str:
 def write_durably(path: Path, body: bytes) -> None:
     """Write a new file and wait until it is on the disk (fsync). Its mode follows the umask. Raises OSError."""
     with open(path, "xb", buffering=0) as file:
-        view = memoryview(body)
-        while view:  # a raw write may be partial when the disk is nearly full
-            view = view[file.write(view) :]
-        os.fsync(file.fileno())
+        write_all(file, body)
+        _sync(file.fileno())
+
+
+def write_all(file: io.FileIO, body: bytes) -> None:
+    """Write all of `body` to a file without a buffer, which may take only a part at a time. Raises OSError."""
+    view = memoryview(body)
+    while view:
+        view = view[file.write(view) :]
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, resumable: bool = False) -> Iterator[Path]:
+    """Write a file complete or not at all: yield a temporary name, and give the file its own name at the end.
+
+    If the block fails, nothing is left of its file, and an earlier file of that name stays.
+    resumable: whether the file belongs to a run that `fmeco resume` can continue.
+
+    Raises DiskError if the disk is full or not writable.
+    """
+    final = Path(os.path.realpath(path))  # a link stays a link to the new file
+    temporary = temporary_beside(final)
+    try:
+        yield temporary
+        os.replace(temporary, final)
+    except OSError as error:
+        raise disk_error(error, path, resumable=resumable) from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def disk_error(error: OSError, path: Path, needed: int = 0, *, resumable: bool = False) -> DiskError:
@@ -72,12 +112,41 @@ def disk_error(error: OSError, path: Path, needed: int = 0, *, resumable: bool =
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until a folder's entries (new names, renames) are on the disk."""
-    handle = os.open(folder, os.O_RDONLY)
+    """Wait until a folder's entries (new names, renames) are on the disk, if its file system can do that."""
     try:
-        os.fsync(handle)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # network and cloud file systems may not open folders
+        return
+    try:
+        _sync(handle)
     finally:
         os.close(handle)
+
+
+def _sync(handle: int) -> None:
+    """Wait until a file or folder is on the disk (fsync). Raises OSError if the disk fails.
+
+    A file system that has no fsync is no failure: the data was written, and only a power cut can lose it.
+    """
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno in (*DISK_ERRNOS, errno.EIO):
+            raise
+
+
+def lock(handle: int, *, shared: bool = False) -> bool | None:
+    """Lock an open file, without waiting, until it is closed.
+
+    Returns False if another process holds it, and None if the file system has no locks (some network file systems).
+    """
+    try:
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        return None
+    return True
 
 
 def free_bytes(folder: Path) -> float:

@@ -19,7 +19,8 @@ class _Terminal(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
-        tqdm.write(self.format(record), file=sys.stderr)
+        with contextlib.suppress(OSError):  # stderr may be a file on a full disk; a lost message must not end the run
+            tqdm.write(self.format(record), file=sys.stderr)
 
 
 def to_terminal(quiet: bool = False) -> None:

@@ -11,7 +11,7 @@ from fmeco.config.run_config import RunConfig
 from fmeco.config.sections import size
 from fmeco.core.data import Data, DataSpec, same_modality
 from fmeco.core.target import known
-from fmeco.data import disk_cache
+from fmeco.data.decoded_cache import decoded
 from fmeco.data.subset import fraction
 from fmeco.errors import ConfigError, DataError, clean, listing
 from fmeco.log import say
@@ -70,7 +70,7 @@ def _cached(data: Data, config: RunConfig) -> Data:
     """Cache decoded samples on disk, as train.cache says."""
     setting = config.train.cache
     limit: str | float = setting if setting in ("auto", "off") else size(setting)
-    train, val = (split and disk_cache.decoded(split, limit) for split in (data.train, data.val))
+    train, val = (split and decoded(split, limit) for split in (data.train, data.val))
     return dataclasses.replace(data, train=train, val=val)
 
 

@@ -36,13 +36,18 @@ MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 MANIFEST, META = "manifest.json", "meta.json"
 _DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
 _NAME = re.compile(r"[A-Za-z0-9_.\-/:\[\]]{1,300}")
-_STEP = re.compile(r"step-(\d{8,})")
+STEP = re.compile(r"step-(\d{8,})")  # name of a checkpoint directory
 
 
 def steps(folder: Path) -> list[Path]:
     """List the checkpoint directories in a folder, oldest first."""
-    paths = [path for path in folder.glob("step-*") if _STEP.fullmatch(path.name)] if folder.is_dir() else []
+    paths = [path for path in folder.glob("step-*") if STEP.fullmatch(path.name)] if folder.is_dir() else []
     return sorted(paths, key=lambda path: int(path.name[5:]))
+
+
+def step_folder(folder: Path, step: int) -> Path:
+    """Return the checkpoint directory of a step."""
+    return folder / f"step-{step:08d}"
 
 
 @dataclass(frozen=True)

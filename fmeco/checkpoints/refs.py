@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fmeco.checkpoints import foreign
+from fmeco.checkpoints import foreign, pointers
 from fmeco.checkpoints import format as checkpoint
 from fmeco.config.check import choose
 from fmeco.config.parser import peek
@@ -68,7 +68,7 @@ def find_checkpoint(ref: str | Path) -> checkpoint.Checkpoint:
 
     Raises ConfigError if the path does not exist, and CheckpointError if it is not a valid checkpoint.
     """
-    path = Path(ref)
+    path = pointers.follow(Path(ref))
     if not path.exists():
         runs = [str(run) for run in Path("runs").glob("*")]
         raise ConfigError(
@@ -79,9 +79,8 @@ def find_checkpoint(ref: str | Path) -> checkpoint.Checkpoint:
         what = "it is a file" if path.is_file() else absence(path)
         raise CheckpointError(f"{clean(ref)}: {what}, and not the directory of a run or checkpoint")
     if not (path / checkpoint.MANIFEST).exists():
-        folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-        path = next((folder / name for name in ("best", "last") if (folder / name).exists()), path)
-        if path == Path(ref):
+        found = pointers.find(path / "checkpoints" if (path / "checkpoints").is_dir() else path, "best")
+        if found is None:
             if (path / "config.yaml").exists():
                 raise CheckpointError(f"{clean(ref)} has no checkpoint yet", f"fmeco resume {clean(ref)}")
             runs = [str(run.parent) for run in sorted(path.glob("*/config.yaml"))]
@@ -89,6 +88,7 @@ def find_checkpoint(ref: str | Path) -> checkpoint.Checkpoint:
             raise CheckpointError(
                 f"{clean(ref)} is neither a run nor a checkpoint: it holds no {checkpoint.MANIFEST}", hint
             )
+        path = found
     return checkpoint.open_checkpoint(path.resolve())
 
 
@@ -132,7 +132,7 @@ def resolve(ref: str, backbone: Choice | None) -> Source:
 
 def _resolve(ref: str, backbone: Choice | None) -> Source:
     """Load the weights that a REF names, without the cache of `held`."""
-    path = Path(ref)
+    path = pointers.follow(Path(ref))
     if path.is_file():
         return _file(path, ref, backbone)
     if path.exists() or "@" not in ref:

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import threading
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,10 @@ from typing import Any
 from safetensors import torch as safetensors
 from torch import Tensor
 
-from fmeco.checkpoints.format import FORMAT, MANIFEST, META, nonfinite, steps
-from fmeco.errors import Diverged, listing
-from fmeco.files import disk_error, sync_folder, write_durably
+from fmeco.checkpoints.format import FORMAT, MANIFEST, META, nonfinite, step_folder, steps
+from fmeco.checkpoints.pointers import NAMES, discard, hidden, marked, point
+from fmeco.errors import DiskError, Diverged, listing
+from fmeco.files import TEMPORARY, disk_error, sync_folder, write_durably
 
 
 def write(
@@ -46,8 +46,7 @@ def write(
             f"step {step}: the weights are not finite: {listing(bad, 5)}; no checkpoint of this step was saved",
             "lower optimizer.lr, or set train.clip_norm: 1.0",
         )
-    target = folder / f"step-{step:08d}"
-    temporary = folder / f".writing-{uuid.uuid4().hex}"
+    target, temporary = step_folder(folder, step), hidden(folder)
     aliases: dict[str, str] = {}
     files: dict[str, bytes] = {f"{stem}.safetensors": _pack(stem, named, aliases) for stem, named in tensors.items()}
     files[META] = _json({**meta, "format": FORMAT, "step": step, "aliases": aliases})
@@ -135,37 +134,44 @@ class Writer:
                 raise
 
 
-def point(folder: Path, name: str, target: Path) -> None:
-    """Make `folder`/name a relative symlink to `target`, and replace an old link atomically. Raises DiskError."""
-    temporary = folder / f".writing-{uuid.uuid4().hex}"
+def rehearse(folder: Path) -> None:
+    """Do on a small scale what a save does, so that a disk that cannot do it ends a run before its first step.
+
+    Raises DiskError.
+    """
+    trial = hidden(folder)
     try:
-        os.symlink(target.name, temporary)
-        os.replace(temporary, folder / name)
-        sync_folder(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        trial.mkdir()
+        for number in (1, 2):
+            written = hidden(trial)
+            written.mkdir()
+            write_durably(written / MANIFEST, b"{}")
+            sync_folder(written)
+            os.rename(written, step_folder(trial, number))
+            point(trial, "last", step_folder(trial, number))  # the second time it replaces a mark
+        discard(step_folder(trial, 1))
     except OSError as error:
-        raise disk_error(error, folder / name, resumable=True) from None
-
-
-def discard(path: Path) -> None:
-    """Remove a checkpoint atomically: rename it first, so that a partial one is never visible under its name."""
-    grave = path.parent / f".writing-{uuid.uuid4().hex}"
-    os.rename(path, grave)
-    shutil.rmtree(grave, ignore_errors=True)
+        raise disk_error(error, folder) from None
+    except DiskError as error:
+        raise DiskError(error.message.replace(str(trial), str(folder))) from None
+    finally:
+        shutil.rmtree(trial, ignore_errors=True)
 
 
 def tidy(folder: Path, keep: int) -> None:
     """Remove old checkpoints, and partial files that a killed process left.
 
-    keep: number of newest checkpoints to keep; those that `best` and `last` link to stay as well.
+    keep: number of newest checkpoints to keep; those that `best` and `last` mark stay as well.
     """
-    for stray in folder.glob(".writing-*"):
-        if stray.is_symlink():
-            stray.unlink()
-        else:
+    for stray in folder.glob(f"{TEMPORARY}*"):
+        if stray.is_dir() and not stray.is_symlink():
             shutil.rmtree(stray, ignore_errors=True)
-    pointed = {(folder / name).resolve() for name in ("best", "last") if (folder / name).exists()}
+        else:
+            stray.unlink(missing_ok=True)
+    kept = {marked(folder, name) for name in NAMES}
     for old in steps(folder)[:-keep]:
-        if old.resolve() not in pointed:
+        if old.resolve() not in kept:
             discard(old)
 
 

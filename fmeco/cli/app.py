@@ -10,13 +10,16 @@ import json
 import math
 import pkgutil
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 import fmeco.cli
 from fmeco._version import __version__
-from fmeco.cli.options import signals
+from fmeco.cli.options import print_all, signals
+from fmeco.errors import DiskError
+from fmeco.files import disk_error
 
 
 def build() -> typer.Typer:
@@ -61,14 +64,27 @@ app = build()
 def main() -> None:
     """Run the console script. Exit code 2 means wrong usage, such as an unknown option."""
     signals.install()
+    code: int | str | None = 0
     try:
         app()
     except SystemExit as end:
+        code = end.code
+    except OSError as error:  # the parser printed a text, such as that of --help
+        sys.exit(_unwritten(error))
+    answer = ""
+    if code == 2 and "--json" in sys.argv and not signals.answered:
         # Arguments that the parser refuses never reach a command; with --json, print an error object for them here.
-        if end.code == 2 and "--json" in sys.argv and not signals.answered:
-            print(
-                json.dumps(
-                    {"error": {"code": "config", "message": "wrong usage; the reason is on stderr", "hints": []}}
-                )
-            )
-        raise
+        answer = json.dumps(
+            {"error": {"code": "config", "message": "wrong usage; the reason is on stderr", "hints": []}}
+        )
+    failure = print_all(answer, sys.stdout)
+    sys.exit(code if failure is None or code else _unwritten(failure))
+
+
+def _unwritten(error: OSError) -> int:
+    """Report that stdout could not be written. Returns the exit code."""
+    print_all("", sys.stdout)  # drops the rest
+    if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has seen enough
+        return 1
+    print_all(f"error: {disk_error(error, Path('the output')).message}", sys.stderr)
+    return DiskError.exit_code

@@ -64,6 +64,7 @@ def _plan(plan: Mapping[str, Any]) -> str:
         rows.append(["target", f"{clean(name)}: {target['kind']}{class_counts}"])
     if plan["unreadable"]:
         rows.append(["unreadable", f"{len(plan['unreadable'])} samples will be skipped"])
+    rows += [["twins", line] for line in plan["twins"]]
     rows += [["weights", line] for line in plan["transplant"]]
     name, size = plan["config"].get("backbone", {}).get("name", "given"), plan["parameters"]
     trained = f"{size['trained']:,} trained, {plan['frozen']} tensors frozen"

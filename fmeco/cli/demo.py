@@ -13,6 +13,7 @@ import typer
 from fmeco.cli.options import command, signals
 from fmeco.cli.tables import table
 from fmeco.errors import ConfigError
+from fmeco.files import replacing
 
 ORDER = 7
 LABELS = 10  # per class
@@ -159,5 +160,6 @@ def _curves(out: Path, seeds: int) -> str | None:
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
     path = out / "curves.png"
-    figure.savefig(path, dpi=150)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150)
     return str(path.resolve())

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from fmeco.cli.options import Datasets, Force, command, one_dataset
-from fmeco.errors import ConfigError, DiskError
+from fmeco.errors import ConfigError
+from fmeco.files import disk_error, replacing
 
 ORDER = 6
 DEFAULT_BACKBONE = "resnet18"  # for datasets whose STARTER names none
@@ -65,10 +66,11 @@ def write(folder: Path, dataset: str | None, backbone: str | None, force: bool) 
     ]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for path, text in zip(paths, texts, strict=True):
-            path.write_text(text, "utf-8")
     except OSError as error:
-        raise DiskError(f"cannot write {folder}: {error.strerror}") from None
+        raise disk_error(error, folder) from None
+    for path, text in zip(paths, texts, strict=True):
+        with replacing(path) as temporary:
+            temporary.write_text(text, "utf-8")
     load_config(paths[0], stage="pretrain")  # check that the written configs are valid
     load_config(paths[1], stage="finetune")
     return paths

@@ -8,7 +8,6 @@ import re
 import textwrap
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -92,14 +91,17 @@ def _show_cache(result: Mapping[str, Any]) -> None:
     if "removed" in result:
         print(f"removed {result['removed']} files, {result['bytes'] / 1e6:,.1f} MB, from {result['folder']}")
         return
-    rows = [["kind", "MB", "last used", "file"]]
+    rows = [["name", "kind", "MB", "last used", "samples", "data", "model"]]
     for entry in result["entries"]:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry["used"]))
-        rows.append([entry["kind"], f"{entry['bytes'] / 1e6:,.1f}", used, Path(entry["file"]).name])
+        samples = "" if entry["samples"] is None else f"{entry['samples']:,}"
+        about = [clean(entry[key]) or "-" for key in ("data", "model")]
+        rows.append([clean(entry["name"][:12]), entry["kind"], f"{entry['bytes'] / 1e6:,.1f}", used, samples, *about])
     total = sum(entry["bytes"] for entry in result["entries"])
     print(f"{len(rows) - 1} files, {total / 1e6:,.1f} MB, in {result['folder']}")
     if len(rows) > 1:
-        print(table(rows))
+        print(table(rows, ["<", "<", ">", "<", ">", "<", "<"]))
+        print("\n`fmeco cache NAME --clear` removes one of them.")
 
 
 @command(_show_info, plugins=False)
@@ -168,6 +170,9 @@ def schema() -> Any:
 
 @command(_show_cache, plugins=False)
 def cache(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Only the entry whose name begins so.", show_default=False)
+    ] = None,
     clear: Annotated[bool, typer.Option("--clear", help="Delete the cached files.")] = False,
     older_than: Annotated[
         float, typer.Option(help="With --clear: only files that were not used for this many days.")
@@ -177,6 +182,7 @@ def cache(
     from fmeco.data import disk_cache
 
     if clear:
-        files, size = disk_cache.clear(86400 * older_than)
+        files, size = disk_cache.clear(name, 86400 * older_than)
         return {"folder": str(disk_cache.folder()), "removed": files, "bytes": size}
-    return {"folder": str(disk_cache.folder()), "entries": disk_cache.entries()}
+    shown = disk_cache.entries() if name is None else [disk_cache.find(name)]
+    return {"folder": str(disk_cache.folder()), "entries": shown}

@@ -1,25 +1,24 @@
-"""Define what commands share: the types of their options, the decorator that makes a command, and signals."""
+"""Define what commands share: the types of their options, and the decorator that makes a command."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import inspect
 import json
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any, NamedTuple, NoReturn, get_type_hints
+from typing import Annotated, Any, NamedTuple, NoReturn, TextIO, get_type_hints
 
 import typer
 
-from fmeco.errors import STOPPING, ConfigError, Elsewhere, FmecoError, Stopped, clean
-from fmeco.files import disk_error
+from fmeco.cli.signals import INTERRUPTED
+from fmeco.cli.signals import signals as signals
+from fmeco.errors import ConfigError, Elsewhere, FmecoError, Stopped, clean
+from fmeco.files import DISK_ERRNOS, disk_error
 
 Sets = Annotated[
     list[str],
@@ -52,38 +51,6 @@ def one_dataset(dataset: Sequence[str]) -> str | None:
         raise ConfigError("--dataset was given more than once", "for several tasks, pass one config per task")
     return dataset[0] if dataset else None
 
-
-class Signals:
-    """Stop training on SIGINT, SIGTERM or SIGUSR1: after saving on the first signal, at once on the second.
-
-    received: whether a signal asked to stop.
-    training: whether the loop has begun; before that, a signal interrupts at once.
-    answered: whether a command began, which then prints its own answer.
-    """
-
-    def __init__(self) -> None:
-        self.received = False
-        self.training = False
-        self.answered = False
-
-    def install(self) -> None:
-        """Handle the signals from now on."""
-        for number in STOPPING:
-            signal.signal(number, self._handle)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.received or not self.training:
-            raise KeyboardInterrupt
-        self.received = True
-        print("\nStopping after this step (press Ctrl-C again to quit immediately)", file=sys.stderr)
-
-    def stop(self) -> bool:
-        """Whether to stop. The loop polls this before each step."""
-        self.training = True
-        return self.received
-
-
-signals = Signals()
 
 # ---------------------------------------------------------------- the decorator
 
@@ -140,8 +107,8 @@ def _answer(
     launch.keep_memory()
     rank = launch.place().rank
     to_terminal(quiet=rank > 0)  # only rank 0 prints
-    signals.answered = True
     with _failures(rank, json_mode, debug, plugin_files):
+        signals.answered = True
         from fmeco.plugins import registry
 
         with registry.added(plugin_files):
@@ -170,7 +137,7 @@ def _failures(rank: int, json_mode: bool, debug: bool, plugin_files: Sequence[Pa
         prefix = f"rank {rank}: " if rank > 0 else ""
         _fail(error.exit_code, error.code, prefix + error.message, error.hints, json_mode and rank == 0)
     except KeyboardInterrupt:
-        _fail(130, "interrupted", "interrupted", (), json_mode)
+        _fail(INTERRUPTED, "interrupted", "interrupted", (), json_mode)
     except BrokenPipeError:
         os._exit(1)
     except SystemExit as error:
@@ -184,8 +151,8 @@ def _failures(rank: int, json_mode: bool, debug: bool, plugin_files: Sequence[Pa
         if debug:
             traceback.print_exc()
         what = f"{type(error).__name__}: {clean(error)}"
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            failure = disk_error(error, Path("the output"))
+        if isinstance(error, OSError) and error.errno in DISK_ERRNOS:
+            failure = disk_error(error, Path(error.filename or "the output"))
             _fail(failure.exit_code, failure.code, failure.message, failure.hints, json_mode)
         if where := _outside(error):
             hint = "--debug shows the traceback; `python -m fmeco.testing FILE.py` checks a plug-in"
@@ -221,21 +188,26 @@ def _outside(error: BaseException) -> str:
 def _fail(exit_code: int, code: str, message: str, hints: Sequence[str], json_mode: bool) -> NoReturn:
     """Print an error with its hints, as JSON too if asked, and exit."""
     hints = [hint for hint in hints if hint]
-    try:
-        if json_mode:
-            print(json.dumps({"error": {"code": code, "message": message, "hints": hints}}, ensure_ascii=False))
-        sys.stdout.flush()
-    except OSError:  # the disk is full: leave nothing for Python to write at exit, or it changes the exit code
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    error = {"error": {"code": code, "message": message, "hints": hints}}
+    print_all(json.dumps(error, ensure_ascii=False) if json_mode else "", sys.stdout)
     lines = message.splitlines()
     head = "stopped" if code == Stopped.code else "error"
-    print(
-        "\n".join(
-            [
-                f"{head}: {lines[0]}" if len(lines) == 1 else f"{head}:\n" + "\n".join(f"  {line}" for line in lines),
-                *(f"  hint: {hint}" for hint in hints),
-            ]
-        ),
-        file=sys.stderr,
-    )
+    parts = [
+        f"{head}: {lines[0]}" if len(lines) == 1 else f"{head}:\n" + "\n".join(f"  {line}" for line in lines),
+        *(f"  hint: {hint}" for hint in hints),
+    ]
+    print_all("\n".join(parts), sys.stderr)
     raise typer.Exit(exit_code)
+
+
+def print_all(text: str, stream: TextIO) -> OSError | None:
+    """Print a text, if there is any, and what was printed before. Returns the error if the stream takes no more.
+
+    Then nothing is left for Python to write at exit: it would fail again, and change the exit code.
+    """
+    try:
+        print(text, end="\n" if text else "", file=stream, flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return error
+    return None

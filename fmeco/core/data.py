@@ -131,7 +131,13 @@ class Samples(ABC):
     notes: messages for the user, such as about skipped files.
     in_memory: reading a sample is so cheap that loader workers would only slow it down.
     tensors: input name -> the whole split (N, ...), from which batches are cut; None = samples are read one by one.
-    content: hash of the files and of how they are read, to cache decoded samples on disk; "" = do not cache.
+    content: hash of the files' names and sizes and of how they are read, to cache decoded samples on disk; "" = do not
+        cache.
+    stamps: (N,) int64, a number per sample that is another one once its file may have changed; None = `content` alone
+        identifies the samples.
+    sizes: (N,) int64, the size of each sample's file, or another number that equal samples share, to compare only few of them
+        by `digest`; None = samples are not compared.
+    origin: where the samples come from, such as a folder, for `fmeco cache`.
     lengths: (N,) lengths of ragged samples; batches are then made of samples of similar length.
     block: number of consecutive samples that resemble each other, such as overlapping windows; the bootstrap resamples
         whole blocks.
@@ -143,6 +149,9 @@ class Samples(ABC):
     in_memory = False
     tensors: Inputs | None = None
     content = ""
+    stamps: Tensor | None = None
+    sizes: Tensor | None = None
+    origin = ""
     lengths: Tensor | None = None
     block = 1
 
@@ -160,6 +169,13 @@ class Samples(ABC):
     def answers(self, index: int, answer: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Turn a sample's decoded prediction into rows of `predict`: one row, or one per time step."""
         return [dict(answer)]
+
+    def digest(self, index: int, *, stored: bool = False) -> bytes | None:
+        """Return a hash (16 bytes) of the bytes of a sample's file; None if it has no file of its own, or a huge one.
+
+        stored: return None rather than read the file, unless a cache holds the hash.
+        """
+        return None
 
 
 class Wrapped(Samples):
@@ -184,6 +200,9 @@ class Wrapped(Samples):
 
     def answers(self, index: int, answer: Mapping[str, Any]) -> list[dict[str, Any]]:
         return self.samples.answers(index, answer)
+
+    def digest(self, index: int, *, stored: bool = False) -> bytes | None:
+        return self.samples.digest(index, stored=stored)
 
 
 _ATTRIBUTES = [name for name, value in vars(Samples).items() if not (name.startswith("_") or callable(value))]

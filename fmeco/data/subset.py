@@ -28,6 +28,8 @@ class Part(Wrapped):
         self.lengths = None if samples.lengths is None else samples.lengths[at]
         digest = hashlib.sha256(f"{samples.content} {self.at}".encode()).hexdigest()
         self.content = digest if samples.content else ""
+        self.stamps = None if samples.stamps is None else samples.stamps[at]
+        self.sizes = None if samples.sizes is None else samples.sizes[at]
         # A subset has proportionally fewer neighbours that resemble each other.
         self.block = max(1, round(samples.block * len(self.at) / max(1, len(samples))))
 
@@ -42,6 +44,9 @@ class Part(Wrapped):
 
     def answers(self, index: int, answer: Mapping[str, Any]) -> list[dict[str, Any]]:
         return self.samples.answers(self.at[index], answer)
+
+    def digest(self, index: int, *, stored: bool = False) -> bytes | None:
+        return self.samples.digest(self.at[index], stored=stored)
 
 
 def fraction(data: Data, share: float, seed: int) -> Data:

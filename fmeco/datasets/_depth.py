@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from fmeco.core import ConfigError, DataError, DataSpec, Inputs, clean
-from fmeco.data import disk_cache
+from fmeco.data import decoded_cache
 from fmeco.datasets import _files, _pixels
 
 SUFFIXES = (".png", ".tif", ".tiff", ".pgm", ".ppm", ".gif", ".webp")  # of formats with 16 bits or with several frames
@@ -109,7 +109,7 @@ def _look(files: _files.Files) -> tuple[bool, str]:
 
 def _levels(files: _files.Files, levels: list[int]) -> NDArray[np.int64]:
     """Measure the levels (N, 5) of all files that can be read, with threads."""
-    samples = disk_cache.decoded(Levels(files, {}, {"decode": 2, "levels": levels}), "auto")
+    samples = decoded_cache.decoded(Levels(files, {}, {"decode": 2, "levels": levels}), "auto")
 
     def read(index: int) -> list[int]:
         try:

@@ -11,7 +11,7 @@ import numpy as np
 
 from fmeco.core import ConfigError, DataError, DataSpec, Splitting, Target, clean, listing
 from fmeco.datasets import _columns, _groups, _splits, _targets, _transcripts
-from fmeco.datasets._files import Files, FileSamples, Labelled, check_once
+from fmeco.datasets._files import Files, FileSamples, Labelled, check_once, times_of
 
 
 class Layout(NamedTuple):
@@ -123,10 +123,10 @@ def _kind(labels: Sequence[str], task: str) -> str:
 
 
 def _status(kind: type[FileSamples], file: Path, table: str, line: int) -> tuple[int, int]:
-    """Return a file's size in bytes and time of change in ns. Raises DataError if the file does not exist."""
+    """Return a file's size in bytes and its `times_of`. Raises DataError if the file does not exist."""
     try:
         status = file.stat()
-        return status.st_size, status.st_mtime_ns
+        return status.st_size, times_of(status)
     except OSError:
         raise DataError(
             f"{clean(table)}:{line}: the {kind.one} {clean(file)} does not exist",

@@ -15,16 +15,27 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fmeco.core import Data, DataError, DataSpec, Inputs, Samples, Target, clean, listing
 from fmeco.datasets import _columns, _splits
 from fmeco.files import absence
 
+LARGEST_HASHED = 16 << 20  # bytes; of larger files, such as long recordings, often only a part is decoded
+
+
+def times_of(status: os.stat_result) -> int:
+    """Return one number for the times of a file's last change of its bytes and of its inode.
+
+    The inode's time cannot be set back, unlike the other one, which copying tools and archives keep.
+    """
+    return hash((status.st_mtime_ns, status.st_ctime_ns))
+
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """Hold the paths, sizes and times of change of N files below a folder.
+    """Hold the paths, sizes and times of N files below a folder.
 
     Paths are stored as bytes in one array: a million Python strings would be copied page by page into every loader worker,
     because reference counts write to memory.
@@ -34,7 +45,7 @@ class Files:
     packed: np.ndarray[Any, Any]  # relative paths, concatenated
     ends: np.ndarray[Any, Any]  # (N,) end of each path in `packed`
     sizes: np.ndarray[Any, Any]  # (N,) in bytes
-    times: np.ndarray[Any, Any]  # (N,) in ns
+    times: np.ndarray[Any, Any]  # (N,) `times_of` each file
 
     @staticmethod
     def of(root: Path | str, paths: Sequence[str], sizes: Sequence[int], times: Sequence[int]) -> Files:
@@ -77,10 +88,16 @@ class FileSamples(Samples):
         self.files, self.targets, self.prep = files, targets, dict(prep)
         if not len(files.times):  # without times, a changed file could not be told from the old one
             return
-        digest = hashlib.sha256(repr((os.path.abspath(files.root), sorted(self.prep.items()))).encode())
-        for part in (files.packed, files.ends, files.sizes, files.times):
+        self.origin = os.path.abspath(files.root)
+        self.sizes = torch.from_numpy(files.sizes)
+        # The folder and the times are no part of `content`: samples that were moved or touched are found in the caches,
+        # and the stamps tell that their bytes must be compared.
+        digest = hashlib.sha256(repr(sorted(self.prep.items())).encode())
+        for part in (files.packed, files.ends, files.sizes):
             digest.update(part.tobytes())
         self.content = digest.hexdigest()
+        place = hashlib.blake2b(os.fsencode(self.origin), digest_size=8).digest()
+        self.stamps = torch.from_numpy(files.times ^ np.frombuffer(place, dtype=np.int64))
 
     @abstractmethod
     def decode(self, path: str) -> Inputs:
@@ -92,8 +109,23 @@ class FileSamples(Samples):
     def name(self, index: int) -> str:
         return self.files.name(index)
 
+    def path(self, index: int) -> str:
+        """Return the path of a sample's file."""
+        return os.path.join(self.files.root, self.files.name(index))
+
     def __getitem__(self, index: int) -> Inputs:
-        return self.decode(os.path.join(self.files.root, self.files.name(index)))
+        return self.decode(self.path(index))
+
+    def digest(self, index: int, *, stored: bool = False) -> bytes | None:
+        if stored:
+            return None
+        try:
+            with open(self.path(index), "rb", buffering=0) as file:
+                if os.fstat(file.fileno()).st_size > LARGEST_HASHED:
+                    return None
+                return hashlib.blake2b(file.read(), digest_size=16).digest()
+        except OSError:
+            return None
 
 
 class Labelled(NamedTuple):
@@ -237,7 +269,7 @@ class _Walk:
             return
         self.paths.append(path)
         self.sizes.append(status.st_size)
-        self.times.append(status.st_mtime_ns)
+        self.times.append(times_of(status))
 
     def _follow(self, entry: os.DirEntry[str]) -> bool:
         """Tell whether to follow a linked folder: not if it holds, or lies in, a folder that is listed anyway."""

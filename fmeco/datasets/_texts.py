@@ -38,7 +38,7 @@ class Texts(Samples):
 
     def __init__(self, packed: Packed, names: Sequence[str], targets: Mapping[str, Tensor], length: int) -> None:
         self.packed, self.names, self.targets = packed, names, targets
-        self.lengths = torch.from_numpy(np.diff(packed.ends))
+        self.lengths = self.sizes = torch.from_numpy(np.diff(packed.ends))
         hashed = hashlib.sha256(packed.ids.tobytes() + packed.ends.tobytes())
         self.content = hashed.hexdigest()
         if cut := int((packed.full > length).sum()):
@@ -57,6 +57,10 @@ class Texts(Samples):
 
     def name(self, index: int) -> str:
         return self.names[index]
+
+    def digest(self, index: int, *, stored: bool = False) -> bytes | None:
+        start, end = self.packed.ends[index : index + 2]
+        return hashlib.blake2b(self.packed.ids[start:end].tobytes(), digest_size=16).digest()
 
 
 def build_texts(

@@ -89,4 +89,4 @@ def _list_files(path: str, notes: list[str], rule: int) -> _files.Files:
             status.append(os.stat(os.path.join(root, name)))
         except OSError as error:
             raise DataError(f"{clean(path)}:{number}: {clean(name)}: {error.strerror}") from None
-    return _files.Files.of(root, listed, [s.st_size for s in status], [s.st_mtime_ns for s in status])
+    return _files.Files.of(root, listed, [s.st_size for s in status], [_files.times_of(s) for s in status])

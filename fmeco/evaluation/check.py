@@ -21,8 +21,9 @@ from fmeco.config.run_config import RunConfig
 from fmeco.core.data import Samples
 from fmeco.core.training import Groups
 from fmeco.data.reading import check_classes
+from fmeco.data.twins import twins
 from fmeco.errors import DataError, FmecoError, known_errors
-from fmeco.files import disk_error, free_bytes
+from fmeco.files import free_bytes, replacing
 from fmeco.nn import precision
 
 STEPS = 3  # timed steps, after one for warm-up
@@ -76,6 +77,7 @@ def _about_data(training: Training, bad: list[str]) -> dict[str, Any]:
     return {
         "samples": dict(spec.sizes),
         "unreadable": bad,
+        "twins": twins(training.data, whole=True),
         "targets": {
             name: {"kind": one.kind, "classes": list(one.classes), "counts": list(one.counts)}
             for name, one in spec.targets.items()
@@ -186,10 +188,8 @@ def _profile(training: Training, optimizer: torch.optim.Optimizer, trace: Path) 
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
     with profile(activities=activities) as profiler:
         steps = len(_steps(training, optimizer, STEPS, record_function))
-    try:
-        profiler.export_chrome_trace(str(trace))
-    except OSError as error:
-        raise disk_error(error, trace) from None
+    with replacing(trace) as temporary:
+        profiler.export_chrome_trace(str(temporary))
     events = profiler.key_averages()
     part_times = {entry.key: entry.cpu_time_total for entry in events if entry.key in PARTS}
     all_parts = sum(part_times.values())

@@ -14,6 +14,7 @@ from fmeco.config.parser import parse_yaml, peek
 from fmeco.config.sections import Carry
 from fmeco.errors import ConfigError, DataError, clean, known_errors
 from fmeco.evaluation.measure import measure
+from fmeco.files import replacing
 from fmeco.log import say
 from fmeco.nn.intervals import METRIC_DRAWS, bootstrap, interval, mcnemar, measure_at
 from fmeco.training.api import finetune
@@ -95,7 +96,8 @@ def controls(
     comparison = compare([run, *others])
     for name, row in zip(strategies, comparison["runs"][1:], strict=True):
         row["verdict"] = verdict(row, f"{config['transfer']['strategy']} instead of {name}", comparison["metric"])
-    (run / "controls" / "comparison.json").write_text(json.dumps(comparison, indent=1) + "\n", "utf-8")
+    with replacing(run / "controls" / "comparison.json") as temporary:
+        temporary.write_text(json.dumps(comparison, indent=1) + "\n", "utf-8")
     return comparison
 
 
@@ -138,7 +140,8 @@ def label_efficiency(
     out.mkdir(parents=True, exist_ok=True)
     plot = _plot(rows, f"{split} {metric}", out / "label_efficiency.png")
     answer = {"metric": metric, "split": split, "rows": rows, "plot": str(plot.resolve()) if plot else None}
-    (out / "label_efficiency.json").write_text(json.dumps(answer, indent=1) + "\n", "utf-8")
+    with replacing(out / "label_efficiency.json") as temporary:
+        temporary.write_text(json.dumps(answer, indent=1) + "\n", "utf-8")
     return answer
 
 
@@ -167,7 +170,8 @@ def _plot(rows: Sequence[Mapping[str, Any]], metric: str, file: Path) -> Path | 
     axes.set_ylabel(f"{metric}, 95% interval over samples")
     axes.grid(alpha=0.3)
     axes.legend(title="strategy")
-    figure.savefig(file, dpi=150)
+    with replacing(file) as temporary:
+        figure.savefig(temporary, dpi=150)
     return file
 
 

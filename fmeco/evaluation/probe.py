@@ -122,6 +122,7 @@ def _judge(ref: str, training: Training, backbone: Backbone) -> dict[str, Any]:
         training.config.train.precision,
         training.loader.channels_last,
         chosen=training.config.backbone,
+        source=ref,
     )
 
     def split(part: str) -> Split:

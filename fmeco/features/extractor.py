@@ -1,7 +1,8 @@
 """Compute the features of a frozen network once, and cache them on disk for later epochs, heads, runs and commands.
 
 A cache file holds one view of one split in NumPy's format. Its name is a hash of everything that its content depends
-on: weights, preprocessing, samples, augmentation and precision.
+on: weights, preprocessing, samples, augmentation and precision. The JSON file beside it holds the checksum of the whole
+file, and tells whether the samples' files are still the same.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import importlib.metadata
 import inspect
 import json
 import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,10 @@ from fmeco.data import disk_cache as cache
 from fmeco.data.loader import evaluation_batches
 from fmeco.data.reading import choose_reading
 from fmeco.distributed.ranks import ALONE, Ranks
+from fmeco.errors import DiskError
 from fmeco.features.split_network import Cut, Vector
+from fmeco.files import replacing
+from fmeco.log import say
 from fmeco.nn.precision import autocast
 
 BATCH = 64
@@ -66,6 +70,7 @@ class Extractor:
 
     data: describes how samples are collated and prepared.
     chosen: the backbone's section; part of the cache key, as options need not show in the layers.
+    source: where the weights come from, for `fmeco cache`.
     place: where the backbone is cut; None to run all of it.
     """
 
@@ -77,6 +82,7 @@ class Extractor:
     ranks: Ranks = ALONE
     chosen: Choice | None = None
     place: Cut | None = None
+    source: str | None = None
 
     def __post_init__(self) -> None:
         self.lower = Vector(self.backbone) if self.place is None else self.place.lower
@@ -93,13 +99,18 @@ class Extractor:
         view: augmentation, its section and the view's number; None for samples that are not augmented.
         """
         path = self._path(samples, view)
-        cached = _load_cached(path, (len(samples), *self.shape), self.dtype) if path is not None else None
+        cached = _load_cached(path, samples, (len(samples), *self.shape), self.dtype) if path is not None else None
         if not self.ranks.most(float(cached is None))[0]:  # if one rank has to compute, all do
             return cached
         values = self._compute(samples, what, view)
         if values is not None and path is not None and self.ranks.first:
-            _save_cached(path, values)
+            _save_cached(path, values, samples, self._model())
         return values
+
+    def _model(self) -> str:
+        """Describe what computes the values, for `fmeco cache`."""
+        name = self.chosen.spelled if self.chosen is not None else type(self.backbone).__name__
+        return ("" if self.place is None else "part of ") + name + (f" from {self.source}" if self.source else "")
 
     def _compute(self, samples: Samples, what: str, view: tuple[Augment, Choice | None, int] | None) -> Tensor | None:
         """Run the network over a split. Returns None if a sample cannot be read."""
@@ -144,6 +155,7 @@ class Extractor:
         if not content or not source_code:
             return None
         key = [
+            2,  # the first entries had no checksum
             source_code,
             _version(self.backbone),
             self.chosen.to_dict() if self.chosen is not None else None,
@@ -197,11 +209,18 @@ def _content(samples: Samples) -> str:
     return "" if samples.tensors is None else _hash(samples.tensors)
 
 
-def _load_cached(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
-    """Load a cache file; None if it is missing, unreadable, or has another shape or type."""
+def _load_cached(path: Path, samples: Samples, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
+    """Load a cache file; None if it is missing, damaged, of other files, or has another shape or type."""
+    about = cache.described_as(path)
+    if not path.exists() or (about and not _same_files(path, about, samples)):
+        return None
     try:
+        if about.get("checksum") != _checksum(path):
+            raise ValueError("the checksum is another one")
         values = torch.from_numpy(np.load(path, mmap_mode="c"))
     except (OSError, ValueError, EOFError, TypeError):
+        say(f"the cached features {path} are damaged: computing them anew")
+        cache.remove(path)
         return None
     with contextlib.suppress(OSError):
         os.utime(path)  # mark as used: `prune` removes the least recently used files
@@ -209,18 +228,48 @@ def _load_cached(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tens
     return values if values.shape == shape and values.dtype == dtype else None
 
 
-def _save_cached(path: Path, values: Tensor) -> None:
-    """Write a cache file, complete or not at all.
+def _same_files(path: Path, about: Mapping[str, Any], samples: Samples) -> bool:
+    """Whether a cache file was computed from these samples: from the same files, or from others of the same bytes."""
+    stamps = _stamps(samples)
+    if about.get("stamps") == stamps:
+        return True
+    if not about.get("bytes") or about["bytes"] != _bytes(samples, stored=False):
+        return False
+    cache.describe(path, {**about, "data": samples.origin, "stamps": stamps})  # touched, moved or copied
+    return True
+
+
+def _stamps(samples: Samples) -> str:
+    return "" if samples.stamps is None else _hash({"stamps": samples.stamps})
+
+
+def _bytes(samples: Samples, stored: bool) -> str:
+    """Hash the bytes of the samples' files; "" if they are not known. stored: read no file for it."""
+    digest = hashlib.blake2b(digest_size=16)
+    for index in range(len(samples)):
+        one = samples.digest(index, stored=stored)
+        if one is None:
+            return ""
+        digest.update(one)
+    return digest.hexdigest()
+
+
+def _checksum(path: Path) -> str:
+    """Hash a whole cache file. Raises OSError, and ValueError for an empty file."""
+    return hashlib.blake2b(np.memmap(path, mode="r").data, digest_size=16).hexdigest()
+
+
+def _save_cached(path: Path, values: Tensor, samples: Samples, model: str) -> None:
+    """Write a cache file and its description, complete or not at all.
 
     A full disk is no error: the values are computed again the next time.
     """
-    temporary = path.with_name(f".{uuid.uuid4().hex}.part")
-    try:
+    about: dict[str, Any] = {"data": samples.origin, "model": model, "samples": len(samples)}
+    about |= {"stamps": _stamps(samples), "bytes": _bytes(samples, stored=True)}
+    with contextlib.suppress(OSError, DiskError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:  # numpy has no bfloat16
-            np.save(file, (values if values.dtype != torch.bfloat16 else values.view(torch.int16)).numpy())
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            with open(temporary, "wb") as file:  # numpy has no bfloat16
+                np.save(file, (values if values.dtype != torch.bfloat16 else values.view(torch.int16)).numpy())
+            cache.describe(path, {**about, "checksum": _checksum(temporary)})
         cache.prune(path.parent, "*.npy", cache.room(path.parent))
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from fmeco.errors import known_errors
-from fmeco.files import disk_error
+from fmeco.files import replacing
 from fmeco.inference.data_for import data_for
 from fmeco.inference.model import load
 from fmeco.inference.outputs import check_place
@@ -54,10 +54,8 @@ def embed(
             arrays[name] = values[kept].numpy()
             if target.classes:
                 arrays[f"{name}_classes"] = np.array(target.classes)
-    try:
-        np.savez(output, **arrays)
-    except OSError as error:
-        raise disk_error(error, output) from None
+    with replacing(output) as temporary:
+        np.savez(temporary, **arrays)
     return {
         "output": str(output.resolve()),
         "samples": len(kept),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from fmeco.errors import ConfigError
-from fmeco.files import disk_error
+from fmeco.files import replacing
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -33,11 +33,9 @@ def check_place(option: str, path: Path | None, suffixes: Iterable[str], force: 
 
 
 def write_rows(rows: Rows, path: Path) -> None:
-    """Write the rows of `predict` in the format of the path's suffix. Raises DiskError if that fails."""
-    try:
-        WRITERS[path.suffix](rows, path)
-    except OSError as error:
-        raise disk_error(error, path) from None
+    """Write the rows of `predict`, all or none, in the format of the path's suffix. Raises DiskError if that fails."""
+    with replacing(path) as temporary:
+        WRITERS[path.suffix](rows, temporary)
 
 
 def write_csv(rows: Rows, file: TextIO) -> None:

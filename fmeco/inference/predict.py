@@ -9,6 +9,7 @@ from typing import Any
 
 from fmeco.data.spec_reader import reader_module
 from fmeco.errors import ConfigError, DataError, known_errors, listing
+from fmeco.files import replacing
 from fmeco.inference.model import load
 from fmeco.inference.outputs import WRITERS, check_place, write_rows
 
@@ -48,5 +49,6 @@ def predict(
     if output is not None:
         write_rows(rows, output)
     if plot is not None and draw is not None:
-        draw(model.spec, inputs, rows, plot)
+        with replacing(plot) as temporary:
+            draw(model.spec, inputs, rows, temporary)
     return rows

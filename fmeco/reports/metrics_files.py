@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import itertools
 import json
 import logging
@@ -11,10 +13,25 @@ import os
 import time
 import traceback
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from fmeco.errors import ConfigError, FmecoError
+from fmeco.files import disk_error, write_all
 from fmeco.log import logger
+from fmeco.reports.tensorboard import Board
+
+Line = tuple[str, int, float, dict[str, float]]  # kind, step, epoch and values, as for `Log.write`
+
+
+class _RunLog(logging.FileHandler):
+    """Write messages to run.log. On a full disk, they are lost: the run's other files report it, as an error."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 class Log:
@@ -32,7 +49,7 @@ class Log:
         size: int | None = None,
         first: bool = True,
     ) -> None:
-        """Open the files. Raises ConfigError if TensorBoard is required but not installed.
+        """Open the files. Raises DiskError, and ConfigError if TensorBoard is required but not installed.
 
         tensorboard: True, False, or "auto" (if it is installed).
         resume_at: the step that a resumed run continues from; None for a new run.
@@ -40,31 +57,32 @@ class Log:
             step.
         first: whether this is rank 0; the other ranks open nothing.
         """
-        self.file: IO[bytes] | None = None
-        self.lines: list[tuple[str, int, float, dict[str, float]]] = []
+        self.file: io.FileIO | None = None
+        self.lines: list[Line] = []
         self.flushed = 0.0
         self.handler: logging.Handler = logging.NullHandler()
-        self.board: Any = None
+        self.board: Board | None = None
         if not first:
             return
-        run.mkdir(parents=True, exist_ok=True)
-        self.file = open(run / "metrics.jsonl", "ab")  # noqa: SIM115  closed by close()
-        if resume_at is not None:  # drop lines that a killed run wrote after its last checkpoint
-            self.file.truncate(_before_steps(run) if size is None else min(size, self.file.seek(0, os.SEEK_END)))
-            self.file.seek(0, os.SEEK_END)
-        self.handler = logging.FileHandler(run / "run.log", encoding="utf-8")
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+            self.file = open(run / "metrics.jsonl", "ab", buffering=0)  # noqa: SIM115  closed by close()
+            if resume_at is not None:  # drop lines that a killed run wrote after its last checkpoint
+                self.file.truncate(_before_steps(run) if size is None else min(size, self.file.seek(0, os.SEEK_END)))
+                self.file.seek(0, os.SEEK_END)
+            if tensorboard is True or (tensorboard == "auto" and importlib.util.find_spec("tensorboard")):
+                self.board = Board(run / "tensorboard", resume_at)
+            self.handler = _RunLog(run / "run.log", encoding="utf-8")
+        except ImportError:
+            raise ConfigError(
+                "train.tensorboard is true, but tensorboard is not installed",
+                "pip install 'fmeco[tensorboard]'",
+            ) from None
+        except OSError as error:
+            raise disk_error(error, Path(error.filename or run)) from None
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         logger.setLevel(logging.INFO)
         logger.addHandler(self.handler)
-        if tensorboard is True or (tensorboard == "auto" and importlib.util.find_spec("tensorboard")):
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                raise ConfigError(
-                    "train.tensorboard is true, but tensorboard is not installed",
-                    "pip install 'fmeco[tensorboard]'",
-                ) from None
-            self.board = SummaryWriter(str(run / "tensorboard"), purge_step=resume_at)
 
     def write(self, kind: str, step: int, epoch: float, values: dict[str, float]) -> None:
         """Append a line to metrics.jsonl.
@@ -80,25 +98,21 @@ class Log:
             self.flush()
 
     def flush(self) -> None:
-        """Write the buffered lines.
-
-        Lines are written many at a time: TensorBoard's writer thread, woken for each line, would slow down the training
-            of a small model by a third.
-        """
+        """Write the buffered lines, many at a time. Raises DiskError."""
         if self.file is None:
             return
-        for kind, step, epoch, values in self.lines:
+        lines, self.lines = self.lines, []  # lines that a full disk refuses are not tried again at the end of the run
+        text = ""
+        for kind, step, epoch, values in lines:
             finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
             line = {"kind": kind, "step": step, "epoch": round(epoch, 6), **finite}
-            self.file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
-        self.file.flush()
-        if self.board is not None:  # one event per line: add_scalar would write one for each number
-            from tensorboard.compat.proto.summary_pb2 import Summary
-
-            for kind, step, _, values in self.lines:
-                parts = [Summary.Value(tag=f"{kind}/{name}", simple_value=value) for name, value in values.items()]
-                self.board.file_writer.add_summary(Summary(value=parts), step)
-        self.lines = []
+            text += json.dumps(line, ensure_ascii=False) + "\n"
+        try:
+            write_all(self.file, text.encode())
+            if self.board is not None:
+                self.board.write([(step, _tagged(kind, values)) for kind, step, _, values in lines])
+        except OSError as error:
+            raise disk_error(error, Path(self.file.name), resumable=True) from None
         self.flushed = time.monotonic()
 
     def size(self) -> int:
@@ -120,14 +134,20 @@ class Log:
         self.close()
 
     def close(self) -> None:
-        """Write what is buffered, and close all files."""
-        self.flush()
-        if self.file is not None:
-            self.file.close()
-        logger.removeHandler(self.handler)
-        self.handler.close()
-        if self.board is not None:
-            self.board.close()
+        """Write the buffered lines, and close all files. Raises DiskError, once all are closed."""
+        try:
+            self.flush()
+        finally:
+            if self.file is not None:
+                self.file.close()
+            logger.removeHandler(self.handler)
+            self.handler.close()
+            if self.board is not None:
+                self.board.close()
+
+
+def _tagged(kind: str, values: dict[str, float]) -> dict[str, float]:
+    return {f"{kind}/{name}": value for name, value in values.items()}
 
 
 def _before_steps(run: Path) -> int:

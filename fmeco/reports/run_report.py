@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fmeco.errors import clean
+from fmeco.files import replacing
 from fmeco.reports.metrics_files import read_metrics
 
 
@@ -42,7 +43,8 @@ def report(run: Path) -> None:
         f"<h1>{html.escape(run.name)}</h1>{''.join(charts)}<h2>Last evaluation</h2><table>{table}</table>"
         f"<h2>Config</h2><pre>{html.escape((run / 'config.yaml').read_text('utf-8'))}</pre>"
     )
-    (run / "report.html").write_text(body, "utf-8")
+    with replacing(run / "report.html") as temporary:
+        temporary.write_text(body, "utf-8")
 
 
 def _chart(

@@ -19,22 +19,23 @@ from typing import Any
 
 from fmeco.assembly.stages import Training
 from fmeco.assembly.training import assemble
+from fmeco.checkpoints import pointers
 from fmeco.checkpoints.format import Checkpoint, newest, open_checkpoint, steps
 from fmeco.checkpoints.refs import check_run
-from fmeco.checkpoints.writer import tidy
+from fmeco.checkpoints.writer import rehearse, tidy
 from fmeco.config.load import read_config
 from fmeco.config.run_config import RunConfig
 from fmeco.core.data import Data
 from fmeco.core.model import Backbone
 from fmeco.distributed.ranks import Ranks, together
-from fmeco.errors import ConfigError, DataError, DiskError, clean, known_errors
-from fmeco.files import absence, free_bytes
+from fmeco.errors import ConfigError, DataError, DiskError, Diverged, FmecoError, Stopped, clean, known_errors
+from fmeco.files import absence, free_bytes, replacing
 from fmeco.log import say
 from fmeco.reports.metrics_files import Log
 from fmeco.reports.run_report import report
 from fmeco.training import loop, lr_range_test
 from fmeco.training.phase import set_up
-from fmeco.training.run_directory import claim, locked, settle, write_config
+from fmeco.training.run_directory import abandon, claim, locked, settle, write_config
 from fmeco.training.session import Session, begin, restore
 
 Config = Path | str | Mapping[str, Any] | None
@@ -155,7 +156,6 @@ def finetune(
     return train(config, data=data, backbone=backbone, out=out, force=force, stop=stop)
 
 
-@known_errors()
 def train(
     config: RunConfig,
     *,
@@ -178,9 +178,14 @@ def train(
         )
         with locked(run) if ranks.first else contextlib.nullcontext():
             try:
-                if ranks.first:  # from here on the run can be resumed, even if it is killed during set-up
-                    write_config(run, config.to_yaml())
-                return _run(run, config, data, backbone, stop, ranks)
+                with known_errors():
+                    if ranks.first:  # from here on the run can be resumed, even if it is killed during set-up
+                        write_config(run, config.to_yaml())
+                    return _run(run, config, data, backbone, stop, ranks)
+            except (FmecoError, KeyboardInterrupt) as error:
+                if ranks.first and not isinstance(error, Diverged | Stopped):
+                    abandon(run)
+                raise
             finally:
                 if ranks.first:
                     settle(run, keep_new=False)  # restores a replaced run; does nothing once training has begun
@@ -253,6 +258,7 @@ def _extended(config: RunConfig, epochs: str) -> RunConfig:
 def _newest(folder: Path) -> str:
     """Find the checkpoint to resume from; "" for none. Leftovers of a killed process are removed first."""
     tidy(folder, 10**9)
+    pointers.restore(folder)
     saved = newest(folder, say)
     if saved is None and steps(folder):
         say("no intact checkpoint found; restarting from step 0")
@@ -275,6 +281,8 @@ def _run(
     resumed: checkpoint to continue from.
     resuming: whether the run continues, if only from step 0.
     """
+    if ranks.first:
+        rehearse(run / "checkpoints")
     with _log(run, config, ranks, resumed, resuming) as log:
         training = assemble(config, data=data, backbone=backbone, resumed=resumed, ranks=ranks)
         range_test_began = time.monotonic()
@@ -320,7 +328,8 @@ def _write_transplant(run: Path, training: Training) -> None:
     if transplanted is not None:
         for line in transplanted.lines():
             say(line)
-        (run / "transplant.json").write_text(json.dumps(transplanted.to_json(), indent=1) + "\n", "utf-8")
+        with replacing(run / "transplant.json") as temporary:
+            temporary.write_text(json.dumps(transplanted.to_json(), indent=1) + "\n", "utf-8")
 
 
 def _restore(session: Session, saved: Checkpoint) -> None:
@@ -371,7 +380,9 @@ def _check_disk(session: Session) -> None:
 def _result(session: Session) -> Result:
     """Write report.html, and return the best checkpoint and its metrics."""
     run, bad = session.run, session.state.bad_samples
-    best = open_checkpoint((run / "checkpoints" / "best").resolve())
+    marked = pointers.marked(run / "checkpoints", "best")
+    assert marked is not None, "the first save marks a checkpoint"
+    best = open_checkpoint(marked)
     if bad:
         say(f"skipped {len(bad)} samples that could not be read; they are listed in {run / 'bad_samples.txt'}")
     if session.ranks.first:

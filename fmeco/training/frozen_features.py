@@ -54,6 +54,7 @@ def stored(training: Training, epochs: float) -> tuple[Data, Augment] | None:
         training.ranks,
         training.config.backbone,
         place,
+        training.config.source,
     )
     train, val = training.data.split("train"), training.data.val
     needed = float(math.prod(extractor.shape)) * extractor.dtype.itemsize * (views * len(train) + len(val or ()))

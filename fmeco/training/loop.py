@@ -12,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from fmeco.data.reading import check_classes
+from fmeco.data.twins import twins
 from fmeco.errors import ConfigError, Diverged, Stopped, clean, listing
 from fmeco.log import say
 from fmeco.training.budget import Clock, Pace
@@ -191,6 +192,7 @@ def _evaluate(s: Session) -> bool:
         say(f"step {s.state.step}: {problem}")
     improved = _score(s)
     s.log.write("val", s.state.step, s.epoch, s.metrics)
+    _say_twins(s)
     shown = ", ".join(f"{name} {value:.4f}" for name, value in s.metrics.items() if "/" not in name)
     say(f"epoch {s.epoch:g}, step {s.state.step}: {shown}{'  *' if improved else ''}")
     return improved
@@ -203,6 +205,14 @@ def _check_classes_read(s: Session) -> None:
     read = s.ranks.sum_(s.read.clone()).nonzero()[:, 0]
     if s.ranks.most(len(s.state.bad_samples))[0] > 0:
         check_classes(s.training.data.spec, s.training.data.split("train"), read, "training")
+
+
+def _say_twins(s: Session) -> None:
+    """Report, once and after a whole epoch, samples that occur in several splits or classes. By then they have been read."""
+    if s.ranks.first and not s.compared and s.epoch - s.read_from >= 1:
+        s.compared = True
+        for message in twins(s.training.data, whole=False):
+            say(f"{message}. `fmeco check` lists them before a run")
 
 
 def _say_where_time_went(s: Session) -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from fmeco.checkpoints import format as checkpoint
-from fmeco.errors import ConfigError
-from fmeco.files import disk_error
+from fmeco.errors import ConfigError, clean
+from fmeco.files import TEMPORARY, disk_error, lock, replacing, temporary_beside
+from fmeco.log import say
 
 REPLACED = ".replaced"  # where --force keeps the earlier run until the new one is ready to train
+LOCK, OWNER = ".lock", ".lock-owner"  # the locked file; the file that stands in where there are no locks
+REFRESHED, STALE = 60.0, 600.0  # seconds: how often a running process touches OWNER, and after which it counts as gone
 OWN_FILES = (
     "config.yaml",
     "metrics.jsonl",
@@ -82,42 +86,123 @@ def settle(out: Path, *, keep_new: bool) -> None:
     if not old.exists():
         return
     if not keep_new:
+        _clear(out)
         for path in old.iterdir():
-            fresh = out / path.name
-            shutil.rmtree(fresh) if fresh.is_dir() else fresh.unlink(missing_ok=True)
-            os.replace(path, fresh)
+            os.replace(path, out / path.name)
     shutil.rmtree(old)
+
+
+def abandon(out: Path) -> None:
+    """Remove a run that failed before it measured or saved anything: nothing of it is worth keeping or resuming."""
+    metrics = out / "metrics.jsonl"
+    with contextlib.suppress(OSError):
+        if not checkpoint.steps(out / "checkpoints") and not (metrics.exists() and metrics.stat().st_size):
+            _clear(out)
+            if not (out / REPLACED).exists():
+                for name in (LOCK, OWNER):
+                    (out / name).unlink(missing_ok=True)
+                out.rmdir()  # fails if it holds files of others
+
+
+def _clear(out: Path) -> None:
+    """Remove the files of a run, but not its lock."""
+    for path in (*(out / name for name in OWN_FILES), *out.glob(f"{TEMPORARY}*")):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _never_saved(out: Path) -> bool:
     """Whether the folder holds only a run that ended before its first checkpoint, such as by an error."""
-    other_files = {path.name for path in out.iterdir()} - {*OWN_FILES, ".lock", ".config.yaml"}
+    names = {path.name for path in out.iterdir() if not path.name.startswith(TEMPORARY)}
+    other_files = names - {*OWN_FILES, LOCK, OWNER, ".config.yaml"}  # the last one is of earlier versions
     return (out / "run.log").exists() and not other_files and not checkpoint.steps(out / "checkpoints")
 
 
 @contextlib.contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Lock the run against other processes within the context. The lock ends with the process."""
+    """Lock the run against other processes within the context. The lock ends with the process.
+
+    Raises ConfigError if another process has it, and DiskError.
+    """
     try:
-        handle = os.open(run / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        handle = os.open(run / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise disk_error(error, run) from None
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        raise ConfigError(f"{run} is in use by another process") from None
-    try:
-        yield
+        held = lock(handle)
+        if held is False:
+            raise ConfigError(f"{run} is in use by another process")
+        with contextlib.nullcontext() if held else _owned(run / OWNER):
+            yield
     finally:
         os.close(handle)
 
 
+@contextlib.contextmanager
+def _owned(path: Path) -> Iterator[None]:
+    """Stand in for a lock, on a file system that has none: hold a file with this process's host and id.
+
+    Raises ConfigError if the file belongs to a process that is running, and DiskError.
+    """
+    host = socket.gethostname()
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            owner, age = path.read_text("utf-8", "replace"), _now(path.parent) - path.stat().st_mtime
+            if age < STALE and not _gone(owner, host):
+                raise ConfigError(
+                    f"{path.parent} is in use by process {clean(owner, 100)}",
+                    f"if that process has ended: wait {STALE / 60:.0f} minutes, or delete {path}",
+                )
+            path.unlink()
+        with open(path, "x", encoding="utf-8") as file:  # fails if another process was faster
+            file.write(f"{os.getpid()} on {host}")
+    except FileExistsError:
+        raise ConfigError(f"{path.parent} is in use by another process") from None
+    except OSError as error:
+        raise disk_error(error, path) from None
+    say(f"{path.parent}: this file system has no locks; the file {path.name} keeps other processes out instead")
+    ended = threading.Event()
+    refresher = threading.Thread(target=_refresh, args=(path, ended), daemon=True)
+    refresher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        refresher.join()
+        path.unlink(missing_ok=True)
+
+
+def _now(folder: Path) -> float:
+    """Return the time by the clock of the folder's file system, which may differ from this machine's."""
+    probe = temporary_beside(folder / OWNER)
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _gone(owner: str, host: str) -> bool:
+    """Whether an owner, "ID on HOST", is a process of this machine that has ended."""
+    number, _, where = owner.partition(" on ")
+    if where != host or not number.isdecimal():
+        return False
+    try:
+        os.kill(int(number), 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        pass
+    return False
+
+
+def _refresh(path: Path, ended: threading.Event) -> None:
+    """Touch the file again and again, so that other machines see that its process runs."""
+    while not ended.wait(REFRESHED):
+        with contextlib.suppress(OSError):
+            os.utime(path)
+
+
 def write_config(run: Path, text: str) -> None:
     """Write the run's config.yaml, complete or not at all."""
-    temporary = run / ".config.yaml"
-    try:
+    with replacing(run / "config.yaml") as temporary:
         temporary.write_text(text, "utf-8")
-        os.replace(temporary, run / "config.yaml")
-    except OSError as error:
-        raise disk_error(error, run / "config.yaml") from None

@@ -16,13 +16,14 @@ from torch import Tensor
 from fmeco.assembly.description import describe_run
 from fmeco.assembly.stages import Training
 from fmeco.checkpoints import format as checkpoint
-from fmeco.checkpoints import transplant, writer
+from fmeco.checkpoints import pointers, transplant, writer
 from fmeco.checkpoints.writer import Writer
 from fmeco.config.sections import Train
 from fmeco.core.model import Objective
 from fmeco.core.random import mix_numbers
 from fmeco.distributed.ranks import Ranks
 from fmeco.errors import CheckpointError, ConfigError, clean, listing
+from fmeco.files import replacing
 from fmeco.log import say
 from fmeco.reports.metrics_files import Log
 from fmeco.reports.model_card import model_card
@@ -45,6 +46,7 @@ class Session:
     skipped: steps in a row that were not finite.
     read: (N,) training samples that this rank has read since `read_from`, if unreadable ones are skipped; else None.
     read_from: epoch at which the process began.
+    compared: whether equal samples in several splits or classes were looked for.
     saved_at: second of the last checkpoint to resume from.
     entered: setup of the current phase.
     objective, ranks, train: shortcuts to those of `training`; `train` is the config's section.
@@ -68,6 +70,7 @@ class Session:
     skipped: int = 0
     read: Tensor | None = None
     read_from: float = 0.0
+    compared: bool = False
     saved_at: float = 0.0
     entered: PhaseSetup | None = None
     objective: Objective = field(init=False)
@@ -163,6 +166,13 @@ def evaluated_weights(s: Session) -> Iterator[None]:
 # ---------------------------------------------------------------- saving and restoring
 
 
+def _list_bad_samples(s: Session) -> None:
+    """Write the names of unreadable samples to bad_samples.txt."""
+    if s.state.bad_samples:
+        with replacing(s.run / "bad_samples.txt", resumable=True) as temporary:
+            temporary.write_text("\n".join(clean(name) for name in s.state.bad_samples) + "\n", "utf-8")
+
+
 def save(s: Session, *, full: bool, best: bool = False) -> None:
     """Write a checkpoint in the background.
 
@@ -174,8 +184,7 @@ def save(s: Session, *, full: bool, best: bool = False) -> None:
     if not s.ranks.first:
         return
     s.writer.wait()  # one at a time
-    if s.state.bad_samples:
-        (s.run / "bad_samples.txt").write_text("\n".join(clean(name) for name in s.state.bad_samples) + "\n", "utf-8")
+    _list_bad_samples(s)
     optimizer, numbers = pack_optimizer(s.setup.optimizer) if full else ({}, {})
     trainer = (
         {
@@ -218,9 +227,9 @@ def save(s: Session, *, full: bool, best: bool = False) -> None:
             folder, step, tensors, meta, trainer, s.training.model.origin.parents, model_card(meta | {"step": step})
         )
         if full:
-            writer.point(folder, "last", path)
-        if best or not (folder / "best").exists():
-            writer.point(folder, "best", path)
+            pointers.point(folder, "last", path)
+        if best or pointers.marked(folder, "best") is None:
+            pointers.point(folder, "best", path)
         writer.tidy(folder, s.train.keep)
 
     s.writer.start(write)
@@ -330,8 +339,8 @@ def restore(s: Session, saved: checkpoint.Checkpoint) -> None:
     s.state = dataclasses.replace(state_then, total=total, finished=finished)
     if s.ranks.first and (
         s.state.best_step == s.state.step or s.setup.validate is None
-    ):  # killed after the save, before `best` was linked to it
-        writer.point(s.run / "checkpoints", "best", saved.path)
+    ):  # killed after the save, before `best` marked it
+        pointers.point(s.run / "checkpoints", "best", saved.path)
     for what, then, now in (
         ("threads", trainer["threads"], torch.get_num_threads()),
         ("ranks", trainer["ranks"], s.ranks.world),

@@ -59,7 +59,7 @@ def test_a_file_dropped_into_the_folder_is_a_command(monkeypatch: pytest.MonkeyP
 
 
 def test_every_module_but_the_shared_ones_is_a_family() -> None:
-    files = {path.stem for path in Path(cli.__file__).parent.glob("[!_]*.py")} - {"app", "options", "tables"}
+    files = {path.stem for path in Path(cli.__file__).parent.glob("[!_]*.py")} - {"app", "options", "signals", "tables"}
     assert all(hasattr(sys.modules[f"fmeco.cli.{stem}"], "register") for stem in files)
 
 

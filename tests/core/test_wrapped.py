@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fmeco.core import Inputs, Samples, Wrapped
-from fmeco.data.disk_cache import Decoded
+from fmeco.data.decoded_cache import Decoded
 from fmeco.data.subset import Part, fraction
 from fmeco.features.extractor import Stored
 from fmeco.testing.bench import Labelled
@@ -35,7 +35,8 @@ class Six(Samples):
         self.groups = {"who": list("aabbcc")}
         self.tensors = {"x": torch.arange(6.0)}
         self.lengths = torch.arange(6) + 1
-        self.content, self.block = "six", 4
+        self.content, self.origin, self.block = "six", "a box", 4
+        self.stamps, self.sizes = torch.arange(6) * 10, torch.arange(6) * 100
         self.notes = ("one was skipped",)
 
     def __len__(self) -> int:
@@ -50,14 +51,17 @@ class Six(Samples):
     def answers(self, index: int, answer: Mapping[str, Any]) -> list[dict[str, Any]]:
         return [{"place": index, **answer}]
 
+    def digest(self, index: int, *, stored: bool = False) -> bytes | None:
+        return None if stored else bytes([index] * 16)
+
 
 PLACES = torch.tensor([1, 3, 4])
 WRAPPERS: dict[str, tuple[Any, set[str]]] = {  # how it is made, and what it changes
     "Wrapped": (lambda inner, folder: Wrapped(inner), set()),
-    "Decoded": (lambda inner, folder: Decoded(inner, folder, 1e6), {"__getitem__"}),
+    "Decoded": (lambda inner, folder: Decoded(inner, folder, 1e6), {"__getitem__", "digest"}),
     "Part": (
         lambda inner, folder: Part(inner, PLACES),
-        {"targets", "groups", "tensors", "lengths", "content", "block", *METHODS},
+        {"targets", "groups", "tensors", "lengths", "content", "stamps", "sizes", "block", *METHODS},
     ),
     "Labelled": (lambda inner, folder: Labelled(inner, {"label": torch.zeros(6)}), {"targets"}),
     "Stored": (
@@ -94,6 +98,9 @@ def test_a_part_takes_its_rows_of_everything() -> None:
     assert part.lengths is not None and part.lengths.tolist() == [2, 4, 5]
     assert (len(part), part.name(2), part[2]["x"].item()) == (3, "six:4", 4.0)
     assert part.answers(2, {}) == [{"place": 4}]
+    assert part.stamps is not None and part.stamps.tolist() == [10, 30, 40]
+    assert part.sizes is not None and part.sizes.tolist() == [100, 300, 400]
+    assert (part.digest(2), part.digest(2, stored=True)) == (bytes([4] * 16), None)
     assert part.block == 2, "of four in a row that are alike, half are left"
 
 

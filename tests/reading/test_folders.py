@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import threading
 import unicodedata
@@ -356,3 +357,66 @@ def test_a_class_with_some_readable_files_is_trained(fmeco: Fmeco) -> None:
     assert answer.code == 0, answer.err
     assert "skipped 3 samples that could not be read" in answer.err
     assert len(Path("run/bad_samples.txt").read_text().splitlines()) == 3
+
+
+# ---------------------------------------------------------------- the same sample twice
+
+
+def _twice(kind: str) -> dict[str, Any]:
+    """Data with a sample in train and val, and one under two labels. Returns the dataset's section."""
+    if kind == "text":
+        pytest.importorskip("tokenizers")
+        rows = [f'{{"text": "word{i} some words", "label": "{"ab"[i % 2]}"}}' for i in range(20)]
+        Path("train.jsonl").write_text("\n".join([*rows, '{"text": "word3 some words", "label": "a"}']) + "\n")
+        Path("val.jsonl").write_text("\n".join([rows[4], '{"text": "new words", "label": "b"}']) + "\n")
+        return {"name": "text", "train": "train.jsonl", "val": "val.jsonl", "label": "label"}
+    if kind == "audio":
+        pytest.importorskip("soundfile")
+    for part, each in (("train", 6), ("val", 2)):
+        tones(Path("data", part), each=each) if kind == "audio" else photos(
+            Path("data", part), ("high", "low"), each=each
+        )
+    files = {folder: sorted(Path("data", folder).iterdir()) for folder in ("train/high", "train/low", "val/high")}
+    files["val/high"][0].write_bytes(files["train/high"][2].read_bytes())
+    files["train/low"][1].write_bytes(files["train/high"][5].read_bytes())
+    if kind == "csv_images":
+        rows = [
+            f"{file.relative_to('data')},{file.parent.name},{file.parts[1]}"
+            for file in sorted(Path("data").glob("*/*/*"))
+        ]
+        write("data/t.csv", "path,label,part\n" + "\n".join(rows) + "\n")
+        return {"name": kind, "path": "data/t.csv", "split_column": "part"}
+    return {"name": kind, "path": "data"}
+
+
+@pytest.mark.situation("the same sample twice", "said")
+@pytest.mark.parametrize("kind", ["image_folder", "csv_images", "audio", "text"])
+def test_samples_in_two_splits_or_classes_are_told(kind: str, fmeco: Fmeco, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tests.conftest
+
+    monkeypatch.setitem(tests.conftest.COLOURS, "high", (200, 40, 40))
+    monkeypatch.setitem(tests.conftest.COLOURS, "low", (40, 40, 200))
+    section = _twice(kind)
+    config = tiny(dataset={**section}, train={"epochs": 2})
+    config["dataset"] = section if kind in ("audio", "text") else {**section, "image_size": 16}
+    config["backbone"] = {"name": "transformer", "width": 16, "depth": 1, "heads": 2} if kind == "text" else "cnn"
+    answer = fmeco("check", write("c.yaml", config))
+    assert answer.code == 0, answer.err
+    assert re.search("[1-9] samples occur in two splits, with equal bytes: train .* = val ", answer.out), answer.out
+    assert re.search("[1-9] samples occur in two classes, with equal bytes: train .* = train ", answer.out), answer.out
+    for cache in ("auto", "off"):
+        answer = fmeco("pretrain", "c.yaml", "--set", f"train.cache={cache}", "--out", f"run-{cache}")
+        assert answer.code == 0, answer.err
+        log = Path(f"run-{cache}/run.log").read_text()
+        assert log.count("samples occur in two splits, with equal bytes: train ") == 1
+        assert log.count("samples occur in two classes") == 1
+
+
+@pytest.mark.situation("the same sample twice", "said")
+def test_samples_that_differ_in_one_bit_are_no_twins(fmeco: Fmeco) -> None:
+    photos(Path("photos"), each=6)
+    body = Path("photos/red/00.png").read_bytes()
+    Path("photos/red/00.png").write_bytes(body + b"0")
+    Path("photos/blue/00.png").write_bytes(body + b"1")
+    answer = fmeco("check", write("c.yaml", pictures()), "--json")
+    assert answer.code == 0 and answer.json["twins"] == []

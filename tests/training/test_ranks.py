@@ -118,5 +118,5 @@ def test_a_rank_that_is_killed_ends_the_job_and_another_number_of_ranks_goes_on(
     calls = iter(range(10))
     with pytest.raises(api.FmecoError, match="everything is saved"):
         api.resume("run", stop=lambda: next(calls) > 5)
-    assert "this run used 2 ranks and now has 1" in Path("run/run.log").read_text()
+    assert "ranks: this run had 2 and now has 1" in Path("run/run.log").read_text()
     assert "broken.jpg" in Path("run/bad_samples.txt").read_text()

@@ -19,7 +19,7 @@ import yaml
 import fmeco as api
 from fmeco.assembly import optimizer
 from fmeco.checkpoints import format as checkpoint
-from fmeco.checkpoints import writer
+from fmeco.checkpoints import pointers
 from fmeco.errors import ConfigError, DataError, Stopped
 from tests.conftest import Answer, photos, process, tiny, write
 
@@ -182,7 +182,7 @@ def test_killed_before_its_first_checkpoint_it_starts_again(monkeypatch: pytest.
         patch.setattr("fmeco.training.loop.save", killed)
         with pytest.raises(SystemExit):
             api.pretrain(tiny(), out="cut")
-    assert not (Path("cut") / "checkpoints").exists()
+    assert not checkpoint.steps(Path("cut") / "checkpoints")
     assert api.resume("cut").metrics == whole.metrics
     assert_same(Path("whole"), Path("cut"))
 
@@ -324,7 +324,7 @@ def test_a_scheduler_that_signals_the_whole_group_gets_its_checkpoint() -> None:
 def test_killed_between_the_save_and_its_links(monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny(train={"epochs": 4, "save_every": 4})
     the_best = api.pretrain(config, out="whole").checkpoint.name
-    real, links = writer.point, []
+    real, links = pointers.point, []
 
     def point(folder: Path, name: str, target: Path) -> None:
         links.append(name)
@@ -333,7 +333,7 @@ def test_killed_between_the_save_and_its_links(monkeypatch: pytest.MonkeyPatch) 
         real(folder, name, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(writer, "point", point)
+        patch.setattr(pointers, "point", point)
         with pytest.raises(SystemExit):
             api.pretrain(config, out="cut")
     assert "last" in links
