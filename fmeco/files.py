@@ -44,6 +44,16 @@ def absence(path: Path | str) -> str:
         return "no such file"
 
 
+def disguise(head: bytes) -> str:
+    """Say what a file is in place of what its name promises, by its first bytes; "" if nothing is known."""
+    start = head.lstrip().lower()
+    if start.startswith((b"<!doctype", b"<html")):
+        return "it is a web page"
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer; run `git lfs pull`"
+    return ""
+
+
 def _irregular(mode: int) -> str:
     kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
     return f"it is {kinds.get(stat.S_IFMT(mode), 'a device')}, not a regular file"

@@ -91,6 +91,7 @@ def described(data: Data) -> Data:
             targets[name] = target.described(values)
     if data.val is not None:
         _check_classes(data)
+    _tell_untrained(data)
     return dataclasses.replace(data, spec=dataclasses.replace(data.spec, targets=targets))
 
 
@@ -113,6 +114,16 @@ def _check_classes(data: Data) -> None:
             )
         if unmeasured := [target.classes[c] for c in sorted(trained - validated)]:
             say(f"no validation samples of {listing(unmeasured)}: the accuracy of these classes is not measured")
+
+
+def _tell_untrained(data: Data) -> None:
+    """Log the classes that only the test split has: a model cannot learn them, and answers each of their samples wrongly."""
+    for name, target in data.spec.targets.items():
+        train, test = (part.targets.get(name) if part is not None else None for part in (data.train, data.test))
+        if target.traits.one_class and isinstance(train, Tensor) and isinstance(test, Tensor):
+            only = set(test[known(test)].tolist()) - set(train[known(train)].tolist())
+            if untrained := [target.classes[c] for c in sorted(only)]:
+                say(f"no training samples of {listing(untrained)}, but the test split has some: they cannot be learned")
 
 
 def classes_of(data: Data) -> str | None:

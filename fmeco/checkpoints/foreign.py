@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fmeco.checkpoints.format import refuse_nonfinite, unpack
 from fmeco.errors import CheckpointError, clean
+from fmeco.files import disguise, regular
 
 
 def read_foreign(path: Path) -> dict[str, Tensor]:
@@ -21,6 +22,13 @@ def read_foreign(path: Path) -> dict[str, Tensor]:
     Runs no code of the file, and never falls back to unsafe loading. Raises CheckpointError.
     """
     path = Path(path)
+    try:
+        with open(path, "rb", opener=regular) as file:
+            what = disguise(file.read(64))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
+    if what:
+        raise CheckpointError(f"{path} cannot be read as a file of weights: {what}")
     if path.suffix == ".safetensors":
         try:
             return unpack(path.read_bytes(), path)

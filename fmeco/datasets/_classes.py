@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
 
-from fmeco.core import ConfigError, DataError, Target, listing, nearest, nfc
+from fmeco.core import ConfigError, DataError, Target, clean, listing, nearest, nfc
 from fmeco.datasets._splits import Indices
 
 
@@ -17,6 +18,23 @@ def natural(labels: Sequence[str]) -> list[str]:
     if all(re.fullmatch("-?[0-9]+", label) for label in distinct):
         return sorted(distinct, key=lambda label: (int(label), label))
     return sorted(distinct)
+
+
+def _doubtful(names: Sequence[str], where: str) -> list[str]:
+    """Return notes on class names that look like one another, and on -1, which often means "no label"."""
+    notes: list[str] = []
+    seen: dict[str, str] = {}
+    for name in names:
+        # Case, spaces and characters without a shape, such as a byte-order mark, are hard to see.
+        plain = "".join(c for c in " ".join(name.casefold().split()) if unicodedata.category(c) != "Cf")
+        if (twin := seen.setdefault(plain, name)) != name:
+            what = "only in case" if twin.casefold() == name.casefold() else "only in spaces or invisible characters"
+            notes.append(f"{where}: the classes {clean(ascii(twin))} and {clean(ascii(name))} differ {what}")
+    if "-1" in names and {name for name in names if name != "-1"} <= {str(i) for i in range(len(names))}:
+        notes.append(
+            f"{where}: the label -1 is a class of its own; if it means that there is no label, remove these rows"
+        )
+    return notes
 
 
 def encode(
@@ -47,6 +65,8 @@ def encode(
     else:
         order = known.classes
     present = natural(labels)
+    if known is None:
+        notes += _doubtful(present, where)
     chosen = nfc([str(name) for name in classes]) if classes is not None else None
     if chosen is not None:
         if absent := [name for name in chosen if name not in present]:

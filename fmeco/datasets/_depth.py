@@ -34,7 +34,7 @@ class Levels(_files.FileSamples):
         with _pixels.opened(path) as image:
             if not _pixels.is_deep(image):
                 return {"levels": torch.zeros(5, dtype=torch.int64)}
-            values = _pixels.deep(image)
+            values = _pixels.deep(image, negative=_pixels.facts(image).negative)
             counts = (int((values < low).sum()), int((values > high).sum()), values.size)
             return {"levels": torch.tensor([int(values.min()), int(values.max()), *counts])}
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fmeco.core import Data, DataError, DataSpec, Inputs, Samples, Target, clean, listing
 from fmeco.datasets import _columns, _splits
-from fmeco.files import absence
+from fmeco.files import absence, disguise
 
 LARGEST_HASHED = 16 << 20  # bytes; of larger files, such as long recordings, often only a part is decoded
 
@@ -189,11 +189,8 @@ def reason(path: str, error: object) -> str:
         if os.path.getsize(path) == 0:
             return "the file is empty"
         with open(path, "rb") as file:
-            head = file.read(64).lstrip().lower()
-        if head.startswith((b"<!doctype", b"<html")):
-            return "it is a web page"
-        if head.startswith(b"version https://git-lfs"):
-            return "it is a Git LFS pointer; run `git lfs pull`"
+            if what := disguise(file.read(64)):
+                return what
     except OSError:
         pass
     return clean(error) or type(error).__name__

@@ -43,7 +43,7 @@ def in_folders(
     folders = _folders(path, split_folders, whole, rule, notes)
     scanned = {part: _scan(kind, suffixes, folder, notes, rule) for part, folder in folders.items()}
     for part, folder in folders.items():
-        _inspect(kind, suffixes, folder, scanned[part], notes)
+        _inspect(kind, suffixes, folder, scanned[part])
         if splitting.classes is None:
             _check_classes(folder, scanned[part].files.names())
 
@@ -186,13 +186,10 @@ def _unused(root: Path, present: Mapping[str, Path]) -> list[str]:
     return [f"{clean(root)}: not used, beside {listing(sorted(used))}: {listing(others)}"] if others else []
 
 
-def _inspect(
-    kind: type[FileSamples], suffixes: Collection[str], folder: Path, scanned: _Scanned, notes: list[str]
-) -> None:
+def _inspect(kind: type[FileSamples], suffixes: Collection[str], folder: Path, scanned: _Scanned) -> None:
     """Check a folder's class folders.
 
-    Adds a note for classes that differ only in case. Raises DataError for empty class folders, for names that are not
-    UTF-8, or if there are no files.
+    Raises DataError for empty class folders, for names that are not UTF-8, or if there are no files.
     """
     labels = scanned.labels
     empty = sorted(
@@ -214,15 +211,12 @@ def _inspect(
             f"{clean(folder)}: no {kind.many} in the class folder {listing(empty)}",
             "fill or remove the folder, or choose classes with dataset.classes",
         )
-    lower: dict[str, str] = {}
     for name in dict.fromkeys(labels):
         if not _is_utf8(name):
             raise DataError(
                 f"{clean(folder)}: the name of the class folder {clean(ascii(name))} is not UTF-8",
                 "rename it; `convmv` converts the names of whole folders",
             )
-        if (twin := lower.setdefault(name.lower(), name)) != name:
-            notes.append(f"{folder}: the classes '{clean(twin)}' and '{clean(name)}' differ only in case")
 
 
 def _is_utf8(name: str) -> bool:

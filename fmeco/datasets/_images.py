@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from fmeco.core import (
@@ -157,15 +157,13 @@ def canonical(image: Image.Image, prep: Mapping[str, Any]) -> Tensor:
             f"{image.width}x{image.height} pixels: enlarged to a short side of {short}, it would have more than "
             f"{MAX_RESIZED:,} pixels"
         )
-    first_rule = prep.get("decode", 1) == 1
+    first_rule, facts = prep.get("decode", 1) == 1, _pixels.facts(image)
     if image.format == "JPEG":
         # Decodes at 1/2, 1/4 or 1/8 of the size if that still leaves this many pixels. With only `short` of them, the picture
         # would differ visibly from one that is decoded whole and resized.
         least = short if first_rule else 2 * short
         image.draft(mode, (least, least))
-    coarse = _pixels.is_coarse(image)
-    ImageOps.exif_transpose(image, in_place=True)
-    image = _pixels.eight_bit(image, mode, prep, coarse=coarse)
+    image = _pixels.eight_bit(_pixels.upright(image, facts.orientation), mode, prep, facts)
     pixels = torch.from_numpy(np.array(image, dtype=np.uint8))  # a copy, because torch needs writable memory
     pixels = pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1)  # (C, h, w)
     w, h = image.size

@@ -5,12 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
-from fmeco.core import Data, DataSpec, Doc, FilePath, Pixels, Samples, Splitting, Without
+from fmeco.core import Data, DataSpec, Doc, FilePath, Pixels, Samples, Splitting, Without, decode_rule
 from fmeco.datasets import _files, _folders, _images
 
 MODALITY = "image"
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+SUFFIXES = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".webp",
+    ".ppm",
+    ".pgm",
+    ".jfif",
+    ".jpe",
+    ".apng",
+    ".avif",
+)
+SUFFIXES_OF_RULE_1 = SUFFIXES[:10]  # of files that a checkpoint without later rules looks for
 FALLBACK = True
 
 
@@ -35,7 +51,7 @@ def build(
     spec = _images.image_spec(known, pixels)
     labelled = _folders.in_folders(
         _images.ImageFiles,
-        SUFFIXES,
+        suffixes(known),
         known,
         whole,
         path=path,
@@ -45,6 +61,11 @@ def build(
     return _images.image_data(known, spec, labelled, pixels)
 
 
+def suffixes(known: DataSpec | None) -> tuple[str, ...]:
+    """Return the endings of image files, by the decode rule of the checkpoint (`known`)."""
+    return SUFFIXES if decode_rule(known) > 1 else SUFFIXES_OF_RULE_1
+
+
 def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
     """Read image files, and all images below folders, in the order of `sources`."""
-    return _files.read(_images.ImageFiles, SUFFIXES, spec, sources)
+    return _files.read(_images.ImageFiles, suffixes(spec), spec, sources)

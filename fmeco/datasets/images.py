@@ -27,6 +27,7 @@ from fmeco.core import (
 from fmeco.datasets import _files, _groups, _images, _splits
 from fmeco.datasets.image_folder import SUFFIXES as IMAGES
 from fmeco.datasets.image_folder import read as read
+from fmeco.datasets.image_folder import suffixes
 from fmeco.files import regular
 
 MODALITY = "image"
@@ -45,7 +46,7 @@ def build(
 ) -> Data:
     spec = _images.image_spec(known, pixels)
     notes: list[str] = []
-    files = _list_files(path, notes, decode_rule(known))
+    files = _list_files(path, notes, known)
     if not len(files):
         raise DataError(f"{clean(path)}: no images", f"images are {', '.join(IMAGES)}")
     names, codes = files.names(), np.zeros(len(files), dtype=np.int64)
@@ -64,10 +65,10 @@ def build(
     return _images.image_data(known, spec, labelled, pixels)
 
 
-def _list_files(path: str, notes: list[str], rule: int) -> _files.Files:
+def _list_files(path: str, notes: list[str], known: DataSpec | None) -> _files.Files:
     """List the images of a folder, pattern or .txt file. Raises DataError that names the line of an absent file."""
     if os.path.isdir(path):
-        return _files.scan(_images.ImageFiles, IMAGES, Path(path), notes, rule=rule)
+        return _files.scan(_images.ImageFiles, suffixes(known), Path(path), notes, rule=decode_rule(known))
     if path.lower().endswith(".txt"):
         root = os.path.dirname(path) or "."
         try:
@@ -79,7 +80,7 @@ def _list_files(path: str, notes: list[str], rule: int) -> _files.Files:
     elif glob.has_magic(path):
         root = os.path.dirname(path[: min(path.find(c) for c in "*?[" if c in path)]) or "."
         inside = glob.iglob(path, recursive=True)
-        listed = sorted(os.path.relpath(file, root) for file in inside if file.lower().endswith(IMAGES))
+        listed = sorted(os.path.relpath(file, root) for file in inside if file.lower().endswith(suffixes(known)))
     else:
         raise ConfigError(f"dataset.path: {clean(path)}: no such folder, and not a pattern or .txt file")
     _files.check_once(listed, path)
