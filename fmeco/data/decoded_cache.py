@@ -23,7 +23,7 @@ from fmeco.files import lock
 from fmeco.log import say
 
 _MAGIC = b"fmeco-2\n"
-_FIELDS, _CHECK = struct.Struct("<QQQq16s"), struct.Struct("<Q")  # of a record, and the CRC-32 of the fields
+_FIELDS, _CHECK = struct.Struct("<QQQq16s"), struct.Struct("<Q")
 _RECORD = _FIELDS.size + _CHECK.size
 _NO_DIGEST = bytes(16)
 
@@ -44,17 +44,17 @@ class Record(NamedTuple):
     digest: bytes
 
     def pack(self) -> bytes:
-        """Return the record as it is stored, with a checksum of its own."""
+        """Return the record as it is stored: its fields, and their CRC-32."""
         fields = _FIELDS.pack(*self)
         return fields + _CHECK.pack(zlib.crc32(fields))
 
     @staticmethod
     def unpack(raw: bytes) -> Record | None:
         """Read a record as it is stored; None if it is damaged, or none was stored."""
-        fields = raw[: _FIELDS.size]
-        if len(raw) < _RECORD or _CHECK.pack(zlib.crc32(fields)) != raw[_FIELDS.size :]:
+        fields, check = raw[: _FIELDS.size], raw[_FIELDS.size :]
+        if len(check) < _CHECK.size or _CHECK.unpack(check) != (zlib.crc32(fields),):
             return None
-        return Record(*_FIELDS.unpack(fields))
+        return Record._make(_FIELDS.unpack(fields))
 
 
 class Decoded(Wrapped):
@@ -77,6 +77,7 @@ class Decoded(Wrapped):
         home.mkdir(parents=True, exist_ok=True)
         name = samples.content[:32]
         self.paths = (home / f"{name}.index", home / f"{name}.data")
+        self.numbers = None if samples.stamps is None else samples.stamps.numpy()
         self.checked = np.zeros(len(samples), dtype=np.bool_)
         self.handles: tuple[int, int, int] = (0, 0, 0)  # process id, file descriptors of the index and the data
         self.full = False  # whether a sample did not fit into the limit
@@ -141,7 +142,7 @@ class Decoded(Wrapped):
                 os.close(handle)
 
     def _stamp(self, index: int) -> int:
-        return 0 if self.stamps is None else int(self.stamps[index])
+        return 0 if self.numbers is None else int(self.numbers[index])
 
     def _record(self, index: int) -> Record | None:
         """Read the record of a sample; None if the sample is not stored, or the record is damaged. Raises OSError."""
@@ -149,10 +150,10 @@ class Decoded(Wrapped):
 
     def _get(self, index: int) -> Inputs | None:
         """Read a sample from the cache; None if it is not stored, damaged, or of another file. Raises OSError."""
+        entries, data = self._open()
         record = self._record(index)
         if record is None:
             return None
-        entries, data = self._open()
         if record.stamp != self._stamp(index):
             if record.digest == _NO_DIGEST or record.digest != self.samples.digest(index):
                 return None

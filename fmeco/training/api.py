@@ -373,7 +373,7 @@ def _check_disk(session: Session) -> None:
     free = free_bytes(session.run)
     if free < needed:
         raise DiskError(
-            f"{session.run}: two checkpoints need {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free",
+            f"{session.run}: two checkpoints need {needed / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free",
             "free some space, or choose --out on another disk",
         )
 

@@ -558,6 +558,17 @@ def test_a_failed_finetune_leaves_no_folder(case: str, place: list[str], runs: P
     assert not list(Path("runs").glob("*"))
 
 
+@situation("runs that fail or are interrupted before the first step", "refused by name")
+@pytest.mark.parametrize("place", [["--out", "runs/many"], []], ids=["--out", "runs/"])
+@pytest.mark.parametrize("several", [["second.yaml"], ["--label-fractions", "0.5,1"]], ids=["tasks", "fractions"])
+def test_several_runs_that_fail_leave_no_folder(place: list[str], several: list[str], runs: Path, fmeco: Fmeco) -> None:
+    for name in ("first.yaml", "second.yaml"):
+        write(name, {"dataset": {"name": "image_folder", "path": "nowhere"}})
+    answer = fmeco("finetune", "first.yaml", *several, "--from", runs / "whole", *place)
+    assert answer.code == 3, answer.err
+    assert not list(Path("runs").iterdir())
+
+
 @situation("runs that fail or are interrupted before the first step", "read rightly")
 def test_files_of_others_stay_where_a_run_failed(runs: Path, fmeco: Fmeco) -> None:
     Path("run").mkdir()
