@@ -81,8 +81,11 @@ def restore(folder: Path) -> None:
     """
     for name in NAMES:
         mark = folder / name
-        if mark.is_dir() and not mark.is_symlink():
-            _put_back(mark)
+        try:
+            if mark.is_dir() and not mark.is_symlink():
+                _put_back(mark)
+        except OSError as error:
+            raise disk_error(error, mark) from None
         if marked(folder, name) is None and (found := find(folder, name)) is not None:
             point(folder, name, found)
 

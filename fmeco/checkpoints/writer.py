@@ -134,10 +134,10 @@ class Writer:
                 raise
 
 
-def rehearse(folder: Path) -> None:
+def rehearse(folder: Path) -> Path:
     """Do on a small scale what a save does, so that a disk that cannot do it ends a run before its first step.
 
-    Raises DiskError.
+    Returns the folder. Raises DiskError.
     """
     trial = hidden(folder)
     try:
@@ -157,6 +157,7 @@ def rehearse(folder: Path) -> None:
         raise DiskError(error.message.replace(str(trial), str(folder))) from None
     finally:
         shutil.rmtree(trial, ignore_errors=True)
+    return folder
 
 
 def tidy(folder: Path, keep: int) -> None:
