@@ -6,6 +6,7 @@ A cache holds exactly the output of `Samples.__getitem__`, so a cold cache, a wa
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import struct
@@ -75,7 +76,7 @@ class Decoded(Wrapped):
         super().__init__(samples)
         self.limit = limit
         home.mkdir(parents=True, exist_ok=True)
-        name = samples.content[:32]
+        name = hashlib.blake2b(_MAGIC + samples.content.encode(), digest_size=16).hexdigest()
         self.paths = (home / f"{name}.index", home / f"{name}.data")
         self.numbers = None if samples.stamps is None else samples.stamps.numpy()
         self.checked = np.zeros(len(samples), dtype=np.bool_)

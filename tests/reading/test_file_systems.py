@@ -506,11 +506,13 @@ main()
         ("torch", "SIGINT"),
         ("torch._C", "SIGTERM"),
         ("fmeco.training.api", "SIGINT"),
-        ("sklearn", "SIGINT"),  # the run has its folder by then
+        ("fmeco.datasets.csv_table", "SIGINT"),  # the run has its folder by then
     ],
 )
 def test_an_interrupted_import_is_no_traceback(module: str, number: str) -> None:
-    arguments = ["pretrain", str(write("c.yaml", tiny())), "--json", "--out", "run"]
+    rows = [f"{i},{'ab'[i % 2]}" for i in range(40)]
+    dataset = {"name": "csv_table", "path": str(write("t.csv", "\n".join(["n,y", *rows]))), "target": "y"}
+    arguments = ["pretrain", str(write("c.yaml", {**tiny(), "dataset": dataset})), "--json", "--out", "run"]
     code = INTERRUPTING.format(module=module, signal=number, arguments=arguments)
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (child.returncode, child.stderr) == (130, "error: interrupted\n")
