@@ -19,7 +19,7 @@ import torch
 
 from fmeco.core.data import Inputs, Samples, Wrapped
 from fmeco.data import disk_cache
-from fmeco.errors import clean
+from fmeco.errors import DiskError, clean
 from fmeco.files import lock
 from fmeco.log import say
 
@@ -205,15 +205,15 @@ def decoded(samples: Samples, wanted: str | float) -> Samples:
     """
     if wanted == "off" or not samples.content or samples.in_memory:
         return samples
-    home = disk_cache.folder() / "decoded"
     try:
+        home = disk_cache.folder() / "decoded"
         home.mkdir(parents=True, exist_ok=True)
         limit = disk_cache.room(home) if wanted == "auto" else float(wanted)
         cache = Decoded(samples, home, limit)
         disk_cache.prune(home, "*.data", limit)
         return cache
-    except OSError:
-        return samples  # the cache folder cannot be created or written
+    except (OSError, DiskError):
+        return samples  # there is no folder for caches, or it cannot be written
 
 
 def _pack(inputs: Inputs) -> list[Any]:

@@ -358,6 +358,29 @@ def test_a_cache_needs_no_locks(code: int, decodes: Decodes, monkeypatch: pytest
     assert fmeco("cache", "--clear", "--json").json["removed"] == 1
 
 
+@situation("users without a home", "read rightly")
+def test_a_user_without_a_home_has_no_cache(probed: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert probed("first") == 2
+
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", home)
+    assert probed("second") == 2
+    assert weights("second") == weights("first")
+
+
+@situation("users without a home", "refused by name")
+def test_the_list_of_caches_needs_a_home(fmeco: Fmeco, monkeypatch: pytest.MonkeyPatch) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", home)
+    answer = fmeco("cache")
+    assert answer.code == 7
+    assert "this user has no home" in answer.err and "XDG_CACHE_HOME" in answer.err
+
+
 # ---------------------------------------------------------------- features
 
 

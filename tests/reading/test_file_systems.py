@@ -479,6 +479,16 @@ def test_an_error_that_cannot_be_printed_keeps_its_exit_code(arguments: list[str
     assert json.loads(child.stdout)["error"]["code"] == "config"
 
 
+@situation("output that is closed", "read rightly")
+@pytest.mark.parametrize("number", [1, 2], ids=["stdout", "stderr"])
+@pytest.mark.parametrize("arguments", [["--version"], ["list"], ["list", "--json"]], ids=" ".join)
+def test_closed_output_is_no_error(number: int, arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "fmeco", *arguments]
+    child = subprocess.run(command, capture_output=True, text=True, preexec_fn=lambda: os.close(number))
+    assert (child.returncode, child.stderr) == (0, "")
+    assert bool(child.stdout) == (number == 2)
+
+
 # ---------------------------------------------------------------- Ctrl-C
 
 INTERRUPTING = """
