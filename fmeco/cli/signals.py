@@ -14,8 +14,6 @@ from types import FrameType
 from fmeco.errors import STOPPING
 
 INTERRUPTED = 130  # exit code
-
-
 AGAIN = 0.005  # seconds between attempts to interrupt an import
 SETTING_UP = ("fmeco.training.api", "train")  # module and name of the function that sets up a run
 

@@ -81,6 +81,8 @@ class Decoded(Wrapped):
         self.numbers = None if samples.stamps is None else samples.stamps.numpy()
         self.checked = np.zeros(len(samples), dtype=np.bool_)
         self.handles: tuple[int, int, int] = (0, 0, 0)  # process id, file descriptors of the index and the data
+        # Of files that were not those of the index. Machines with copies of the data may share a cache: each hashes once.
+        self.digests: dict[int, bytes | None] = {}
         self.full = False  # whether a sample did not fit into the limit
         self.told = False  # whether damage was reported
         self._inspect()
@@ -156,10 +158,13 @@ class Decoded(Wrapped):
         if record is None:
             return None
         if record.stamp != self._stamp(index):
-            if record.digest == _NO_DIGEST or record.digest != self.samples.digest(index):
+            first = index not in self.digests
+            if first:
+                self.digests[index] = self.samples.digest(index)
+            if record.digest == _NO_DIGEST or record.digest != self.digests[index]:
                 return None
-            record = record._replace(stamp=self._stamp(index))  # touched, moved or copied: the bytes are the same
-            os.pwrite(entries, record.pack(), index * _RECORD)
+            if first:  # touched, moved or copied: the bytes are the same
+                os.pwrite(entries, record._replace(stamp=self._stamp(index)).pack(), index * _RECORD)
         body = np.empty(record.length, dtype=np.uint8)
         whole = os.preadv(data, [body.data], record.begin) == record.length
         if not self.checked[index]:

@@ -247,6 +247,23 @@ def test_a_huge_file_is_not_hashed_and_decoded_again(decodes: Decodes, monkeypat
     assert len(decodes.paths) == len(again.split("train"))
 
 
+@situation("data that was touched, moved or copied", "read rightly")
+def test_two_machines_with_copies_of_the_data_hash_each_file_once(
+    decodes: Decodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = folder_of_images()
+    both = [build(**config).split("train"), build(**copied(config)).split("train")]
+    decodes.all(Data(build(**config).spec, both[0]))
+    machines = [decoded_cache.decoded(samples, 1e9) for samples in both]
+    hashed: list[int] = []
+    real = type(both[0]).digest
+    monkeypatch.setattr(type(both[0]), "digest", lambda s, i, **how: hashed.append(i) or real(s, i, **how))
+    for _ in range(5):  # epochs
+        for samples, cached in zip(both, machines, strict=True):
+            assert_same([cached[i] for i in range(len(cached))], samples)
+    assert len(hashed) <= 2 * len(both[0])
+
+
 # ---------------------------------------------------------------- damage
 
 
