@@ -22,7 +22,7 @@ TEMPORARY = ".writing-"  # start of the name of a file or folder that is not com
 
 
 def temporary_beside(path: Path) -> Path:
-    """Return a new hidden name beside `path`, with its suffix, for a file that is renamed once it is complete."""
+    """Return a new hidden name beside `path`, with its suffix, for a file or folder that is renamed once it is complete."""
     return path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}{path.suffix}")
 
 

@@ -19,8 +19,9 @@ class _Terminal(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
-        with contextlib.suppress(OSError):  # stderr may be a file on a full disk; a lost message must not end the run
-            tqdm.write(self.format(record), file=sys.stderr)
+        if sys.stderr is not None:  # it was closed; tqdm would write to stdout
+            with contextlib.suppress(OSError):  # a message that a full disk does not take must not end the run
+                tqdm.write(self.format(record), file=sys.stderr)
 
 
 def to_terminal(quiet: bool = False) -> None:

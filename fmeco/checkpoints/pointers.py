@@ -9,26 +9,21 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import uuid
 from pathlib import Path
 
 from fmeco.checkpoints.format import STEP, Checkpoint, open_checkpoint, step_folder, steps, verify
 from fmeco.errors import CheckpointError
-from fmeco.files import TEMPORARY, disk_error, sync_folder, write_durably
+from fmeco.files import disk_error, sync_folder, temporary_beside, write_durably
 from fmeco.log import say
 
 NAMES = ("best", "last")
 _LONGEST = 100  # characters of a small file that can be the name of a checkpoint
 
 
-def hidden(folder: Path) -> Path:
-    """Return a new name in `folder` for a file or folder that is renamed once it is complete."""
-    return folder / f"{TEMPORARY}{uuid.uuid4().hex}"
-
-
 def point(folder: Path, name: str, target: Path) -> None:
     """Let `folder`/name mark the checkpoint `target`, and replace an old mark atomically. Raises DiskError."""
-    temporary, mark = hidden(folder), folder / name
+    mark = folder / name
+    temporary = temporary_beside(mark)
     try:
         try:
             os.symlink(target.name, temporary)
@@ -81,8 +76,11 @@ def restore(folder: Path) -> None:
     """
     for name in NAMES:
         mark = folder / name
-        if mark.is_dir() and not mark.is_symlink():
-            _put_back(mark)
+        try:
+            if mark.is_dir() and not mark.is_symlink():
+                _put_back(mark)
+        except OSError as error:
+            raise disk_error(error, mark) from None
         if marked(folder, name) is None and (found := find(folder, name)) is not None:
             point(folder, name, found)
 
@@ -114,6 +112,6 @@ def _unmarked(folder: Path, name: str) -> Checkpoint | None:
 
 def discard(path: Path) -> None:
     """Remove a checkpoint atomically: rename it first, so that a partial one is never visible under its name."""
-    grave = hidden(path.parent)
+    grave = temporary_beside(path)
     os.rename(path, grave)
     shutil.rmtree(grave, ignore_errors=True)

@@ -15,9 +15,9 @@ from safetensors import torch as safetensors
 from torch import Tensor
 
 from fmeco.checkpoints.format import FORMAT, MANIFEST, META, nonfinite, step_folder, steps
-from fmeco.checkpoints.pointers import NAMES, discard, hidden, marked, point
+from fmeco.checkpoints.pointers import NAMES, discard, marked, point
 from fmeco.errors import DiskError, Diverged, listing
-from fmeco.files import TEMPORARY, disk_error, sync_folder, write_durably
+from fmeco.files import TEMPORARY, disk_error, sync_folder, temporary_beside, write_durably
 
 
 def write(
@@ -46,7 +46,8 @@ def write(
             f"step {step}: the weights are not finite: {listing(bad, 5)}; no checkpoint of this step was saved",
             "lower optimizer.lr, or set train.clip_norm: 1.0",
         )
-    target, temporary = step_folder(folder, step), hidden(folder)
+    target = step_folder(folder, step)
+    temporary = temporary_beside(target)
     aliases: dict[str, str] = {}
     files: dict[str, bytes] = {f"{stem}.safetensors": _pack(stem, named, aliases) for stem, named in tensors.items()}
     files[META] = _json({**meta, "format": FORMAT, "step": step, "aliases": aliases})
@@ -134,22 +135,23 @@ class Writer:
                 raise
 
 
-def rehearse(folder: Path) -> None:
+def rehearse(folder: Path) -> Path:
     """Do on a small scale what a save does, so that a disk that cannot do it ends a run before its first step.
 
-    Raises DiskError.
+    Returns the folder. Raises DiskError.
     """
-    trial = hidden(folder)
+    trial = temporary_beside(folder / "trial")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         trial.mkdir()
         for number in (1, 2):
-            written = hidden(trial)
-            written.mkdir()
-            write_durably(written / MANIFEST, b"{}")
-            sync_folder(written)
-            os.rename(written, step_folder(trial, number))
-            point(trial, "last", step_folder(trial, number))  # the second time it replaces a mark
+            target = step_folder(trial, number)
+            temporary = temporary_beside(target)
+            temporary.mkdir()
+            write_durably(temporary / MANIFEST, b"{}")
+            sync_folder(temporary)
+            os.rename(temporary, target)
+            point(trial, "last", target)  # the second time it replaces a mark
         discard(step_folder(trial, 1))
     except OSError as error:
         raise disk_error(error, folder) from None
@@ -157,6 +159,7 @@ def rehearse(folder: Path) -> None:
         raise DiskError(error.message.replace(str(trial), str(folder))) from None
     finally:
         shutil.rmtree(trial, ignore_errors=True)
+    return folder
 
 
 def tidy(folder: Path, keep: int) -> None:

@@ -121,7 +121,7 @@ def _answer(
                 print(json.dumps(result, ensure_ascii=False, allow_nan=False, default=str))
             elif show is not None:
                 show(result)
-            sys.stdout.flush()  # a full disk shows here, not after the exit code is decided
+            print(end="", flush=True)  # a full disk shows here, not after the exit code is decided
 
 
 @contextlib.contextmanager

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -118,12 +119,13 @@ def finetune(
         if len(files) == 1:
             return _with_controls(settings[0], out, strategies, force)
         parent = out or _new_folder(f"{len(files)}-tasks")
-        return {
-            "tasks": [
-                {"task": stem, **_task(file, task, parent / stem, strategies, force)}
-                for stem, file, task in zip(stems, files, settings, strict=True)
-            ]
-        }
+        with _folder_of_runs(parent):
+            return {
+                "tasks": [
+                    {"task": stem, **_task(file, task, parent / stem, strategies, force)}
+                    for stem, file, task in zip(stems, files, settings, strict=True)
+                ]
+            }
 
 
 @command(_show)
@@ -153,6 +155,17 @@ def _in_parallel(nproc: int | None) -> None:
 
 def _new_folder(what: str) -> Path:
     return Path("runs") / f"finetune-{what}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+@contextlib.contextmanager
+def _folder_of_runs(parent: Path) -> Iterator[None]:
+    """Remove the folder of several runs if they fail and it is empty: a run that never began leaves nothing in it."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            parent.rmdir()
+        raise
 
 
 def _fractions(text: str) -> list[float]:
@@ -198,7 +211,8 @@ def _with_fractions(
         section = settings.train.model_copy(update={"label_fraction": fraction})
         return api.train(settings.replace(train=section), out=out, force=force, stop=signals.stop).run
 
-    return compare.label_efficiency(fractions, train, parent, strategies, force=force, stop=signals.stop)
+    with _folder_of_runs(parent):
+        return compare.label_efficiency(fractions, train, parent, strategies, force=force, stop=signals.stop)
 
 
 def _tasks(tasks: Sequence[Mapping[str, Any]]) -> str:

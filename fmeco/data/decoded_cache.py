@@ -6,6 +6,7 @@ A cache holds exactly the output of `Samples.__getitem__`, so a cold cache, a wa
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import struct
@@ -18,12 +19,12 @@ import torch
 
 from fmeco.core.data import Inputs, Samples, Wrapped
 from fmeco.data import disk_cache
-from fmeco.errors import clean
+from fmeco.errors import DiskError, clean
 from fmeco.files import lock
 from fmeco.log import say
 
 _MAGIC = b"fmeco-2\n"
-_FIELDS, _CHECK = struct.Struct("<QQQq16s"), struct.Struct("<Q")  # of a record, and the CRC-32 of the fields
+_FIELDS, _CHECK = struct.Struct("<QQQq16s"), struct.Struct("<Q")
 _RECORD = _FIELDS.size + _CHECK.size
 _NO_DIGEST = bytes(16)
 
@@ -44,17 +45,17 @@ class Record(NamedTuple):
     digest: bytes
 
     def pack(self) -> bytes:
-        """Return the record as it is stored, with a checksum of its own."""
+        """Return the record as it is stored: its fields, and their CRC-32."""
         fields = _FIELDS.pack(*self)
         return fields + _CHECK.pack(zlib.crc32(fields))
 
     @staticmethod
     def unpack(raw: bytes) -> Record | None:
         """Read a record as it is stored; None if it is damaged, or none was stored."""
-        fields = raw[: _FIELDS.size]
-        if len(raw) < _RECORD or _CHECK.pack(zlib.crc32(fields)) != raw[_FIELDS.size :]:
+        fields, check = raw[: _FIELDS.size], raw[_FIELDS.size :]
+        if len(check) < _CHECK.size or _CHECK.unpack(check) != (zlib.crc32(fields),):
             return None
-        return Record(*_FIELDS.unpack(fields))
+        return Record._make(_FIELDS.unpack(fields))
 
 
 class Decoded(Wrapped):
@@ -75,10 +76,13 @@ class Decoded(Wrapped):
         super().__init__(samples)
         self.limit = limit
         home.mkdir(parents=True, exist_ok=True)
-        name = samples.content[:32]
+        name = hashlib.blake2b(_MAGIC + samples.content.encode(), digest_size=16).hexdigest()
         self.paths = (home / f"{name}.index", home / f"{name}.data")
+        self.numbers = None if samples.stamps is None else samples.stamps.numpy()
         self.checked = np.zeros(len(samples), dtype=np.bool_)
         self.handles: tuple[int, int, int] = (0, 0, 0)  # process id, file descriptors of the index and the data
+        # Of files that were not those of the index. Machines with copies of the data may share a cache: each hashes once.
+        self.digests: dict[int, bytes | None] = {}
         self.full = False  # whether a sample did not fit into the limit
         self.told = False  # whether damage was reported
         self._inspect()
@@ -141,7 +145,7 @@ class Decoded(Wrapped):
                 os.close(handle)
 
     def _stamp(self, index: int) -> int:
-        return 0 if self.stamps is None else int(self.stamps[index])
+        return 0 if self.numbers is None else int(self.numbers[index])
 
     def _record(self, index: int) -> Record | None:
         """Read the record of a sample; None if the sample is not stored, or the record is damaged. Raises OSError."""
@@ -149,15 +153,18 @@ class Decoded(Wrapped):
 
     def _get(self, index: int) -> Inputs | None:
         """Read a sample from the cache; None if it is not stored, damaged, or of another file. Raises OSError."""
+        entries, data = self._open()
         record = self._record(index)
         if record is None:
             return None
-        entries, data = self._open()
         if record.stamp != self._stamp(index):
-            if record.digest == _NO_DIGEST or record.digest != self.samples.digest(index):
+            first = index not in self.digests
+            if first:
+                self.digests[index] = self.samples.digest(index)
+            if record.digest == _NO_DIGEST or record.digest != self.digests[index]:
                 return None
-            record = record._replace(stamp=self._stamp(index))  # touched, moved or copied: the bytes are the same
-            os.pwrite(entries, record.pack(), index * _RECORD)
+            if first:  # touched, moved or copied: the bytes are the same
+                os.pwrite(entries, record._replace(stamp=self._stamp(index)).pack(), index * _RECORD)
         body = np.empty(record.length, dtype=np.uint8)
         whole = os.preadv(data, [body.data], record.begin) == record.length
         if not self.checked[index]:
@@ -203,15 +210,15 @@ def decoded(samples: Samples, wanted: str | float) -> Samples:
     """
     if wanted == "off" or not samples.content or samples.in_memory:
         return samples
-    home = disk_cache.folder() / "decoded"
     try:
+        home = disk_cache.folder() / "decoded"
         home.mkdir(parents=True, exist_ok=True)
         limit = disk_cache.room(home) if wanted == "auto" else float(wanted)
         cache = Decoded(samples, home, limit)
         disk_cache.prune(home, "*.data", limit)
         return cache
-    except OSError:
-        return samples  # the cache folder cannot be created or written
+    except (OSError, DiskError):
+        return samples  # there is no folder for caches, or it cannot be written
 
 
 def _pack(inputs: Inputs) -> list[Any]:

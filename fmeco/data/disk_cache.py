@@ -22,9 +22,15 @@ ABANDONED = 86400.0  # seconds after which a file that is still not complete bel
 
 
 def folder() -> Path:
-    """Return fmeco's folder in the user's cache folder (https://specifications.freedesktop.org/basedir)."""
+    """Return fmeco's folder in the user's cache folder (https://specifications.freedesktop.org/basedir).
+
+    Raises DiskError for a user without a home, as in some containers.
+    """
     base = os.environ.get("XDG_CACHE_HOME") or ""
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "fmeco"
+    try:
+        return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "fmeco"
+    except RuntimeError:
+        raise DiskError("there is no folder for caches: this user has no home", "set HOME or XDG_CACHE_HOME") from None
 
 
 def room(home: Path) -> float:

@@ -149,7 +149,7 @@ class Extractor:
         return ordered
 
     def _path(self, samples: Samples, view: tuple[Augment, Choice | None, int] | None) -> Path | None:
-        """Return the cache file of a split; None if its content cannot be identified."""
+        """Return the cache file of a split; None if its content cannot be identified, or there is no cache."""
         content, source_code = samples.content or _content(samples), _source_hash(self.backbone)
         augment, section = (view[0], view[1]) if view is not None else (None, None)
         if not content or not source_code:
@@ -167,7 +167,10 @@ class Extractor:
             [self.precision, self.device.type, torch.__version__],
         ]
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-        return cache.folder() / "features" / f"{digest[:32]}.npy"
+        try:
+            return cache.folder() / "features" / f"{digest[:32]}.npy"
+        except DiskError:
+            return None
 
 
 def fingerprint(module: torch.nn.Module) -> str:

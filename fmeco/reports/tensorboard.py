@@ -23,7 +23,7 @@ class Board:
     def __init__(self, folder: Path, resume_at: int | None) -> None:
         """Open the file. Raises ImportError if TensorBoard is not installed, and OSError.
 
-        resume_at: hides the events that earlier files have from this step on; None hides none.
+        resume_at: step that a resumed run continues from: later events of earlier files are hidden; None hides none.
         """
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -31,12 +31,13 @@ class Board:
 
         self._event, self._summary, self._records = Event, Summary, RecordWriter
         folder.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}.{os.getpid()}.0"
-        self.file = open(folder / name, "ab", buffering=0)  # noqa: SIM115  closed by close()
+        number = len(list(folder.iterdir()))  # two runs of one process may begin within one second
+        name = f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}.{os.getpid()}.{number}"
+        self.file = open(folder / name, "xb", buffering=0)  # noqa: SIM115  closed by close()
         events = [Event(wall_time=time.time(), file_version="brain.Event:2")]
         if resume_at is not None:
             start = SessionLog(status=SessionLog.START)
-            events.append(Event(wall_time=time.time(), step=resume_at, session_log=start))
+            events.append(Event(wall_time=time.time(), step=resume_at + 1, session_log=start))
         self._append(events)
 
     def write(self, rows: list[tuple[int, Mapping[str, float]]]) -> None:

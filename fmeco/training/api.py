@@ -156,6 +156,7 @@ def finetune(
     return train(config, data=data, backbone=backbone, out=out, force=force, stop=stop)
 
 
+@known_errors()
 def train(
     config: RunConfig,
     *,
@@ -178,10 +179,9 @@ def train(
         )
         with locked(run) if ranks.first else contextlib.nullcontext():
             try:
-                with known_errors():
-                    if ranks.first:  # from here on the run can be resumed, even if it is killed during set-up
-                        write_config(run, config.to_yaml())
-                    return _run(run, config, data, backbone, stop, ranks)
+                if ranks.first:  # from here on the run can be resumed, even if it is killed during set-up
+                    write_config(run, config.to_yaml())
+                return _run(run, config, data, backbone, stop, ranks)
             except (FmecoError, KeyboardInterrupt) as error:
                 if ranks.first and not isinstance(error, Diverged | Stopped):
                     abandon(run)
@@ -281,8 +281,7 @@ def _run(
     resumed: checkpoint to continue from.
     resuming: whether the run continues, if only from step 0.
     """
-    if ranks.first:
-        rehearse(run / "checkpoints")
+    ranks.from_first(lambda: str(rehearse(run / "checkpoints")))
     with _log(run, config, ranks, resumed, resuming) as log:
         training = assemble(config, data=data, backbone=backbone, resumed=resumed, ranks=ranks)
         range_test_began = time.monotonic()
@@ -372,7 +371,7 @@ def _check_disk(session: Session) -> None:
     free = free_bytes(session.run)
     if free < needed:
         raise DiskError(
-            f"{session.run}: two checkpoints need {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free",
+            f"{session.run}: two checkpoints need {needed / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free",
             "free some space, or choose --out on another disk",
         )
 

@@ -235,6 +235,13 @@ def save(s: Session, *, full: bool, best: bool = False) -> None:
     s.writer.start(write)
 
 
+def _list_bad_samples(s: Session) -> None:
+    """Write bad_samples.txt, if samples could not be read."""
+    if s.state.bad_samples:
+        with replacing(s.run / "bad_samples.txt", resumable=True) as temporary:
+            temporary.write_text("\n".join(clean(name) for name in s.state.bad_samples) + "\n", "utf-8")
+
+
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Split an optimizer's state into tensors, and values for JSON.
 

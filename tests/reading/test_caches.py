@@ -247,6 +247,23 @@ def test_a_huge_file_is_not_hashed_and_decoded_again(decodes: Decodes, monkeypat
     assert len(decodes.paths) == len(again.split("train"))
 
 
+@situation("data that was touched, moved or copied", "read rightly")
+def test_two_machines_with_copies_of_the_data_hash_each_file_once(
+    decodes: Decodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = folder_of_images()
+    both = [build(**config).split("train"), build(**copied(config)).split("train")]
+    decodes.all(Data(build(**config).spec, both[0]))
+    machines = [decoded_cache.decoded(samples, 1e9) for samples in both]
+    hashed: list[int] = []
+    real = type(both[0]).digest
+    monkeypatch.setattr(type(both[0]), "digest", lambda s, i, **how: hashed.append(i) or real(s, i, **how))
+    for _ in range(5):  # epochs
+        for samples, cached in zip(both, machines, strict=True):
+            assert_same([cached[i] for i in range(len(cached))], samples)
+    assert len(hashed) <= 2 * len(both[0])
+
+
 # ---------------------------------------------------------------- damage
 
 
@@ -356,6 +373,29 @@ def test_a_cache_needs_no_locks(code: int, decodes: Decodes, monkeypatch: pytest
     assert_same(decodes.all(data), data.split("train"))
     assert not decodes.paths
     assert fmeco("cache", "--clear", "--json").json["removed"] == 1
+
+
+@situation("users without a home", "read rightly")
+def test_a_user_without_a_home_has_no_cache(probed: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert probed("first") == 2
+
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", home)
+    assert probed("second") == 2
+    assert weights("second") == weights("first")
+
+
+@situation("users without a home", "refused by name")
+def test_the_list_of_caches_needs_a_home(fmeco: Fmeco, monkeypatch: pytest.MonkeyPatch) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", home)
+    answer = fmeco("cache")
+    assert answer.code == 7
+    assert "this user has no home" in answer.err and "XDG_CACHE_HOME" in answer.err
 
 
 # ---------------------------------------------------------------- features

@@ -24,7 +24,7 @@ import torch
 
 import fmeco as api
 from fmeco.checkpoints import format as checkpoint
-from fmeco.errors import DiskError, Stopped
+from fmeco.errors import DataError, DiskError, Stopped
 from fmeco.log import to_terminal
 from tests.conftest import Answer, tiny, write
 
@@ -236,7 +236,8 @@ def test_what_a_save_needs_is_tried_before_the_first_step(
 
 # ---------------------------------------------------------------- locks
 
-NO_LOCKS = {"NFS": errno.ENOLCK, "FUSE": errno.ENOSYS, "SMB": errno.EOPNOTSUPP}
+# The last number is the kernel's own ENOTSUPP, which has no name in user space.
+NO_LOCKS = {"NFS": errno.ENOLCK, "FUSE": errno.ENOSYS, "SMB": errno.EOPNOTSUPP, "old NFS": errno.EBADF, "autofs": 524}
 
 
 @pytest.fixture
@@ -479,6 +480,16 @@ def test_an_error_that_cannot_be_printed_keeps_its_exit_code(arguments: list[str
     assert json.loads(child.stdout)["error"]["code"] == "config"
 
 
+@situation("output that is closed", "read rightly")
+@pytest.mark.parametrize("number", [1, 2], ids=["stdout", "stderr"])
+@pytest.mark.parametrize("arguments", [["--version"], ["list"], ["list", "--json"]], ids=" ".join)
+def test_closed_output_is_no_error(number: int, arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "fmeco", *arguments]
+    child = subprocess.run(command, capture_output=True, text=True, preexec_fn=lambda: os.close(number))
+    assert (child.returncode, child.stderr) == (0, "")
+    assert bool(child.stdout) == (number == 2)
+
+
 # ---------------------------------------------------------------- Ctrl-C
 
 INTERRUPTING = """
@@ -498,11 +509,21 @@ main()
 
 @situation("Ctrl-C while modules are imported", "refused by name")
 @pytest.mark.parametrize(
-    "module", ["typer", "fmeco.cli.options", "pydantic", "torch", "torch._C", "fmeco.training.api"]
+    ("module", "number"),
+    [
+        ("typer", "SIGINT"),
+        ("fmeco.cli.options", "SIGTERM"),
+        ("pydantic", "SIGINT"),
+        ("torch", "SIGINT"),
+        ("torch._C", "SIGTERM"),
+        ("fmeco.training.api", "SIGINT"),
+        ("fmeco.datasets.csv_table", "SIGINT"),  # the run has its folder by then
+    ],
 )
-@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
 def test_an_interrupted_import_is_no_traceback(module: str, number: str) -> None:
-    arguments = ["pretrain", str(write("c.yaml", tiny())), "--json", "--out", "run"]
+    rows = [f"{i},{'ab'[i % 2]}" for i in range(40)]
+    dataset = {"name": "csv_table", "path": str(write("t.csv", "\n".join(["n,y", *rows]))), "target": "y"}
+    arguments = ["pretrain", str(write("c.yaml", {**tiny(), "dataset": dataset})), "--json", "--out", "run"]
     code = INTERRUPTING.format(module=module, signal=number, arguments=arguments)
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (child.returncode, child.stderr) == (130, "error: interrupted\n")
@@ -511,10 +532,10 @@ def test_an_interrupted_import_is_no_traceback(module: str, number: str) -> None
 
 
 @situation("runs that fail or are interrupted before the first step", "refused by name")
-@pytest.mark.parametrize("failure", [KeyboardInterrupt, MemoryError], ids=["Ctrl-C", "out of memory"])
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), DataError("a bad sample")], ids=["Ctrl-C", "data"])
 @pytest.mark.parametrize("command", ["pretrain", "finetune", "force"])
 def test_a_run_that_fails_in_setting_up_leaves_no_folder(
-    failure: type[BaseException], command: str, runs: Path, fmeco: Fmeco, monkeypatch: pytest.MonkeyPatch
+    failure: BaseException, command: str, runs: Path, fmeco: Fmeco, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write("c.yaml", config() if command != "finetune" else {"dataset": {"name": "digits"}})
     arguments = [path, "--from", runs / "whole"] if command == "finetune" else [path]
@@ -527,7 +548,7 @@ def test_a_run_that_fails_in_setting_up_leaves_no_folder(
 
     monkeypatch.setattr("fmeco.training.api._announce", failing)
     answer = fmeco("finetune" if command == "finetune" else "pretrain", *arguments, "--out", "run")
-    assert answer.code == (130 if failure is KeyboardInterrupt else 6), answer.err
+    assert answer.code == (3 if isinstance(failure, DataError) else 130), answer.err
     if command == "force":
         assert_same(Path("run"), runs / "whole")
     assert sorted(path.name for path in Path().iterdir() if path.is_dir() and path.name != "home") == (
@@ -556,6 +577,17 @@ def test_a_failed_finetune_leaves_no_folder(case: str, place: list[str], runs: P
     assert answer.code == code, answer.err
     assert not Path("run").exists()
     assert not list(Path("runs").glob("*"))
+
+
+@situation("runs that fail or are interrupted before the first step", "refused by name")
+@pytest.mark.parametrize("place", [["--out", "runs/many"], []], ids=["--out", "runs/"])
+@pytest.mark.parametrize("several", [["second.yaml"], ["--label-fractions", "0.5,1"]], ids=["tasks", "fractions"])
+def test_several_runs_that_fail_leave_no_folder(place: list[str], several: list[str], runs: Path, fmeco: Fmeco) -> None:
+    for name in ("first.yaml", "second.yaml"):
+        write(name, {"dataset": {"name": "image_folder", "path": "nowhere"}})
+    answer = fmeco("finetune", "first.yaml", *several, "--from", runs / "whole", *place)
+    assert answer.code == 3, answer.err
+    assert not list(Path("runs").iterdir())
 
 
 @situation("runs that fail or are interrupted before the first step", "read rightly")

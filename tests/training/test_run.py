@@ -466,3 +466,18 @@ def test_the_demo_in_small(fmeco: Fmeco, monkeypatch: pytest.MonkeyPatch) -> Non
     for key in ("dataset", "augment", "objective", "optimizer", "schedule", "train", "evaluate", "seed"):
         assert config[key] == control[key] or key == "dataset", f"the control differs in {key}"
     assert {**config["dataset"], "image_size": None} == {**control["dataset"], "image_size": None}
+
+
+def test_tensorboard_reads_the_lines_of_the_log(fmeco: Fmeco) -> None:
+    """Also of a resumed run, whose earlier events from that step on are hidden."""
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    path = write("c.yaml", tiny(train={"epochs": 2, "log_every": 1, "tensorboard": True}))
+    assert fmeco("pretrain", path, "--out", "run").code == 0
+    assert fmeco("resume", "run", "--epochs", "+1").code == 0
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    found = event_accumulator.EventAccumulator("run/tensorboard").Reload()
+    for kind, name in (("train", "loss"), ("val", "accuracy")):
+        wanted = {line["step"]: line[name] for line in lines if line["kind"] == kind}
+        read = {event.step: event.value for event in found.Scalars(f"{kind}/{name}")}
+        assert read == pytest.approx(wanted)
+        assert len(wanted) >= 3
