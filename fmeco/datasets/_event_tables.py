@@ -62,8 +62,11 @@ def layout(
     return Layout(user or before.user, item or before.item, time or before.time, tuple(named) if named else None)
 
 
-def read_events(path: str, layout: Layout) -> Events:
-    """Read the events of a table. Raises DataError that names the row, ConfigError for an absent column."""
+def read_events(path: str, layout: Layout, rule: int) -> tuple[Events, list[str]]:
+    """Read the events of a table. rule: the decode rule.
+
+    Returns (events, notes on their times). Raises DataError that names the row, ConfigError for an absent column.
+    """
     if Path(path).suffix.lower() == ".parquet" or (layout.columns is not None and _has_header(path, layout)):
         layout = layout._replace(columns=None)
     table, first = _columns.read_table(path, layout.columns), 2 if layout.columns is None else 1
@@ -80,12 +83,13 @@ def read_events(path: str, layout: Layout) -> Events:
         if blank := [row + first for row, value in enumerate(table[name]) if not value]:
             raise DataError(f"{clean(path)}: no value of column '{clean(name)}' in row {listing(blank)}")
     users, code = np.unique(np.array(table[layout.user]), return_inverse=True)
-    moment = _times.moments(table[layout.time], path, layout.time, first)
+    moment, notes = _times.moments(table[layout.time], path, layout.time, first, rule=rule)
     row = np.lexsort((moment, code))  # stable: events of the same time keep the table's order
     user = code[row].astype(np.int64)
     starts = np.flatnonzero(np.diff(user, prepend=-1))
     count = np.arange(len(user)) - np.repeat(starts, np.diff(starts, append=len(user)))
-    return Events(users.tolist(), user, count, np.array(table[layout.item])[row], row, table[layout.time], first)
+    items = np.array(table[layout.item])[row]
+    return Events(users.tolist(), user, count, items, row, table[layout.time], first), notes
 
 
 def _has_header(path: str, layout: Layout) -> bool:
@@ -104,17 +108,18 @@ def all_of_it(events: Events) -> Indices:
     return np.full(len(events.user), TEST)
 
 
-def by_time(events: Events, path: str, layout: Layout, val: float, test: float) -> tuple[Indices, list[str]]:
+def by_time(events: Events, path: str, layout: Layout, val: float, test: float, rule: int) -> tuple[Indices, list[str]]:
     """Split at two points in time, the same for all users: train, then validation, then test.
 
     A deployed model predicts events that are later than its training data, and so does this split.
+    rule: the decode rule.
     Returns (split of each event (N,), notes).
     """
-    rows, note = _times.split_by_time(events.times, path, layout.time, val, test, events.first_row)
+    rows, notes = _times.split_by_time(events.times, path, layout.time, val, test, events.first_row, rule=rule)
     part = np.full(len(events.user), TRAIN)
     for name, at in rows.items():
         part[np.isin(events.row, at)] = PARTS.index(name)
-    return part, [note]
+    return part, notes[-1:]  # reading the events gave the notes on the times
 
 
 def last_ones(events: Events, path: str) -> tuple[Indices, list[str]]:

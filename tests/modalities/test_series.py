@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fmeco.core import Batch, Data, DataSpec, InputSpec, Target
-from fmeco.datasets import _series, _times
+from fmeco.datasets import _gaps, _latest, _series
 from fmeco.errors import ConfigError, DataError
 from fmeco.evaluation.measure import measure
 from fmeco.inference import model as use
@@ -134,9 +134,10 @@ def test_what_is_wrong_with_a_table_is_said_with_its_row() -> None:
     filled = altered(f"{cells[0]},,{cells[2]}", missing="previous")
     assert filled.split("train").panel.series[0].values[49] == float(lines[49].split(",")[1])
     assert "series 'a': 1 missing values are filled with the ones before" in " ".join(filled.notes)
-    assert "gaps in time: 1, the first between 2024-01-03 00:00:00" in " ".join(
-        series(path=str(write("gap.csv", "\n".join(lines[:50] + lines[51:])))).notes
-    )
+    gap = str(write("gap.csv", "\n".join(lines[:50] + lines[51:])))
+    with pytest.raises(DataError, match=r"gaps in time: 1 .+ the first between 2024-01-03 00:00:00"):
+        series(path=gap)
+    assert "each row counts as one step" in " ".join(series(path=gap, fill="none").notes)
     write("mixed.csv", "\n".join([lines[0], *reversed(lines[1:])]))
     mixed = series(path="mixed.csv")
     assert "and are sorted" in mixed.notes[0]
@@ -293,7 +294,10 @@ def test_baselines_equal_their_definitions(fmeco: Fmeco) -> None:
     ],
 )
 def test_the_times_that_follow_are_written_like_those_before(times: list[str], wanted: list[str]) -> None:
-    assert _series.following(times, _times.moments(times, "t.csv", "time"), 2) == wanted
+    write("t.csv", "time,a\n" + "\n".join(f"{time},{i}" for i, time in enumerate(times)))
+    found, _ = _series.read_series("t.csv", _series.Layout("time", None, None, None, "error", None), rule=2)
+    (regular,), _ = _gaps.regular(found, None, None, "t.csv", named=False)
+    assert _latest.following(regular, 2) == wanted
 
 
 def test_positions_are_counted_from_the_newest_patch() -> None:
