@@ -16,8 +16,8 @@ _CLOCK = r"(?:([T ])(\d{1,2}):(\d\d)(?::(\d\d)(?:[.,](\d{1,9}))?)?(Z|[+-]\d\d:?\
 _ISO = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?)?")
 _YEAR_FIRST = re.compile(rf"(\d{{4}})([-/.])(\d{{1,2}})\2(\d{{1,2}}){_CLOCK}")
 _YEAR_LAST = re.compile(rf"(\d{{1,2}})([-/.])(\d{{1,2}})\2(\d{{4}}){_CLOCK}")
-_MONTH = re.compile(r"(\d{4})([-/.])(\d{1,2})")
-_MONTH_FIRST = re.compile(r"(\d{1,2})([-/.])(\d{4})")
+_MONTH = re.compile(r"(\d{4})([-/])(\d{1,2})")
+_MONTH_FIRST = re.compile(r"(\d{1,2})([-/])(\d{4})")
 _QUARTER = re.compile(r"(\d{4})(-?)Q([1-4])")
 _WEEK = re.compile(r"(\d{4})(-?)W(\d\d)")
 

@@ -123,7 +123,7 @@ def _told(series: Series, grid: Grid | None, path: str, whose: str) -> str:
         at, gone = int(np.argmax(counts > 1)), int(counts.sum()) - len(counts)
         if not gone:
             return ""
-        told = f"gaps in time{whose}: {int((counts > 1).sum())} ({gone} steps of {grid}), the first"
+        told = f"gaps in time{whose}: {int((counts > 1).sum())} (absent rows: {gone}; steps: {grid}), the first"
     rows = f"(rows {series.rows[at] + 2} and {series.rows[at + 1] + 2})"
     return f"{clean(path)}: {told} between {clean(series.times[at], 40)} and {clean(series.times[at + 1], 40)} {rows}"
 

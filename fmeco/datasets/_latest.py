@@ -49,9 +49,13 @@ def newest(
                 f"{clean(path)}: series '{clean(series.name)}' has {len(series.values)} rows, and a forecast needs {context}"
             )
         recent, _ = _gaps.filled(recent, layout.missing, path)
-        (recent,), notes = _gaps.regular([recent], expected, layout.fill, path, named=layout.id is not None)
     except DataError as error:
         return Newest(path, series, statistics, error), []
+    try:
+        (recent,), notes = _gaps.regular([recent], expected, layout.fill, path, named=layout.id is not None)
+    except DataError as error:
+        problem = f"{error.message}; add the absent rows to the table: the model was trained without dataset.fill"
+        return Newest(path, series, statistics, DataError(problem)), []
     return Newest(path, _from(recent, len(recent.values) - context), statistics, None), notes
 
 

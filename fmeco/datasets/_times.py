@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,9 +14,13 @@ from fmeco.datasets import _clock_changes
 from fmeco.datasets._columns import cells
 from fmeco.datasets._dates import read_dates, starts_like_iso
 from fmeco.datasets._splits import Indices
-from fmeco.datasets._time_formats import COMPACT, EPOCH, MICROSECONDS, NUMBER, UNITS, Column, Format, Times, note
+from fmeco.datasets._time_formats import COMPACT, MICROSECONDS, NUMBER, UNITS, Column, Format, Times, note
 
 YEARS = (1900, 2100)  # of dates written as one number, such as 20240131
+_YEAR_MONTH, _MONTH_YEAR = (
+    re.compile(r"(?P<year>\d{4})\.(?P<month>\d\d)"),
+    re.compile(r"(?P<month>\d\d?)\.(?P<year>\d{4})"),
+)
 MOST = 0.95  # share of valid dates from which a column of such numbers is a column of dates
 
 
@@ -57,6 +62,8 @@ def _decimals(column: Column, floats: NDArray[np.float64]) -> Times:
     Raises DataError for two numbers that differ, but not as float64.
     """
     text = column.values
+    if (months := _months_with_points(column)) is not None:
+        return months
     if not any("e" in value or "E" in value for value in text):
         digits = max(len(value.partition(".")[2]) for value in text)
         if digits <= 18 and np.abs(floats).max() * 10.0**digits < 2**53:
@@ -72,6 +79,19 @@ def _decimals(column: Column, floats: NDArray[np.float64]) -> Times:
         if floats[a] == floats[b] and text[a] != text[b]:
             raise column.error(b, f"and '{clean(text[a], 40)}' are too close to tell apart", "write fewer digits")
     return Times(Format(NUMBER, 1), floats, floats, text)
+
+
+def _months_with_points(column: Column) -> Times | None:
+    """Read months such as 2024.01 or 01.2024, which look like decimals. Returns None for other decimals."""
+    for pattern, format in ((_YEAR_MONTH, "%Y.%m"), (_MONTH_YEAR, "%m.%Y")):
+        matches = (
+            [pattern.fullmatch(value) for value in column.values] if pattern.fullmatch(column.values[0]) else [None]
+        )
+        if None not in matches:
+            zero = "-" if any(match is not None and len(match["month"]) == 1 for match in matches) else ""
+            whole = np.array([100 * int(match["year"]) + int(match["month"]) for match in matches if match is not None])
+            return _compact(column, whole, 6, format.replace("%m", f"%{zero}m"))
+    return None
 
 
 def _compact(column: Column, whole: Indices, digits: int, format: str) -> Times | None:
@@ -124,8 +144,8 @@ def moments(
 def of_the_first_rule(times: Times) -> NDArray[np.float64]:
     """Convert times to numbers as decode rule 1 did: seconds since 1970, and all columns of numbers as they are."""
     format = times.format
-    if format.pattern == NUMBER or format.pattern.startswith(EPOCH) or format.pattern in COMPACT.values():
-        return cells(times.text).values
+    if not (numbers := cells(times.text)).strange.size:
+        return numbers.values
     seconds: NDArray[np.float64] = times.moments // (format.ticks // MICROSECONDS) / MICROSECONDS
     return seconds
 
