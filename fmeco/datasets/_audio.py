@@ -85,19 +85,9 @@ def audio_spec(
     prep.pop("input", None)
     if prep["fmax"] is None:
         prep["fmax"] = prep["sample_rate"] / 2
-    if not prep["fmin"] < prep["fmax"] <= prep["sample_rate"] / 2:
-        raise ConfigError(
-            f"dataset: fmin {prep['fmin']:g} and fmax {prep['fmax']:g} Hz: expected fmin < fmax, and fmax at most "
-            f"{prep['sample_rate'] / 2:g}, half of the sample_rate"
-        )
+    frames = _check_spectral(prep)
     if not old:
         prep["fft"] = _fft_length(prep)
-    frames = round(1000 * prep["seconds"] / prep["hop"])
-    if frames < 1 or _samples(prep, "hop") < 1:
-        raise ConfigError(
-            f"dataset.hop: {prep['hop']:g} ms is less than one sample, or leaves no frame in dataset.seconds, {prep['seconds']:g}",
-            "raise dataset.seconds, or change dataset.hop",
-        )
     spectrogram = known.inputs["spectrogram"] if known is not None and old else None
     mean, std = (spectrogram.mean, spectrogram.std) if spectrogram is not None else ((), ())
     return DataSpec(
@@ -106,6 +96,22 @@ def audio_spec(
         inputs={"spectrogram": InputSpec((1, prep["mels"], frames), "float32", 1.0, mean, std)},
         preprocessing=prep,
     )
+
+
+def _check_spectral(prep: Mapping[str, Any]) -> int:
+    """Check the keys of a spectrogram against each other. Returns its number of frames; raises ConfigError."""
+    if not prep["fmin"] < prep["fmax"] <= prep["sample_rate"] / 2:
+        raise ConfigError(
+            f"dataset: fmin {prep['fmin']:g} and fmax {prep['fmax']:g} Hz: expected fmin < fmax, and fmax at most "
+            f"{prep['sample_rate'] / 2:g}, half of the sample_rate"
+        )
+    frames = round(1000 * prep["seconds"] / prep["hop"])
+    if frames < 1 or _samples(prep, "hop") < 1:
+        raise ConfigError(
+            f"dataset.hop: {prep['hop']:g} ms is less than one sample, or leaves no frame in dataset.seconds, {prep['seconds']:g}",
+            "raise dataset.seconds, or change dataset.hop",
+        )
+    return frames
 
 
 def _samples(prep: Mapping[str, Any], key: str) -> int:

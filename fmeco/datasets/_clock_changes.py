@@ -13,14 +13,17 @@ from fmeco.datasets._splits import Indices
 HOUR, DAY = 3600, 86_400
 MONTHS = (3, 4, 9, 10, 11)  # in which clocks are changed
 HOURS = (1, 2, 3)  # at which the repeated hour and the left-out hour begin, on a Sunday
+DAYS = (14, 24)  # of the month: on its first or second Sunday, until day 14, or on its last, from day 24 on
 
 
 def possible(local: NDArray[np.int64], ticks: int) -> NDArray[np.bool_]:
     """Tell which moments lie in an hour in which clocks may be changed. ticks: units of the moments per second."""
     days = local // (DAY * ticks)
-    months = days.astype("M8[D]").astype("M8[M]").astype(np.int64) % 12 + 1
-    sunday = (days + 3) % 7 == 6  # 1970-01-01 was a Thursday
-    found: NDArray[np.bool_] = sunday & np.isin(local // (HOUR * ticks) % 24, HOURS) & np.isin(months, MONTHS)
+    months = days.astype("M8[D]").astype("M8[M]")
+    numbers = days - months.astype("M8[D]").astype(np.int64) + 1
+    sunday = ((days + 3) % 7 == 6) & ((numbers <= DAYS[0]) | (numbers >= DAYS[1]))  # 1970-01-01 was a Thursday
+    hour = np.isin(local // (HOUR * ticks) % 24, HOURS)
+    found: NDArray[np.bool_] = sunday & hour & np.isin(months.astype(np.int64) % 12 + 1, MONTHS)
     return found
 
 
