@@ -105,7 +105,7 @@ def _check_spectral(prep: Mapping[str, Any]) -> int:
             f"dataset: fmin {prep['fmin']:g} and fmax {prep['fmax']:g} Hz: expected fmin < fmax, and fmax at most "
             f"{prep['sample_rate'] / 2:g}, half of the sample_rate"
         )
-    frames = round(1000 * prep["seconds"] / prep["hop"])
+    frames: int = round(1000 * prep["seconds"] / prep["hop"])
     if frames < 1 or _samples(prep, "hop") < 1:
         raise ConfigError(
             f"dataset.hop: {prep['hop']:g} ms is less than one sample, or leaves no frame in dataset.seconds, {prep['seconds']:g}",

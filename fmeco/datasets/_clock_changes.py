@@ -53,16 +53,15 @@ def on_a_grid(local: NDArray[np.int64], ticks: int, members: Sequence[Indices]) 
     for number, at in enumerate(members):
         times = local[at]
         steps = np.diff(times)
-        if not (steps > 0).any():
+        if len(steps) and 0 < steps[0] <= hour and (steps == steps[0]).all():
+            shifts[number] = np.zeros(len(at), np.int64)
             continue
-        sizes, counts = np.unique(steps[steps > 0], return_counts=True)
-        usual = int(sizes[counts.argmax()])
-        back = (steps == usual - hour) & possible(times[1:], ticks)
-        ahead = (steps == usual + hour) & possible(times[:-1] + usual, ticks)
-        if hour % usual or ((steps <= 0) & ~back).any():
-            continue
-        shifts[number] = np.concatenate([[0], np.cumsum(back.astype(np.int64) - ahead)])
-        changes |= {int(time): 1 for time in times[1:][back]} | {int(time) + usual: -1 for time in times[:-1][ahead]}
+        found = _changes(times, steps, ticks)
+        if found is not None:
+            back, ahead = found
+            shifts[number] = np.concatenate([[0], np.cumsum(back.astype(np.int64) - ahead)])
+            changes |= dict.fromkeys(times[1:][back].tolist(), 1)
+            changes |= dict.fromkeys((times[1:][ahead] - hour).tolist(), -1)
     if not changes:
         return local, {}
     times, signs = np.array(sorted(changes)), np.array([changes[time] for time in sorted(changes)])
@@ -73,3 +72,22 @@ def on_a_grid(local: NDArray[np.int64], ticks: int, members: Sequence[Indices]) 
         start = total[np.searchsorted(times, local[at[0]], side="right")]
         moments[at] = local[at] + hour * (start + shift)
     return moments, dict(sorted(changes.items()))
+
+
+def _changes(
+    times: NDArray[np.int64], steps: NDArray[np.int64], ticks: int
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]] | None:
+    """Find the steps in which the clock of a series is set back, and those in which it is set forward (N - 1,).
+
+    Returns None if the times are not in order, or do not divide an hour.
+    """
+    hour, forward = HOUR * ticks, steps[steps > 0]
+    if not len(forward):
+        return None
+    sizes, counts = np.unique(forward, return_counts=True)
+    usual = int(sizes[counts.argmax()])
+    back, ahead = steps == usual - hour, steps == usual + hour
+    if back.any() or ahead.any():
+        back &= possible(times[1:], ticks)
+        ahead &= possible(times[1:] - hour, ticks)
+    return None if hour % usual or ((steps <= 0) & ~back).any() else (back, ahead)

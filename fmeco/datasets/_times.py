@@ -42,7 +42,10 @@ def _numbers(column: Column, floats: NDArray[np.float64]) -> Times:
     """Read numbers: dates such as 20240131, whole numbers since 1970, or plain numbers."""
     text = column.values
     try:
-        whole = np.fromiter(map(int, text), np.int64, len(text))
+        exact = bool((np.abs(floats) < 2**53).all())
+        if exact and (np.rint(floats) != floats).any():
+            return _decimals(column, floats)
+        whole = floats.astype(np.int64) if exact else np.fromiter(map(int, text), np.int64, len(text))
     except (ValueError, OverflowError):
         return _decimals(column, floats)
     size = np.abs(whole)
