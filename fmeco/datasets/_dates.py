@@ -127,7 +127,7 @@ def _year_last(column: Column) -> Times | None:
     """Read dates such as 31.12.2024, 31/12/2024 or 12/31/2024: a number above 12 decides which one is the day.
 
     With points the day is first, as everywhere where dates are written with points.
-    Raises DataError if both orders are possible, or if neither is.
+    If none is above 12, the order is that of the checkpoint, if it has one. Raises DataError if the order stays open, or changes.
     """
     rows = _matched(column, _YEAR_LAST)
     if rows is None:
@@ -140,10 +140,11 @@ def _year_last(column: Column) -> Times | None:
         earlier = min(first_day, second_day) + column.first_row
         raise column.error(row, f"has its day and month in another order than row {earlier}", iso)
     sep = rows[0][1]
-    if first_day is None and second_day is None and sep != ".":
+    known = (column.known or "").replace("-", "", 1)[:2]
+    if first_day is None and second_day is None and sep != "." and known not in ("%d", "%m"):
         raise column.error(0, "is either day and month, or month and day: no value of the column decides it", iso)
     zero = "-" if any(len(row[0]) == 1 or len(row[2]) == 1 for row in rows) else ""
-    if second_day is None:
+    if second_day is None and (first_day is not None or sep == "." or known == "%d"):
         ordered, codes = [(y, m, d, *clock) for d, _, m, y, *clock in rows], f"%{zero}d{sep}%{zero}m{sep}%Y"
     else:
         ordered, codes = [(y, m, d, *clock) for m, _, d, y, *clock in rows], f"%{zero}m{sep}%{zero}d{sep}%Y"

@@ -241,7 +241,7 @@ def preprocessing(
         "length": length or (before["length"] if before else LENGTH),
         "repeats": repeats,
         **{key: list(value) if isinstance(value, tuple) else value for key, value in columns._asdict().items()},
-        **({"decode": rule} if rule > 1 else {}),
+        **({"decode": rule, "times": before.get("times", events.pattern)} if rule > 1 else {}),
     }, notes
 
 
@@ -278,7 +278,7 @@ def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
             ids.append(np.array([number[name] for name in items if name in number], np.int64))
             names.append(source)
             continue
-        events, more = read_events(file, layout(spec, None, None, None, None), spec.decode)
+        events, more = read_events(file, layout(spec, None, None, None, None), spec)
         notes += more
         if user is not None and user not in events.users:
             raise DataError(f"{clean(file)}: no user '{clean(user)}'{nearest(user, events.users)}")

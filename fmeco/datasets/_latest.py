@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -118,9 +117,9 @@ def stored(series: Sequence[Series]) -> dict[str, Any]:
     return {**first.format._asdict(), **grid._asdict()}
 
 
-def stored_grid(preprocessing: Mapping[str, Any]) -> Grid | None:
-    """Return the steps of a checkpoint's series; None if it has none, or is older than decode rule 2."""
+def known_times(preprocessing: Mapping[str, Any]) -> tuple[str | None, Grid | None]:
+    """Return the pattern and the steps of a checkpoint's times; None for a checkpoint older than decode rule 2."""
     if "times" not in preprocessing:
-        return None
-    grid = Grid(*(preprocessing["times"][key] for key in Grid._fields))
-    return grid if math.isfinite(grid.step) else None
+        return None, None
+    times = preprocessing["times"]
+    return times["pattern"], Grid(*(times[key] for key in Grid._fields))

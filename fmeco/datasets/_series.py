@@ -68,10 +68,15 @@ class Series(NamedTuple):
 # ---------------------------------------------------------------- reading
 
 
-def read_series(path: str, layout: Layout, rule: int) -> tuple[list[Series], list[str]]:
-    """Read the series of a table. rule: the decode rule. Returns (series, notes); raises DataError that names the row."""
+def read_series(path: str, layout: Layout, rule: int, pattern: str | None = None) -> tuple[list[Series], list[str]]:
+    """Read the series of a table.
+
+    rule: the decode rule.
+    pattern: how the times of a checkpoint are written, which decides between two meanings.
+    Returns (series, notes). Raises DataError that names the row.
+    """
     table = _columns.read_table(path)
-    read = _times.read_times(_columns.column(table, layout.time, path), path, layout.time)
+    read = _times.read_times(_columns.column(table, layout.time, path), path, layout.time, known=pattern)
     notes = [] if rule == 1 else _time_formats.note(read, path, layout.time)
     everything = np.arange(len(read.text))
     members: dict[str, Indices]

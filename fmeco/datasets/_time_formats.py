@@ -86,12 +86,18 @@ class Times(NamedTuple):
 
 
 class Column(NamedTuple):
-    """Hold a column that is being read, and its place, for messages."""
+    """Hold a column that is being read.
+
+    values: the cells.
+    path, name, first_row: file, name and number of the first row, for messages.
+    known: the pattern of a checkpoint's times, which decides between two meanings; None without one.
+    """
 
     values: Sequence[str]
     path: str
     name: str
     first_row: int
+    known: str | None
 
     def error(self, row: int, problem: str, hint: str) -> DataError:
         """Make an error that names a row."""
@@ -123,4 +129,4 @@ def note(times: Times, path: str, name: str) -> list[str]:
 def zone_of(text: str) -> str:
     """Return the distance from UTC at the end of a time, such as +02:00; "" without one."""
     found = re.search(r"[+-]\d\d:?\d\d$", text)
-    return found[0] if found is not None and ":" in text[: found.start()] else ""
+    return found[0] if found is not None else ""

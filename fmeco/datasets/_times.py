@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -24,13 +25,14 @@ _YEAR_MONTH, _MONTH_YEAR = (
 MOST = 0.95  # share of valid dates from which a column of such numbers is a column of dates
 
 
-def read_times(values: Sequence[str], path: str, name: str, first_row: int = 2) -> Times:
+def read_times(values: Sequence[str], path: str, name: str, first_row: int = 2, known: str | None = None) -> Times:
     """Read a column of times: numbers, or dates and times of day in one of several formats.
 
     first_row: row number of the first value, for messages.
+    known: the pattern of a checkpoint's times, which decides between two meanings.
     Raises DataError that names the row: for a value that is no time, and for dates whose day and month cannot be told apart.
     """
-    column = Column(values, path, name, first_row)
+    column = Column(values, path, name, first_row, known)
     if not starts_like_iso(values[0]):
         numbers = cells(values)
         if not numbers.strange.size and not numbers.missing.any():
@@ -48,6 +50,8 @@ def _numbers(column: Column, floats: NDArray[np.float64]) -> Times:
         whole = floats.astype(np.int64) if exact else np.fromiter(map(int, text), np.int64, len(text))
     except (ValueError, OverflowError):
         return _decimals(column, floats)
+    if column.known == NUMBER:
+        return Times(Format(NUMBER, 1), whole, whole, text)
     size = np.abs(whole)
     for digits, format in COMPACT.items():
         if 10 ** (digits - 1) <= whole.min() and whole.max() < 10**digits:
@@ -65,7 +69,7 @@ def _decimals(column: Column, floats: NDArray[np.float64]) -> Times:
     Raises DataError for two numbers that differ, but not as float64.
     """
     text = column.values
-    if (months := _months_with_points(column)) is not None:
+    if column.known != NUMBER and (months := _months_with_points(column)) is not None:
         return months
     if not any("e" in value or "E" in value for value in text):
         digits = max(len(value.partition(".")[2]) for value in text)
@@ -78,8 +82,9 @@ def _decimals(column: Column, floats: NDArray[np.float64]) -> Times:
             scaled = np.fromiter(exact, np.int64, len(text))
             return Times(Format(NUMBER, 10**digits), scaled, scaled, text)
     order = np.argsort(floats, kind="stable")
-    for a, b in zip(order[:-1][np.diff(floats[order]) == 0].tolist(), order[1:].tolist(), strict=False):
-        if floats[a] == floats[b] and text[a] != text[b]:
+    for at in np.flatnonzero(np.diff(floats[order]) == 0).tolist():
+        a, b = order[at : at + 2].tolist()
+        if Decimal(text[a]) != Decimal(text[b]):
             raise column.error(b, f"and '{clean(text[a], 40)}' are too close to tell apart", "write fewer digits")
     return Times(Format(NUMBER, 1), floats, floats, text)
 
@@ -124,16 +129,18 @@ def _compact(column: Column, whole: Indices, digits: int, format: str) -> Times 
 
 
 def moments(
-    values: Sequence[str], path: str, name: str, first_row: int = 2, *, rule: int
-) -> tuple[NDArray[Any], list[str]]:
-    """Read a column of times as numbers that are in the same order as the times. Returns (numbers (N,), notes).
+    values: Sequence[str], path: str, name: str, first_row: int = 2, *, rule: int, known: str | None = None
+) -> tuple[NDArray[Any], str, list[str]]:
+    """Read a column of times as numbers that are in the same order as the times.
 
     rule: the decode rule. 1: seconds as float64, in which times closer than 256 ns are equal, and numbers as they are.
-    Times of a clock that is set back an hour are in their order if the rows are. Raises DataError that names the row.
+    known: the pattern of a checkpoint's times, which decides between two meanings.
+    Times of a clock that is set back an hour are in their order if the rows are.
+    Returns (numbers (N,), pattern, notes). Raises DataError that names the row.
     """
-    times = read_times(values, path, name, first_row)
+    times = read_times(values, path, name, first_row, known)
     if rule == 1:
-        return of_the_first_rule(times), []
+        return of_the_first_rule(times), times.format.pattern, []
     found, notes = times.moments, note(times, path, name)
     if times.format.dated and not times.format.zoned:
         found, changes = _clock_changes.in_order(times.local, times.format.ticks)
@@ -141,7 +148,7 @@ def moments(
             f"{clean(path)}: column '{clean(name)}': clocks are set back in the hour of {clean(times.text[at], 40)}"
             for at in changes
         ]
-    return found, notes
+    return found, times.format.pattern, notes
 
 
 def of_the_first_rule(times: Times) -> NDArray[np.float64]:
@@ -154,7 +161,15 @@ def of_the_first_rule(times: Times) -> NDArray[np.float64]:
 
 
 def split_by_time(
-    values: Sequence[str], path: str, name: str, val: float, test: float, first_row: int = 2, *, rule: int
+    values: Sequence[str],
+    path: str,
+    name: str,
+    val: float,
+    test: float,
+    first_row: int = 2,
+    *,
+    rule: int,
+    known: str | None = None,
 ) -> tuple[dict[str, Indices], list[str]]:
     """Split rows by time: the oldest for training, then validation, and the newest for testing.
 
@@ -162,13 +177,13 @@ def split_by_time(
     Rows of the same time stay together: each cut is where the share is closest to the requested one.
     val, test: shares of the rows.
     first_row: row number of the first value, for messages.
-    rule: the decode rule.
+    rule, known: as for `moments`.
     Returns (split -> positions, notes on the times and the cuts). Raises ConfigError for shares of 1 or more, DataError for
     too few distinct times.
     """
     if val + test >= 1:
         raise ConfigError(f"dataset: val_fraction {val} and test_fraction {test} leave nothing to train on")
-    numbers, notes = moments(values, path, name, first_row, rule=rule)
+    numbers, _, notes = moments(values, path, name, first_row, rule=rule, known=known)
     distinct, first, code, counts = np.unique(numbers, return_index=True, return_inverse=True, return_counts=True)
     older = np.concatenate([[0], counts.cumsum()])  # rows before each moment
     shares = {"test": test, "val": val} if test else {"val": val}

@@ -59,12 +59,11 @@ def build(
     ] = 0.1,
 ) -> Data:
     layout = _event_tables.layout(known, user, item, time, columns)
-    rule = decode_rule(known)
-    events, notes = _event_tables.read_events(path, layout, rule)
+    events, notes = _event_tables.read_events(path, layout, known)
     if whole:
         parts, more = _event_tables.all_of_it(events), list[str]()
     elif split == "time":
-        parts, more = _event_tables.by_time(events, path, layout, val_fraction, test_fraction, rule)
+        parts, more = _event_tables.by_time(events, path, layout, val_fraction, test_fraction, decode_rule(known))
     else:
         parts, more = _event_tables.last_ones(events, path)
     return _histories.build_events(

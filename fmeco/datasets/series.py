@@ -151,14 +151,14 @@ def _read(
     old: the checkpoint's preprocessing.
     rule: the decode rule.
     """
-    series, notes = _series.read_series(path, layout, rule)
+    pattern, expected = _latest.known_times(old)
+    series, notes = _series.read_series(path, layout, rule, pattern)
     for number, s in enumerate(series):
         series[number], gaps = _gaps.filled(s, layout.missing, path)
         if gaps:
             notes.append(
                 f"{clean(path)}: series '{clean(s.name)}': {gaps} missing values are filled with the ones before"
             )
-    expected = _latest.stored_grid(old)
     series, more = _gaps.regular(series, expected, layout.fill, path, named=layout.id is not None)
     return series, [*notes, *more]
 
@@ -202,10 +202,11 @@ def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
     theirs = {x["name"]: x for x in prep["series"]}
     fill = prep.get("fill", "none" if spec.decode == 1 else None)
     layout = _series.Layout(prep["time"], None, prep["id"], prep["value"], prep["missing"], fill)
+    pattern, grid = _latest.known_times(prep)
     latest: list[_latest.Newest] = []
     notes: list[str] = []
     for path in sources:
-        series, more = _series.read_series(path, layout, spec.decode)
+        series, more = _series.read_series(path, layout, spec.decode, pattern)
         strange = [s.name for s in series if s.name not in theirs]
         if 0 < len(strange) < len(series):
             more.append(f"{clean(path)}: left out: {listing(strange)}, which the model was not trained on")
@@ -216,7 +217,7 @@ def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
             )
         for s in series:
             stats = theirs.get(s.name) or _series.statistics(s, math.inf, prep["season"])
-            one, said = _latest.newest(path, s, stats, layout, prep["context"], _latest.stored_grid(prep))
+            one, said = _latest.newest(path, s, stats, layout, prep["context"], grid)
             latest.append(one)
             more += said
         notes += more

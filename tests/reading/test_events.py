@@ -72,8 +72,10 @@ def test_close_events_are_cut_where_they_should_be() -> None:
 
 @pytest.mark.situation("numbers that are equal as float64", "refused by name")
 def test_numbers_that_64_bits_cannot_tell_apart_are_refused() -> None:
-    times = [f"{1_700_000_000 + i}.5e0" for i in range(ITEMS - 1)] + ["1700000000.50000001e0"]
-    with pytest.raises(DataError, match=r"column 'time', row \d+: .*1700000000.5.* are too close to tell apart"):
+    times = [f"{1_700_000_000 + i}.5e0" for i in range(ITEMS)]
+    assert told(events(times)) == IN_ORDER
+    times[7] = "1700000003.50000001e0"
+    with pytest.raises(DataError, match=r"column 'time', row \d+: .*1700000003.5.* are too close to tell apart"):
         events(times)
 
 
@@ -113,6 +115,15 @@ def test_dates_of_events_are_in_the_order_of_the_calendar(pattern: str) -> None:
 def test_dates_of_two_meanings_are_refused(value: str, split: str) -> None:
     with pytest.raises(DataError, match=f"column 'time', row 2: '{value}' is either day and month, or month and day"):
         events([value] * ITEMS, split=split)
+
+
+@pytest.mark.situation("a new table whose dates alone could be read in two ways", "read rightly")
+@pytest.mark.parametrize("pattern", ["%d/%m/%Y", "%m/%d/%Y"])
+def test_the_checkpoint_knows_which_number_is_the_day(pattern: str) -> None:
+    spec = events([(START + timedelta(days=i)).strftime(pattern) for i in range(ITEMS)]).spec
+    new = [datetime(2024, 1, 2), datetime(2024, 1, 12), datetime(2024, 2, 1), datetime(2024, 12, 1)]
+    samples = reader_module(spec).read(spec, [shop([date.strftime(pattern) for date in new], "new.csv")])
+    assert [spec.preprocessing["items"][n - 2] for n in samples[0]["tokens"].tolist()] == IN_ORDER[0][:4]
 
 
 @pytest.mark.situation("events while clocks are set back", "read rightly")

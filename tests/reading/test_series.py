@@ -179,6 +179,27 @@ def test_the_row_that_is_no_time_is_named(change: dict[int, object], message: st
         series(times)
 
 
+@pytest.mark.situation("a new table whose dates alone could be read in two ways", "read rightly")
+@pytest.mark.parametrize("pattern", ["%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%-m/%-d/%Y"])
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_checkpoint_knows_which_number_is_the_day(pattern: str, whole: bool) -> None:
+    spec = series([date.strftime(pattern) for date in every("DAILY", START, 40)]).spec
+    days = [date.strftime(pattern) for date in every("DAILY", datetime(2024, 2, 1), 12)]
+    new = table(days[:10], "new.csv")
+    assert ahead(spec, new, 2) == days[10:]
+    if whole:  # as `evaluate` reads it
+        data = build(name="series", path=new, known=spec, whole=True)
+        assert data.split("test").panel.series[0].format.pattern == pattern  # type: ignore[attr-defined]
+
+
+@pytest.mark.situation("a new table whose numbers alone could be dates", "read rightly")
+@pytest.mark.parametrize("first", [202_280, 20_240_080])
+def test_the_checkpoint_knows_that_its_numbers_are_no_dates(first: int) -> None:
+    spec = series(range(first, first + 60)).spec
+    new = table(range(first + 21, first + 32), "new.csv")  # 202301 to 202311, or 20240101 to 20240111
+    assert ahead(spec, new, 3) == [str(first + 32), str(first + 33), str(first + 34)]
+
+
 # ---------------------------------------------------------------- regular steps
 
 
