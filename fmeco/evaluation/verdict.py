@@ -16,7 +16,7 @@ def better(difference: Sequence[float], digits: int = 4) -> tuple[str, str]:
     word = "better"
     if value < 0:
         word, value, low, high = "worse", -value, -high, -low
-    return f"{word} by {value:.{digits}f}", f"{low:.{digits}f} to {high:.{digits}f}"
+    return f"{word} by {value:z.{digits}f}", f"{low:z.{digits}f} to {high:z.{digits}f}"
 
 
 def verdict(row: Mapping[str, Any], change: str, metric: str) -> str:

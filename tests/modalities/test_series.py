@@ -384,6 +384,11 @@ def test_a_baseline_forecasts_quantiles_of_its_validation_errors(fmeco: Fmeco) -
             "x: no significant difference on these samples: mse worse by",
         ),
         ([0.0, -0.1, 0.1], ("better by 0.0000", "-0.1000 to 0.1000"), "x: no significant difference on these samples"),
+        (
+            [-0.0, -0.00001, 0.0],
+            ("better by 0.0000", "0.0000 to 0.0000"),
+            "x: no significant difference on these samples",
+        ),
     ],
 )
 def test_worse_is_called_worse(difference: list[float], words: tuple[str, str], sentence: str) -> None:
