@@ -40,13 +40,14 @@ def mixed(read: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
     Raises ValueError for silence, and for channels whose average is silence.
     """
-    read = read - read.mean(0, dtype=np.float64).astype(np.float32)
-    wave: np.ndarray[Any, Any] = read.mean(1)
-    if np.ptp(read, 0).max() <= STEP:
+    channels = np.ascontiguousarray(read.T)  # (channels, L): sums along rows are several times as fast
+    channels -= channels.mean(1, dtype=np.float64, keepdims=True).astype(np.float32)
+    if np.ptp(channels, 1).max() <= STEP:
         raise ValueError(
             "it is silent: all its samples are equal; for a class of silence, use recordings of a quiet room"
         )
-    if np.square(wave).mean() < CANCELLED * np.square(read).mean():
+    wave: np.ndarray[Any, Any] = channels.mean(0)
+    if len(channels) > 1 and np.square(wave).mean() < CANCELLED * np.square(channels).mean():
         raise ValueError(
             "its channels cancel each other out, as left = -right does; save one channel, or turn one around"
         )
