@@ -14,6 +14,7 @@ from fmeco.datasets._time_formats import MICROSECONDS, NANOSECONDS, Column, Form
 
 _CLOCK = r"(?:([T ])(\d{1,2}):(\d\d)(?::(\d\d)(?:[.,](\d{1,9}))?)?(Z|[+-]\d\d:?\d\d)?)?"
 _ISO = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?)?")
+_ZONE = re.compile(r"(?:Z|[+-]\d\d:?\d\d)$")
 _YEAR_FIRST = re.compile(rf"(\d{{4}})([-/.])(\d{{1,2}})\2(\d{{1,2}}){_CLOCK}")
 _YEAR_LAST = re.compile(rf"(\d{{1,2}})([-/.])(\d{{1,2}})\2(\d{{4}}){_CLOCK}")
 _MONTH = re.compile(r"(\d{4})([-/])(\d{1,2})")
@@ -60,10 +61,10 @@ def _iso(column: Column) -> Times | None:
     """Read ISO dates, with or without a time of day and a zone. They are read by numpy, at once."""
     bodies: Sequence[str] = column.values
     zones: list[str] = []
-    if len(bodies[0]) > 11 and (bodies[0][-1] == "Z" or bodies[0][-6] in "+-"):
-        width = 1 if bodies[0][-1] == "Z" else 6
+    if (zone_at_end := _ZONE.search(bodies[0], 10)) is not None:
+        width = len(zone_at_end[0])
         bodies, zones = [value[:-width] for value in bodies], [value[-width:] for value in bodies]
-        if not all(map(re.compile(r"Z|[+-]\d\d:\d\d").fullmatch, set(zones))):
+        if not all(map(_ZONE.fullmatch, set(zones))):
             return None
     if not all(map(_ISO.fullmatch, bodies)):
         return None
@@ -84,7 +85,8 @@ def _parsed(column: Column, iso: Sequence[str], zones: Sequence[str], format: st
         row = next(row for row, value in enumerate(iso) if not _exists(value))
         raise column.error(row, "is not a time: this day or time of day does not exist", "correct it") from None
     if ticks == NANOSECONDS and not (min(iso) >= "1678" and max(iso) < "2262"):
-        raise column.error(0, "and the others are not within 1678 to 2261", "write at most 6 digits of a second")
+        row = next(row for row, value in enumerate(iso) if not "1678" <= value < "2262")
+        raise column.error(row, "is not within 1678 to 2261", "write at most 6 digits of a second in this column")
     offsets = {zone: _offset(zone) * ticks for zone in set(zones)}
     moments = local - np.array([offsets[zone] for zone in zones]) if zones else local
     return Times(Format(format, ticks), moments, local, column.values)

@@ -133,20 +133,20 @@ def _in_order(name: str, read: _time_formats.Times, at: Indices, path: str) -> S
     Raises DataError if two rows have the same time.
     """
     at = at[np.argsort(read.moments[at], kind="stable")]
-    moments, local = read.moments[at], read.local[at]
+    moments = read.moments[at]
     if (same := np.flatnonzero(np.diff(moments) == 0)).size:
         first, second = sorted((int(at[same[0]]) + 2, int(at[same[0] + 1]) + 2))
         whose = f" of '{clean(name)}'" if name else ""
         hints = (
             ["for a table with several series below one another, set dataset.id and dataset.value"] if not name else []
         )
-        if read.format.dated and _clock_changes.possible(local[same[:1]], read.format.ticks).all():
+        if "%H" in read.format.pattern and not read.format.zoned:
             hints.append("where clocks are set back, write the distance from UTC, such as 2024-10-27T02:00:00+01:00")
         raise DataError(
             f"{clean(path)}: rows {first} and {second}{whose} have the same time, {clean(read.text[at[same[0]]], 40)}",
             *hints,
         )
-    return Series(name, np.zeros(0), moments, local, [read.text[i] for i in at.tolist()], at, read.format)
+    return Series(name, np.zeros(0), moments, read.local[at], [read.text[i] for i in at.tolist()], at, read.format)
 
 
 def _wide(table: _columns.Table, layout: Layout, path: str) -> tuple[list[str], list[str]]:

@@ -85,7 +85,9 @@ def _decimals(column: Column, floats: NDArray[np.float64]) -> Times:
     for at in np.flatnonzero(np.diff(floats[order]) == 0).tolist():
         a, b = order[at : at + 2].tolist()
         if Decimal(text[a]) != Decimal(text[b]):
-            raise column.error(b, f"and '{clean(text[a], 40)}' are too close to tell apart", "write fewer digits")
+            raise column.error(
+                b, f"and '{clean(text[a], 40)}' are the same number as float64", "write them without an exponent"
+            )
     return Times(Format(NUMBER, 1), floats, floats, text)
 
 
@@ -122,7 +124,7 @@ def _compact(column: Column, whole: Indices, digits: int, format: str) -> Times 
         return None
     if not valid.all():
         row = int(np.argmin(valid))
-        raise column.error(row, f"is no date, and the others are ({format})", "correct it")
+        raise column.error(row, f"is no date, and the column holds dates ({format})", "correct it")
     seconds = (months.astype("M8[D]").astype(np.int64) + day - 1) * 86_400 + hour * 3600 + minute * 60 + second
     moments = seconds * MICROSECONDS
     return Times(Format(format, MICROSECONDS), moments, moments, column.values)

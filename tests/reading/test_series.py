@@ -167,6 +167,7 @@ def test_quarters_are_followed_by_quarters(between: str) -> None:
         ({i: 20240101 + i for i in range(29)} | {7: 20240230}, "row 9: '20240230' is no date"),
         ({i: 200001 + i % 12 + 100 * (i // 12) for i in range(40)} | {7: 200013}, "row 9: '200013' is no date"),
         ({7: "2024-01-08T00:00Z"}, "some times have a time zone and others do not"),
+        ({7: "1500-01-08T00:00:00.000000001"}, "row 9: .* is not within 1678 to 2261"),
     ],
 )
 def test_the_row_that_is_no_time_is_named(change: dict[int, object], message: str) -> None:
@@ -448,6 +449,23 @@ def test_times_with_a_zone_are_regular_by_one_of_two_clocks(hours: int, count: i
     assert not any("gap" in note for note in data.notes)
     after = times[-1] + timedelta(hours=hours)  # of the same zone, so by the local clock; no clock changes here
     assert ahead(data.spec, "t.csv", 1) == [after.isoformat()]
+
+
+@pytest.mark.situation("days and hours with their distance from UTC", "read rightly")
+@pytest.mark.parametrize("zone", ["Z", "+00:00", "+0000", "+05:30", "-0800"])
+@pytest.mark.parametrize("pattern", ["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M", "%d.%m.%Y %H:%M", "%Y%m%dT%H%M%S"])
+def test_a_forecast_keeps_the_distance_from_utc(zone: str, pattern: str) -> None:
+    times = [f"{date:{pattern}}{zone}" for date in every("HOURLY", datetime(2023, 12, 31), 50)]
+    found = ahead(series(times[:40]).spec, "t.csv", 10)
+    assert list(map(datetime.fromisoformat, map(_iso, found))) == list(
+        map(datetime.fromisoformat, map(_iso, times[40:]))
+    )
+    assert pattern == "%Y%m%dT%H%M%S" or found == times[40:]
+
+
+def _iso(time: str) -> str:
+    """Turn a German date into one that `datetime.fromisoformat` knows."""
+    return f"{time[6:10]}-{time[3:5]}-{time[:2]}{time[10:]}" if time[2] == "." else time
 
 
 # ---------------------------------------------------------------- old checkpoints, and the other users of times
