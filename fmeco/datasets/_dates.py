@@ -10,11 +10,10 @@ import numpy as np
 
 from fmeco.core import DataError, clean
 from fmeco.datasets._columns import cells
-from fmeco.datasets._time_formats import MICROSECONDS, NANOSECONDS, Column, Format, Times
+from fmeco.datasets._time_formats import MICROSECONDS, NANOSECONDS, ZONE, Column, Format, Times
 
 _CLOCK = r"(?:([T ])(\d{1,2}):(\d\d)(?::(\d\d)(?:[.,](\d{1,9}))?)?(Z|[+-]\d\d:?\d\d)?)?"
 _ISO = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?)?")
-_ZONE = re.compile(r"(?:Z|[+-]\d\d:?\d\d)$")
 _YEAR_FIRST = re.compile(rf"(\d{{4}})([-/.])(\d{{1,2}})\2(\d{{1,2}}){_CLOCK}")
 _YEAR_LAST = re.compile(rf"(\d{{1,2}})([-/.])(\d{{1,2}})\2(\d{{4}}){_CLOCK}")
 _MONTH = re.compile(r"(\d{4})([-/])(\d{1,2})")
@@ -61,18 +60,17 @@ def _iso(column: Column) -> Times | None:
     """Read ISO dates, with or without a time of day and a zone. They are read by numpy, at once."""
     bodies: Sequence[str] = column.values
     zones: list[str] = []
-    if (zone_at_end := _ZONE.search(bodies[0], 10)) is not None:
+    if (zone_at_end := ZONE.search(bodies[0], 10)) is not None:
         width = len(zone_at_end[0])
         bodies, zones = [value[:-width] for value in bodies], [value[-width:] for value in bodies]
-        if not all(map(_ZONE.fullmatch, set(zones))):
+        if not all(map(ZONE.fullmatch, set(zones))):
             return None
     if not all(map(_ISO.fullmatch, bodies)):
         return None
     longest = max(bodies, key=len)
     clock = "" if len(longest) == 10 else f"{longest[10]}%H:%M" + (":%S" if len(longest) > 16 else "")
     fraction = f".%{len(longest) - 20}f" if len(longest) > 19 else ""
-    zone = ("Z" if zones[0] == "Z" else "%z") if zones else ""
-    return _parsed(column, bodies, zones, f"%Y-%m-%d{clock}{fraction}{zone}")
+    return _parsed(column, bodies, zones, f"%Y-%m-%d{clock}{fraction}" + ("%z" if zones else ""))
 
 
 def _parsed(column: Column, iso: Sequence[str], zones: Sequence[str], format: str) -> Times:
@@ -166,8 +164,7 @@ def _with_clock(column: Column, rows: Sequence[tuple[str, ...]], date: str) -> T
         f"{y}-{m:0>2}-{d:0>2}T{hour or '00':0>2}:{minute or '00'}:{second or '00'}" + (f".{rest}" if rest else "")
         for y, m, d, _, hour, minute, second, rest, _ in rows
     ]
-    zone = ("Z" if zones[0] == "Z" else "%z") if zones[0] else ""
-    return _parsed(column, iso, zones if zones[0] else (), f"{date}{clock}{zone}")
+    return _parsed(column, iso, zones if zones[0] else (), date + clock + ("%z" if zones[0] else ""))
 
 
 def _months(column: Column) -> Times | None:

@@ -15,6 +15,7 @@ from fmeco.core import DataError, clean
 NUMBER, EPOCH = "number", "epoch"
 UNITS = {"epoch s": 1, "epoch ms": 10**3, "epoch us": 10**6, "epoch ns": 10**9}  # whole numbers since 1970, per second
 COMPACT = {6: "%Y%m", 8: "%Y%m%d", 10: "%Y%m%d%H", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}  # digits -> pattern
+ZONE = re.compile(r"(?:Z|[+-]\d\d:?\d\d)$")  # the distance from UTC at the end of a time
 MICROSECONDS, NANOSECONDS = 10**6, 10**9  # per second
 
 
@@ -37,7 +38,7 @@ class Format(NamedTuple):
     @property
     def zoned(self) -> bool:
         """Tell whether the times state their distance from UTC, or are UTC by definition."""
-        return self.pattern.startswith(EPOCH) or self.pattern.endswith(("%z", "Z"))
+        return self.pattern.startswith(EPOCH) or self.pattern.endswith("%z")
 
     @property
     def whole_months(self) -> bool:
@@ -50,7 +51,7 @@ class Format(NamedTuple):
         return datetime(1970, 1, 1) + timedelta(seconds=seconds, microseconds=rest * MICROSECONDS // self.ticks)
 
     def write(self, local: int | float, zone: str = "") -> str:
-        """Write a moment of the local clock. zone: text of its distance from UTC, such as +02:00."""
+        """Write a moment of the local clock. zone: text of its distance from UTC, such as +02:00 or Z."""
         if self.pattern == NUMBER:
             return _number(local, self.ticks)
         if self.pattern.startswith(EPOCH):
@@ -127,6 +128,6 @@ def note(times: Times, path: str, name: str) -> list[str]:
 
 
 def zone_of(text: str) -> str:
-    """Return the distance from UTC at the end of a time, such as +02:00; "" without one."""
-    found = re.search(r"[+-]\d\d:?\d\d$", text)
+    """Return the distance from UTC at the end of a time, such as +02:00 or Z; "" without one."""
+    found = ZONE.search(text)
     return found[0] if found is not None else ""
