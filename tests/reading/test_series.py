@@ -14,6 +14,7 @@ import pytest
 
 from fmeco.core import Data, DataError, DataSpec
 from fmeco.data.spec_reader import reader_module
+from fmeco.datasets import _times
 from tests.conftest import Answer, write
 from tests.data.test_data import build
 
@@ -486,6 +487,31 @@ def test_each_row_of_an_old_checkpoints_data_stays_a_step() -> None:
     assert not {"decode", "times", "fill"} & set(data.spec.preprocessing)
     samples = reader_module(old).read(old, [table(every("HOURLY", START, 20), "new.csv", skip=[15])])
     assert len(samples[0]["series"]) == 8
+
+
+@pytest.mark.situation("times of an old checkpoint", "read rightly")
+@pytest.mark.parametrize(
+    "times",
+    [
+        ["3", "1.5", "-2"],
+        ["20240131", "20240201"],
+        ["1700000000123456789", "1700000000123456790"],
+        ["1e3", "2e3"],
+        ["2024-01-31", "1500-03-04", "9999-12-31"],
+        ["2024-01-31T12:00:00.123456", "2024-01-31T12:00:00.123457"],
+        ["2024-01-31T12:00:00.123456789", "2024-01-31T12:00:00.5"],
+        ["2024-01-31 12:00+02:00", "2024-01-31 12:00Z"],
+        ["20240131T120000", "20240131T130000"],
+    ],
+)
+def test_decode_rule_1_has_times_as_float64(times: list[str]) -> None:
+    found, _, notes = _times.moments(times, "t.csv", "time", rule=1)
+    try:
+        wanted = [float(time) for time in times]
+    except ValueError:
+        dates = [datetime.fromisoformat(time) for time in times]
+        wanted = [(date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() for date in dates]
+    assert found.dtype == np.float64 and found.tolist() == wanted and not notes
 
 
 @pytest.mark.situation("the time of a table's rows in many formats", "read rightly")
