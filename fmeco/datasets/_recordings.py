@@ -20,19 +20,24 @@ def check_whole(path: str) -> None:
     """
     with open(path, "rb") as file:
         kind, _, form = struct.unpack("<4sI4s", file.read(12).ljust(12))
-        if (kind, form) != (b"RIFF", b"WAVE"):
+        if kind not in (b"RIFF", b"RIFX", b"RF64") or form != b"WAVE":
             return
+        order, large = ">" if kind == b"RIFX" else "<", 0
         end = os.fstat(file.fileno()).st_size
         while len(head := file.read(8)) == 8:
-            name, size = struct.unpack("<4sI", head)
-            absent = file.tell() + size - end
+            name, size = struct.unpack(f"{order}4sI", head)
+            start = file.tell()
+            if name == b"ds64":  # sizes of 64 bits, of a file that may be larger than 4 GB
+                _, large = struct.unpack("<QQ", file.read(16).ljust(16))
             if name == b"data":
-                if size < STREAMED and 100 * absent > size:
+                size = large or size
+                absent = start + size - end
+                if (large or size < STREAMED) and 100 * absent > size:
                     raise ValueError(
                         f"it is cut off: {absent / size:.0%} of the sound in its header is absent; copy it again"
                     )
                 return
-            file.seek(size + size % 2, os.SEEK_CUR)
+            file.seek(start + size + size % 2)
 
 
 def mixed(read: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -152,6 +152,19 @@ def test_half_a_wav_file_is_refused(share: float, subtype: str, old: bool) -> No
 
 
 @pytest.mark.situation("recordings that are cut off", "refused by name")
+@pytest.mark.parametrize(("format", "endian"), [("WAV", "BIG"), ("WAVEX", "FILE"), ("RF64", "FILE")])
+def test_half_a_file_of_another_wav_format_is_refused(format: str, endian: str) -> None:
+    soundfile.write("x.wav", tone(seconds=2.0), RATE, "PCM_16", endian, format)
+    whole = _audio.decode("x.wav", prep(**INPUTS["spectrogram"]))
+    recording(tone(seconds=2.0), "plain.wav")
+    assert torch.equal(whole, _audio.decode("plain.wav", prep(**INPUTS["spectrogram"])))
+    content = Path("x.wav").read_bytes()
+    Path("x.wav").write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match="it is cut off: 50% of the sound"):
+        _audio.decode("x.wav", prep(**INPUTS["spectrogram"]))
+
+
+@pytest.mark.situation("recordings that are cut off", "refused by name")
 @pytest.mark.parametrize("share", [0.6, 0.3])
 def test_half_a_flac_file_is_refused(share: float) -> None:
     with pytest.raises(DataError, match=r"cannot read the recording x.flac"):
