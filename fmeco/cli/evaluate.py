@@ -10,6 +10,7 @@ import typer
 from fmeco.cli.options import Datasets, Ref, Sets, command, one_dataset
 from fmeco.cli.tables import comparison_table, metrics_table, table
 from fmeco.errors import ConfigError, clean
+from fmeco.evaluation.verdict import better
 
 ORDER = 2
 
@@ -113,10 +114,10 @@ def _beside_baseline(result: Mapping[str, Any]) -> str:
             rows.append(
                 [name, f"{value:.4f}", f"{baseline['metrics'][name]:.4f}" if name in baseline["metrics"] else "-"]
             )
-    value, low, high = baseline["difference"]
+    words, interval = better(baseline["difference"])
     return (
-        f"{table(rows)}\n{baseline['name']} was fitted to {baseline['trained_on']:,} samples; on {metric} the model is better by "
-        f"{value:+.4f}, 95% interval {low:+.4f} to {high:+.4f}"
+        f"{table(rows)}\n{baseline['name']} was fitted to {baseline['trained_on']:,} samples; on {metric} the model is "
+        f"{words}, 95% interval {interval}"
     )
 
 

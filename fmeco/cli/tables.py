@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fmeco.errors import clean
+from fmeco.evaluation.verdict import better
 
 
 def table(
@@ -46,13 +47,12 @@ def metrics_table(title: str, metrics: Mapping[str, float]) -> str:
 def comparison_table(comparison: Mapping[str, Any]) -> str:
     """Format compared runs, with the verdict on each difference."""
     metric = comparison["metric"]
-    rows = [["run", f"{comparison['split']} {metric}", "first is better by", "95% interval", "p"]]
+    rows = [["run", f"{comparison['split']} {metric}", "the first is", "95% interval", "p"]]
     for row in comparison["runs"]:
         cells = [clean(row["run"]), f"{row['metrics'][metric]:.4f}", "", "", ""]
         if "difference" in row:
-            value, low, high = row["difference"]
             p = f"{row['p']:.3g}" if "p" in row else "-"
-            cells[2:] = [f"{value:+.4f}", f"{low:+.4f} to {high:+.4f}", p]
+            cells[2:] = [*better(row["difference"]), p]
         rows.append(cells)
     verdicts = [row["verdict"] for row in comparison["runs"] if "verdict" in row]
     return "\n".join([table(rows), f"on {comparison['samples']:,} samples", *verdicts])

@@ -285,6 +285,7 @@ class Threads:
     def __init__(self, count: int) -> None:
         self.count = count
         self.pool: ThreadPoolExecutor | None = None
+        self.ids: list[int] = []  # of the pool's threads, as the system numbers them
 
     def map(self, function: Any, *columns: Sequence[Any]) -> list[Any]:
         """Call the function on each row of the columns, like the built-in `map`. Starts the pool when it is first needed."""
@@ -303,6 +304,7 @@ class Threads:
 
         def use_one_thread(_: int) -> None:
             torch.set_num_threads(1)
+            self.ids.append(threading.get_native_id())
             barrier.wait()  # so that every thread of the pool runs this once
 
         list(pool.map(use_one_thread, range(self.count)))
@@ -315,6 +317,18 @@ class Threads:
     def __exit__(self, *_: object) -> None:
         if self.pool is not None:
             self.pool.shutdown(wait=True, cancel_futures=True)
+            _wait_for_end(self.ids)
+
+
+def _wait_for_end(ids: Sequence[int]) -> None:
+    """Wait until the system has ended threads, for at most a second; Python's own wait ends a moment before.
+
+    In that moment a thread frees its memory of MKL, and holds a lock. A worker forked meanwhile would get a copy of the lock
+    that nobody opens, and spin in its first Fourier transform.
+    """
+    until = time.monotonic() + 1
+    while time.monotonic() < until and any(os.path.exists(f"/proc/self/task/{number}") for number in ids):
+        time.sleep(0.0005)
 
 
 def _start_worker(worker: int) -> None:

@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,8 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from fmeco.core import ConfigError, DataError, DataSpec, Inputs, InputSpec, clean, fit, same_modality
-from fmeco.datasets import _files, _splits
+from fmeco.core import ConfigError, DataError, DataSpec, Inputs, InputSpec, clean, decode_rule, fit, same_modality
+from fmeco.datasets import _files, _recordings, _splits
 
 FLOOR = 1e-6  # added to the power of a band, so that silence has a logarithm
 SPAN = 4  # decode the middle SPAN * `seconds` of a long recording; training crops from it
@@ -73,6 +74,8 @@ def audio_spec(
     if seconds is not None:
         prep["seconds"] = seconds
     prep["span"] = SPAN * prep["seconds"]
+    if (rule := decode_rule(known)) > 1:
+        prep["decode"] = rule
     prep.pop("whole", None)
     if whole:
         prep["whole"] = True
@@ -82,19 +85,9 @@ def audio_spec(
     prep.pop("input", None)
     if prep["fmax"] is None:
         prep["fmax"] = prep["sample_rate"] / 2
-    if not prep["fmin"] < prep["fmax"] <= prep["sample_rate"] / 2:
-        raise ConfigError(
-            f"dataset: fmin {prep['fmin']:g} and fmax {prep['fmax']:g} Hz: expected fmin < fmax, and fmax at most "
-            f"{prep['sample_rate'] / 2:g}, half of the sample_rate"
-        )
+    frames = _check_spectral(prep)
     if not old:
         prep["fft"] = _fft_length(prep)
-    frames = round(1000 * prep["seconds"] / prep["hop"])
-    if frames < 1 or _samples(prep, "hop") < 1:
-        raise ConfigError(
-            f"dataset.hop: {prep['hop']:g} ms is less than one sample, or leaves no frame in dataset.seconds, {prep['seconds']:g}",
-            "raise dataset.seconds, or change dataset.hop",
-        )
     spectrogram = known.inputs["spectrogram"] if known is not None and old else None
     mean, std = (spectrogram.mean, spectrogram.std) if spectrogram is not None else ((), ())
     return DataSpec(
@@ -103,6 +96,22 @@ def audio_spec(
         inputs={"spectrogram": InputSpec((1, prep["mels"], frames), "float32", 1.0, mean, std)},
         preprocessing=prep,
     )
+
+
+def _check_spectral(prep: Mapping[str, Any]) -> int:
+    """Check the keys of a spectrogram against each other. Returns its number of frames; raises ConfigError."""
+    if not prep["fmin"] < prep["fmax"] <= prep["sample_rate"] / 2:
+        raise ConfigError(
+            f"dataset: fmin {prep['fmin']:g} and fmax {prep['fmax']:g} Hz: expected fmin < fmax, and fmax at most "
+            f"{prep['sample_rate'] / 2:g}, half of the sample_rate"
+        )
+    frames: int = round(1000 * prep["seconds"] / prep["hop"])
+    if frames < 1 or _samples(prep, "hop") < 1:
+        raise ConfigError(
+            f"dataset.hop: {prep['hop']:g} ms is less than one sample, or leaves no frame in dataset.seconds, {prep['seconds']:g}",
+            "raise dataset.seconds, or change dataset.hop",
+        )
+    return frames
 
 
 def _samples(prep: Mapping[str, Any], key: str) -> int:
@@ -178,14 +187,15 @@ def decode(path: str, prep: Mapping[str, Any]) -> Tensor:
             wanted = min(length, math.ceil(prep["span"] * rate))
             file.seek((length - wanted) // 2)
             read = file.read(wanted, dtype="float32", always_2d=True)  # (L, channels)
+        _recordings.check_whole(path)
         if len(read) < wanted:
             raise ValueError("it is shorter than its header says")
         if not np.isfinite(read).all():
             raise ValueError("it holds values that are not finite")
+        wave = read.mean(1) if prep.get("decode", 1) == 1 else _recordings.mixed(read)
     except (RuntimeError, OSError, ValueError, TypeError, MemoryError) as error:  # soundfile raises RuntimeErrors
         reason = _files.reason(path, getattr(error, "error_string", error))
         raise DataError(f"cannot read the recording {clean(path)}: {reason}") from None
-    wave = read.mean(1)
     if rate != prep["sample_rate"]:
         wave = _resampled(wave, rate, prep["sample_rate"])
     if "input" in prep:
@@ -237,15 +247,50 @@ class AudioFiles(_files.FileSamples):
         return order
 
 
-def cropped(samples: AudioFiles, spec: DataSpec) -> list[str]:
-    """Return a note if most recordings are much longer than the model's input."""
-    seconds, long = spec.preprocessing["seconds"], 0
-    for index in samples.drawn:
-        with contextlib.suppress(RuntimeError, OSError):  # training reports unreadable files
-            path = os.path.join(samples.files.root, samples.name(index))
-            long += import_soundfile().info(os.fsencode(path)).duration > 1.5 * seconds
-    note = f"most recordings are longer than dataset.seconds, {seconds:g}: the model gets {seconds:g} s at a time"
-    return [note] if 2 * long > len(samples.drawn) else []
+def durations(samples: AudioFiles, at: Sequence[int]) -> dict[int, float]:
+    """Read the length in seconds of the samples at positions `at` from their headers, without those that cannot be read."""
+    info, found = import_soundfile().info, dict[int, float]()
+    for index in at:
+        with contextlib.suppress(RuntimeError, OSError):  # reading the sample will report why
+            found[index] = info(os.fsencode(os.path.join(samples.files.root, samples.name(index)))).duration
+    return found
+
+
+def lengths(samples: AudioFiles, spec: DataSpec) -> tuple[DataSpec, list[str]]:
+    """Look at the length of some training recordings.
+
+    Returns (the spec with the length of the shortest, notes if most recordings are much longer or shorter than the model's
+    input).
+    """
+    seconds, found = spec.preprocessing["seconds"], list(durations(samples, samples.drawn).values())
+    notes: list[str] = []
+    if 2 * sum(one > 1.5 * seconds for one in found) > len(found):
+        notes.append(
+            f"most recordings are longer than dataset.seconds, {seconds:g}: the model gets {seconds:g} s at a time"
+        )
+    if "spectrogram" in spec.inputs and 2 * sum(one < 0.5 * seconds for one in found) > len(found):
+        notes.append(
+            f"most recordings are shorter than half of dataset.seconds, {seconds:g}: the rest is filled with silence"
+        )
+    if not found or spec.decode == 1:
+        return spec, notes
+    shortest = min(round(min(found), 3), spec.preprocessing.get("shortest", math.inf))
+    return dataclasses.replace(spec, preprocessing={**spec.preprocessing, "shortest": shortest}), notes
+
+
+def shorter(samples: AudioFiles, at: Sequence[int], spec: DataSpec) -> list[str]:
+    """Return a note on recordings that are much shorter than all that the model was trained on."""
+    if "shortest" not in spec.preprocessing:
+        return []
+    limit = spec.preprocessing["shortest"] / 2
+    short = {index: one for index, one in durations(samples, at).items() if one < limit}
+    if not short:
+        return []
+    first = next(iter(short))
+    return [
+        f"{len(short):,} of {len(at):,} recordings are shorter than {limit:g} s, half of the shortest that the model was trained "
+        f"on, so it may not know what they are; the first is {clean(samples.name(first))}, {short[first]:.2f} s"
+    ]
 
 
 def measure(samples: AudioFiles, spec: DataSpec) -> InputSpec:

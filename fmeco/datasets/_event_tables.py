@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fmeco.core import ConfigError, DataError, DataSpec, clean, listing, nearest, same_modality
+from fmeco.core import ConfigError, DataError, DataSpec, clean, decode_rule, listing, nearest, same_modality
 from fmeco.datasets import _columns, _times
 from fmeco.datasets._splits import Indices
 
@@ -40,6 +40,7 @@ class Events(NamedTuple):
     row: position in the table (N,).
     times: times of the table's rows, as text.
     first_row: row number of the table's first row, for messages.
+    pattern: how the times are written.
     """
 
     users: list[str]
@@ -49,6 +50,7 @@ class Events(NamedTuple):
     row: Indices
     times: list[str]
     first_row: int
+    pattern: str
 
 
 def layout(
@@ -62,8 +64,11 @@ def layout(
     return Layout(user or before.user, item or before.item, time or before.time, tuple(named) if named else None)
 
 
-def read_events(path: str, layout: Layout) -> Events:
-    """Read the events of a table. Raises DataError that names the row, ConfigError for an absent column."""
+def read_events(path: str, layout: Layout, known: DataSpec | None) -> tuple[Events, list[str]]:
+    """Read the events of a table. known: the checkpoint's spec, whose decode rule and format of times hold.
+
+    Returns (events, notes on their times). Raises DataError that names the row, ConfigError for an absent column.
+    """
     if Path(path).suffix.lower() == ".parquet" or (layout.columns is not None and _has_header(path, layout)):
         layout = layout._replace(columns=None)
     table, first = _columns.read_table(path, layout.columns), 2 if layout.columns is None else 1
@@ -80,12 +85,14 @@ def read_events(path: str, layout: Layout) -> Events:
         if blank := [row + first for row, value in enumerate(table[name]) if not value]:
             raise DataError(f"{clean(path)}: no value of column '{clean(name)}' in row {listing(blank)}")
     users, code = np.unique(np.array(table[layout.user]), return_inverse=True)
-    moment = _times.moments(table[layout.time], path, layout.time, first)
+    rule, before = decode_rule(known), None if known is None else known.preprocessing.get("times")
+    moment, pattern, notes = _times.moments(table[layout.time], path, layout.time, first, rule=rule, known=before)
     row = np.lexsort((moment, code))  # stable: events of the same time keep the table's order
     user = code[row].astype(np.int64)
     starts = np.flatnonzero(np.diff(user, prepend=-1))
     count = np.arange(len(user)) - np.repeat(starts, np.diff(starts, append=len(user)))
-    return Events(users.tolist(), user, count, np.array(table[layout.item])[row], row, table[layout.time], first)
+    items = np.array(table[layout.item])[row]
+    return Events(users.tolist(), user, count, items, row, table[layout.time], first, pattern), notes
 
 
 def _has_header(path: str, layout: Layout) -> bool:
@@ -104,17 +111,20 @@ def all_of_it(events: Events) -> Indices:
     return np.full(len(events.user), TEST)
 
 
-def by_time(events: Events, path: str, layout: Layout, val: float, test: float) -> tuple[Indices, list[str]]:
+def by_time(events: Events, path: str, layout: Layout, val: float, test: float, rule: int) -> tuple[Indices, list[str]]:
     """Split at two points in time, the same for all users: train, then validation, then test.
 
     A deployed model predicts events that are later than its training data, and so does this split.
+    rule: the decode rule.
     Returns (split of each event (N,), notes).
     """
-    rows, note = _times.split_by_time(events.times, path, layout.time, val, test, events.first_row)
+    rows, notes = _times.split_by_time(
+        events.times, path, layout.time, val, test, events.first_row, rule=rule, known=events.pattern
+    )
     part = np.full(len(events.user), TRAIN)
     for name, at in rows.items():
         part[np.isin(events.row, at)] = PARTS.index(name)
-    return part, [note]
+    return part, notes[-1:]  # reading the events gave the notes on the times
 
 
 def last_ones(events: Events, path: str) -> tuple[Indices, list[str]]:

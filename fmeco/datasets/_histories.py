@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fmeco.core import Data, DataError, DataSpec, Inputs, InputSpec, Samples, clean, listing, nearest
+from fmeco.core import Data, DataError, DataSpec, Inputs, InputSpec, Samples, clean, decode_rule, listing, nearest
 from fmeco.datasets import _classes, _splits
 from fmeco.datasets._event_tables import PARTS, SUFFIXES, TRAIN, Events, Layout, layout, read_events
 from fmeco.datasets._splits import Indices
@@ -216,6 +216,7 @@ def preprocessing(
     notes: list[str] = []
     before: Mapping[str, Any] = known.preprocessing if known is not None and known.preprocessing else {}
     items: list[str] = list(before["items"]) if before else []
+    rule = decode_rule(known)
     if known is None or not known.fingerprint:
         old_items = set(items)
         fresh = _classes.natural(sorted(set(events.items[train].tolist()) - old_items))
@@ -240,6 +241,7 @@ def preprocessing(
         "length": length or (before["length"] if before else LENGTH),
         "repeats": repeats,
         **{key: list(value) if isinstance(value, tuple) else value for key, value in columns._asdict().items()},
+        **({"decode": rule, "times": before.get("times", events.pattern)} if rule > 1 else {}),
     }, notes
 
 
@@ -276,7 +278,8 @@ def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
             ids.append(np.array([number[name] for name in items if name in number], np.int64))
             names.append(source)
             continue
-        events = read_events(file, layout(spec, None, None, None, None))
+        events, more = read_events(file, layout(spec, None, None, None, None), spec)
+        notes += more
         if user is not None and user not in events.users:
             raise DataError(f"{clean(file)}: no user '{clean(user)}'{nearest(user, events.users)}")
         known_items, every = histories(events, number)

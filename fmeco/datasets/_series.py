@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,10 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fmeco.core import ConfigError, DataError, Inputs, Samples, clean, listing, nearest
-from fmeco.datasets import _columns, _times
+from fmeco.datasets import _clock_changes, _columns, _time_formats, _times
+from fmeco.datasets._grids import Grid
 from fmeco.datasets._splits import Indices, fingerprint
+from fmeco.datasets._time_formats import Format
 
-IRREGULAR = 1.5  # report a gap in time if a step is longer than this multiple of the median step
 Floats = NDArray[np.float64]
 
 
@@ -32,6 +32,7 @@ class Layout(NamedTuple):
     id: column that names the series of a row (long table); None = each column is a series (wide table).
     value: column of the values of a long table.
     missing: error, or previous (replace a missing value by the one before it).
+    fill: how absent rows are filled: forward, interpolate, or none (each row counts as one step); None = refuse them.
     """
 
     time: str
@@ -39,60 +40,113 @@ class Layout(NamedTuple):
     id: str | None
     value: str | None
     missing: str
+    fill: str | None
 
 
 class Series(NamedTuple):
     """Hold a series of L values in order of time.
 
     values: (L,), nan for missing values.
-    moments: times as numbers (L,).
+    moments: times as numbers (L,), in ticks of the format.
+    local: the same by the clock that the times were written by.
     times: times as the table writes them.
     rows: positions in the table (L,).
+    format: how the times are written.
+    grid: distance of the times; None if they are irregular, or if it is not known yet.
     """
 
     name: str
     values: Floats
-    moments: Floats
+    moments: NDArray[Any]
+    local: NDArray[Any]
     times: list[str]
     rows: Indices
+    format: Format
+    grid: Grid | None = None
 
 
 # ---------------------------------------------------------------- reading
 
 
-def read_series(path: str, layout: Layout) -> tuple[list[Series], list[str]]:
-    """Read the series of a table. Returns (series, notes); raises DataError that names the row."""
+def read_series(path: str, layout: Layout, rule: int, pattern: str | None = None) -> tuple[list[Series], list[str]]:
+    """Read the series of a table.
+
+    rule: the decode rule.
+    pattern: how the times of a checkpoint are written, which decides between two meanings.
+    Returns (series, notes). Raises DataError that names the row.
+    """
     table = _columns.read_table(path)
-    times = _columns.column(table, layout.time, path)
-    moments = _times.moments(times, path, layout.time)
-    notes: list[str] = []
-    if (np.diff(moments) < 0).any() and layout.id is None:
-        notes.append(f"{clean(path)}: the rows are not in order of '{clean(layout.time)}', and are sorted")
-    series: list[Series] = []
+    read = _times.read_times(_columns.column(table, layout.time, path), path, layout.time, known=pattern)
+    notes = [] if rule == 1 else _time_formats.note(read, path, layout.time)
+    everything = np.arange(len(read.text))
+    members: dict[str, Indices]
     if layout.id is None:
         names, left_out = _wide(table, layout, path)
         if left_out:
             notes.append(f"{clean(path)}: columns that are not numeric are left out: {listing(left_out)}")
-        order = np.argsort(moments, kind="stable")
-        ordered = [times[i] for i in order.tolist()]
-        for name in names:
-            values = _numbers(table[name], path, name, np.arange(len(times)))
-            series.append(Series(name, values[order], moments[order], ordered, order))
+        members = {"": everything}
     else:
         assert layout.value is not None
-        ids, text = (_columns.column(table, name, path) for name in (layout.id, layout.value))
-        members: dict[str, list[int]] = {}
-        for row, name in enumerate(ids):
-            members.setdefault(name, []).append(row)
-        for name in _chosen(layout.columns, members, path):
-            at = np.array(members[name])
+        ids, text = np.array(_columns.column(table, layout.id, path)), _columns.column(table, layout.value, path)
+        _, first, code = np.unique(ids, return_index=True, return_inverse=True)
+        rows = np.split(np.argsort(code, kind="stable"), np.bincount(code).cumsum()[:-1])
+        members = {str(ids[first[number]]): rows[number] for number in np.argsort(first).tolist()}
+        names = _chosen(layout.columns, members, path)
+    if rule > 1:
+        read, more = _with_clock_changes(read, list(members.values()), path)
+        notes += more
+    if layout.id is None and (np.diff(read.moments) < 0).any():
+        notes.append(f"{clean(path)}: the rows are not in order of '{clean(layout.time)}', and are sorted")
+    series: list[Series] = []
+    placed: dict[str, Series] = {}  # the times of each series, which all columns of a wide table share
+    for name in names:
+        key = name if layout.id is not None else ""
+        if key not in placed:
+            placed[key] = _in_order(key, read, members[key], path)
+        at = placed[key].rows
+        if layout.value is None:
+            values = _numbers(table[name], path, name, everything)[at]
+        else:
             values = _numbers([text[i] for i in at.tolist()], path, layout.value, at)
-            order = np.argsort(moments[at], kind="stable")
-            at, values = at[order], values[order]
-            series.append(Series(name, values, moments[at], [times[i] for i in at.tolist()], at))
-    for s in series[:1] if layout.id is None else series:
-        notes += _check_times(s, path, whose=f" of '{clean(s.name)}'" if layout.id is not None else "")
+        series.append(placed[key]._replace(name=name, values=values))
     return series, notes
+
+
+def _with_clock_changes(
+    read: _time_formats.Times, members: Sequence[Indices], path: str
+) -> tuple[_time_formats.Times, list[str]]:
+    """Find where local times without a zone follow clocks that are set back or forward. Returns (times, notes)."""
+    if not read.format.dated or read.format.zoned:
+        return read, []
+    moments, changes = _clock_changes.on_a_grid(read.local, read.format.ticks, members)
+    shown = [
+        f"{read.format.date(time).isoformat(' ')} ({'repeated' if sign > 0 else 'left out'})"
+        for time, sign in changes.items()
+    ]
+    notes = [f"{clean(path)}: local times whose clocks change; hours: {listing(shown)}"] if changes else []
+    return read._replace(moments=moments), notes
+
+
+def _in_order(name: str, read: _time_formats.Times, at: Indices, path: str) -> Series:
+    """Sort the rows `at` of a series by time. Its values are not read yet.
+
+    Raises DataError if two rows have the same time.
+    """
+    at = at[np.argsort(read.moments[at], kind="stable")]
+    moments = read.moments[at]
+    if (same := np.flatnonzero(np.diff(moments) == 0)).size:
+        first, second = sorted((int(at[same[0]]) + 2, int(at[same[0] + 1]) + 2))
+        whose = f" of '{clean(name)}'" if name else ""
+        hints = (
+            ["for a table with several series below one another, set dataset.id and dataset.value"] if not name else []
+        )
+        if "%H" in read.format.pattern and not read.format.zoned:
+            hints.append("where clocks are set back, write the distance from UTC, such as 2024-10-27T02:00:00+01:00")
+        raise DataError(
+            f"{clean(path)}: rows {first} and {second}{whose} have the same time, {clean(read.text[at[same[0]]], 40)}",
+            *hints,
+        )
+    return Series(name, np.zeros(0), moments, read.local[at], [read.text[i] for i in at.tolist()], at, read.format)
 
 
 def _wide(table: _columns.Table, layout: Layout, path: str) -> tuple[list[str], list[str]]:
@@ -128,53 +182,10 @@ def _numbers(column: Sequence[str], path: str, name: str, rows: Indices) -> Floa
     return np.where(cells.missing, np.nan, cells.values)
 
 
-def _check_times(series: Series, path: str, whose: str) -> list[str]:
-    """Check the times of a series. Returns a note if there are gaps; raises DataError if two rows have the same time."""
-    steps = np.diff(series.moments)
-    if (same := np.flatnonzero(steps == 0)).size:
-        first, second = sorted((series.rows[same[0]] + 2, series.rows[same[0] + 1] + 2))
-        raise DataError(
-            f"{clean(path)}: rows {first} and {second}{whose} have the same time, {clean(series.times[same[0]], 40)}",
-            "for a table with several series below one another, set dataset.id and dataset.value",
-        )
-    gaps = np.flatnonzero(steps > IRREGULAR * np.median(steps)) if len(steps) else steps
-    if not len(gaps):
-        return []
-    before, after = series.times[gaps[0]], series.times[gaps[0] + 1]
-    return [
-        f"{clean(path)}: gaps in time{whose}: {len(gaps)}, the first between {clean(before, 40)} and {clean(after, 40)}; "
-        "each row counts as one step"
-    ]
-
-
-def filled(series: Series, missing: str, path: str) -> tuple[Series, int]:
-    """Replace missing values by the value before them, the only filling that uses no future value.
-
-    Returns (series, number of missing values). Raises DataError that names the row: for missing="error", or if the first
-    value is missing.
-    """
-    gone = np.isnan(series.values)
-    if not gone.any():
-        return series, 0
-    row = int(series.rows[gone.argmax()]) + 2
-    if missing == "error":
-        raise DataError(
-            f"{clean(path)}: series '{clean(series.name)}', row {row}: no value ({int(gone.sum())} in all)",
-            "dataset.missing: previous fills it with the value before",
-        )
-    if gone[0]:
-        raise DataError(
-            f"{clean(path)}: series '{clean(series.name)}', row {row}: no value, and none before it",
-            "for series that begin at different times, use a table with the columns id, time and value (dataset.id, dataset.value)",
-        )
-    last = np.maximum.accumulate(np.where(gone, 0, np.arange(len(gone))))
-    return series._replace(values=series.values[last]), int(gone.sum())
-
-
 # ---------------------------------------------------------------- statistics and splits
 
 
-def cut_at(series: Sequence[Series], shares: Mapping[str, float], path: str) -> tuple[dict[str, float], str]:
+def cut_at(series: Sequence[Series], shares: Mapping[str, float], path: str) -> tuple[dict[str, Any], str]:
     """Find the moment at which each split begins. Returns (split -> moment, a note).
 
     All series are cut at the same moments, so that no series is tested at a time at which another was trained.
@@ -184,19 +195,19 @@ def cut_at(series: Sequence[Series], shares: Mapping[str, float], path: str) -> 
     moments, first = np.unique(np.concatenate([s.moments for s in series]), return_index=True)
     text = [time for s in series for time in s.times]
     count, at = len(moments), float(len(moments))
-    cuts: dict[str, float] = {}
+    cuts: dict[str, Any] = {}
     begins: list[str] = []
     for part, share in reversed(list(shares.items())):
         at -= share * count
         position = round(at)
         if not 0 < position < count:
             raise DataError(f"{clean(path)}: {count} distinct times are too few to split")
-        cuts[part] = float(moments[position])
+        cuts[part] = moments[position]
         begins.append(f"{part} from {clean(text[first[position]], 40)}")
     return dict(reversed(cuts.items())), f"{clean(path)}: split by time: {', '.join(reversed(begins))}"
 
 
-def statistics(series: Series, before: float, season: int) -> dict[str, Any]:
+def statistics(series: Series, before: Any, season: int) -> dict[str, Any]:
     """Compute the statistics of a series before a moment.
 
     mean, std: of the values.
@@ -242,7 +253,7 @@ class Panel:
         joined = np.stack(scaled, 1).ravel() if shared else np.concatenate(scaled)
         self.values = torch.from_numpy(joined.astype(np.float32))
 
-    def origins(self, context: int, horizon: int, stride: int, since: float, until: float) -> tuple[Indices, Indices]:
+    def origins(self, context: int, horizon: int, stride: int, since: Any, until: Any) -> tuple[Indices, Indices]:
         """Find all windows whose horizon lies within [since, until), in order of time, so that neighbours overlap.
 
         Returns (number of each window's series (N,), position of its start in the series (N,)). The context may reach back
@@ -250,7 +261,7 @@ class Panel:
         """
         which, begins, ends = [], [], []
         for number, s in enumerate(self.series):
-            low, high = np.searchsorted(s.moments, [since, until])
+            low, high = (int(np.searchsorted(s.moments, border)) for border in (since, until))
             first = low if not horizon else max(0, low - context)
             at = np.arange(first, high - context - horizon + 1, stride)
             which.append(np.full(len(at), number))
@@ -288,74 +299,12 @@ class Windows(Samples):
         return f"{series.name} after {series.times[self.begins[index] + self.context - 1]}"
 
 
-class Latest(Samples):
-    """Serve the newest `context` values of each series of several tables."""
-
-    in_memory = True
-
-    def __init__(self, latest: Sequence[tuple[str, Series, Mapping[str, Any]]], context: int, missing: str) -> None:
-        """Keep the series. latest: (path, series, its statistics) for each."""
-        self.latest, self.context, self.missing = latest, context, missing
-
-    def __len__(self) -> int:
-        return len(self.latest)
-
-    def name(self, index: int) -> str:
-        return self.latest[index][0]
-
-    def __getitem__(self, index: int) -> Inputs:
-        path, series, stats = self.latest[index]
-        if len(series.values) < self.context:
-            raise DataError(
-                f"{clean(path)}: series '{clean(series.name)}' has {len(series.values)} rows, and a forecast needs {self.context}"
-            )
-        begin = len(series.values) - self.context
-        before = np.flatnonzero(~np.isnan(series.values[: begin + 1]))
-        if self.missing == "previous" and before.size:
-            begin = int(before[-1])
-        recent, _ = filled(series._replace(values=series.values[begin:], rows=series.rows[begin:]), self.missing, path)
-        scaled = (recent.values[-self.context :] - stats["mean"]) / stats["std"]
-        return {"series": torch.from_numpy(scaled.astype(np.float32))}
-
-    def answers(self, index: int, answer: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Turn a forecast into rows, one per step, in the units of its series."""
-        _, series, stats = self.latest[index]
-        columns = {key: [x * stats["std"] + stats["mean"] for x in values] for key, values in answer.items()}
-        times = following(series.times, series.moments, len(columns["prediction"]))
-        return [
-            {"series": series.name, "time": time, **{key: x[i] for key, x in columns.items()}}
-            for i, time in enumerate(times)
-        ]
-
-
-def following(times: Sequence[str], moments: Floats, count: int) -> list[str]:
-    """Continue `times` by `count` times at their usual step, in the same format: numbers, dates, or months."""
-    step = float(np.median(np.diff(moments))) if len(moments) > 1 else 1.0
-    if _columns.is_number(times[-1]):
-        ahead = (float(moments[-1]) + step * i for i in range(1, count + 1))
-        return [str(int(x)) if x.is_integer() else f"{x:.12g}" for x in ahead]
-    short = len(times[-1]) == 7
-    last, before = (
-        datetime.fromisoformat(f"{x}-01" if short else x) for x in (times[-1], times[-2 if times[1:] else -1])
-    )
-    months = 12 * (last.year - before.year) + last.month - before.month
-    dates = [last + timedelta(seconds=step * i) for i in range(1, count + 1)]
-    if months and last.day == before.day and last.day <= 28 and last.time() == before.time():
-        ahead_months = [12 * last.year + last.month - 1 + months * i for i in range(1, count + 1)]
-        dates = [last.replace(year=n // 12, month=n % 12 + 1) for n in ahead_months]
-    if short:
-        return [f"{date:%Y-%m}" for date in dates]
-    whole_days = len(times[-1]) == 10 and all(date.time() == datetime.min.time() for date in dates)
-    return [
-        date.date().isoformat() if whole_days else date.isoformat(sep="T" if "T" in times[-1] else " ")
-        for date in dates
-    ]
-
-
-def described(series: Sequence[Series]) -> str:
-    """Compute the fingerprint of series from their names, times and values."""
+def described(series: Sequence[Series], rule: int) -> str:
+    """Compute the fingerprint of series from their names, times and values. rule: the decode rule."""
     rows = []
     for s in series:
-        digest = hashlib.sha256(s.values.tobytes() + s.moments.tobytes())
+        times = _time_formats.Times(s.format, s.moments, s.local, s.times)
+        moments = _times.of_the_first_rule(times) if rule == 1 else s.moments
+        digest = hashlib.sha256(s.values.tobytes() + moments.tobytes())
         rows.append((s.name, len(s.values), digest.hexdigest()))
     return fingerprint(rows)

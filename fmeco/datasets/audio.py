@@ -136,8 +136,11 @@ def build(
             columns["speaker"] = columns[labelled.grouped_by]
     files, targets = next(iter(labelled.parts.values()))  # of the training split, which comes first
     first = _audio.AudioFiles(files, targets, spec.preprocessing)
-    if kind != "text" and (known is None or not known.targets):
-        labelled.notes.extend(_audio.cropped(first, spec))
+    if known is not None:
+        labelled.notes.extend(_audio.shorter(first, first.drawn, spec))
+    if known is None or not known.targets:
+        spec, notes = _audio.lengths(first, spec)
+        labelled.notes.extend(notes if kind != "text" else [])
     if "spectrogram" in spec.inputs and not spec.inputs["spectrogram"].mean:
         spec = dataclasses.replace(spec, inputs={"spectrogram": _audio.measure(first, spec)})
     return _files.data(_audio.AudioFiles, spec, labelled)
@@ -167,7 +170,10 @@ def _task(task: str, known: DataSpec | None) -> str:
 def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
     """Read recordings, and all recordings below folders, in the order of `sources`."""
     _audio.import_soundfile()
-    return _files.read(_audio.AudioFiles, SUFFIXES, spec, sources)
+    samples = _files.read(_audio.AudioFiles, SUFFIXES, spec, sources)
+    assert isinstance(samples, _audio.AudioFiles)
+    samples.notes = (*samples.notes, *_audio.shorter(samples, range(len(samples)), spec))
+    return samples
 
 
 def example(folder: Path) -> dict[str, Any]:

@@ -9,7 +9,19 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from fmeco.core import ConfigError, Data, DataSpec, Doc, FilePath, Samples, Splitting, clean, listing, nearest
+from fmeco.core import (
+    ConfigError,
+    Data,
+    DataSpec,
+    Doc,
+    FilePath,
+    Samples,
+    Splitting,
+    clean,
+    decode_rule,
+    listing,
+    nearest,
+)
 from fmeco.datasets import _columns, _groups, _splits, _tables, _targets, _times
 
 MODALITY = "table"
@@ -38,7 +50,7 @@ def build(
         str | None, Doc("column that holds train, val or test; null = split by val_fraction")
     ] = None,
     time: Annotated[
-        str | None, Doc("column of numbers or ISO dates: test on the newest rows, validate on the ones before")
+        str | None, Doc("column of dates or numbers: test on the newest rows, validate on the ones before")
     ] = None,
     group: Annotated[list[str], Doc("columns to measure by (`evaluate --by`); they are not used as features")] = [],
     task: Annotated[
@@ -76,8 +88,8 @@ def build(
     elif whole:
         pass  # all rows go to the test split
     elif time is not None:
-        parts, cuts = _times.split_by_time(table[time], path, time, splitting.val_fraction, splitting.test_fraction)
-        notes.append(cuts)
+        shares = (splitting.val_fraction, splitting.test_fraction)
+        parts, notes = _times.split_by_time(table[time], path, time, *shares, rule=decode_rule(known))
     elif group_split is not None and groups is not None:
         _groups.check_named(groups, path, group_split, _columns.is_missing)
         parts = _splits.by_group(groups, splitting)  # over all rows, including classes that are not chosen

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fmeco.core import Data, DataSpec, Doc, FilePath, Ge, Gt, Lt
+from fmeco.core import Data, DataSpec, Doc, FilePath, Ge, Gt, Lt, decode_rule
 from fmeco.datasets import _event_tables, _histories
 from fmeco.datasets._histories import read as read
 
@@ -27,7 +27,7 @@ def build(
     time: Annotated[
         str | None,
         Doc(
-            "column of numbers or ISO dates; null = the checkpoint's, else time; events of the same time keep the table's order"
+            "column of dates or numbers; null = the checkpoint's, else time; events of the same time keep the table's order"
         ),
     ] = None,
     columns: Annotated[
@@ -59,14 +59,16 @@ def build(
     ] = 0.1,
 ) -> Data:
     layout = _event_tables.layout(known, user, item, time, columns)
-    events = _event_tables.read_events(path, layout)
+    events, notes = _event_tables.read_events(path, layout, known)
     if whole:
-        parts, notes = _event_tables.all_of_it(events), list[str]()
+        parts, more = _event_tables.all_of_it(events), list[str]()
     elif split == "time":
-        parts, notes = _event_tables.by_time(events, path, layout, val_fraction, test_fraction)
+        parts, more = _event_tables.by_time(events, path, layout, val_fraction, test_fraction, decode_rule(known))
     else:
-        parts, notes = _event_tables.last_ones(events, path)
-    return _histories.build_events(known, events, parts, notes, layout, where=path, length=length, repeats=repeats)
+        parts, more = _event_tables.last_ones(events, path)
+    return _histories.build_events(
+        known, events, parts, [*notes, *more], layout, where=path, length=length, repeats=repeats
+    )
 
 
 def example(folder: Path) -> dict[str, Any]:

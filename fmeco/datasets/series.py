@@ -21,16 +21,17 @@ from fmeco.core import (
     Samples,
     Target,
     clean,
+    decode_rule,
     listing,
     same_modality,
 )
-from fmeco.datasets import _series
+from fmeco.datasets import _gaps, _latest, _series
 
 MODALITY = "series"
 
 TABLES = True  # with a checkpoint of series, --dataset TABLE reads the table as series
 FILES = (".csv", ".tsv", ".parquet")
-LAYOUT = ("time", "columns", "id", "value", "context", "horizon", "season", "missing")
+LAYOUT = ("time", "columns", "id", "value", "context", "horizon", "season", "missing", "fill")
 
 CONTEXT, HORIZON = 336, 96
 SHOWN = 12  # most series in one plot
@@ -50,7 +51,7 @@ def build(
     whole: bool,
     *,
     path: Annotated[FilePath, Doc("the table, with a header")],
-    time: Annotated[str, Doc("column of numbers or ISO dates")] = "time",
+    time: Annotated[str, Doc("column of dates or numbers")] = "time",
     columns: Annotated[
         list[str] | None, Doc("names of the series to use; null = every numeric column, or every `id`")
     ] = None,
@@ -70,6 +71,13 @@ def build(
         Literal["error", "previous"] | None,
         Doc("missing values: error, or previous = fill with the value before; null = the checkpoint's, else error"),
     ] = None,
+    fill: Annotated[
+        Literal["forward", "interpolate", "none"] | None,
+        Doc(
+            "rows that are absent from the regular steps of the times: forward = repeat the value before, interpolate = draw a "
+            "line to the value after, none = each row counts as one step; null = the checkpoint's, else refuse them"
+        ),
+    ] = None,
     val_fraction: Annotated[
         float, Doc("share of the times held out for validation, just before the test split"), Gt(0), Lt(1)
     ] = 0.2,
@@ -83,20 +91,22 @@ def build(
     length: int = old.get("context", CONTEXT) if context is None else context
     period: int = old.get("season", 1) if season is None else season
     gaps: str = old.get("missing", "error") if missing is None else missing
+    rule = decode_rule(known)
+    absent_rows = old.get("fill", "none" if rule == 1 else None) if fill is None else fill
     if known is not None and known.targets and (length, ahead) != (old["context"], old["horizon"]):
         raise ConfigError(
             f"dataset.horizon, dataset.context: the checkpoint forecasts {old['horizon']} steps from {old['context']}, "
             f"not {ahead} from {length}",
             "leave both keys out",
         )
-    layout = _series.Layout(time, columns, id, value, gaps)
-    series, notes = _series.read_series(path, layout)
+    layout = _series.Layout(time, columns, id, value, gaps, absent_rows)
+    series, notes = _read(path, layout, old, rule)
     shares = {"val": val_fraction, "test": test_fraction} if test_fraction else {"val": val_fraction}
-    cuts: dict[str, float] = {}
+    cuts: dict[str, Any] = {}
     if not whole:
         cuts, note = _series.cut_at(series, shares, path)
         notes.append(note)
-    kept, statistics, more = _prepared(series, old, min(cuts.values(), default=math.inf), period, gaps, path)
+    kept, statistics, more = _prepared(series, old, min(cuts.values(), default=math.inf), period, path)
     panel = _series.Panel(kept, statistics)
     bounds = [-math.inf, *cuts.values(), math.inf]
     parts: dict[str, Samples] = {}
@@ -116,22 +126,47 @@ def build(
         if absent:
             more.append(f"{clean(path)}: {part} has no window of {listing([kept[i].name for i in absent])}: {needs}")
         parts[part] = _series.Windows(panel, length, ahead, stride, which, begins)
+    prep = {**layout._asdict(), "context": length, "horizon": ahead, "season": period, "series": statistics}
+    if rule == 1:  # as the checkpoint's code wrote it
+        prep = {key: x for key, x in prep.items() if key != "fill" or fill is not None}
+    else:
+        prep |= {"times": _latest.stored(kept), "decode": rule}
     spec = DataSpec(
         "series",
         {"series": InputSpec((length,))},
         {"future": Target("series", steps=ahead)} if ahead else {},
-        {**layout._asdict(), "context": length, "horizon": ahead, "season": period, "series": statistics},
+        prep,
         "series",
         {part: len(samples) for part, samples in parts.items()},
-        _series.described(kept),
+        _series.described(kept, rule),
     )
     return Data(spec, parts.get("train"), parts.get("val"), parts.get("test"), notes=(*notes, *more))
 
 
+def _read(
+    path: str, layout: _series.Layout, old: Mapping[str, Any], rule: int
+) -> tuple[list[_series.Series], list[str]]:
+    """Read the series of a table, and fill their gaps. Returns (series, notes).
+
+    old: the checkpoint's preprocessing.
+    rule: the decode rule.
+    """
+    pattern, expected = _latest.known_times(old)
+    series, notes = _series.read_series(path, layout, rule, pattern)
+    for number, s in enumerate(series):
+        series[number], gaps = _gaps.filled(s, layout.missing, path)
+        if gaps:
+            notes.append(
+                f"{clean(path)}: series '{clean(s.name)}': {gaps} missing values are filled with the ones before"
+            )
+    series, more = _gaps.regular(series, expected, layout.fill, path, named=layout.id is not None)
+    return series, [*notes, *more]
+
+
 def _prepared(
-    series: Sequence[_series.Series], old: Mapping[str, Any], first: float, season: int, missing: str, path: str
+    series: Sequence[_series.Series], old: Mapping[str, Any], first: Any, season: int, path: str
 ) -> tuple[list[_series.Series], list[dict[str, Any]], list[str]]:
-    """Fill the gaps of series, and find the statistics of each. Returns (series, statistics, notes).
+    """Find the statistics of each series. Returns (series, statistics, notes).
 
     Series of the checkpoint (`old`: its preprocessing) keep their statistics. The statistics of other series are computed
     from their values before the moment `first`; series with fewer than two such values are left out.
@@ -140,11 +175,6 @@ def _prepared(
     theirs = {x["name"]: x for x in old.get("series", ())}
     kept, statistics, notes, late = [], list[dict[str, Any]](), list[str](), []
     for s in series:
-        s, gaps = _series.filled(s, missing, path)
-        if gaps:
-            notes.append(
-                f"{clean(path)}: series '{clean(s.name)}': {gaps} missing values are filled with the ones before"
-            )
         before = int((s.moments < first).sum())
         if s.name not in theirs and before < 2:
             late.append(s.name)
@@ -170,11 +200,13 @@ def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
     """Read the newest rows of each series of each table, from which `predict` forecasts."""
     prep = spec.preprocessing
     theirs = {x["name"]: x for x in prep["series"]}
-    layout = _series.Layout(prep["time"], None, prep["id"], prep["value"], prep["missing"])
-    latest: list[tuple[str, _series.Series, Mapping[str, Any]]] = []
+    fill = prep.get("fill", "none" if spec.decode == 1 else None)
+    layout = _series.Layout(prep["time"], None, prep["id"], prep["value"], prep["missing"], fill)
+    pattern, grid = _latest.known_times(prep)
+    latest: list[_latest.Newest] = []
     notes: list[str] = []
     for path in sources:
-        series, more = _series.read_series(path, layout)
+        series, more = _series.read_series(path, layout, spec.decode, pattern)
         strange = [s.name for s in series if s.name not in theirs]
         if 0 < len(strange) < len(series):
             more.append(f"{clean(path)}: left out: {listing(strange)}, which the model was not trained on")
@@ -184,10 +216,13 @@ def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
                 f"{clean(path)}: the model was not trained on {listing(strange)}: scaled by mean and deviation of this table"
             )
         for s in series:
-            latest.append((path, s, theirs.get(s.name) or _series.statistics(s, math.inf, prep["season"])))
+            stats = theirs.get(s.name) or _series.statistics(s, math.inf, prep["season"])
+            one, said = _latest.newest(path, s, stats, layout, prep["context"], grid)
+            latest.append(one)
+            more += said
         notes += more
-    samples = _series.Latest(latest, prep["context"], prep["missing"])
-    samples.notes = tuple(notes)
+    samples = _latest.Latest(latest)
+    samples.notes = tuple(dict.fromkeys(notes))
     return samples
 
 
@@ -198,11 +233,11 @@ def plot(spec: DataSpec, sources: Sequence[str], rows: Sequence[Mapping[str, Any
     except ImportError:
         raise ConfigError("--plot needs matplotlib", "pip install 'fmeco[plots]'") from None
     latest = read(spec, sources)
-    assert isinstance(latest, _series.Latest)
+    assert isinstance(latest, _latest.Latest)
     shown = range(min(len(latest), SHOWN))
     figure = Figure(figsize=(9, 2.2 * len(shown) + 0.4), layout="constrained")
     for axes, number in zip(figure.subplots(len(shown), squeeze=False)[:, 0], shown, strict=True):
-        path, series, _ = latest.latest[number]
+        path, series, _, _ = latest.latest[number]
         own = [row for row in rows if (row["input"], row["series"]) == (path, series.name)]
         past = series.values[-min(len(series.values), spec.preprocessing["context"]) :]
         axes.plot(range(-len(past), 0), past, color="0.4", linewidth=1)

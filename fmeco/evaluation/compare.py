@@ -14,6 +14,7 @@ from fmeco.config.parser import parse_yaml, peek
 from fmeco.config.sections import Carry
 from fmeco.errors import ConfigError, DataError, clean, known_errors
 from fmeco.evaluation.measure import measure
+from fmeco.evaluation.verdict import verdict
 from fmeco.files import replacing
 from fmeco.log import say
 from fmeco.nn.intervals import METRIC_DRAWS, bootstrap, interval, mcnemar, measure_at
@@ -173,16 +174,3 @@ def _plot(rows: Sequence[Mapping[str, Any]], metric: str, file: Path) -> Path | 
     with replacing(file) as temporary:
         figure.savefig(temporary, dpi=150)
     return file
-
-
-def verdict(row: dict[str, Any], change: str, metric: str) -> str:
-    """Describe a difference in one sentence: helped, hurt, or not significant."""
-    value, low, high = row["difference"]
-    numbers = f"{value:+.3f} {metric}, 95% interval {low:+.3f} to {high:+.3f}" + (
-        f", p {row['p']:.3g}" if "p" in row else ""
-    )
-    if low > 0:
-        return f"{change} helped: {numbers}"
-    if high < 0:
-        return f"{change} hurt: {numbers}"
-    return f"{change}: no significant difference on these samples: {numbers}"

@@ -1,11 +1,16 @@
-"""Forecast series by the value one season before, or by one linear map: the baselines that a network has to beat."""
+"""Forecast series by the value one season before, or by one linear map: the baselines that a network has to beat.
+
+Both forecast one number per step. If the network forecasts quantiles, theirs are that number plus quantiles of their errors on
+the validation split, so that both are judged as forecasts of quantiles.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,34 +20,44 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # ridge penalties to try, relative to
 TOGETHER = 4096  # windows per block of the computation
 
 Forecasting = Callable[[Tensor], Tensor]  # context (n, L) -> forecast (n, H)
-Errors = Callable[[Tensor, Tensor, Any], dict[str, Tensor]]  # forecast (n, H), future (n, H), naive error (n,) -> rows
+# forecast (n, H), its distance to the quantiles (H, Q), future (n, H), naive error (n,) -> rows
+Errors = Callable[[Tensor, Tensor, Tensor, Any], dict[str, Tensor]]
 
 
-def baselines(target: str, errors: Errors) -> dict[str, Baseline]:
-    """Return the baselines for a target, by name. errors: computes the objective's rows from forecasts."""
+def baselines(target: str, levels: Sequence[float], errors: Errors) -> dict[str, Baseline]:
+    """Return the baselines for a target, by name.
+
+    levels: quantiles to forecast; one level is a forecast of one number per step.
+    errors: computes the objective's rows from forecasts.
+    """
     return {
-        "seasonal_naive": functools.partial(seasonal_naive, target, errors),
-        "dlinear": functools.partial(dlinear, target, errors),
+        "seasonal_naive": functools.partial(seasonal_naive, target, levels, errors),
+        "dlinear": functools.partial(dlinear, target, levels, errors),
     }
 
 
 def seasonal_naive(
-    target: str, errors: Errors, data: Data, samples: Samples, rows: Mapping[str, Tensor]
+    target: str, levels: Sequence[float], errors: Errors, data: Data, samples: Samples, rows: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], int]:
-    """Forecast each step by the value one season before. Nothing is trained.
+    """Forecast each step by the value one season before. Nothing is trained, but quantiles need the validation split.
 
-    Returns (rows, 0). Raises ConfigError if a season is longer than the context.
+    Returns (rows, number of windows that they depend on). Raises ConfigError if a season is longer than the context.
     """
     context, steps = data.spec.inputs["series"].shape[0], data.spec.targets[target].steps
     season = data.spec.preprocessing["season"]
     if season > context:
         raise ConfigError(f"--baseline seasonal_naive: a season of {season} is longer than the context of {context}")
     at = context - season + torch.arange(steps) % season
-    return _rows(target, errors, samples, rows["index"], lambda x: x[:, at]), 0
+
+    def forecast(x: Tensor) -> Tensor:
+        return x[:, at]
+
+    spread, windows = _spread(target, levels, data, forecast)
+    return _rows(target, errors, samples, rows["index"], forecast, spread), windows
 
 
 def dlinear(
-    target: str, errors: Errors, data: Data, samples: Samples, rows: Mapping[str, Tensor]
+    target: str, levels: Sequence[float], errors: Errors, data: Data, samples: Samples, rows: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], int]:
     """Forecast by one linear map from context to horizon, shared by all series: DLinear, solved in closed form.
 
@@ -72,7 +87,21 @@ def dlinear(
         windows = _windows(val, target, torch.arange(len(val)))
         return sum(float((forecast(x) - y).square().sum()) for x, y in windows)
 
-    return _rows(target, errors, samples, rows["index"], fitted(min(STRENGTHS, key=validation_error))), len(train)
+    best = fitted(min(STRENGTHS, key=validation_error))
+    spread, _ = _spread(target, levels, data, best)
+    return _rows(target, errors, samples, rows["index"], best, spread), len(train)
+
+
+def _spread(target: str, levels: Sequence[float], data: Data, forecast: Forecasting) -> tuple[Tensor, int]:
+    """Compute quantiles of the errors that a forecast makes on the validation split, for each step (H, Q).
+
+    Returns (quantiles, number of windows). They are 0 for a single level: a forecast of one number.
+    """
+    if len(levels) == 1:
+        return torch.zeros(data.spec.targets[target].steps, 1, dtype=torch.float64), 0
+    val = data.split("val")
+    errors = [(y - forecast(x)).numpy() for x, y in _windows(val, target, torch.arange(len(val)))]
+    return torch.from_numpy(np.quantile(np.concatenate(errors), levels, axis=0).T), len(val)
 
 
 def _windows(samples: Samples, target: str, at: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -83,10 +112,12 @@ def _windows(samples: Samples, target: str, at: Tensor) -> Iterator[tuple[Tensor
         yield inputs["series"][part].double(), future[part].double()
 
 
-def _rows(target: str, errors: Errors, samples: Samples, index: Tensor, forecast: Forecasting) -> dict[str, Tensor]:
-    """Compute the objective's rows for the forecasts of a baseline."""
+def _rows(
+    target: str, errors: Errors, samples: Samples, index: Tensor, forecast: Forecasting, spread: Tensor
+) -> dict[str, Tensor]:
+    """Compute the objective's rows for the forecasts of a baseline. spread: distance to the quantiles of each step (H, Q)."""
     naive = samples.targets.get("naive")
     parts: list[dict[str, Tensor]] = []
     for at, (x, y) in zip(index.split(TOGETHER), _windows(samples, target, index), strict=True):
-        parts.append(errors(forecast(x), y, naive[at] if isinstance(naive, Tensor) else None))
+        parts.append(errors(forecast(x), spread, y, naive[at] if isinstance(naive, Tensor) else None))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -79,7 +79,9 @@ class Forecast(Objective):
         first = {"mse": "mse", "mae": "mae", "quantile": "pinball"}[kind]
         names = ["mse", "mae", "mase", *(["pinball"] if kind == "quantile" else [])]
         self.directions: Mapping[str, Literal["max", "min"]] = dict.fromkeys([first, *names], "min")
-        self.baselines = _linear_forecast.baselines(target, functools.partial(point_errors, quantiles, kind))
+        self.baselines = _linear_forecast.baselines(
+            target, quantiles, functools.partial(errors_of_numbers, quantiles, kind)
+        )
 
     def forecast(self, batch: Batch) -> Tensor:
         """Compute the forecast (B, H, Q), in the units of the inputs."""
@@ -145,11 +147,15 @@ def errors(levels: list[float], kind: str, forecast: Tensor, future: Tensor, nai
     return rows
 
 
-def point_errors(
-    levels: list[float], kind: str, forecast: Tensor, future: Tensor, naive: Any = None
+def errors_of_numbers(
+    levels: list[float], kind: str, forecast: Tensor, spread: Tensor, future: Tensor, naive: Any = None
 ) -> dict[str, Tensor]:
-    """Compute the errors of point forecasts (B, H), with the same number for all quantiles."""
-    return errors(levels, kind, forecast.unsqueeze(-1).expand(-1, -1, len(levels)), future, naive)
+    """Compute the errors of forecasts of one number per step (B, H).
+
+    spread: distance of the number to its quantiles (H, Q). Quantiles are judged by them, and other errors by the number.
+    """
+    rows = errors(levels, kind, forecast.unsqueeze(-1) + spread, future, naive)
+    return {**rows, **errors([0.5], "mae", forecast.unsqueeze(-1), future, naive)}
 
 
 def pinball(forecast: Tensor, future: Tensor, levels: list[float]) -> Tensor:

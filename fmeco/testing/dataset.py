@@ -6,7 +6,6 @@ import functools
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 from fmeco.config.run_config import Choice
 from fmeco.core.data import Data, DataSpec, Inputs, Samples, fit
 from fmeco.core.target import Target
+from fmeco.data.reading import Threads
 from fmeco.errors import DataError, listing
 from fmeco.testing.bench import Bench, build_data
 from fmeco.testing.report import Broken, Checks
@@ -147,12 +147,12 @@ def _threads(parts: Parts) -> str | None:
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
-        with ThreadPoolExecutor(2) as pool:
+        with Threads(2) as threads:
             for split, samples in parts.items():
                 at = looked(samples)
                 kept = [{name: x.clone() for name, x in samples[i].items()} for i in at]
                 orders = [order for _ in range(ROUNDS) for order in (at, at[::-1])]
-                reads = pool.map(functools.partial(_in_order, samples), orders)
+                reads = threads.map(functools.partial(_in_order, samples), orders)
                 for order, found in zip(orders, reads, strict=True):
                     for i, sample in zip(order, found, strict=True):
                         if name := differs(sample, kept[at.index(i)]):

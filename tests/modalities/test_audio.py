@@ -96,7 +96,7 @@ def test_speaking_up_changes_nothing_unless_loudness_is_to_count() -> None:
     loud, quiet = (_audio.decode(name, {**spec, "loudness": False}) for name in ("loud.wav", "quiet.wav"))
     assert float((loud - quiet).max()) == pytest.approx(2 * math.log(9), abs=0.01)
     soundfile.write("still.wav", np.zeros(4000), 8000)
-    assert _audio.decode("still.wav", spec).isfinite().all()
+    assert _audio.decode("still.wav", {**spec, "decode": 1}).isfinite().all()
 
 
 def test_short_recordings_lie_in_silence_and_long_ones_are_cropped_in_the_middle() -> None:

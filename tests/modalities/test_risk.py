@@ -64,13 +64,15 @@ def test_the_newest_rows_are_tested_and_a_day_stays_together() -> None:
     write("three.csv", "x,t,label\n" + "\n".join(f"{i},{i % 3},{'ab'[i // 3 % 2]}" for i in range(60)))
     three = build(name="csv_table", path="three.csv", time="t", val_fraction=0.1)
     assert three.spec.sizes == {"train": 40, "val": 20}
-    assert set(_times.moments(["2024-01-01T01:00:00+01:00", "2024-01-01T00:00:00Z"], "p", "t")) == {1704067200.0}
+    for rule, unit in ((1, 1), (2, 10**6)):
+        zoned = ["2024-01-01T01:00:00+01:00", "2024-01-01T00:00:00Z"]
+        assert set(_times.moments(zoned, "p", "t", rule=rule)[0].tolist()) == {1704067200 * unit}
     for values, reason in (
         (["1", "soon"], "row 3: 'soon' is not a time"),
         (["2024-01-01", "2024-01-01T00:00Z"], "have a time zone"),
     ):
         with pytest.raises(DataError, match=reason):
-            _times.moments(values, "p", "t")
+            _times.moments(values, "p", "t", rule=2)
     with pytest.raises(ConfigError, match="group_split"):
         build(name="csv_table", path="loans.csv", time="day", group_split="customer")
 

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from fmeco.cli.tables import comparison_table
 from fmeco.core import Batch, Data, DataSpec, InputSpec, Target
-from fmeco.datasets import _series, _times
+from fmeco.datasets import _gaps, _latest, _series
 from fmeco.errors import ConfigError, DataError
 from fmeco.evaluation.measure import measure
+from fmeco.evaluation.verdict import better, verdict
 from fmeco.inference import model as use
 from fmeco.nn.intervals import bootstrap
 from fmeco.nn.layers import by_instance
@@ -134,9 +136,10 @@ def test_what_is_wrong_with_a_table_is_said_with_its_row() -> None:
     filled = altered(f"{cells[0]},,{cells[2]}", missing="previous")
     assert filled.split("train").panel.series[0].values[49] == float(lines[49].split(",")[1])
     assert "series 'a': 1 missing values are filled with the ones before" in " ".join(filled.notes)
-    assert "gaps in time: 1, the first between 2024-01-03 00:00:00" in " ".join(
-        series(path=str(write("gap.csv", "\n".join(lines[:50] + lines[51:])))).notes
-    )
+    gap = str(write("gap.csv", "\n".join(lines[:50] + lines[51:])))
+    with pytest.raises(DataError, match=r"gaps in time: 1 .+ the first between 2024-01-03 00:00:00"):
+        series(path=gap)
+    assert "each row counts as one step" in " ".join(series(path=gap, fill="none").notes)
     write("mixed.csv", "\n".join([lines[0], *reversed(lines[1:])]))
     mixed = series(path="mixed.csv")
     assert "and are sorted" in mixed.notes[0]
@@ -293,7 +296,10 @@ def test_baselines_equal_their_definitions(fmeco: Fmeco) -> None:
     ],
 )
 def test_the_times_that_follow_are_written_like_those_before(times: list[str], wanted: list[str]) -> None:
-    assert _series.following(times, _times.moments(times, "t.csv", "time"), 2) == wanted
+    write("t.csv", "time,a\n" + "\n".join(f"{time},{i}" for i, time in enumerate(times)))
+    found, _ = _series.read_series("t.csv", _series.Layout("time", None, None, None, "error", None), rule=2)
+    (regular,), _ = _gaps.regular(found, None, None, "t.csv", named=False)
+    assert _latest.following(regular, 2) == wanted
 
 
 def test_positions_are_counted_from_the_newest_patch() -> None:
@@ -324,3 +330,70 @@ def test_masked_pretraining_serves_other_series_and_another_context(fmeco: Fmeco
         assert c["name"] == "c" and 15 < c["mean"] < 25
         assert all(one["naive"] < 0.2 for one in (c, b)), "the season of the new task"
         assert fmeco("evaluate", out, "--json").json["samples"] == 138
+
+
+def test_a_baseline_forecasts_quantiles_of_its_validation_errors(fmeco: Fmeco) -> None:
+    """One number for all quantiles would lose against any interval. The number itself is judged as before."""
+    hours(noise=0.5)
+    levels = [0.1, 0.5, 0.9]
+    raw = settings(train={"steps": 2, "batch_size": 64, "tensorboard": False}, evaluate={})
+    raw["objective"] = {"name": "forecast", "loss": "quantile", "quantiles": levels}
+    assert fmeco("pretrain", write("c.yaml", raw), "--out", "run").code == 0
+    data = series()
+    (x, y), (val_x, val_y) = (
+        (part.tensors["series"].double().numpy(), part.targets["future"].double().numpy())
+        for part in (data.split("test"), data.split("val"))
+    )
+    spread = np.quantile(val_y - val_x[:, 24:36], levels, axis=0)  # (Q, H)
+    quantiles = x[:, 24:36] + spread[:, None]
+    losses = [np.maximum(q * (y - z), (q - 1) * (y - z)) for q, z in zip(levels, quantiles, strict=True)]
+    told = fmeco("evaluate", "run", "--baseline", "seasonal_naive", "--json").json["baseline"]
+    metrics = told["metrics"]
+    assert metrics["test_pinball"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert metrics["test_coverage/0.1-0.9"] == pytest.approx(
+        ((quantiles[0] <= y) & (y <= quantiles[2])).mean(), rel=1e-5
+    )
+    assert 0.7 < metrics["test_coverage/0.1-0.9"] < 0.9
+    assert metrics["test_mse"] == pytest.approx(((x[:, 24:36] - y) ** 2).mean(), rel=1e-5)
+    assert metrics["test_mae"] == pytest.approx(np.abs(x[:, 24:36] - y).mean(), rel=1e-5)
+    linear = fmeco("evaluate", "run", "--baseline", "dlinear", "--json").json["baseline"]["metrics"]
+    assert linear["test_pinball"] < metrics["test_pinball"] < np.abs(x[:, 24:36] - y).mean() / 2
+    assert 0.7 < linear["test_coverage/0.1-0.9"] < 0.9
+    # A network of two steps is worse than both, and no sentence says that it is better by less than nothing.
+    answer = fmeco("evaluate", "run", "--baseline", "dlinear")
+    assert "on test_pinball the model is worse by 0." in answer.out
+    assert "better by -" not in answer.out
+
+
+@pytest.mark.parametrize(
+    ("difference", "words", "sentence"),
+    [
+        (
+            [0.1, 0.05, 0.15],
+            ("better by 0.1000", "0.0500 to 0.1500"),
+            "x helped: mse better by 0.100, 95% interval 0.050 to 0.150",
+        ),
+        (
+            [-0.1, -0.15, -0.05],
+            ("worse by 0.1000", "0.0500 to 0.1500"),
+            "x hurt: mse worse by 0.100, 95% interval 0.050 to 0.150",
+        ),
+        (
+            [-0.1, -0.2, 0.05],
+            ("worse by 0.1000", "-0.0500 to 0.2000"),
+            "x: no significant difference on these samples: mse worse by",
+        ),
+        ([0.0, -0.1, 0.1], ("better by 0.0000", "-0.1000 to 0.1000"), "x: no significant difference on these samples"),
+        (
+            [-0.0, -0.00001, 0.0],
+            ("better by 0.0000", "0.0000 to 0.0000"),
+            "x: no significant difference on these samples",
+        ),
+    ],
+)
+def test_worse_is_called_worse(difference: list[float], words: tuple[str, str], sentence: str) -> None:
+    assert better(difference) == words
+    assert verdict({"difference": difference}, "x", "mse").startswith(sentence)
+    runs = [{"run": "a", "metrics": {"mse": 1.0}}, {"run": "b", "metrics": {"mse": 2.0}, "difference": difference}]
+    shown = comparison_table({"split": "test", "samples": 9, "metric": "mse", "runs": runs})
+    assert words[0] in shown and words[1] in shown and "the first is" in shown

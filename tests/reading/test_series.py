@@ -1,0 +1,545 @@
+"""Real tables of series: how their times are written, their steps, their gaps, and clocks that change."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import pytest
+
+from fmeco.core import Data, DataError, DataSpec
+from fmeco.data.spec_reader import reader_module
+from fmeco.datasets import _times
+from tests.conftest import Answer, write
+from tests.data.test_data import build
+
+rrule: Any = pytest.importorskip("dateutil.rrule")  # what follows in a calendar is its answer
+Fmeco = Callable[..., Answer]
+KEYS = {"context": 8, "horizon": 2, "val_fraction": 0.25, "test_fraction": 0.0}
+
+
+def table(times: Sequence[object], path: str = "t.csv", skip: Sequence[int] = (), name: str = "a") -> str:
+    """Write a series whose values are 0, 1, 2, ..."""
+    rows = [f"{time},{i}" for i, time in enumerate(times) if i not in skip]
+    return str(write(path, "\n".join([f"time,{name}", *rows]) + "\n"))
+
+
+def series(times: Sequence[object], **keys: Any) -> Data:
+    return build(**{"name": "series", "path": table(times), **KEYS, **keys})
+
+
+def ahead(spec: DataSpec, path: str, count: int) -> list[str]:
+    """Return the times that a forecast of the first series of a table is for."""
+    samples = reader_module(spec).read(spec, [path])
+    samples[0]  # raises if the series cannot be forecast
+    return [row["time"] for row in samples.answers(0, {"prediction": [0.0] * count})]
+
+
+def every(unit: str, start: datetime, count: int, **how: Any) -> list[datetime]:
+    """Continue a date by the rules of dateutil."""
+    return list(rrule.rrule(getattr(rrule, unit), dtstart=start, count=count, **how))
+
+
+def weekdays(start: datetime, count: int) -> list[datetime]:
+    return every("DAILY", start, count, byweekday=range(5))
+
+
+START = datetime(2023, 1, 2)  # a Monday
+
+
+# ---------------------------------------------------------------- how times are written
+
+
+@pytest.mark.situation("dates written as numbers", "read rightly")
+@pytest.mark.parametrize(
+    ("pattern", "unit", "interval"),
+    [
+        ("%Y%m%d", "DAILY", 1),
+        ("%Y%m%d", "WEEKLY", 1),
+        ("%Y%m", "MONTHLY", 1),
+        ("%Y%m", "MONTHLY", 3),
+        ("%Y%m%d%H", "HOURLY", 1),
+        ("%Y%m%d%H%M", "MINUTELY", 15),
+        ("%Y%m%d%H%M%S", "SECONDLY", 10),
+    ],
+)
+def test_numbers_that_are_dates_are_dates(pattern: str, unit: str, interval: int) -> None:
+    dates = [f"{date:{pattern}}" for date in every(unit, datetime(2023, 11, 1), 50, interval=interval)]
+    data = series(dates[:40])
+    assert ahead(data.spec, "t.csv", 10) == dates[40:]
+    assert data.spec.preprocessing["times"]["pattern"] == pattern
+    if pattern != "%Y%m":  # predict needs no more rows than the context to know what the numbers are
+        assert ahead(data.spec, table(dates[2:10], "new.csv"), 3) == dates[10:13]
+
+
+@pytest.mark.situation("seconds, milliseconds and so on since 1970", "read rightly")
+@pytest.mark.parametrize("ticks", [1, 10**3, 10**6, 10**9])
+@pytest.mark.parametrize("unit", ["HOURLY", "MONTHLY"])
+def test_times_since_1970_follow_the_calendar(ticks: int, unit: str) -> None:
+    seconds = [round(date.replace(tzinfo=UTC).timestamp()) for date in every(unit, START.replace(day=1), 50)]
+    numbers = [str(second * ticks) for second in seconds]
+    data = series(numbers[:40])
+    assert ahead(data.spec, "t.csv", 10) == numbers[40:]
+    assert "is read as time since 1970" in data.notes[0] and "2023-01-01" in data.notes[0]
+
+
+@pytest.mark.situation("numbers that are no dates", "read rightly")
+@pytest.mark.parametrize(
+    ("first", "step", "decimals"),
+    [(0, 1, 0), (1990, 1, 0), (20_240_100, 1, 0), (100_000, 1, 0), (0, 0.1, 1), (5, 0.25, 2)],
+)
+def test_plain_numbers_stay_numbers(first: int, step: float, decimals: int) -> None:
+    numbers = [f"{first + step * i:.{decimals}f}" for i in range(50)]
+    found = ahead(series(numbers[:40]).spec, "t.csv", 10)
+    assert [float(time) for time in found] == [float(number) for number in numbers[40:]]
+
+
+FORMATS = [
+    ("%Y-%m-%d", "DAILY"),
+    ("%Y/%m/%d", "DAILY"),
+    ("%Y.%m.%d", "DAILY"),
+    ("%d.%m.%Y", "DAILY"),
+    ("%d/%m/%Y", "DAILY"),
+    ("%m/%d/%Y", "DAILY"),
+    ("%d-%m-%Y", "DAILY"),
+    ("%-d.%-m.%Y", "DAILY"),
+    ("%-m/%-d/%Y", "DAILY"),
+    ("%Y-%m", "MONTHLY"),
+    ("%Y/%m", "MONTHLY"),
+    ("%m/%Y", "MONTHLY"),
+    ("%m.%Y", "MONTHLY"),
+    ("%-m.%Y", "MONTHLY"),
+    ("%Y.%m", "MONTHLY"),
+    ("%G-W%V", "WEEKLY"),
+    ("%Y-%m-%d %H:%M", "HOURLY"),
+    ("%Y-%m-%dT%H:%M:%S", "MINUTELY"),
+    ("%Y-%m-%d %H:%M:%S.%f", "SECONDLY"),
+    ("%Y-%m-%dT%H:%M:%SZ", "HOURLY"),
+    ("%d.%m.%Y %H:%M", "HOURLY"),
+    ("%d/%m/%Y %H:%M:%S", "HOURLY"),
+    ("%m/%d/%Y %-H:%M", "HOURLY"),
+    ("%Y/%m/%dT%H:%M:%S", "HOURLY"),
+]
+
+
+@pytest.mark.situation("dates in many formats", "read rightly")
+@pytest.mark.parametrize(("pattern", "unit"), FORMATS)
+def test_forecasts_are_dated_as_the_table_is(pattern: str, unit: str) -> None:
+    count = 2000 if unit == "HOURLY" else 60
+    dates = [date.strftime(pattern) for date in every(unit, datetime(2023, 12, 25), count)]
+    data = series(dates[:-10])
+    assert ahead(data.spec, "t.csv", 10) == dates[-10:]
+    plain = pattern.startswith("%Y-%m")
+    assert any("is read as dates" in note for note in data.notes) is not plain, "what is not plain is said"
+
+
+@pytest.mark.situation("quarters such as 2024Q1", "read rightly")
+@pytest.mark.parametrize("between", ["", "-"])
+def test_quarters_are_followed_by_quarters(between: str) -> None:
+    quarters = [f"{2000 + i // 4}{between}Q{i % 4 + 1}" for i in range(50)]
+    assert ahead(series(quarters[:40]).spec, "t.csv", 10) == quarters[40:]
+
+
+@pytest.mark.situation("dates that could be read in two ways, or in none", "refused by name")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {i: f"{i % 12 + 1:02}/{i // 12 + 1:02}/2024" for i in range(40)},
+            "row 2: '01/01/2024' is either day and month",
+        ),
+        (
+            {i: f"{i % 12 + 1:02}-{i // 12 + 1:02}-2024" for i in range(40)},
+            "row 2: '01-01-2024' is either day and month",
+        ),
+        ({0: "13/01/2024", **{i: f"01/{i:02}/2024" for i in range(1, 29)}}, "row 15: .* in another order than row 2"),
+        ({7: "2024-02-30"}, "row 9: '2024-02-30' is not a time"),
+        ({7: "2024-01-08 25:00"}, "row 9: '2024-01-08 25:00' is not a time"),
+        ({7: "8 Jan 2024"}, "row 9: '8 Jan 2024' is not a time"),
+        ({7: ""}, "row 9: '' is not a time"),
+        ({7: "now"}, "row 9: 'now' is not a time"),
+        ({0: "today"}, "row 2: 'today' is not a time"),
+        ({i: f"1/{i + 1}/24 1:00 PM" for i in range(29)}, "row 2: '1/1/24 1:00 PM' is not a time"),
+        ({i: 20240101 + i for i in range(29)} | {7: 20240230}, "row 9: '20240230' is no date"),
+        ({i: 200001 + i % 12 + 100 * (i // 12) for i in range(40)} | {7: 200013}, "row 9: '200013' is no date"),
+        ({7: "2024-01-08T00:00Z"}, "some times have a time zone and others do not"),
+        ({7: "1500-01-08T00:00:00.000000001"}, "row 9: .* is not within 1678 to 2261"),
+    ],
+)
+def test_the_row_that_is_no_time_is_named(change: dict[int, object], message: str) -> None:
+    times: list[object] = [f"2024-01-{i + 1:02}" for i in range(29)]
+    if len(change) > 2:
+        times = [change[i] for i in sorted(change)]
+    for at, value in change.items():
+        times[at] = value
+    with pytest.raises(DataError, match=message):
+        series(times)
+
+
+@pytest.mark.situation("a new table whose dates alone could be read in two ways", "read rightly")
+@pytest.mark.parametrize("pattern", ["%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%-m/%-d/%Y"])
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_checkpoint_knows_which_number_is_the_day(pattern: str, whole: bool) -> None:
+    spec = series([date.strftime(pattern) for date in every("DAILY", START, 40)]).spec
+    days = [date.strftime(pattern) for date in every("DAILY", datetime(2024, 2, 1), 12)]
+    new = table(days[:10], "new.csv")
+    assert ahead(spec, new, 2) == days[10:]
+    if whole:  # as `evaluate` reads it
+        data = build(name="series", path=new, known=spec, whole=True)
+        assert data.split("test").panel.series[0].format.pattern == pattern  # type: ignore[attr-defined]
+
+
+@pytest.mark.situation("a new table whose numbers alone could be dates", "read rightly")
+@pytest.mark.parametrize("first", [202_280, 20_240_080])
+def test_the_checkpoint_knows_that_its_numbers_are_no_dates(first: int) -> None:
+    spec = series(range(first, first + 60)).spec
+    new = table(range(first + 21, first + 32), "new.csv")  # 202301 to 202311, or 20240101 to 20240111
+    assert ahead(spec, new, 3) == [str(first + 32), str(first + 33), str(first + 34)]
+
+
+# ---------------------------------------------------------------- regular steps
+
+
+def month_ends(start: datetime, count: int, step: int = 1) -> list[datetime]:
+    return every("MONTHLY", start, count, interval=step, bymonthday=-1)
+
+
+STEPS: dict[str, list[datetime]] = {
+    "10 seconds": every("SECONDLY", START, 60, interval=10),
+    "15 minutes": every("MINUTELY", START, 60, interval=15),
+    "1 hour": every("HOURLY", START, 60),
+    "1 day": every("DAILY", START, 60),
+    "2 days": every("DAILY", START, 60, interval=2),
+    "1 week": every("WEEKLY", START, 60),
+    "first of the month": every("MONTHLY", datetime(2020, 1, 1), 60),
+    "middle of the month": every("MONTHLY", datetime(2020, 1, 15, 12), 60),
+    "end of the month": month_ends(datetime(2020, 1, 31), 60),
+    "last business day": every("MONTHLY", datetime(2020, 1, 31), 60, byweekday=range(5), bysetpos=-1),
+    "first business day": every("MONTHLY", datetime(2020, 1, 1), 60, byweekday=range(5), bysetpos=1),
+    "first of the quarter": every("MONTHLY", datetime(2005, 1, 1), 60, interval=3),
+    "end of the quarter": month_ends(datetime(2005, 3, 31), 60, 3),
+    "end of the year": month_ends(datetime(1940, 12, 31), 60, 12),
+    "year": every("YEARLY", datetime(1940, 1, 1), 60),
+    "business day": weekdays(START, 60),
+}
+
+
+@pytest.mark.situation("regular steps, from seconds to years", "read rightly")
+@pytest.mark.parametrize("name", STEPS)
+def test_a_forecast_continues_the_steps_of_its_table(name: str) -> None:
+    pattern = "%Y-%m-%d %H:%M:%S" if "second" in name or "minute" in name or "hour" in name else "%Y-%m-%d"
+    dates = [f"{date:{pattern}}" for date in STEPS[name]]
+    data = series(dates[:45])
+    assert ahead(data.spec, "t.csv", 15) == dates[45:]
+    assert not any("gap" in note for note in data.notes)
+
+
+@pytest.mark.situation("business days", "read rightly")
+@pytest.mark.parametrize("weekday", range(5))
+def test_business_days_are_never_forecast_on_a_weekend(weekday: int) -> None:
+    """Not even if the table of `predict` is a single week, in which no weekend shows what its days are."""
+    days = weekdays(START + timedelta(weekday), 200)
+    data = series([f"{day:%Y-%m-%d}" for day in days[:100]], context=5)
+    assert data.spec.preprocessing["times"]["unit"] == "business day"
+    for begin in range(5):
+        new = table([f"{day:%Y-%m-%d}" for day in days[100 + begin : 105 + begin]], "new.csv")
+        assert ahead(data.spec, new, 8) == [f"{day:%Y-%m-%d}" for day in days[105 + begin : 113 + begin]]
+
+
+@pytest.mark.situation("steps that are not those of the checkpoint", "said")
+def test_other_steps_than_in_training_are_told() -> None:
+    data = series(every("HOURLY", START, 40))
+    new = table(every("DAILY", START, 20), "new.csv")
+    samples = reader_module(data.spec).read(data.spec, [new])
+    assert "the steps are 1 day, and those of the checkpoint's data 1 hour" in " ".join(samples.notes)
+    assert ahead(data.spec, new, 1) == ["2023-01-22 00:00:00"]
+
+
+@pytest.mark.situation("times that are nearly regular", "read rightly")
+def test_times_that_are_off_by_less_than_a_tenth_of_a_step_are_regular() -> None:
+    rng = np.random.default_rng(0)
+    times = [START + timedelta(minutes=i, seconds=float(rng.uniform(-1, 1))) for i in range(40)]
+    assert series([f"{time:%Y-%m-%d %H:%M:%S.%f}" for time in times]).spec.sizes["train"] > 0
+
+
+# ---------------------------------------------------------------- gaps
+
+
+def without(skip: Sequence[int]) -> str:
+    return table([f"{hour:%Y-%m-%d %H:%M}" for hour in every("HOURLY", START, 40)], skip=skip)
+
+
+GAPS = [(7,), (7, 8, 9), (7, 20, 21)]
+
+
+@pytest.mark.situation("absent rows in a series", "refused by name")
+@pytest.mark.parametrize("skip", GAPS)
+@pytest.mark.parametrize("long", [False, True])
+def test_a_gap_is_refused_with_the_key_that_fills_it(skip: Sequence[int], long: bool) -> None:
+    path, keys = without(skip), {}
+    if long:
+        lines = Path(path).read_text().splitlines()[1:]
+        write(path, "\n".join(["id,time,value", *(f"x,{line}" for line in lines), *(f"y,{line}" for line in lines)]))
+        keys = {"id": "id", "value": "value"}
+    with pytest.raises(DataError) as caught:
+        build(name="series", path=path, **KEYS, **keys)
+    assert "between 2023-01-02 06:00 and" in caught.value.message and "(rows 8 and 9)" in caught.value.message
+    assert ("of 'x'" in caught.value.message) is long
+    assert "dataset.fill: forward" in caught.value.hints[0]
+
+
+@pytest.mark.situation("absent rows in a series", "read rightly")
+@pytest.mark.parametrize("skip", GAPS)
+@pytest.mark.parametrize("fill", ["forward", "interpolate", "none"])
+def test_gaps_are_filled_as_the_key_says(skip: Sequence[int], fill: str) -> None:
+    data = build(name="series", path=without(skip), **KEYS, fill=fill)
+    kept = [i for i in range(40) if i not in skip]
+    wanted = {
+        "forward": [max(i for i in kept if i <= step) for step in range(40)],
+        "interpolate": np.interp(range(40), kept, kept),
+        "none": kept,
+    }[fill]
+    panel = data.split("train").panel  # type: ignore[attr-defined]
+    assert np.allclose(panel.series[0].values, wanted)
+    assert panel.series[0].times[-1] == "2023-01-03 15:00"
+    if fill != "none":
+        assert panel.series[0].times == [f"{hour:%Y-%m-%d %H:%M}" for hour in every("HOURLY", START, 40)]
+    note = next(note for note in data.notes if "gaps in time" in note)
+    assert ("each row counts as one step" if fill == "none" else f"filled: {fill}") in note
+    assert ahead(data.spec, "t.csv", 1) == ["2023-01-03 16:00"]
+
+
+@pytest.mark.situation("holidays among business days", "refused by name")
+def test_a_holiday_is_a_gap_and_a_weekend_is_none() -> None:
+    days = weekdays(datetime(2023, 11, 1), 60)
+    holidays = [days.index(datetime(2023, 12, 25)), days.index(datetime(2024, 1, 1))]
+    path = table([f"{day:%Y-%m-%d}" for day in days], skip=holidays)
+    with pytest.raises(DataError, match=r"gaps in time: 2 .+ between 2023-12-22 and 2023-12-26"):
+        build(name="series", path=path, **KEYS)
+    data = build(name="series", path=path, **KEYS, fill="forward")
+    values = data.split("train").panel.series[0].values  # type: ignore[attr-defined]
+    assert len(values) == 60 and values[holidays[0]] == holidays[0] - 1
+
+
+@pytest.mark.situation("times without any step", "refused by name")
+@pytest.mark.parametrize("numbers", [True, False])
+def test_irregular_times_are_refused_unless_rows_are_steps(numbers: bool) -> None:
+    rng = np.random.default_rng(0)
+    seconds = np.cumsum(rng.uniform(1, 3, 40).round(3))
+    times = [f"{x:.3f}" if numbers else f"{START + timedelta(seconds=float(x))}" for x in seconds]
+    with pytest.raises(DataError, match="the times are not regular: most steps are about") as caught:
+        series(times)
+    assert "dataset.fill: none" in caught.value.hints[0]
+    assert len(series(times, fill="none").split("train").panel.series[0].values) == 40  # type: ignore[attr-defined]
+
+
+@pytest.mark.situation("a gap in what predict reads", "refused by name")
+def test_a_gap_in_the_context_is_no_forecast_and_one_before_it_does_not_matter(fmeco: Fmeco) -> None:
+    table(every("HOURLY", START, 60))
+    config = {
+        "dataset": {"name": "series", "path": "t.csv", **KEYS},
+        "backbone": {"name": "mlp", "hidden": [4]},
+        "objective": "forecast",
+        "train": {"steps": 1, "batch_size": 8, "tensorboard": False},
+    }
+    assert fmeco("pretrain", write("c.yaml", config), "--out", "run").code == 0
+    times = every("HOURLY", START, 20)
+    assert fmeco("predict", "run", table(times, "old.csv", skip=[3])).code == 0
+    answer = fmeco("predict", "run", table(times, "new.csv", skip=[15]), "--json")
+    assert answer.code == 3
+    error = answer.json["error"]
+    assert "gaps in time: 1 (absent rows: 1; steps: 1 hour)" in error["message"], error
+    assert "between 2023-01-02 14:00:00 and 2023-01-02 16:00:00 (rows 16 and 17)" in error["message"]
+    assert "add the absent rows" in error["message"]
+    # Beside a table that can be read, the other one is a row with its error.
+    rows = fmeco("predict", "run", "old.csv", "new.csv", "--json").json["predictions"]
+    assert [(row["input"], row["error"] is None) for row in rows] == [("old.csv", True)] * 2 + [("new.csv", False)]
+
+
+@pytest.mark.situation("a gap in what predict reads", "read rightly")
+@pytest.mark.parametrize(("fill", "value"), [("forward", 14.0), ("interpolate", 15.0)])
+def test_a_gap_in_the_context_is_filled_as_in_training(fill: str, value: float) -> None:
+    data = series(every("HOURLY", START, 40), fill=fill)
+    stats = data.spec.preprocessing["series"][0]
+    new = table(every("HOURLY", START, 20), "new.csv", skip=[15])
+    found = reader_module(data.spec).read(data.spec, [new])[0]["series"].double().numpy() * stats["std"] + stats["mean"]
+    assert np.allclose(found, [12, 13, 14, value, 16, 17, 18, 19], atol=1e-4)
+
+
+# ---------------------------------------------------------------- clocks that change
+
+ZONES = [
+    "Europe/Berlin",
+    "Europe/London",
+    "Europe/Helsinki",
+    "America/New_York",
+    "America/Los_Angeles",
+    "Australia/Sydney",
+]
+
+
+def local_times(zone: str, minutes: int) -> list[datetime]:
+    """Return every moment of the days around the two clock changes of 2024, by the local clock."""
+    start = datetime(2024, 3, 1, tzinfo=UTC)
+    moments = [start + timedelta(minutes=minutes) * i for i in range(260 * 24 * 60 // minutes)]
+    return [moment.astimezone(ZoneInfo(zone)).replace(tzinfo=None) for moment in moments]
+
+
+@pytest.mark.situation("local times whose clocks change", "read rightly")
+@pytest.mark.parametrize("zone", ZONES)
+@pytest.mark.parametrize("minutes", [60, 30])
+def test_a_repeated_hour_and_a_left_out_hour_are_steps_like_others(zone: str, minutes: int) -> None:
+    times = local_times(zone, minutes)
+    assert len(set(times)) < len(times), "an hour is repeated"
+    data = series([f"{time:%Y-%m-%d %H:%M}" for time in times])
+    (only,) = data.split("train").panel.series  # type: ignore[attr-defined]
+    assert (only.values == np.arange(len(times))).all(), "in order of the table, and nothing is filled"
+    assert (np.diff(only.moments) == minutes * 60 * 10**6).all()
+    note = next(note for note in data.notes if "clocks change" in note)
+    assert note.count("(repeated)") == 1 and note.count("(left out)") == 1
+    assert not any("sorted" in note or "gap" in note for note in data.notes)
+    assert ahead(data.spec, "t.csv", 1) == [f"{times[-1] + timedelta(minutes=minutes):%Y-%m-%d %H:%M}"]
+
+
+@pytest.mark.situation("local times whose clocks change", "read rightly")
+def test_series_below_one_another_change_their_clocks_together() -> None:
+    times = [f"{time:%Y-%m-%d %H:%M}" for time in local_times("Europe/Berlin", 60)]
+    rows = [
+        f"{name},{time},{i}" for name, first in (("x", 0), ("y", 3000)) for i, time in enumerate(times) if i >= first
+    ]
+    write("long.csv", "\n".join(["id,time,value", *rows]))
+    data = build(name="series", path="long.csv", id="id", value="value", **KEYS)
+    x, y = data.split("val").panel.series  # type: ignore[attr-defined]
+    assert (x.moments[3000:] == y.moments).all(), "the same moment, though y begins in summer"
+
+
+@pytest.mark.situation("a repeated hour whose rows are not in order", "refused by name")
+def test_a_repeated_hour_out_of_order_is_refused_with_what_to_do() -> None:
+    times = [f"{time:%Y-%m-%d %H:%M}" for time in local_times("Europe/Berlin", 60)]
+    with pytest.raises(DataError, match="have the same time, 2024-10-27 02:00") as caught:
+        series([*times[5:], *times[:5]])
+    assert any("write the distance from UTC" in hint for hint in caught.value.hints)
+
+
+@pytest.mark.situation("a repeated row that no clock explains", "refused by name")
+@pytest.mark.parametrize("at", ["2024-10-26 02:00", "2024-10-27 12:00", "2024-06-02 02:00"])
+def test_the_same_time_twice_at_another_hour_is_an_error(at: str) -> None:
+    times = [f"{time:%Y-%m-%d %H:%M}" for time in every("HOURLY", datetime(2024, 5, 1), 5000)]
+    times.insert(times.index(at), at)
+    with pytest.raises(DataError, match=f"have the same time, {at}"):
+        series(times)
+
+
+@pytest.mark.situation("days and hours with their distance from UTC", "read rightly")
+@pytest.mark.parametrize(("hours", "count"), [(1, 5800), (24, 300)])
+def test_times_with_a_zone_are_regular_by_one_of_two_clocks(hours: int, count: int) -> None:
+    """Days begin at local midnight, 23 or 25 hours apart where clocks change; hours are equal in UTC."""
+    zone = ZoneInfo("Europe/Berlin")
+    if hours == 24:
+        times = [(datetime(2024, 2, 1) + timedelta(i)).replace(tzinfo=zone) for i in range(count)]
+    else:
+        times = [(datetime(2024, 2, 1, tzinfo=UTC) + timedelta(hours=i)).astimezone(zone) for i in range(count)]
+    data = series([time.isoformat() for time in times])
+    (only,) = data.split("train").panel.series  # type: ignore[attr-defined]
+    assert (only.values == np.arange(count)).all()
+    assert not any("gap" in note for note in data.notes)
+    after = times[-1] + timedelta(hours=hours)  # of the same zone, so by the local clock; no clock changes here
+    assert ahead(data.spec, "t.csv", 1) == [after.isoformat()]
+
+
+@pytest.mark.situation("days and hours with their distance from UTC", "read rightly")
+@pytest.mark.parametrize("zone", ["Z", "+00:00", "+0000", "+05:30", "-0800"])
+@pytest.mark.parametrize("pattern", ["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M", "%d.%m.%Y %H:%M", "%Y%m%dT%H%M%S"])
+def test_a_forecast_keeps_the_distance_from_utc(zone: str, pattern: str) -> None:
+    times = [f"{date:{pattern}}{zone}" for date in every("HOURLY", datetime(2023, 12, 31), 50)]
+    found = ahead(series(times[:40]).spec, "t.csv", 10)
+    assert list(map(datetime.fromisoformat, map(_iso, found))) == list(
+        map(datetime.fromisoformat, map(_iso, times[40:]))
+    )
+    assert pattern == "%Y%m%dT%H%M%S" or found == times[40:]
+
+
+def _iso(time: str) -> str:
+    """Turn a German date into one that `datetime.fromisoformat` knows."""
+    return f"{time[6:10]}-{time[3:5]}-{time[:2]}{time[10:]}" if time[2] == "." else time
+
+
+# ---------------------------------------------------------------- old checkpoints, and the other users of times
+
+
+def first_rule(spec: DataSpec) -> DataSpec:
+    """A spec as code before decode rule 2 wrote it."""
+    old = {key: value for key, value in spec.preprocessing.items() if key not in ("decode", "times", "fill")}
+    return DataSpec(spec.modality, spec.inputs, {}, old, spec.reader)
+
+
+@pytest.mark.situation("series of an old checkpoint", "read rightly")
+def test_each_row_of_an_old_checkpoints_data_stays_a_step() -> None:
+    old = first_rule(series(every("HOURLY", START, 60)).spec)
+    data = build(name="series", path=table(every("HOURLY", START, 40), skip=[7]), val_fraction=0.25, known=old)
+    (only,) = data.split("train").panel.series  # type: ignore[attr-defined]
+    assert only.values.tolist() == [i for i in range(40) if i != 7]
+    assert not {"decode", "times", "fill"} & set(data.spec.preprocessing)
+    samples = reader_module(old).read(old, [table(every("HOURLY", START, 20), "new.csv", skip=[15])])
+    assert len(samples[0]["series"]) == 8
+
+
+@pytest.mark.situation("times of an old checkpoint", "read rightly")
+@pytest.mark.parametrize(
+    "times",
+    [
+        ["3", "1.5", "-2"],
+        ["20240131", "20240201"],
+        ["1700000000123456789", "1700000000123456790"],
+        ["1e3", "2e3"],
+        ["2024-01-31", "1500-03-04", "9999-12-31"],
+        ["2024-01-31T12:00:00.123456", "2024-01-31T12:00:00.123457"],
+        ["2024-01-31T12:00:00.123456789", "2024-01-31T12:00:00.5"],
+        ["2024-01-31 12:00+02:00", "2024-01-31 12:00Z"],
+        ["20240131T120000", "20240131T130000"],
+    ],
+)
+def test_decode_rule_1_has_times_as_float64(times: list[str]) -> None:
+    found, _, notes = _times.moments(times, "t.csv", "time", rule=1)
+    try:
+        wanted = [float(time) for time in times]
+    except ValueError:
+        dates = [datetime.fromisoformat(time) for time in times]
+        wanted = [(date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() for date in dates]
+    assert found.dtype == np.float64 and found.tolist() == wanted and not notes
+
+
+@pytest.mark.situation("the time of a table's rows in many formats", "read rightly")
+@pytest.mark.parametrize(("pattern", "unit"), [*FORMATS, ("%Y%m%d", "DAILY"), ("%s", "HOURLY"), ("%Y%m%d%H", "HOURLY")])
+def test_a_table_is_split_by_what_its_times_mean(pattern: str, unit: str) -> None:
+    times = [date.strftime(pattern) for date in every(unit, datetime(2023, 6, 25), 40)]
+    rows = [f"{i},{times[i]},{'ab'[i % 2]}" for i in np.random.default_rng(0).permutation(40)]
+    write("t.csv", "\n".join(["n,day,label", *rows]))
+    data = build(name="csv_table", path="t.csv", time="day", val_fraction=0.25)
+    held = data.split("val")
+    numbers = {int(rows[int(held.name(i).split(":")[1]) - 2].split(",")[0]) for i in range(len(held))}
+    assert numbers == set(range(30, 40)), "the newest quarter"
+
+
+@pytest.mark.situation("the time of a table's rows could be read in two ways", "refused by name")
+@pytest.mark.parametrize("value", ["01/02/2024", "2-1-2024"])
+def test_a_table_is_not_split_by_dates_of_two_meanings(value: str) -> None:
+    write("t.csv", "\n".join(["n,day,label", *(f"{i},{value},{'ab'[i % 2]}" for i in range(20))]))
+    with pytest.raises(DataError, match=f"column 'day', row 2: '{value}' is either day and month, or month and day"):
+        build(name="csv_table", path="t.csv", time="day")
+
+
+@pytest.mark.situation("a table written by polars", "read rightly")
+def test_the_dates_of_parquet_are_dates() -> None:
+    polars = pytest.importorskip("polars")
+    days = polars.date_range(START, datetime(2023, 3, 31), "1d", eager=True)
+    polars.DataFrame({"time": days, "a": range(len(days))}).write_parquet("t.parquet")
+    data = build(name="series", path="t.parquet", **KEYS)
+    assert ahead(data.spec, "t.parquet", 2) == ["2023-04-01", "2023-04-02"]
+    with open(table(days.to_list())) as file:
+        assert [row["time"] for row in csv.DictReader(file)] == [str(day) for day in days]
