@@ -20,12 +20,14 @@ from fmeco.core import (
     Inputs,
     InputSpec,
     Samples,
+    Spelling,
     Splitting,
     clean,
     same_modality,
 )
 from fmeco.datasets import _columns, _splits, _targets
 from fmeco.datasets._documents import SUFFIXES, Documents, Layout, first_line, read_documents
+from fmeco.datasets._numbers import Rules
 from fmeco.datasets._splits import Indices
 from fmeco.datasets._tokens import Packed, Wanted, encode, library, load, pieces, preprocessing, separator_id
 from fmeco.nn.ids import numbering
@@ -70,6 +72,7 @@ def build_texts(
     whole: bool,
     reader: str = "text",
     task: str = "class",
+    spelling: Spelling | None = None,
     pack: bool = False,
     splitting: Splitting,
 ) -> Data:
@@ -78,6 +81,7 @@ def build_texts(
     parts: positions of each split's documents, if files decide the splits.
     wanted: the config's keys for the tokenizer.
     task: kind of the labels.
+    spelling: of missing labels and of numbers.
     pack: join the documents and cut them into pieces of equal length, without labels.
     Raises ConfigError and DataError that name the key, file or row.
     """
@@ -90,7 +94,12 @@ def build_texts(
     if labels:
         old = known.targets if known is not None else {}
         targets = _targets.read_targets(
-            labels, old, splitting.classes, where=where, names=documents.names, kind_of=lambda _: task
+            labels,
+            old,
+            _targets.Layout({"label": layout.label or "label"}, task, classes=splitting.classes),
+            Rules.of(known, spelling),
+            where=where,
+            names=documents.names,
         )
         kept, codes, notes = targets.kept, targets.codes, targets.notes
     elif splitting.classes is not None:
@@ -145,8 +154,9 @@ def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
     names: list[str] = []
     for source in sources:
         if os.path.exists(source):
-            layout = Layout(prep["text"], None, None)
-            if prep["columns"] is not None and prep["text"] not in first_line(source):
+            text = prep["text"] if isinstance(prep["text"], str) else tuple(prep["text"])
+            layout = Layout(text, None, None, decode=spec.decode)
+            if prep["columns"] is not None and not all(name in first_line(source) for name in layout.texts):
                 layout = layout._replace(columns=tuple(prep["columns"]))
             documents = read_documents(source, layout)
             texts += documents.texts

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fmeco.core import ConfigError, DataSpec, clean
+from fmeco.core import ConfigError, DataSpec, clean, decode_rule
 from fmeco.datasets._documents import Layout
 from fmeco.datasets._splits import Indices
 from fmeco.nn.ids import numbering
@@ -141,14 +141,14 @@ def preprocessing(known: DataSpec | None, wanted: Wanted, layout: Layout, texts:
     """Choose the tokenizer and collect the preprocessing of a text dataset.
 
     The tokenizer is the checkpoint's (`known`), else the file that the config names, else one learned from `texts`, the
-    training texts. Published weights may come without a tokenizer; `known` is then empty.
+    training texts. Published weights may come without a tokenizer.
     In the result, `ids` is the number of ids, and `vocabulary` the number that the config asked for.
     Raises ConfigError for keys that contradict the checkpoint or each other.
     """
     content = (
         Path(wanted.tokenizer).read_text("utf-8") if wanted.tokenizer and Path(wanted.tokenizer).is_file() else None
     )
-    if known is not None and known.preprocessing:
+    if known is not None and "tokenizer" in known.preprocessing:
         prep = dict(known.preprocessing)
         for key, value in (("vocabulary", wanted.vocabulary), ("lowercase", wanted.lowercase), ("tokenizer", content)):
             if value is not None and value != prep[key]:
@@ -175,10 +175,12 @@ def preprocessing(known: DataSpec | None, wanted: Wanted, layout: Layout, texts:
         "vocabulary": vocabulary,
         "lowercase": lowercase,
         "length": wanted.length or LENGTH,
+        "decode": decode_rule(known),
         **_places(layout),
     }
 
 
 def _places(layout: Layout) -> dict[str, Any]:
     """Return the keys of the layout that a checkpoint keeps."""
-    return {"text": layout.text, "columns": list(layout.columns) if layout.columns else None}
+    text = layout.text if isinstance(layout.text, str) else list(layout.text)
+    return {"text": text, "columns": list(layout.columns) if layout.columns else None}

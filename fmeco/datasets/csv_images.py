@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fmeco.core import Color, Data, DataSpec, Doc, FilePath, ImageSize, Splitting
+from fmeco.core import Color, Data, DataSpec, Doc, FilePath, ImageSize, Spelling, Splitting
 from fmeco.datasets import _file_tables, _files, _images
 
 MODALITY = "image"
 FILES = (".csv", ".tsv", ".parquet")
 LISTS = "image_folder"  # chosen for tables whose column `path` names files with image_folder's suffixes
-LAYOUT = ("image_column", "label_column", "task", "separator", "split_column?")
+LAYOUT = ("image_column", "label_column", "task", "separator", "missing", "decimal", "split_column?")
 
 
 def build(
@@ -31,11 +31,14 @@ def build(
         Doc("kind of the label; auto = number if all labels have decimals, else class"),
     ] = "auto",
     separator: Annotated[str, Doc("with task multilabel: separator between the labels of an image")] = "|",
+    spelling: Spelling = Spelling(),
     splitting: Splitting = Splitting(),
     image_size: ImageSize = None,
     color: Color = None,
 ) -> Data:
     spec = _images.image_spec(known, size=image_size, color=color)
-    layout = _file_tables.Layout(split_column, root, image_column, label_column, task, separator=separator)
+    layout = _file_tables.Layout(
+        split_column, root, image_column, label_column, task, separator=separator, spelling=spelling
+    )
     labelled = _file_tables.in_table(_images.ImageFiles, known, whole, path, layout, splitting)
     return _files.data(_images.ImageFiles, spec, labelled)

@@ -78,6 +78,28 @@ class Splitting:
     group_split: GroupSplit = None
 
 
+Missing = Annotated[
+    list[str] | None,
+    Doc(
+        "words for a missing cell, compared without case; [] = only an empty cell is missing; null = the checkpoint's, else "
+        "na, n/a, nan, null, none and ?"
+    ),
+]
+
+Decimal = Annotated[
+    dict[str, Literal[".", ","]] | None,
+    Doc("column -> its decimal point, for numbers that can be read in two ways: {price: ','} reads 1,234 as 1.234"),
+]
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """Say how a table writes missing cells and numbers. Its fields are keys of `dataset:`, and `build` gets them as one value."""
+
+    missing: Missing = None
+    decimal: Decimal = None
+
+
 class Without:
     """Remove keys of a group, such as Splitting, from a signature."""
 
@@ -85,7 +107,8 @@ class Without:
         self.keys = keys
 
 
-KEY_GROUPS: dict[str, type] = {"Splitting": Splitting}  # types that bundle several keys into one parameter of `build`
+# Types that bundle several keys into one parameter of `build`.
+KEY_GROUPS: dict[str, type] = {"Splitting": Splitting, "Spelling": Spelling}
 
 TeacherMomentum = Annotated[
     float,

@@ -1,0 +1,130 @@
+"""Decide what the columns of a new table hold (numbers, dates or categories), and compute their statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fmeco.core import DataError, clean, listing
+from fmeco.datasets import _dates
+from fmeco.datasets._numbers import (
+    LARGEST,
+    PLAIN,
+    Cells,
+    Column,
+    Notation,
+    Rules,
+    cells,
+    is_codes,
+    is_missing,
+    numbers,
+    quoted,
+)
+from fmeco.datasets._splits import Indices
+
+
+def fit_columns(
+    columns: Sequence[Column], train: Indices, rules: Rules, categorical_too: Collection[str] = ()
+) -> tuple[dict[str, Any], list[str]]:
+    """Compute column statistics from the training rows only: the `preprocessing` of a table. Returns it, and notes.
+
+    numeric: mean and std; missing values become the mean, plus a 0/1 column if any training value is missing. A column of
+        dates has one entry per part, with the order of its year, month and day.
+    categorical: the categories seen, numbered from 1; 0 is missing or never seen.
+    categorical_too: columns of numbers to treat as categorical.
+    Raises DataError for columns whose cells can be read in several ways, and for numbers that are too large.
+    """
+    numeric: list[dict[str, Any]] = []
+    categorical: list[dict[str, Any]] = []
+    notations: dict[str, Notation] = {}
+    notes: list[str] = []
+    for column in columns:
+        named = column.name in categorical_too
+        read = None if named else numbers(column, rules)
+        if read is not None and _are_codes(column, read.notation, rules):
+            notes.append(
+                f"{column}: its whole numbers are read as codes, which are categories: some begin with 0 or look like 1E5; "
+                f"dataset.decimal: {{{clean(column.name)}: '.'}} reads numbers"
+            )
+            read = None
+            named = True
+        if read is not None:
+            if read.notation != PLAIN:
+                notations[column.name] = read.notation
+                notes.append(f"{column}: numbers are read with {read.notation}")
+            numeric.append({"name": column.name, **_statistics(column, read.cells, train)})
+        elif not named and (order := _dates.order_of(column, rules)) is not None:
+            dates = _dates.read(column.text, order, rules)
+            parts = _dates.parts_of(dates)
+            for part in parts:
+                statistics = _statistics(column, dates.part(part), train)
+                statistics["missing"] = statistics["missing"] and part == parts[0]  # one mark for all parts
+                numeric.append({"name": column.name, "part": part, "order": order, **statistics})
+            notes.append(f"{column}: dates, {order}, are read as {listing(parts)}")
+        else:
+            seen = {column.text[i] for i in train.tolist()}
+            categories = sorted(value for value in seen if not is_missing(value, rules.missing))
+            categorical.append({"name": column.name, "categories": categories})
+            if not named and (note := _mixed(column, rules)):
+                notes.append(note)
+    _check_points(columns, numeric, notations, rules)
+    return {"numeric": numeric, "categorical": categorical, **rules.stored(notations)}, notes
+
+
+def _are_codes(column: Column, notation: Notation, rules: Rules) -> bool:
+    """Tell whether a column of numbers holds codes. A column that `dataset.decimal` names holds numbers."""
+    if notation != PLAIN or column.name in rules.decimal:
+        return False
+    return is_codes([text for text in column.text if not is_missing(text, rules.missing)])
+
+
+def _statistics(column: Column, found: Cells, train: Indices) -> dict[str, Any]:
+    """Compute mean and std of the training rows. Raises DataError for a number that is too large to have them."""
+    if (large := train[np.abs(found.values[train]) > LARGEST]).size:
+        raise DataError(
+            f"{column}, row {column.rows_at(large)}: '{clean(column.text[large[0]], 40)}' is too large to compute with",
+            "correct the cell, or remove the row",
+        )
+    gone = found.missing[train]
+    x = found.values[train][~gone] if not gone.all() else np.zeros(1)
+    constant = bool(x.min() == x.max())  # the mean and std of equal numbers are not exact
+    return {
+        "mean": float(x[0] if constant else x.mean()),
+        "std": 1.0 if constant else float(x.std()),
+        "missing": bool(gone.any()),
+    }
+
+
+def _mixed(column: Column, rules: Rules) -> str | None:
+    """Describe a column of categories of which half or more are numbers; None for other columns."""
+    found = cells(column.text, PLAIN, rules.missing)
+    count = len(column.text) - int(found.missing.sum())
+    if 2 * len(found.strange) > count:
+        return None
+    odd = dict.fromkeys(column.text[i] for i in found.strange.tolist())
+    return (
+        f"{column}: categories, although {count - len(found.strange):,} of {count:,} cells are numbers; {quoted(odd)} "
+        f"{'is' if len(odd) == 1 else 'are'} not"
+    )
+
+
+def _check_points(
+    columns: Sequence[Column], numeric: Sequence[Mapping[str, Any]], notations: Mapping[str, Notation], rules: Rules
+) -> None:
+    """Refuse numbers such as 1.234 beside a column with a decimal comma: their point may separate thousands."""
+    commas = [name for name, notation in notations.items() if notation.decimal == ","]
+    plain = {stats["name"] for stats in numeric if "part" not in stats} - {*notations, *rules.decimal}
+    for column in columns if commas else ():
+        present = (
+            {text for text in column.text if not is_missing(text, rules.missing)} if column.name in plain else {""}
+        )
+        points = [text for text in present if "." in text]
+        if points and all(Notation(",", ".").plain(text) for text in present):
+            name = clean(column.name)
+            raise DataError(
+                f"{column}: the point in '{clean(min(points), 40)}' may separate thousands, because column "
+                f"'{clean(commas[0])}' has a decimal comma",
+                f"set the decimal point: dataset.decimal: {{{name}: '.'}} or {{{name}: ','}}",
+            )

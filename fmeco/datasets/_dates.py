@@ -1,0 +1,136 @@
+"""Turn a column of dates into numbers: its year, month, day, weekday and hour, and the moment itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, date, datetime, time, timedelta, timezone
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmeco.core import DataError, clean
+from fmeco.datasets._numbers import MOSTLY, Cells, Column, Rules, is_missing, missing_cells, quoted
+from fmeco.datasets._splits import Indices
+
+# Year, month and day in some order, or year and month; then perhaps a time of day and a zone.
+_DATE = re.compile(
+    r"(?:([0-9]{1,4})([-/.])([0-9]{1,2})\2([0-9]{1,4})|([0-9]{4})-([0-9]{2}))"
+    r"(?:[T ]([0-9]{2}):([0-9]{2})(?::([0-9]{2})(?:\.([0-9]{1,9}))?)? ?(Z|[+-][0-9]{2}:?[0-9]{2})?)?"
+)
+YEAR_FIRST, DAY_FIRST, MONTH_FIRST = "year first", "day first", "month first"
+
+Moments = NDArray[np.datetime64]
+
+# Part of a date -> its value (N,), from the local time and the seconds since 1970.
+PARTS: Mapping[str, Callable[[Moments, NDArray[np.float64]], NDArray[Any]]] = {
+    "moment": lambda local, seconds: seconds,
+    "year": lambda local, seconds: local.astype("M8[Y]").astype(np.int64) + 1970,
+    "month": lambda local, seconds: local.astype("M8[M]").astype(np.int64) % 12 + 1,
+    "day": lambda local, seconds: (local.astype("M8[D]") - local.astype("M8[M]")).astype(np.int64) + 1,
+    "weekday": lambda local, seconds: (local.astype("M8[D]").astype(np.int64) + 3) % 7,  # 0 = Monday
+    "hour": lambda local, seconds: (local - local.astype("M8[D]")) / np.timedelta64(1, "h"),
+}
+
+
+class Dates(NamedTuple):
+    """Hold a column of dates.
+
+    local: local times, as the table writes them (N,).
+    seconds: seconds since 1970 (N,); a time without a zone counts as UTC.
+    missing: (N,).
+    strange: positions of cells that are neither a date nor missing.
+    """
+
+    local: Moments
+    seconds: NDArray[np.float64]
+    missing: NDArray[np.bool_]
+    strange: Indices
+
+    def part(self, name: str) -> Cells:
+        """Return a part of the dates as a column of numbers. name: a key of PARTS."""
+        return Cells(PARTS[name](self.local, self.seconds).astype(np.float64), self.missing, self.strange)
+
+
+def read(column: Sequence[str], order: str, rules: Rules) -> Dates:
+    """Parse a column of dates whose order of year, month and day is known."""
+    found = {text: _moment(text, order) for text in set(column)}
+    known = [found[text] for text in column]
+    missing = missing_cells(column, rules.missing)
+    nothing = (datetime(1970, 1, 1), 0.0)
+    local = np.array([(one or nothing)[0] for one in known], "M8[us]")
+    seconds = np.array([(one or nothing)[1] for one in known], np.float64)
+    absent = np.array([one is None for one in known], bool)
+    return Dates(local, seconds, missing, np.flatnonzero(absent & ~missing))
+
+
+def order_of(column: Column, rules: Rules) -> str | None:
+    """Find the order of year, month and day in a column of dates; None if it holds no dates.
+
+    The whole column decides whether 03/04/2024 is in March or April.
+    Raises DataError for a column that does not decide it, for odd cells, and for times of which some have a zone.
+    """
+    present = [text for text in dict.fromkeys(column.text) if not is_missing(text, rules.missing)]
+    matches = [match for text in present if (match := _DATE.fullmatch(text)) is not None]
+    if not matches or len(matches) < MOSTLY * len(present):
+        return None
+    name = clean(column.name)
+    hints = f"write dates as 2024-01-31, or leave the column out: dataset.drop: [{name}]", column.instead
+    found = {order: [_moment(text, order) is not None for text in present] for order in _orders(matches)}
+    most = max(map(sum, found.values()))
+    if most < MOSTLY * len(present):
+        if all(match[2] == "/" for match in matches):  # as in 31/12/24
+            raise DataError(
+                f"{column}: '{clean(matches[0].string, 40)}' looks like a date, but has no year of four digits", *hints
+            )
+        return None
+    best = [order for order, parsed in found.items() if sum(parsed) == most]
+    if len(best) > 1:
+        raise DataError(f"{column}: '{clean(matches[0].string, 40)}' may have its day or its month first", *hints)
+    if odd := {text for text, parsed in zip(present, found[best[0]], strict=True) if not parsed}:
+        at = np.flatnonzero([text in odd for text in column.text])
+        raise DataError(
+            f"{column} holds dates, but {quoted(sorted(odd))} in row {column.rows_at(at)} {'is' if len(odd) == 1 else 'are'} not",
+            "correct the cells, or list them in dataset.missing",
+            column.instead,
+        )
+    if len({match[11] is None for match in matches}) > 1:
+        raise DataError(f"{column}: some times have a time zone and others do not")
+    return best[0]
+
+
+def _orders(matches: Sequence[re.Match[str]]) -> tuple[str, ...]:
+    """List the orders that the separator leaves open: with dots, the day is never after the month."""
+    if all(match[1] is None or len(match[1]) == 4 for match in matches):
+        return (YEAR_FIRST,)
+    return (DAY_FIRST,) if all(match[2] == "." for match in matches) else (DAY_FIRST, MONTH_FIRST)
+
+
+def _moment(text: str, order: str) -> tuple[datetime, float] | None:
+    """Parse a date. Returns the local time and the seconds since 1970; None if it is no date of this order."""
+    match = _DATE.fullmatch(text)
+    if match is None:
+        return None
+    first, _, second, third, year, month, hour, minute, second_of, fraction, zone = match.groups()
+    fields = (year, month, "1") if first is None else (first, second, third)
+    if order != YEAR_FIRST and first is not None:
+        fields = (third, second, first) if order == DAY_FIRST else (third, first, second)
+    if len(fields[0]) != 4:
+        return None
+    micro = int((fraction or "0").ljust(6, "0")[:6])
+    try:
+        day = date(*map(int, fields))
+        local = datetime.combine(day, time(int(hour or 0), int(minute or 0), int(second_of or 0), micro))
+    except ValueError:
+        return None
+    offset = timedelta()
+    if zone is not None and zone != "Z":
+        offset = timedelta(hours=int(zone[1:3]), minutes=int(zone[-2:])) * (-1 if zone[0] == "-" else 1)
+    return local, local.replace(tzinfo=timezone(offset) if offset else UTC).timestamp()
+
+
+def parts_of(dates: Dates) -> list[str]:
+    """List the parts to use: without the hour, if no date has a time of day."""
+    midnight = not dates.part("hour").values.any()
+    return [name for name in PARTS if not (name == "hour" and midnight)]
