@@ -47,7 +47,7 @@ from fmeco.core.training import (
     matching,
     parameter_groups,
 )
-from fmeco.errors import CheckpointError, ConfigError, DataError, clean, listing, nearest
+from fmeco.errors import CheckpointError, ConfigError, DataError, clean, library_errors, listing, nearest
 from fmeco.log import say
 from fmeco.plugins.keys import (
     Classes,
@@ -135,6 +135,7 @@ __all__ = [
     "decode_rule",
     "fit",
     "known",
+    "library_errors",
     "listing",
     "matching",
     "mix",

@@ -245,6 +245,7 @@ class Column(NamedTuple):
     rows: name of each row, FILE:ROW (N,).
     where: the table, for messages.
     instead: key that reads the column as something else than numbers, for messages.
+    gaps: cells may be missing.
     """
 
     name: str
@@ -252,6 +253,7 @@ class Column(NamedTuple):
     rows: Sequence[str]
     where: str
     instead: str
+    gaps: bool = True
 
     def __str__(self) -> str:
         return f"{self.where}: column '{clean(self.name)}'"
@@ -340,10 +342,11 @@ def _odd_cells(column: Column, strange: Indices, rules: Rules) -> DataError:
     words = json.dumps([*sorted(rules.missing - {""}), *(clean(word.lower()) for word in odd)], ensure_ascii=False)
     commas = any("," in text for text in odd)
     name = clean(column.name)
+    is_no_number = "is not a number" if len(odd) == 1 else "are not numbers"
     return DataError(
-        f"{column} holds numbers, but {quoted(odd)} in row {column.rows_at(strange)} {'is' if len(odd) == 1 else 'are'} not",
+        f"{column} holds numbers, but in row {column.rows_at(strange)} {quoted(odd)} {is_no_number}",
         f"correct the cells, or list them as missing: dataset.missing: {words}"
-        if len(odd) <= 5
+        if column.gaps and len(odd) <= 5
         else "correct the cells",
         f"dataset.decimal: {{{name}: '.'}} reads 1,234 as 1234, and {{{name}: ','}} as 1.234" if commas else "",
         column.instead,

@@ -123,7 +123,9 @@ def read_targets(
     if len(labels) > 1 and layout.classes is not None:
         raise ConfigError("dataset.classes: classes can be chosen for a single target only", "leave the key out")
     columns = {
-        name: Column(layout.columns[name], text, names, where, "dataset.task: class reads classes instead")
+        name: Column(
+            layout.columns[name], text, names, where, "dataset.task: class reads classes instead", gaps=len(labels) > 1
+        )
         for name, text in labels.items()
     }
     kinds = {name: old[name].kind if name in old else _kind(one, layout, rules) for name, one in columns.items()}
@@ -166,9 +168,9 @@ def read_targets(
 
 
 def without_targets(count: int, classes: Sequence[str | int] | None = None) -> Targets:
-    """Keep all rows of a table without targets. Raises ConfigError if the config chooses classes."""
+    """Keep all N samples of data without labels. Raises ConfigError if the config chooses classes."""
     if classes is not None:
-        raise ConfigError("dataset.classes: this table is read without a target", "leave the key out")
+        raise ConfigError("dataset.classes: the samples have no labels", "leave the key out")
     return Targets({}, {}, np.zeros(count, np.int64), np.arange(count), [])
 
 

@@ -87,34 +87,25 @@ def build_texts(
     """
     same_modality(known, "text")
     library()
-    labels = {"label": documents.labels} if documents.labels is not None and not pack else {}
-    kept, codes = np.arange(len(documents.texts)), np.zeros(len(documents.texts), np.int64)
-    notes: list[str] = []
-    targets: _targets.Targets | None = None
-    if labels:
-        old = known.targets if known is not None else {}
+    if documents.labels is None or pack:
+        targets = _targets.without_targets(len(documents.texts), splitting.classes)
+    else:
         targets = _targets.read_targets(
-            labels,
-            old,
+            {"label": documents.labels},
+            known.targets if known is not None else {},
             _targets.Layout({"label": layout.label or "label"}, task, classes=splitting.classes),
             Rules.of(known, spelling),
             where=where,
             names=documents.names,
         )
-        kept, codes, notes = targets.kept, targets.codes, targets.notes
-    elif splitting.classes is not None:
-        raise ConfigError("dataset.classes: these texts have no labels", "leave the key out")
+    kept, codes, notes = targets.kept, targets.codes, targets.notes
     # Texts are split by a hash of their content, so moving the file or adding lines moves no text to another split.
     chosen = [documents.texts[i] for i in kept.tolist()]
     groups = [documents.groups[i] for i in kept.tolist()] if documents.groups is not None else None
     if parts is not None:
         parts = {part: np.flatnonzero(np.isin(kept, at)) for part, at in parts.items()}
         if "train" in parts and "val" not in parts:
-            at = parts["train"]
-            own = [groups[i] for i in at.tolist()] if groups is not None else None
-            alone = dataclasses.replace(splitting, test_fraction=0.0, limit_per_class=None)
-            cut = _splits.assign([chosen[i] for i in at.tolist()], codes[at], alone, groups=own)
-            parts = {**{part: at[inside] for part, inside in cut.items()}, **parts, "train": at[cut["train"]]}
+            parts = _with_validation(parts, chosen, codes, groups, splitting)
         elif splitting.split is not None:
             raise ConfigError(f"dataset.split: {where} already has validation texts", "leave dataset.split out")
     parts = _splits.assign(chosen, codes, splitting, whole=whole, decided=parts, groups=groups)
@@ -128,20 +119,31 @@ def build_texts(
         if pack:
             packed = pieces(packed, length, separator_id(tokenizer, where) + offset)
             names = [f"{part}, piece {i}" for i in range(len(packed.ends) - 1)]
-        made[part] = Texts(packed, names, targets.at(at) if targets is not None else {}, length)
+        made[part] = Texts(packed, names, targets.at(at), length)
         if not pack:  # a piece may hold several documents, and so has no group
             made[part].groups = _columns.take(documents.others, kept[at])
         notes += [f"{part}: {note}" for note in made[part].notes]
     spec = DataSpec(
         modality="text",
         inputs={"tokens": InputSpec((length,), "int64", ragged=True, offset=offset)},
-        targets=targets.targets if targets is not None else {},
+        targets=targets.targets,
         preprocessing=prep,
         reader=reader,
         sizes={part: len(samples) for part, samples in made.items()},
         fingerprint=_splits.fingerprint([(chosen[i], int(codes[i])) for i in range(len(chosen))]),
     )
     return Data(spec, made.get("train"), made.get("val"), made.get("test"), notes=tuple(notes))
+
+
+def _with_validation(
+    parts: dict[str, Indices], texts: Sequence[str], codes: Indices, groups: Sequence[str] | None, splitting: Splitting
+) -> dict[str, Indices]:
+    """Hold out a share of the training texts for validation. Returns the positions of each split."""
+    at = parts["train"]
+    own = [groups[i] for i in at.tolist()] if groups is not None else None
+    alone = dataclasses.replace(splitting, test_fraction=0.0, limit_per_class=None)
+    cut = _splits.assign([texts[i] for i in at.tolist()], codes[at], alone, groups=own)
+    return {**{part: at[inside] for part, inside in cut.items()}, **parts, "train": at[cut["train"]]}
 
 
 def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
