@@ -86,6 +86,7 @@ def column(table: Table, name: str, path: str) -> list[str]:
         raise ConfigError(
             f"{clean(path)}: no column '{clean(name)}'{nearest(name, table)}; it has: {listing(table, 50)}",
             "name the target's column: --set dataset.target=COLUMN, or dataset.label_column for a table of files",
+            "dataset.target: null reads a table without labels, to pretrain on it with objective: mask",
         )
     return table[name]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from typing import Any, NamedTuple
@@ -71,27 +72,28 @@ def order_of(column: Column, rules: Rules) -> str | None:
     The whole column decides whether 03/04/2024 is in March or April.
     Raises DataError for a column that does not decide it, for odd cells, and for times of which some have a zone.
     """
-    present = [text for text in dict.fromkeys(column.text) if not is_missing(text, rules.missing)]
+    present = Counter(text for text in column.text if not is_missing(text, rules.missing))
     matches = [match for text in present if (match := _DATE.fullmatch(text)) is not None]
-    if not matches or len(matches) < MOSTLY * len(present):
+    enough = MOSTLY * present.total()
+    if not matches or sum(present[match.string] for match in matches) < enough:
         return None
-    name = clean(column.name)
+    first, name = clean(matches[0].string, 40), clean(column.name)
     hints = f"write dates as 2024-01-31, or leave the column out: dataset.drop: [{name}]", column.instead
-    found = {order: [_moment(text, order) is not None for text in present] for order in _orders(matches)}
-    most = max(map(sum, found.values()))
-    if most < MOSTLY * len(present):
-        if all(match[2] == "/" for match in matches):  # as in 31/12/24
-            raise DataError(
-                f"{column}: '{clean(matches[0].string, 40)}' looks like a date, but has no year of four digits", *hints
-            )
+    known = {order: {text for text in present if _moment(text, order) is not None} for order in _orders(matches)}
+    counts = {order: sum(present[text] for text in texts) for order, texts in known.items()}
+    most = max(counts.values())
+    if most < enough:
+        if all(match[2] == "/" for match in matches):
+            raise DataError(f"{column}: '{first}' looks like a date, but has no year of four digits", *hints)
         return None
-    best = [order for order, parsed in found.items() if sum(parsed) == most]
+    best = [order for order, count in counts.items() if count == most]
     if len(best) > 1:
-        raise DataError(f"{column}: '{clean(matches[0].string, 40)}' may have its day or its month first", *hints)
-    if odd := {text for text, parsed in zip(present, found[best[0]], strict=True) if not parsed}:
+        raise DataError(f"{column}: '{first}' may have its day or its month first", *hints)
+    if odd := present.keys() - known[best[0]]:
         at = np.flatnonzero([text in odd for text in column.text])
         raise DataError(
-            f"{column} holds dates, but {quoted(sorted(odd))} in row {column.rows_at(at)} {'is' if len(odd) == 1 else 'are'} not",
+            f"{column} holds dates, but in row {column.rows_at(at)} {quoted(sorted(odd))} "
+            f"{'is not a date' if len(odd) == 1 else 'are not dates'}",
             "correct the cells, or list them in dataset.missing",
             column.instead,
         )

@@ -100,7 +100,7 @@ class Rows(Samples):
             values[:, j] = (column.values - stats["mean"]) / stats["std"]
             values[column.missing, j] = 0.0  # the mean
             values[column.strange, j] = 0.0
-            large = np.flatnonzero(~np.isfinite(values[:, j].astype(np.float32)))
+            large = np.flatnonzero(~(np.abs(values[:, j]) <= np.finfo(np.float32).max))
             values[large, j] = 0.0
             reasons = dict.fromkeys(column.strange.tolist(), f"is not a {kind}, and the column {was} in training")
             reasons |= dict.fromkeys(large.tolist(), "is too large beside the numbers of training")

@@ -24,6 +24,7 @@ from fmeco.datasets._numbers import (
     Notation,
     Rules,
     cells,
+    is_codes,
     is_decimal,
     is_number,
     is_whole,
@@ -194,7 +195,9 @@ def _kind(column: Column, layout: Layout, rules: Rules) -> str:
     found = cells(labels, PLAIN, frozenset())
     strange = set(found.strange.tolist())
     plain = [label for i, label in enumerate(labels) if i not in strange] if strange else labels
-    if column.name not in rules.decimal and len(plain) >= MOSTLY * len(labels):
+    if column.name in rules.decimal:
+        return "number"
+    if len(plain) >= MOSTLY * len(labels):
         if not _are_amounts(plain, layout.amounts):
             return "class"
         if not strange:
@@ -211,11 +214,11 @@ def _are_amounts(labels: Sequence[str], amounts: bool) -> bool:
 
     amounts: many different whole numbers are amounts, too.
     """
-    distinct = set(labels)
+    distinct = list(set(labels))
+    if is_codes(distinct):
+        return False
     if not all(map(is_whole, distinct)):
         return True
-    if any(len(label) > 1 and label[0] == "0" and label[1] != "." for label in distinct):
-        return False  # codes such as 01
     count = len(set(map(_whole, distinct)))
     if any("." in label for label in distinct):
         return count > FEW
