@@ -15,10 +15,11 @@ from fmeco.datasets._numbers import (
     Cells,
     Column,
     Notation,
+    Numbers,
     Rules,
-    cells,
     is_codes,
     is_missing,
+    is_number,
     numbers,
     quoted,
 )
@@ -43,7 +44,7 @@ def fit_columns(
     for column in columns:
         named = column.name in categorical_too
         read = None if named else numbers(column, rules)
-        if read is not None and _are_codes(column, read.notation, rules):
+        if read is not None and _are_codes(column, read, rules):
             notes.append(
                 f"{column}: its whole numbers are read as codes, which are categories: some begin with 0 or look like 1E5; "
                 f"dataset.decimal: {{{clean(column.name)}: '.'}} reads numbers"
@@ -73,11 +74,10 @@ def fit_columns(
     return {"numeric": numeric, "categorical": categorical, **rules.stored(notations)}, notes
 
 
-def _are_codes(column: Column, notation: Notation, rules: Rules) -> bool:
+def _are_codes(column: Column, read: Numbers, rules: Rules) -> bool:
     """Tell whether a column of numbers holds codes. A column that `dataset.decimal` names holds numbers."""
-    if notation != PLAIN or column.name in rules.decimal:
-        return False
-    return is_codes([text for text in column.text if not is_missing(text, rules.missing)])
+    whole = bool((read.cells.values == np.floor(read.cells.values)).all())
+    return whole and read.notation == PLAIN and column.name not in rules.decimal and is_codes(column.present(rules))
 
 
 def _statistics(column: Column, found: Cells, train: Indices) -> dict[str, Any]:
@@ -99,13 +99,13 @@ def _statistics(column: Column, found: Cells, train: Indices) -> dict[str, Any]:
 
 def _mixed(column: Column, rules: Rules) -> str | None:
     """Describe a column of categories of which half or more are numbers; None for other columns."""
-    found = cells(column.text, PLAIN, rules.missing)
-    count = len(column.text) - int(found.missing.sum())
-    if 2 * len(found.strange) > count:
+    present = column.present(rules)
+    odd = [text for text in present if not is_number(text)]
+    count, strange = sum(present.values()), sum(present[text] for text in odd)
+    if 2 * strange > count:
         return None
-    odd = dict.fromkeys(column.text[i] for i in found.strange.tolist())
     return (
-        f"{column}: categories, although {count - len(found.strange):,} of {count:,} cells are numbers; {quoted(odd)} "
+        f"{column}: categories, although {count - strange:,} of {count:,} cells are numbers; {quoted(odd)} "
         f"{'is' if len(odd) == 1 else 'are'} not"
     )
 

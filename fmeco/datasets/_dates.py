@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmeco.core import DataError, clean
-from fmeco.datasets._numbers import MOSTLY, Cells, Column, Rules, is_missing, missing_cells, quoted
+from fmeco.datasets._numbers import MOSTLY, Cells, Column, Rules, missing_cells, quoted
 from fmeco.datasets._splits import Indices
 
 # Year, month and day in some order, or year and month; then perhaps a time of day and a zone.
@@ -72,9 +71,9 @@ def order_of(column: Column, rules: Rules) -> str | None:
     The whole column decides whether 03/04/2024 is in March or April.
     Raises DataError for a column that does not decide it, for odd cells, and for times of which some have a zone.
     """
-    present = Counter(text for text in column.text if not is_missing(text, rules.missing))
+    present = column.present(rules)
     matches = [match for text in present if (match := _DATE.fullmatch(text)) is not None]
-    enough = MOSTLY * present.total()
+    enough = MOSTLY * sum(present.values())
     if not matches or sum(present[match.string] for match in matches) < enough:
         return None
     first, name = clean(matches[0].string, 40), clean(column.name)

@@ -8,6 +8,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -189,10 +190,12 @@ def cells(
         return Cells(values, np.zeros(len(column), bool), nothing)
     gone = missing_cells(column, missing)
     values = np.zeros(len(column))
-    present = [column[i] for i in np.flatnonzero(~gone).tolist()] if gone.any() else column
-    if notation == PLAIN and (numbers := _all_numbers(present, decode)) is not None:
-        values[~gone] = numbers
-        return Cells(values, gone, nothing)
+    present = column
+    if gone.any():
+        present = [column[i] for i in np.flatnonzero(~gone).tolist()]
+        if notation == PLAIN and (numbers := _all_numbers(present, decode)) is not None:
+            values[~gone] = numbers
+            return Cells(values, gone, nothing)
     found = {text: _value(text, notation, decode) for text in set(present)}
     read = np.fromiter(map(found.__getitem__, present), np.float64, len(present))
     values[~gone] = np.where(np.isnan(read), 0.0, read)
@@ -214,22 +217,22 @@ def _all_numbers(column: Sequence[str], decode: int) -> NDArray[np.float64] | No
 def _value(text: str, notation: Notation, decode: int) -> float:
     """Parse a cell; nan if it is no finite number."""
     if notation != PLAIN:
-        text = notation.plain(text.strip()) or ""
+        text = notation.plain(text) or ""
     return _float(text) if is_number(text, decode) else math.nan
 
 
-def is_codes(column: Sequence[str]) -> bool:
-    """Tell whether whole numbers are codes: some begin with 0, as 01234, or look like an exponent, as 12E3 among digits.
+def is_codes(texts: Collection[str]) -> bool:
+    """Tell whether the distinct cells of a column of numbers are codes: whole numbers of which some begin with 0, as 01234, or look like an exponent, as 12E3 among digits.
 
     A signed exponent, as in 1e+05, is how programs write a large number, and is no code.
     """
-    text = "\n".join(column)
-    if "." in text or re.search(r"[0-9]", text) is None:
+    text = "\n".join(texts)
+    if "." in text:
         return False
     if re.search(r"(?m)^0[0-9]", text):
         return re.search(r"(?m)^[+-]", text) is None
     exponents = len(re.findall(r"(?m)^[0-9]+[eE][0-9]+$", text))
-    return 0 < exponents < len(column)
+    return 0 < exponents < len(texts)
 
 
 class Numbers(NamedTuple):
@@ -239,7 +242,8 @@ class Numbers(NamedTuple):
     notation: Notation
 
 
-class Column(NamedTuple):
+@dataclass(frozen=True)
+class Column:
     """Hold a new column of text.
 
     rows: name of each row, FILE:ROW (N,).
@@ -258,6 +262,15 @@ class Column(NamedTuple):
     def __str__(self) -> str:
         return f"{self.where}: column '{clean(self.name)}'"
 
+    @functools.cached_property
+    def counts(self) -> Counter[str]:
+        """Count how often the column has each distinct cell: a long table has few distinct categories."""
+        return Counter(self.text)
+
+    def present(self, rules: Rules) -> dict[str, int]:
+        """Return the distinct cells that are not missing, each with its count."""
+        return {text: count for text, count in self.counts.items() if not is_missing(text, rules.missing)}
+
     def rows_at(self, positions: Indices) -> str:
         """List row numbers for a message."""
         return listing([self.rows[i].rpartition(":")[2] for i in positions.tolist()])
@@ -275,8 +288,7 @@ def numbers(column: Column, rules: Rules) -> Numbers | None:
     few = len(found.strange) <= (1 - MOSTLY) * (~found.missing).sum()
     notation = None
     if wanted is not None or rules.semicolons or not few:
-        present = Counter(text.strip() for text, gone in zip(column.text, found.missing, strict=True) if not gone)
-        notation = _notation(column, present, wanted, rules.semicolons)
+        notation = _notation(column, column.present(rules), wanted, rules.semicolons)
     if notation is not None:
         found = cells(column.text, notation, rules.missing)
     elif not few and wanted is None:

@@ -188,41 +188,38 @@ def _kind(column: Column, layout: Layout, rules: Rules) -> str:
     """Choose the kind of a new target: the config's, or for auto number or class, by the labels."""
     if layout.task != "auto":
         return layout.task
-    gone = missing_cells(column.text, rules.missing)
-    labels = [text for text, missing in zip(column.text, gone.tolist(), strict=True) if not missing]
+    present = column.present(rules)
     if rules.decode == 1:
-        return _first_kind(labels, layout.amounts)
-    found = cells(labels, PLAIN, frozenset())
-    strange = set(found.strange.tolist())
-    plain = [label for i, label in enumerate(labels) if i not in strange] if strange else labels
+        return _first_kind(present, layout.amounts)
     if column.name in rules.decimal:
         return "number"
-    if len(plain) >= MOSTLY * len(labels):
+    plain = {label: count for label, count in present.items() if is_number(label)}
+    if sum(plain.values()) >= MOSTLY * sum(present.values()):
         if not _are_amounts(plain, layout.amounts):
             return "class"
-        if not strange:
+        if len(plain) == len(present):
             return "number"
     read = numbers(column, rules)
     if read is None:
         return "class"
-    rewritten = [read.notation.plain(label) or label for label in labels]
+    rewritten = {read.notation.plain(label) or label: count for label, count in present.items()}
     return "number" if _are_amounts(rewritten, layout.amounts) else "class"
 
 
-def _are_amounts(labels: Sequence[str], amounts: bool) -> bool:
+def _are_amounts(labels: Mapping[str, int], amounts: bool) -> bool:
     """Tell whether labels that are numbers are amounts, such as prices and ages, rather than classes.
 
+    labels: distinct label -> how often there is one.
     amounts: many different whole numbers are amounts, too.
     """
-    distinct = list(set(labels))
-    if is_codes(distinct):
+    if is_codes(labels):
         return False
-    if not all(map(is_whole, distinct)):
+    if not all(map(is_whole, labels)):
         return True
-    count = len(set(map(_whole, distinct)))
-    if any("." in label for label in distinct):
+    count = len(set(map(_whole, labels)))
+    if any("." in label for label in labels):
         return count > FEW
-    return amounts and count > max(FEW, len(labels) // 20)
+    return amounts and count > max(FEW, sum(labels.values()) // 20)
 
 
 def _whole(label: str) -> int:
@@ -230,13 +227,13 @@ def _whole(label: str) -> int:
     return int(label.partition(".")[0])
 
 
-def _first_kind(labels: Sequence[str], amounts: bool) -> str:
-    """Choose the kind of a target as decode rule 1 does."""
+def _first_kind(labels: Mapping[str, int], amounts: bool) -> str:
+    """Choose the kind of a target as decode rule 1 does. labels: distinct label -> how often there is one."""
+    decimals = [is_decimal(label, 1) for label in labels]
     if not amounts:
-        return "number" if all(is_decimal(label, 1) for label in labels) else "class"
-    many = len(set(labels)) > max(FEW, len(labels) // 20)
-    number = all(is_number(label, 1) for label in labels) and (many or any(is_decimal(label, 1) for label in labels))
-    return "number" if number else "class"
+        return "number" if all(decimals) else "class"
+    many = len(labels) > max(FEW, sum(labels.values()) // 20)
+    return "number" if all(is_number(label, 1) for label in labels) and (many or any(decimals)) else "class"
 
 
 def _whole_names(
@@ -246,11 +243,12 @@ def _whole_names(
 
     Classes of the checkpoint or the config that are written like the labels stay as they are. `notes` gets a line.
     """
-    written = {label for label in set(labels) if "." in label}
+    distinct = set(labels)
+    written = {label for label in distinct if "." in label}
     wanted = known.classes if known is not None else layout.classes or ()
-    if rules.decode == 1 or not written or not all(map(is_whole, set(labels))) or written & set(map(str, wanted)):
+    if rules.decode == 1 or not written or not all(map(is_whole, distinct)) or written & set(map(str, wanted)):
         return labels
-    whole = {label: str(_whole(label)) for label in set(labels)}
+    whole = {label: str(_whole(label)) for label in distinct}
     notes.append(
         f"{column}: the labels are whole numbers, written as {clean(min(written), 40)}: they are read as the classes "
         f"{listing(_classes.natural(list(whole.values())))}; dataset.task: number reads numbers"
