@@ -19,7 +19,7 @@ from fmeco.datasets._numbers import (
     Rules,
     is_codes,
     is_missing,
-    is_number,
+    looks_like_number,
     numbers,
     quoted,
 )
@@ -61,7 +61,7 @@ def fit_columns(
             parts = _dates.parts_of(dates)
             for part in parts:
                 statistics = _statistics(column, dates.part(part), train)
-                statistics["missing"] = statistics["missing"] and part == parts[0]  # one mark for all parts
+                statistics["missing"] = statistics["missing"] and part == _dates.FIRST_PART
                 numeric.append({"name": column.name, "part": part, "order": order, **statistics})
             notes.append(f"{column}: dates, {order}, are read as {listing(parts)}")
         else:
@@ -98,16 +98,16 @@ def _statistics(column: Column, found: Cells, train: Indices) -> dict[str, Any]:
 
 
 def _mixed(column: Column, rules: Rules) -> str | None:
-    """Describe a column of categories of which half or more are numbers; None for other columns."""
+    """Describe a column of categories of which half or more look like numbers; None for other columns."""
     present = column.present(rules)
-    odd = [text for text in present if not is_number(text)]
+    odd = [text for text in present if not looks_like_number(text)]
     count, strange = sum(present.values()), sum(present[text] for text in odd)
-    if 2 * strange > count:
+    if not present or 2 * strange > count:
         return None
-    return (
-        f"{column}: categories, although {count - strange:,} of {count:,} cells are numbers; {quoted(odd)} "
-        f"{'is' if len(odd) == 1 else 'are'} not"
+    but = (
+        f"; {quoted(odd)} {'does' if len(odd) == 1 else 'do'} not" if odd else f", such as {quoted(list(present)[:1])}"
     )
+    return f"{column}: categories, although {count - strange:,} of {count:,} cells look like numbers{but}"
 
 
 def _check_points(

@@ -34,6 +34,9 @@ PARTS: Mapping[str, Callable[[Moments, NDArray[np.float64]], NDArray[Any]]] = {
 }
 
 
+FIRST_PART = "moment"  # the part that marks a missing date
+
+
 class Dates(NamedTuple):
     """Hold a column of dates.
 

@@ -47,6 +47,7 @@ def in_table(
     old = known.targets if known is not None else {}
     texts_of_rows = _transcripts_of(labels, layout, splitting, path) if layout.task == "text" else None
     rules = _numbers.Rules.of(known, layout.spelling, _columns.has_semicolons(path))
+    _targets.check_decimal(rules, list(of_targets.values()))
     targets = (
         _targets.read_targets(
             labels,

@@ -108,7 +108,7 @@ PLAIN = Notation()
 def _expression(notation: Notation) -> re.Pattern[str]:
     """Compile the regular expression of a notation's numbers. Its groups, joined, are the number without the unit."""
     point, group, unit = map(re.escape, notation)
-    digits = f"(?:[1-9][0-9]{{0,2}}(?:{group}[0-9]{{3}})+|[0-9]{{1,3}})" if group else "[0-9]+"
+    digits = f"(?:[1-9][0-9]{{0,2}}(?:{group}[0-9]{{3}})+|[0-9]+)" if group else "[0-9]+"
     number = f"(?:{digits}(?:{point}[0-9]*)?|{point}[0-9]+){_EXPONENT}"
     if not unit:
         return re.compile(f"({_SIGN}?{number})")
@@ -186,7 +186,8 @@ def cells(
     The whole column is parsed at once if it can be, and otherwise each distinct cell once: a long table has millions.
     """
     nothing = np.zeros(0, np.int64)
-    if notation == PLAIN and (values := _all_numbers(column, decode)) is not None:
+    at_once = notation == PLAIN and not any(map(is_number, missing))  # -999 may be a word for a missing number
+    if at_once and (values := _all_numbers(column, decode)) is not None:
         return Cells(values, np.zeros(len(column), bool), nothing)
     gone = missing_cells(column, missing)
     values = np.zeros(len(column))
@@ -222,9 +223,9 @@ def _value(text: str, notation: Notation, decode: int) -> float:
 
 
 def is_codes(texts: Collection[str]) -> bool:
-    """Tell whether the distinct cells of a column of numbers are codes: whole numbers of which some begin with 0, as 01234, or look like an exponent, as 12E3 among digits.
+    """Tell whether the distinct cells of a column of numbers are codes: some begin with 0, as 01234, or end in an exponent.
 
-    A signed exponent, as in 1e+05, is how programs write a large number, and is no code.
+    In 12E3 among whole numbers, E is a letter. A signed exponent, as in 1e+05, is how programs write a large number.
     """
     text = "\n".join(texts)
     if "." in text:
@@ -363,6 +364,11 @@ def _odd_cells(column: Column, strange: Indices, rules: Rules) -> DataError:
         f"dataset.decimal: {{{name}: '.'}} reads 1,234 as 1234, and {{{name}: ','}} as 1.234" if commas else "",
         column.instead,
     )
+
+
+def looks_like_number(text: str) -> bool:
+    """Tell whether a cell is a number, perhaps with separators and a unit."""
+    return _LOOSE.fullmatch(text) is not None
 
 
 def quoted(texts: Iterable[str]) -> str:

@@ -29,6 +29,7 @@ from fmeco.core import (
 from fmeco.datasets import _dates, _splits, _targets
 from fmeco.datasets._column_kinds import fit_columns
 from fmeco.datasets._columns import Table, take
+from fmeco.datasets._dates import FIRST_PART
 from fmeco.datasets._numbers import Column, Rules, is_missing, numbers
 from fmeco.datasets._splits import Indices
 
@@ -50,6 +51,7 @@ class Rows(Samples):
 
     unreadable: position -> error message of rows that cannot be read.
     unseen: column -> rows of each category that training did not see.
+    gaps: column -> number of missing numbers, for columns that had none in training.
     """
 
     in_memory = True
@@ -67,6 +69,7 @@ class Rows(Samples):
         rows = at.tolist()
         self.names: list[str] = [names[i] for i in rows]
         self.unreadable: dict[int, str] = {}
+        self.gaps: dict[str, int] = {}
         text = {
             stats["name"]: [table[stats["name"]][i] for i in rows] for stats in (*prep["numeric"], *prep["categorical"])
         }
@@ -108,11 +111,18 @@ class Rows(Samples):
                 self.unreadable[i] = f"{self.names[i]}: column '{clean(name)}': '{clean(text[name][i], 40)}' {reason}"
             if stats["missing"]:
                 flags.append(column.missing[:, None].astype(np.float64))
+            elif column.missing.any() and stats.get("part", FIRST_PART) == FIRST_PART:
+                self.gaps[name] = int(column.missing.sum())
         return torch.from_numpy(np.concatenate([values, *flags], axis=1).astype(np.float32))
 
     def unseen_notes(self, where: str) -> list[str]:
-        """Describe the categories that training did not see, with the rows that have them. where: the rows' split or file."""
-        return [
+        """Describe what training did not see, with the number of rows that have it. where: the rows' split or file."""
+        gaps = [
+            f"{where}: column '{clean(name)}' has no value in {count:,} of {len(self):,} rows, and had one in all rows of "
+            "training: the mean is used"
+            for name, count in self.gaps.items()
+        ]
+        return gaps + [
             f"{where}: column '{clean(name)}' has categories not seen in training, in {strange.total():,} of "
             f"{len(self):,} rows: {listing(sorted(strange))}"
             for name, strange in self.unseen.items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fmeco.core import MISSING_CLASS, ConfigError, DataError, Target, clean, listing
+from fmeco.core import MISSING_CLASS, ConfigError, DataError, Target, clean, listing, nearest
 from fmeco.datasets import _classes
 from fmeco.datasets._columns import Table, column
 from fmeco.datasets._numbers import (
@@ -166,6 +166,15 @@ def read_targets(
     kept = made.kept
     codes = np.zeros(len(kept), np.int64) if codes is None else codes[kept]
     return made._replace(values={name: full[kept] for name, full in made.values.items()}, codes=codes)
+
+
+def check_decimal(rules: Rules, columns: Collection[str]) -> None:
+    """Check that `dataset.decimal` names only columns that are read. Raises ConfigError."""
+    if strange := [name for name in rules.decimal if name not in columns]:
+        raise ConfigError(
+            f"dataset.decimal: {listing(strange)}: no column that is read{nearest(strange[0], columns)}",
+            f"columns that are read: {listing(columns, 20)}",
+        )
 
 
 def without_targets(count: int, classes: Sequence[str | int] | None = None) -> Targets:

@@ -87,6 +87,8 @@ def build_texts(
     """
     same_modality(known, "text")
     library()
+    rules = Rules.of(known, spelling)
+    _targets.check_decimal(rules, [layout.label] if layout.label is not None else [])
     if documents.labels is None or pack:
         targets = _targets.without_targets(len(documents.texts), splitting.classes)
     else:
@@ -94,7 +96,7 @@ def build_texts(
             {"label": documents.labels},
             known.targets if known is not None else {},
             _targets.Layout({"label": layout.label or "label"}, task, classes=splitting.classes),
-            Rules.of(known, spelling),
+            rules,
             where=where,
             names=documents.names,
         )

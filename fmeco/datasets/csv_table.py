@@ -20,6 +20,7 @@ from fmeco.core import (
     Spelling,
     Splitting,
     clean,
+    decode_rule,
     listing,
     nearest,
 )
@@ -70,13 +71,12 @@ def build(
     labels, of_targets = _targets.target_columns(table, target, path)
     targets = list(of_targets.values())
     numbered, notes = _columns.row_numbers(table), list[str]()
-    if known is None and features is None and numbered is not None and numbered not in (*targets, *drop):
+    if decode_rule(known) > 1 and features is None and numbered is not None and numbered not in (*targets, *drop):
         drop = [*drop, numbered]
         notes.append(f"{clean(path)}: the first column, which has no name and numbers the rows, is left out")
     deciding = [name for name in (split_column, time, group_split) if name is not None]
     left_out = {*targets, *drop, *deciding, *group}
-    decimal = spelling.decimal or {}
-    for name in (*drop, *categorical, *(features or []), *group, *decimal, *([time] if time is not None else [])):
+    for name in (*drop, *categorical, *(features or []), *group, *([time] if time is not None else [])):
         _columns.column(table, name, path)
     rules = _numbers.Rules.of(known, spelling, _columns.has_semicolons(path))
     groups = _groups.in_column(table, group_split, path) if group_split is not None else None
@@ -85,6 +85,7 @@ def build(
         raise ConfigError(
             f"{clean(path)}: {'a target is among the features' if used else 'no columns are left to use as features'}"
         )
+    _targets.check_decimal(rules, [*used, *targets])
     if unused := [name for name in categorical if name not in used]:
         raise ConfigError(f"dataset.categorical: {listing(unused)}: not among the features in use")
     if split_column is not None and split_column not in table:

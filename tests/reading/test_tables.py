@@ -267,7 +267,9 @@ def test_numbers_that_only_look_like_codes_are_numbers(cells: list[str]) -> None
 def test_a_mixed_column_is_said_to_be_categories() -> None:
     x = [str(i) if i % 10 else "unknown" for i in range(100)]
     data = build(name="csv_table", path=table("t.csv", x=x, label=labels(100)))
-    assert any("categories, although 90 of 100 cells are numbers; 'unknown' is not" in note for note in data.notes)
+    assert any(
+        "categories, although 90 of 100 cells look like numbers; 'unknown' does not" in note for note in data.notes
+    )
 
 
 @pytest.mark.situation("numbers too large to compute with", "refused by name")
@@ -421,6 +423,63 @@ def test_dates_that_nobody_can_tell_are_refused(cells: list[str], reason: str) -
     assert "column 'x'" in str(caught.value)
     data = build(name="csv_table", path="t.csv", categorical=["x"])
     assert data.spec.preprocessing["categorical"][0]["name"] == "x", "unless the config wants categories"
+
+
+@pytest.mark.situation("numbers that stand for a missing value", "read rightly")
+@pytest.mark.parametrize("word", ["-999", "9999", "-1.0", "0"])
+def test_a_number_may_stand_for_a_missing_value(word: str) -> None:
+    path = table("t.csv", x=[word, "5", "7.5"] * 20, y=range(100, 160), label=labels(60))
+    data = build(name="csv_table", path=path, missing=[word])
+    assert data.spec.preprocessing["numeric"][0]["mean"] == pytest.approx(6.25, abs=0.2)
+    assert data.spec.preprocessing["numeric"][0]["missing"]
+    new = csv_table.read(data.spec, [table("new.csv", x=[word, "5"], y=[101, 102])])
+    assert [float(new[i]["columns"][-1]) for i in range(2)] == [1.0, 0.0]
+    labels_ = labelled("text", ["a", "b", "unknown"] * 10, missing=["UNKNOWN"], label=None)
+    assert not labels_.spec.targets
+
+
+@pytest.mark.situation("missing numbers in a column that had none", "said")
+def test_new_gaps_are_said_and_counted() -> None:
+    data = build(name="csv_table", path=table("t.csv", x=range(60), day=["2024-01-05"] * 60, label=labels(60)))
+    new = csv_table.read(data.spec, [table("new.csv", x=["1", "", "NA"], day=["2024-01-05", "2024-01-06", ""])])
+    assert any("column 'x' has no value in 2 of 3 rows" in note for note in new.notes)
+    assert sum("column 'day' has no value in 1 of 3 rows" in note for note in new.notes) == 1
+
+
+TABLES: dict[str, dict[str, Sequence[object]]] = {
+    "row numbers": {"": range(60), "x": [i * 7 % 11 for i in range(60)], "label": labels(60)},
+    "dates": {"x": [f"2024-{1 + i % 12:02}-{1 + i % 28:02}" for i in range(60)], "label": labels(60)},
+    "decimal commas": {"x": [f"{i},5" for i in range(60)], "label": [f"{i * i},25" for i in range(60)]},
+    "codes": {"x": [f"{i:03}" for i in range(60)], "label": ["01", "02", "10"] * 20},
+    "float classes": {"x": range(60), "label": ["0.0", "1.0", "1.0"] * 20},
+    "currencies": {"x": [f"${i + 1},000" for i in range(60)], "label": [f"{i}.5%" for i in range(60)]},
+}
+
+
+@pytest.mark.situation("a table that a stopped run reads again", "read rightly")
+@pytest.mark.parametrize("kind", list(TABLES))
+def test_a_stopped_run_reads_its_table_as_before(kind: str) -> None:
+    options = {"name": "csv_table", "path": table("t.csv", **TABLES[kind]), "test_fraction": 0.2}
+    options |= {"decimal": {"x": "."}} if kind == "currencies" else {}
+    first = build(**options)
+    again = build(known=first.spec, **options)
+    assert again.spec == first.spec
+    for part in ("train", "val", "test"):
+        one, other = first.split(part), again.split(part)
+        assert [one.name(i) for i in range(len(one))] == [other.name(i) for i in range(len(other))]
+        assert one.tensors is not None and other.tensors is not None
+        assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
+        assert all(
+            torch.equal(torch.as_tensor(one.targets[name]), torch.as_tensor(other.targets[name]))
+            for name in one.targets
+        )
+
+
+@pytest.mark.situation("keys of the config that name a column which is not read", "refused by name")
+@pytest.mark.parametrize("kind", ["csv_table", "csv_images", "text"])
+def test_a_decimal_point_of_no_column_is_refused(kind: str) -> None:
+    with pytest.raises(ConfigError, match=r"dataset.decimal: lable: no column that is read \(did you mean 'label'"):
+        labelled(kind, ["a", "b"] * 15, decimal={"lable": ","})
 
 
 # ---------------------------------------------------------------- columns
