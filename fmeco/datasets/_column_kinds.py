@@ -19,9 +19,11 @@ from fmeco.datasets._numbers import (
     Rules,
     is_codes,
     is_missing,
+    is_whole,
     looks_like_number,
     numbers,
     quoted,
+    whole_name,
 )
 from fmeco.datasets._splits import Indices
 
@@ -66,8 +68,10 @@ def fit_columns(
             notes.append(f"{column}: dates, {order}, are read as {listing(parts)}")
         else:
             seen = {column.text[i] for i in train.tolist()}
-            categories = sorted(value for value in seen if not is_missing(value, rules.missing))
-            categorical.append({"name": column.name, "categories": categories})
+            categories = {value for value in seen if not is_missing(value, rules.missing)}
+            if all(map(is_whole, column.present(rules))):
+                categories = set(map(whole_name, categories))
+            categorical.append({"name": column.name, "categories": sorted(categories)})
             if not named and (note := _mixed(column, rules)):
                 notes.append(note)
     _check_points(columns, numeric, notations, rules)

@@ -70,6 +70,11 @@ def is_whole(text: str) -> bool:
     return _WHOLE.fullmatch(text) is not None
 
 
+def whole_name(text: str) -> str:
+    """Name a class or category by its whole number: 3 for 3.0, as pandas writes it beside missing values. Others stay."""
+    return str(int(text.partition(".")[0])) if "." in text and is_whole(text) else text
+
+
 def _float(text: str) -> float:
     return float(text.replace("\u2212", "-"))
 

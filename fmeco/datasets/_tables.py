@@ -30,7 +30,7 @@ from fmeco.datasets import _dates, _splits, _targets
 from fmeco.datasets._column_kinds import fit_columns
 from fmeco.datasets._columns import Table, take
 from fmeco.datasets._dates import FIRST_PART
-from fmeco.datasets._numbers import Column, Rules, is_missing, numbers
+from fmeco.datasets._numbers import Column, Rules, is_missing, is_whole, numbers, whole_name
 from fmeco.datasets._splits import Indices
 
 
@@ -79,6 +79,9 @@ class Rows(Samples):
         for j, stats in enumerate(prep["categorical"]):
             codes = {name: code for code, name in enumerate(stats["categories"], 1)}
             values = text[stats["name"]]
+            if rules.decode > 1 and all(map(is_whole, codes)):  # a new gap turns 1 into 1.0 in pandas
+                names_of = {value: whole_name(value) for value in set(values)}
+                values = [names_of[value] for value in values]
             self.categories[:, j] = torch.tensor([codes.get(value, 0) for value in values], dtype=torch.int64)
             strange = {value for value in set(values) - codes.keys() if not is_missing(value, rules.missing)}
             if strange:

@@ -30,6 +30,7 @@ from fmeco.datasets._numbers import (
     is_whole,
     missing_cells,
     numbers,
+    whole_name,
 )
 from fmeco.datasets._splits import Indices
 
@@ -225,15 +226,10 @@ def _are_amounts(labels: Mapping[str, int], amounts: bool) -> bool:
         return False
     if not all(map(is_whole, labels)):
         return True
-    count = len(set(map(_whole, labels)))
+    count = len(set(map(whole_name, labels)))
     if any("." in label for label in labels):
         return count > FEW
     return amounts and count > max(FEW, sum(labels.values()) // 20)
-
-
-def _whole(label: str) -> int:
-    """Parse a whole number, which may be written as 3.0."""
-    return int(label.partition(".")[0])
 
 
 def _first_kind(labels: Mapping[str, int], amounts: bool) -> str:
@@ -257,7 +253,7 @@ def _whole_names(
     wanted = known.classes if known is not None else layout.classes or ()
     if rules.decode == 1 or not written or not all(map(is_whole, distinct)) or written & set(map(str, wanted)):
         return labels
-    whole = {label: str(_whole(label)) for label in distinct}
+    whole = {label: whole_name(label) for label in distinct}
     notes.append(
         f"{column}: the labels are whole numbers, written as {clean(min(written), 40)}: they are read as the classes "
         f"{listing(_classes.natural(list(whole.values())))}; dataset.task: number reads numbers"

@@ -425,6 +425,17 @@ def test_dates_that_nobody_can_tell_are_refused(cells: list[str], reason: str) -
     assert data.spec.preprocessing["categorical"][0]["name"] == "x", "unless the config wants categories"
 
 
+@pytest.mark.situation("categories written as 1.0 in one table and as 1 in another", "read rightly")
+@pytest.mark.parametrize("first", ["{}", "{}.0"])
+@pytest.mark.parametrize("second", ["{}", "{}.0", "{}."])
+def test_categories_that_are_whole_numbers_keep_their_names(first: str, second: str) -> None:
+    x = [first.format(i % 3) for i in range(60)]
+    data = build(name="csv_table", path=table("t.csv", x=x, label=labels(60)), categorical=["x"])
+    assert data.spec.preprocessing["categorical"] == [{"name": "x", "categories": ["0", "1", "2"]}]
+    new = csv_table.read(data.spec, [table("new.csv", x=[*(second.format(i) for i in range(4)), ""])])
+    assert [int(new[i]["categories"][0]) for i in range(5)] == [1, 2, 3, 0, 0]
+
+
 @pytest.mark.situation("numbers that stand for a missing value", "read rightly")
 @pytest.mark.parametrize("word", ["-999", "9999", "-1.0", "0"])
 def test_a_number_may_stand_for_a_missing_value(word: str) -> None:
