@@ -204,7 +204,7 @@ def _fields(rows: Iterable[Row], path: str, layout: Layout) -> Documents:
                     f"{clean(path)}:{number}: dataset.{key}: no '{clean(name)}'{nearest(name, row)}; it has: {listing(list(row), 20)}",
                     *hints,
                 )
-        texts.append(_text(row, layout, f"{clean(path)}:{number}"))
+        texts.append(_text(row, layout, path, number))
         names.append(f"{path}:{number}")
         if layout.label is not None:
             value = row[layout.label]
@@ -213,14 +213,16 @@ def _fields(rows: Iterable[Row], path: str, layout: Layout) -> Documents:
             )
         for name, value in row.items():
             if name not in layout.texts and isinstance(value, str | int | float):
-                others.setdefault(name, [""] * (len(texts) - 1)).append(str(value).strip())
+                if name not in others:
+                    others[name] = [""] * (len(texts) - 1)
+                others[name].append(str(value).strip())
         for values in others.values():
             values += [""] * (len(texts) - len(values))
     others = _columns.grouping(others, [layout.group] if layout.group is not None else [])
     return Documents(texts, names, labels if layout.label is not None else None, others)
 
 
-def _text(row: Mapping[str, Any], layout: Layout, where: str) -> str:
+def _text(row: Mapping[str, Any], layout: Layout, path: str, number: int) -> str:
     """Return the text of a row; of several columns, those that are not empty, each after its name.
 
     Raises DataError for values that are not text.
@@ -232,7 +234,7 @@ def _text(row: Mapping[str, Any], layout: Layout, where: str) -> str:
         if several and value is None:
             continue
         if not isinstance(value, str):
-            raise DataError(f"{where}: '{clean(name)}' is not a string")
+            raise DataError(f"{clean(path)}:{number}: '{clean(name)}' is not a string")
         if not several:
             return value
         if value.strip():

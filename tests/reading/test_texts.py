@@ -147,6 +147,14 @@ def test_a_tokenizer_that_panics_is_one_sentence(fmeco: Fmeco) -> None:
         assert answer.code == 3 and "the tokenizer fails on these texts" in answer.err, answer.err
 
 
+@pytest.mark.situation("an argument that is no valid text", "refused by name")
+@pytest.mark.parametrize("argument", ["caf\udce9", "\ud800"])
+def test_a_text_that_is_no_unicode_is_refused(argument: str) -> None:
+    spec = build(name="text", path=str(texts(Path("t.jsonl"))), vocabulary=300).spec
+    with pytest.raises(DataError, match="the tokenizer fails on these texts"):
+        text_dataset.read(spec, [argument])
+
+
 @pytest.mark.situation("a tokenizer that fails or never ends", "refused by name")
 def test_a_tokenizer_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_tokens, "PATIENCE", 0.1)
