@@ -46,36 +46,46 @@ def fit_columns(
     for column in columns:
         named = column.name in categorical_too
         read = None if named else numbers(column, rules)
-        if read is not None and _are_codes(column, read, rules):
-            notes.append(
-                f"{column}: its whole numbers are read as codes, which are categories: some begin with 0 or look like 1E5; "
-                f"dataset.decimal: {{{clean(column.name)}: '.'}} reads numbers"
-            )
-            read = None
-            named = True
-        if read is not None:
+        codes = read is not None and _are_codes(column, read, rules)
+        order = _dates.order_of(column, rules) if read is None and not named else None
+        if read is not None and not codes:
+            numeric.append({"name": column.name, **_statistics(column, read.cells, train)})
             if read.notation != PLAIN:
                 notations[column.name] = read.notation
                 notes.append(f"{column}: numbers are read with {read.notation}")
-            numeric.append({"name": column.name, **_statistics(column, read.cells, train)})
-        elif not named and (order := _dates.order_of(column, rules)) is not None:
-            dates = _dates.read(column.text, order, rules)
-            parts = _dates.parts_of(dates)
-            for part in parts:
-                statistics = _statistics(column, dates.part(part), train)
-                statistics["missing"] = statistics["missing"] and part == _dates.FIRST_PART
-                numeric.append({"name": column.name, "part": part, "order": order, **statistics})
-            notes.append(f"{column}: dates, {order}, are read as {listing(parts)}")
+        elif order is not None:
+            parts = _date_parts(column, order, train, rules)
+            numeric += parts
+            notes.append(f"{column}: dates, {order}, are read as {listing([stats['part'] for stats in parts])}")
         else:
-            seen = {column.text[i] for i in train.tolist()}
-            categories = {value for value in seen if not is_missing(value, rules.missing)}
-            if all(map(is_whole, column.present(rules))):
-                categories = set(map(whole_name, categories))
-            categorical.append({"name": column.name, "categories": sorted(categories)})
-            if not named and (note := _mixed(column, rules)):
+            categorical.append({"name": column.name, "categories": _categories(column, train, rules)})
+            if codes:
+                notes.append(
+                    f"{column}: its whole numbers are read as codes, which are categories: some begin with 0 or look like "
+                    f"1E5; dataset.decimal: {{{clean(column.name)}: '.'}} reads numbers"
+                )
+            elif not named and (note := _mixed(column, rules)):
                 notes.append(note)
     _check_points(columns, numeric, notations, rules)
     return {"numeric": numeric, "categorical": categorical, **rules.stored(notations)}, notes
+
+
+def _date_parts(column: Column, order: str, train: Indices, rules: Rules) -> list[dict[str, Any]]:
+    """Compute the statistics of each part of a column of dates. One part marks missing dates for all."""
+    dates = _dates.read(column.text, order, rules)
+    parts: list[dict[str, Any]] = []
+    for part in _dates.parts_of(dates):
+        statistics = _statistics(column, dates.part(part), train)
+        marks = statistics["missing"] and part == _dates.FIRST_PART
+        parts.append({"name": column.name, "part": part, "order": order, **statistics, "missing": marks})
+    return parts
+
+
+def _categories(column: Column, train: Indices, rules: Rules) -> list[str]:
+    """List the categories of the training rows. Whole numbers are named without decimals, as 1 for 1.0."""
+    seen = {column.text[i] for i in train.tolist()}
+    categories = {text for text in seen if not is_missing(text, rules.missing)}
+    return sorted(set(map(whole_name, categories)) if all(map(is_whole, column.present(rules))) else categories)
 
 
 def _are_codes(column: Column, read: Numbers, rules: Rules) -> bool:
@@ -121,9 +131,7 @@ def _check_points(
     commas = [name for name, notation in notations.items() if notation.decimal == ","]
     plain = {stats["name"] for stats in numeric if "part" not in stats} - {*notations, *rules.decimal}
     for column in columns if commas else ():
-        present = (
-            {text for text in column.text if not is_missing(text, rules.missing)} if column.name in plain else {""}
-        )
+        present = column.present(rules) if column.name in plain else {}
         points = [text for text in present if "." in text]
         if points and all(Notation(",", ".").plain(text) for text in present):
             name = clean(column.name)

@@ -85,6 +85,8 @@ def order_of(column: Column, rules: Rules) -> str | None:
     counts = {order: sum(present[text] for text in texts) for order, texts in known.items()}
     most = max(counts.values())
     if most < enough:
+        if sum(present[text] for text in set().union(*known.values())) >= enough:
+            raise DataError(f"{column}: its dates have their year, month and day in different orders", *hints)
         if all(match[2] == "/" for match in matches):
             raise DataError(f"{column}: '{first}' looks like a date, but has no year of four digits", *hints)
         return None
@@ -105,10 +107,11 @@ def order_of(column: Column, rules: Rules) -> str | None:
 
 
 def _orders(matches: Sequence[re.Match[str]]) -> tuple[str, ...]:
-    """List the orders that the separator leaves open: with dots, the day is never after the month."""
-    if all(match[1] is None or len(match[1]) == 4 for match in matches):
-        return (YEAR_FIRST,)
-    return (DAY_FIRST,) if all(match[2] == "." for match in matches) else (DAY_FIRST, MONTH_FIRST)
+    """List the orders that the cells leave open: with dots, the day is never after the month."""
+    years = [match[1] is None or len(match[1]) == 4 for match in matches]
+    dots = all(match[2] == "." for match, year_first in zip(matches, years, strict=True) if not year_first)
+    others = () if all(years) else (DAY_FIRST,) if dots else (DAY_FIRST, MONTH_FIRST)
+    return (YEAR_FIRST, *others) if any(years) else others
 
 
 def _moment(text: str, order: str) -> tuple[datetime, float] | None:

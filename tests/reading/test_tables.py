@@ -406,12 +406,23 @@ def _row(data: Data, row: int) -> torch.Tensor:
     raise AssertionError(row)
 
 
+@pytest.mark.situation("a column of what only looks like dates", "read rightly")
+@pytest.mark.parametrize(
+    "cells", [["1.2.3", "1.10.12"], ["123-45-6789", "987-65-4321"], ["10.0.0.1", "10.0.0.2"], ["2024-W05", "2024-W06"]]
+)
+def test_versions_and_numbers_of_persons_are_categories(cells: list[str]) -> None:
+    data = build(name="csv_table", path=table("t.csv", x=cells * 30, label=labels(60)))
+    assert data.spec.preprocessing["categorical"] == [{"name": "x", "categories": sorted(cells)}]
+
+
 @pytest.mark.situation("a column of dates", "refused by name")
 @pytest.mark.parametrize(
     ("cells", "reason"),
     [
         (["03/04/2024", "05/06/2024"], "may have its day or its month first"),
         (["31/12/24", "30/11/24"], "no year of four digits"),
+        (["2024-01-31", "31.01.2024"], "in different orders"),
+        (["31/01/2024", "01/31/2024"], "in different orders"),
         (["2024-01-01T00:00Z", "2024-01-01T00:00"], "some times have a time zone"),
         (["2024-01-01"] * 30 + ["2024-02-30"], "row 32, 63 '2024-02-30' is not a date"),
     ],
