@@ -17,13 +17,13 @@ from fmeco.datasets._numbers import (
     Notation,
     Numbers,
     Rules,
+    category_names,
     is_codes,
     is_missing,
     is_whole,
     looks_like_number,
     numbers,
     quoted,
-    whole_name,
 )
 from fmeco.datasets._splits import Indices
 
@@ -43,12 +43,15 @@ def fit_columns(
     categorical: list[dict[str, Any]] = []
     notations: dict[str, Notation] = {}
     notes: list[str] = []
+    rows = train.tolist()
     for column in columns:
         named = column.name in categorical_too
         read = None if named else numbers(column, rules)
         codes = read is not None and _are_codes(column, read, rules)
         order = _dates.order_of(column, rules) if read is None and not named else None
-        if read is not None and not codes:
+        if all(is_missing(column.text[i], rules.missing) for i in rows):
+            notes.append(f"{column}: left out, because it has no value in any training row")
+        elif read is not None and not codes:
             numeric.append({"name": column.name, **_statistics(column, read.cells, train)})
             if read.notation != PLAIN:
                 notations[column.name] = read.notation
@@ -66,6 +69,8 @@ def fit_columns(
                 )
             elif not named and (note := _mixed(column, rules)):
                 notes.append(note)
+    if not numeric and not categorical:
+        raise DataError(f"{columns[0].where}: no column has a value in any training row")
     _check_points(columns, numeric, notations, rules)
     return {"numeric": numeric, "categorical": categorical, **rules.stored(notations)}, notes
 
@@ -82,10 +87,10 @@ def _date_parts(column: Column, order: str, train: Indices, rules: Rules) -> lis
 
 
 def _categories(column: Column, train: Indices, rules: Rules) -> list[str]:
-    """List the categories of the training rows. Whole numbers are named without decimals, as 1 for 1.0."""
+    """List the categories of the training rows."""
     seen = {column.text[i] for i in train.tolist()}
     categories = {text for text in seen if not is_missing(text, rules.missing)}
-    return sorted(set(map(whole_name, categories)) if all(map(is_whole, column.present(rules))) else categories)
+    return sorted(set(category_names(categories, whole=all(map(is_whole, column.present(rules)))).values()))
 
 
 def _are_codes(column: Column, read: Numbers, rules: Rules) -> bool:
@@ -102,7 +107,7 @@ def _statistics(column: Column, found: Cells, train: Indices) -> dict[str, Any]:
             "correct the cell, or remove the row",
         )
     gone = found.missing[train]
-    x = found.values[train][~gone] if not gone.all() else np.zeros(1)
+    x = found.values[train][~gone]
     constant = bool(x.min() == x.max())  # the mean and std of equal numbers are not exact
     return {
         "mean": float(x[0] if constant else x.mean()),

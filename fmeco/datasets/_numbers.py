@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -73,6 +74,15 @@ def is_whole(text: str) -> bool:
 def whole_name(text: str) -> str:
     """Name a class or category by its whole number: 3 for 3.0, as pandas writes it beside missing values. Others stay."""
     return str(int(text.partition(".")[0])) if "." in text and is_whole(text) else text
+
+
+def category_names(texts: Iterable[str], whole: bool) -> dict[str, str]:
+    """Name categories: in Unicode's composed form (NFC), and by whole numbers if all categories of the column are such.
+
+    Returns text -> name.
+    """
+    composed = {text: unicodedata.normalize("NFC", text) for text in texts}
+    return {text: whole_name(name) for text, name in composed.items()} if whole else composed
 
 
 def _float(text: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,7 +31,7 @@ from fmeco.datasets import _dates, _splits, _targets
 from fmeco.datasets._column_kinds import fit_columns
 from fmeco.datasets._columns import Table, take
 from fmeco.datasets._dates import FIRST_PART
-from fmeco.datasets._numbers import Column, Rules, is_missing, is_whole, numbers, whole_name
+from fmeco.datasets._numbers import Column, Rules, category_names, is_missing, is_whole, numbers
 from fmeco.datasets._splits import Indices
 
 
@@ -79,8 +80,8 @@ class Rows(Samples):
         for j, stats in enumerate(prep["categorical"]):
             codes = {name: code for code, name in enumerate(stats["categories"], 1)}
             values = text[stats["name"]]
-            if rules.decode > 1 and all(map(is_whole, codes)):  # a new gap turns 1 into 1.0 in pandas
-                names_of = {value: whole_name(value) for value in set(values)}
+            if rules.decode > 1:
+                names_of = category_names(set(values), whole=all(map(is_whole, codes)))
                 values = [names_of[value] for value in values]
             self.categories[:, j] = torch.tensor([codes.get(value, 0) for value in values], dtype=torch.int64)
             strange = {value for value in set(values) - codes.keys() if not is_missing(value, rules.missing)}
@@ -156,8 +157,8 @@ def match_columns(table: Table, prep: Mapping[str, Any], path: str) -> tuple[Tab
     wanted = list(dict.fromkeys(column["name"] for column in (*prep["numeric"], *prep["categorical"])))
     folded: dict[str, list[str]] = {}
     for name in table:
-        folded.setdefault(name.casefold(), []).append(name)
-    found = {name: [name] if name in table else folded.get(name.casefold(), []) for name in wanted}
+        folded.setdefault(_folded(name), []).append(name)
+    found = {name: [name] if name in table else folded.get(_folded(name), []) for name in wanted}
     if absent := [name for name in wanted if len(found[name]) != 1]:
         several = f"; it has {listing(found[absent[0]])}" if found[absent[0]] else nearest(absent[0], table)
         raise DataError(f"{clean(path)}: the model needs the column {listing(absent)}{several}")
@@ -175,6 +176,11 @@ def match_columns(table: Table, prep: Mapping[str, Any], path: str) -> tuple[Tab
     if extra := [name for name in table if name not in used]:
         notes.append(f"{clean(path)}: columns that the model does not use: {listing(extra)}")
     return matched, notes
+
+
+def _folded(name: str) -> str:
+    """Return a column's name without the differences that programs make: upper case, and composed characters (NFC)."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def build_table(

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -434,6 +435,34 @@ def test_dates_that_nobody_can_tell_are_refused(cells: list[str], reason: str) -
     assert "column 'x'" in str(caught.value)
     data = build(name="csv_table", path="t.csv", categorical=["x"])
     assert data.spec.preprocessing["categorical"][0]["name"] == "x", "unless the config wants categories"
+
+
+@pytest.mark.situation("names with composed and decomposed characters", "read rightly")
+def test_categories_and_columns_are_compared_in_composed_form() -> None:
+    town, column = "K\u00f6ln", "Gr\u00f6\u00dfe"
+    apart = {name: unicodedata.normalize("NFD", name) for name in (town, column)}
+    data = build(
+        name="csv_table",
+        path=table("t.csv", **{"x": [town, "Ulm", apart[town]] * 20, column: range(60), "label": labels(60)}),
+    )
+    assert data.spec.preprocessing["categorical"] == [{"name": "x", "categories": [town, "Ulm"]}]
+    new = csv_table.read(data.spec, [table("new.csv", **{"x": [town, apart[town]], apart[column]: [1, 1]})])
+    assert [int(new[i]["categories"][0]) for i in range(2)] == [1, 1]
+
+
+@pytest.mark.situation("a column without any value", "said")
+@pytest.mark.parametrize("word", ["", "NA"])
+def test_a_column_without_values_is_left_out(word: str) -> None:
+    data = build(name="csv_table", path=table("t.csv", x=range(60), y=[word] * 60, label=labels(60)))
+    assert [one["name"] for one in data.spec.preprocessing["numeric"]] == ["x"]
+    assert any("column 'y': left out" in note for note in data.notes)
+    parts, days = ["train"] * 40 + ["val"] * 20, [word] * 40 + ["2024-01-31"] * 20
+    given = build(
+        name="csv_table", path=table("t.csv", x=range(60), y=days, p=parts, label=labels(60)), split_column="p"
+    )
+    assert [one["name"] for one in given.spec.preprocessing["numeric"]] == ["x"]
+    with pytest.raises(DataError, match="no column has a value"):
+        build(name="csv_table", path=table("t.csv", y=[word] * 60, label=labels(60)))
 
 
 @pytest.mark.situation("categories written as 1.0 in one table and as 1 in another", "read rightly")
