@@ -28,7 +28,7 @@ LARGEST = 1e150  # the square of a larger number is not finite, so a column that
 _SIGN = "[+\\-\u2212]"  # U+2212 is the minus sign of typesetting
 _EXPONENT = "(?:[eE][+-]?[0-9]+)?"
 _NUMBER = re.compile(rf"{_SIGN}?(?:[0-9]+\.?[0-9]*|\.[0-9]+){_EXPONENT}")
-_WHOLE = re.compile(r"[+-]?[0-9]+(?:\.0*)?")
+_WHOLE = re.compile(r"[+-]?[0-9]{1,300}(?:\.0*)?")
 _UNIT = "[%\u2030$\u00a2-\u00a5\u20a0-\u20c0]|EUR|USD|GBP|CHF|JPY|CNY|INR|AUD|CAD|SEK|NOK|DKK|PLN|CZK|BRL"
 _SPACES = " \u00a0\u202f\u2009"  # the last three: no-break space, narrow no-break space, thin space
 # A number that may have a unit and separators: unit before, number with its sign, unit after.

@@ -40,6 +40,8 @@ def embed(
     model = load(ref)
     # A new dataset has its own labels: take only the preprocessing of inputs from the checkpoint.
     data, _ = data_for(model, ref, dataset, overrides, known=model.spec.preprocessing_only() if dataset else None)
+    for note in data.notes:
+        say(note)
     samples = data.split(split or ("test" if data.test is not None else "val"))
     features, kept, skipped = model.embed(samples)
     for message in skipped:

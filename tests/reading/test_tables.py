@@ -571,12 +571,17 @@ def run(fmeco: Fmeco) -> dict[str, Any]:
         ({"Age": [1, 2, 3, 4], "Town": ["ulm"] * 4, "extra": [0] * 4}, "columns that the model does not use: extra"),
     ],
 )
-@pytest.mark.parametrize("command", ["predict", "evaluate"])
+@pytest.mark.parametrize("command", ["predict", "evaluate", "embed"])
 def test_what_differs_from_training_is_said_and_counted(
     columns: dict[str, Any], note: str, command: str, run: dict[str, Any], fmeco: Fmeco
 ) -> None:
-    path = table("new.csv", **columns, **({"label": ["a", "b"] * 2} if command == "evaluate" else {}))
-    answer = fmeco("predict", "run", path) if command == "predict" else fmeco("evaluate", "run", "--dataset", path)
+    path = table("new.csv", **columns, **({} if command == "predict" else {"label": ["a", "b"] * 2}))
+    inputs = {
+        "predict": ["predict", "run", path],
+        "evaluate": ["evaluate", "run", "--dataset", path],
+        "embed": ["embed", "run", "--dataset", path, "--output", "vectors.npz"],
+    }
+    answer = fmeco(*inputs[command])
     assert answer.code == 0, answer.err
     assert note in answer.err
 
