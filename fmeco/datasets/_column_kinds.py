@@ -9,21 +9,17 @@ import numpy as np
 
 from fmeco.core import DataError, clean, listing
 from fmeco.datasets import _dates
+from fmeco.datasets._new_columns import Column, Numbers, looks_like_number, numbers, quoted
 from fmeco.datasets._numbers import (
     LARGEST,
     PLAIN,
     Cells,
-    Column,
     Notation,
-    Numbers,
     Rules,
     category_names,
     is_codes,
     is_missing,
     is_whole,
-    looks_like_number,
-    numbers,
-    quoted,
 )
 from fmeco.datasets._splits import Indices
 

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmeco.core import DataError, clean
-from fmeco.datasets._numbers import MOSTLY, Cells, Column, Rules, missing_cells, quoted
+from fmeco.datasets._new_columns import MOSTLY, Column, quoted
+from fmeco.datasets._numbers import Cells, Rules, missing_cells
 from fmeco.datasets._splits import Indices
 
 # Year, month and day in some order, or year and month; then perhaps a time of day and a zone.

@@ -31,7 +31,8 @@ from fmeco.datasets import _dates, _splits, _targets
 from fmeco.datasets._column_kinds import fit_columns
 from fmeco.datasets._columns import Table, take
 from fmeco.datasets._dates import FIRST_PART
-from fmeco.datasets._numbers import Column, Rules, category_names, is_missing, is_whole, numbers
+from fmeco.datasets._new_columns import Column, numbers
+from fmeco.datasets._numbers import Rules, category_names, is_missing, is_whole
 from fmeco.datasets._splits import Indices
 
 

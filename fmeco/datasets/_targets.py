@@ -15,12 +15,11 @@ from torch import Tensor
 from fmeco.core import MISSING_CLASS, ConfigError, DataError, Target, clean, listing, nearest
 from fmeco.datasets import _classes
 from fmeco.datasets._columns import Table, column
+from fmeco.datasets._new_columns import MOSTLY, Column, numbers
 from fmeco.datasets._numbers import (
     LARGEST,
     MISSING,
-    MOSTLY,
     PLAIN,
-    Column,
     Notation,
     Rules,
     cells,
@@ -29,7 +28,6 @@ from fmeco.datasets._numbers import (
     is_number,
     is_whole,
     missing_cells,
-    numbers,
     whole_name,
 )
 from fmeco.datasets._splits import Indices
