@@ -55,7 +55,7 @@ def fit_columns(
         elif order is not None:
             parts = _date_parts(column, order, train, rules)
             numeric += parts
-            notes.append(f"{column}: dates, {order}, are read as {listing([stats['part'] for stats in parts])}")
+            notes.append(f"{column}: dates, {order}: read as {listing([stats['part'] for stats in parts])}")
         else:
             categorical.append({"name": column.name, "categories": _categories(column, train, rules)})
             if codes:
@@ -75,7 +75,7 @@ def _date_parts(column: Column, order: str, train: Indices, rules: Rules) -> lis
     """Compute the statistics of each part of a column of dates. One part marks missing dates for all."""
     dates = _dates.read(column.text, order, rules)
     parts: list[dict[str, Any]] = []
-    for part in _dates.parts_of(dates):
+    for part in _dates.parts_of(dates, order):
         statistics = _statistics(column, dates.part(part), train)
         marks = statistics["missing"] and part == _dates.FIRST_PART
         parts.append({"name": column.name, "part": part, "order": order, **statistics, "missing": marks})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from typing import Any, NamedTuple
 
@@ -20,7 +20,9 @@ _DATE = re.compile(
     r"(?:([0-9]{1,4})([-/.])([0-9]{1,2})\2([0-9]{1,4})|([0-9]{4})-([0-9]{2}))"
     r"(?:[T ]([0-9]{2}):([0-9]{2})(?::([0-9]{2})(?:\.([0-9]{1,9}))?)? ?(Z|[+-][0-9]{2}:?[0-9]{2})?)?"
 )
-YEAR_FIRST, DAY_FIRST, MONTH_FIRST = "year first", "day first", "month first"
+_TIME = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])(?::([0-5][0-9]))?")
+UNITS = ("hours", "minutes", "seconds")
+YEAR_FIRST, DAY_FIRST, MONTH_FIRST, TIME_OF_DAY = "year first", "day first", "month first", "times of day"
 
 Moments = NDArray[np.datetime64]
 
@@ -70,7 +72,7 @@ def read(column: Sequence[str], order: str, rules: Rules) -> Dates:
 
 
 def order_of(column: Column, rules: Rules) -> str | None:
-    """Find the order of year, month and day in a column of dates; None if it holds no dates.
+    """Find the order of year, month and day in a column of dates, or times of day; None if it holds neither.
 
     The whole column decides whether 03/04/2024 is in March or April.
     Raises DataError for a column that does not decide it, for odd cells, and for times of which some have a zone.
@@ -78,10 +80,14 @@ def order_of(column: Column, rules: Rules) -> str | None:
     present = column.present(rules)
     matches = [match for text in present if (match := _DATE.fullmatch(text)) is not None]
     enough = MOSTLY * sum(present.values())
-    if not matches or sum(present[match.string] for match in matches) < enough:
-        return None
-    first, name = clean(matches[0].string, 40), clean(column.name)
-    hints = f"write dates as 2024-01-31, or leave the column out: dataset.drop: [{name}]", column.instead
+    if sum(present[match.string] for match in matches) < enough:
+        timed = {text for text in present if _TIME.fullmatch(text)}
+        if not timed or sum(present[text] for text in timed) < enough:
+            return None
+        _check_all(column, present.keys() - timed)
+        return TIME_OF_DAY
+    first = clean(matches[0].string, 40)
+    hints = f"write dates as 2024-01-31, or leave the column out: dataset.drop: [{clean(column.name)}]", column.instead
     known = {order: {text for text in present if _moment(text, order) is not None} for order in _orders(matches)}
     counts = {order: sum(present[text] for text in texts) for order, texts in known.items()}
     most = max(counts.values())
@@ -94,7 +100,15 @@ def order_of(column: Column, rules: Rules) -> str | None:
     best = [order for order, count in counts.items() if count == most]
     if len(best) > 1:
         raise DataError(f"{column}: '{first}' may have its day or its month first", *hints)
-    if odd := present.keys() - known[best[0]]:
+    _check_all(column, present.keys() - known[best[0]])
+    if len({match[11] is None for match in matches}) > 1:
+        raise DataError(f"{column}: some times have a time zone and others do not")
+    return best[0]
+
+
+def _check_all(column: Column, odd: Set[str]) -> None:
+    """Raise DataError for cells of a column of dates that are no dates (`odd`)."""
+    if odd:
         at = np.flatnonzero([text in odd for text in column.text])
         raise DataError(
             f"{column} holds dates, but in row {column.rows_at(at)} {quoted(sorted(odd))} "
@@ -102,9 +116,6 @@ def order_of(column: Column, rules: Rules) -> str | None:
             "correct the cells, or list them in dataset.missing",
             column.instead,
         )
-    if len({match[11] is None for match in matches}) > 1:
-        raise DataError(f"{column}: some times have a time zone and others do not")
-    return best[0]
 
 
 def _orders(matches: Sequence[re.Match[str]]) -> tuple[str, ...]:
@@ -117,9 +128,12 @@ def _orders(matches: Sequence[re.Match[str]]) -> tuple[str, ...]:
 
 def _moment(text: str, order: str) -> tuple[datetime, float] | None:
     """Parse a date. Returns the local time and the seconds since 1970; None if it is no date of this order."""
-    match = _DATE.fullmatch(text)
+    match = (_TIME if order == TIME_OF_DAY else _DATE).fullmatch(text)
     if match is None:
         return None
+    if order == TIME_OF_DAY:
+        passed = timedelta(**{unit: int(part or 0) for unit, part in zip(UNITS, match.groups(), strict=True)})
+        return datetime(1970, 1, 1) + passed, passed.total_seconds()
     first, _, second, third, year, month, hour, minute, second_of, fraction, zone = match.groups()
     fields = (year, month, "1") if first is None else (first, second, third)
     if order != YEAR_FIRST and first is not None:
@@ -138,7 +152,9 @@ def _moment(text: str, order: str) -> tuple[datetime, float] | None:
     return local, local.replace(tzinfo=timezone(offset) if offset else UTC).timestamp()
 
 
-def parts_of(dates: Dates) -> list[str]:
-    """List the parts to use: without the hour, if no date has a time of day."""
+def parts_of(dates: Dates, order: str) -> list[str]:
+    """List the parts to use: without the hour, if no date has a time of day, and of times of day only the seconds."""
+    if order == TIME_OF_DAY:
+        return [FIRST_PART]
     midnight = not dates.part("hour").values.any()
     return [name for name in PARTS if not (name == "hour" and midnight)]

@@ -32,7 +32,7 @@ from fmeco.datasets._column_kinds import fit_columns
 from fmeco.datasets._columns import Table, take
 from fmeco.datasets._dates import FIRST_PART
 from fmeco.datasets._new_columns import Column, numbers
-from fmeco.datasets._numbers import Rules, category_names, is_missing, is_whole
+from fmeco.datasets._numbers import MISSING, Rules, category_names, is_missing, is_whole
 from fmeco.datasets._splits import Indices
 
 
@@ -227,7 +227,7 @@ def build_table(
         table, more = match_columns(table, known.preprocessing, where)
         rules = _as_before(table, known, categorical, rules, where, names)
         prep: Mapping[str, Any] = known.preprocessing
-        if rules.decode > 1:
+        if rules.decode > 1 or rules.missing != MISSING:
             prep = {**prep, **rules.stored(targets.notations)}
     elif "train" not in parts:
         raise DataError(

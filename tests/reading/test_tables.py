@@ -398,6 +398,17 @@ def test_dates_become_their_parts(cells: list[str], order: str) -> None:
         new[2]
 
 
+@pytest.mark.situation("a column of times of day", "read rightly")
+@pytest.mark.parametrize("form", ["{:02}:{:02}", "{:02}:{:02}:30"])
+def test_times_of_day_become_seconds(form: str) -> None:
+    cells = [form.format(i % 24, i * 7 % 60) for i in range(60)]
+    data = build(name="csv_table", path=table("t.csv", x=[*cells, ""], label=labels(61)))
+    seconds = [3600 * (i % 24) + 60 * (i * 7 % 60) + (30 if "30" in form else 0) for i in range(60)]
+    assert read_back(data, "x", "moment")[:60] == near(seconds)
+    with pytest.raises(DataError, match="'25:00' is not a date"):
+        build(name="csv_table", path=table("t.csv", x=[*cells, "25:00"], label=labels(61)))
+
+
 def _row(data: Data, row: int) -> torch.Tensor:
     for samples in (data.train, data.val):
         assert samples is not None
@@ -714,6 +725,9 @@ def test_an_old_checkpoint_reads_its_table_as_before() -> None:
     assert tuned.spec.decode == 1 and tuned.split("train").targets["label"].dtype == torch.float32  # type: ignore[union-attr]
     with pytest.raises(ConfigError, match=r"dataset.decimal"):
         build(known=spec.preprocessing_only(), name="csv_table", path="u.csv", decimal={"label": "."})
+    path = table("v.csv", x=["-", *range(59)], label=labels(60))
+    words = build(known=spec.preprocessing_only(), name="csv_table", path=path, missing=["-"]).spec
+    assert words.decode == 1 and float(csv_table.read(words, [path])[0]["columns"][0]) == 0.0, "its own words are kept"
 
 
 @pytest.mark.situation("a Parquet file on which its library panics", "refused by name")
