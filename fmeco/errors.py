@@ -121,6 +121,27 @@ def listing(names: Iterable[object], limit: int = 10) -> str:
 
 
 @contextlib.contextmanager
+def library_errors(
+    message: str, *expected: type[Exception], kind: type[FmecoError] = DataError, hint: str = ""
+) -> Iterator[None]:
+    """Translate the errors of a library that reads a stranger's file into one FmecoError.
+
+    Panics of Rust code derive from BaseException, and so do KeyboardInterrupt and SystemExit, which pass.
+
+    message: what could not be read; the library's own words follow.
+    expected: errors that the library raises for bad files; others are bugs, and pass.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        if isinstance(error, Exception) and not isinstance(error, expected):
+            raise
+        raise kind(f"{message}: {clean(error) or type(error).__name__}", hint) from None
+
+
+@contextlib.contextmanager
 def known_errors() -> Iterator[None]:
     """Translate torch's errors into fmeco's: out of memory, dead loader workers, batch norm on one sample.
 

@@ -75,7 +75,7 @@ MISTAKES = [
     Mistake("nn/intervals.py", "[0.025, 0.975]", "[0.05, 0.95]", "test_transfer.py test_targets.py -k interval"),
     Mistake("config/parser.py", "if key in out:", "if key in ():", "test_config.py"),
     Mistake("datasets/_columns.py", "list(map(str.strip, values))", "list(values)", "test_properties.py -k cells"),
-    Mistake("datasets/_columns.py", "map(str.lower, map(str.strip, column))", "map(str.strip, column)", "test_properties.py -k numbers"),
+    Mistake("datasets/_numbers.py", "map(str.lower, map(str.strip, column))", "map(str.strip, column)", "test_properties.py -k numbers"),
     Mistake("datasets/_splits.py", "np.isin(codes, at)", "np.isin(codes, at[1:])", "test_properties.py -k group"),
     Mistake("datasets/_splits.py", 'np.argsort(ranks(names, "split"), kind="stable")', "np.arange(len(names))", "test_properties.py -k names"),
     Mistake("config/parser.py", "except yaml.YAMLError as error:", "except yaml.MarkedYAMLError as error:", "test_properties.py -k tree"),

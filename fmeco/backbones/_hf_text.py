@@ -11,7 +11,19 @@ from torch import Tensor, nn
 from fmeco.backbones._hf_body import Body
 from fmeco.backbones._hf_config import network
 from fmeco.backbones._hf_published import local_file, place
-from fmeco.core import BLANK, HIDDEN, Backbone, ConfigError, DataSpec, Features, Inputs, InputSpec, Tokens, clean
+from fmeco.core import (
+    BLANK,
+    HIDDEN,
+    Backbone,
+    ConfigError,
+    DataSpec,
+    Features,
+    Inputs,
+    InputSpec,
+    Tokens,
+    clean,
+    library_errors,
+)
 from fmeco.nn.ids import numbering
 
 LENGTH = 128  # default maximum number of tokens per text
@@ -89,11 +101,10 @@ def preprocessing(arch: str, config: Any) -> DataSpec:
     if path is None:  # the dataset's config then has to name a tokenizer
         return DataSpec("text", {}, reader="text")
     where = clean(place(arch, "tokenizer.json"))
-    try:
+    # The library raises plain Exceptions.
+    with library_errors(f"{where}: not a valid file of the package tokenizers", Exception, kind=ConfigError):
         content = path.read_text("utf-8")
         count, offset = numbering(importlib.import_module("tokenizers").Tokenizer.from_str(content))
-    except Exception as error:  # the library raises plain Exceptions
-        raise ConfigError(f"{where}: not a valid file of the package tokenizers: {clean(error)}") from None
     if count > config.vocab_size:
         raise ConfigError(f"{where} has {count} ids, and the model has embeddings of {config.vocab_size}")
     preparation = {

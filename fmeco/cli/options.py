@@ -147,7 +147,7 @@ def _failures(rank: int, json_mode: bool, debug: bool, plugin_files: Sequence[Pa
     except typer.BadParameter:  # a wrong value of an option: typer prints the message
         signals.answered = False
         raise
-    except Exception as error:
+    except BaseException as error:  # a panic inside a library is no Exception
         if debug:
             traceback.print_exc()
         what = f"{type(error).__name__}: {clean(error)}"

@@ -47,7 +47,7 @@ from fmeco.core.training import (
     matching,
     parameter_groups,
 )
-from fmeco.errors import CheckpointError, ConfigError, DataError, clean, listing, nearest
+from fmeco.errors import CheckpointError, ConfigError, DataError, clean, library_errors, listing, nearest
 from fmeco.log import say
 from fmeco.plugins.keys import (
     Classes,
@@ -67,6 +67,7 @@ from fmeco.plugins.keys import (
     Rate,
     Ref,
     Scalar,
+    Spelling,
     Splitting,
     TeacherMomentum,
     TestFraction,
@@ -120,6 +121,7 @@ __all__ = [
     "Samples",
     "Scalar",
     "Scales",
+    "Spelling",
     "Splitting",
     "Target",
     "Teacher",
@@ -135,6 +137,7 @@ __all__ = [
     "decode_rule",
     "fit",
     "known",
+    "library_errors",
     "listing",
     "matching",
     "mix",

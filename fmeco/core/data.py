@@ -259,7 +259,7 @@ class Batch:
 
     def to(self, device: torch.device, **options: Any) -> Batch:
         """Move views and targets to a device. options: keyword arguments of Tensor.to."""
-        return self._map_tensors(lambda x: x.to(device, **options))
+        return self._map_tensors(lambda x: move(x, device, **options))
 
     def pin_memory(self) -> Batch:
         """Pin the tensors for copies to a GPU. torch's DataLoader calls this method by name."""
@@ -295,6 +295,13 @@ class Batch:
                 index[i],
                 keys[i],
             )
+
+
+def move(x: Tensor, device: torch.device, **options: Any) -> Tensor:
+    """Move a tensor to a device; to MPS, which has no float64, as float32. options: keyword arguments of Tensor.to."""
+    if device.type == "mps" and x.dtype == torch.float64:
+        x = x.float()
+    return x.to(device, **options)
 
 
 def _aligned(x: Tensor) -> Tensor:

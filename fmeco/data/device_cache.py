@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fmeco.core.data import DataSpec, Inputs, Samples, fit
+from fmeco.core.data import DataSpec, Inputs, Samples, fit, move
 from fmeco.errors import FmecoError
 
 
@@ -27,7 +27,7 @@ class Held:
         n = len(samples)
         self.device, self.targets = device, {}
         for name, values in samples.targets.items():
-            self.targets[name] = values.to(device) if isinstance(values, Tensor) else values
+            self.targets[name] = move(values, device) if isinstance(values, Tensor) else values
         if samples.tensors is not None:
             whole = fit(samples.tensors, spec, leading=1)
             self.inputs = {name: x.to(device) for name, x in whole.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fmeco.errors import ConfigError, DataError, clean
+from fmeco.errors import ConfigError, clean, library_errors
 
 
 def columns(path: str) -> list[str]:
@@ -19,19 +19,16 @@ def as_csv(path: str, rows: int | None = None) -> str:
 
     Raises DataError for columns that are not text, numbers or dates, or ConfigError without polars.
     """
-    try:
-        text: str = _read(path, "read_parquet", n_rows=rows).write_csv()
-    except _polars().exceptions.PolarsError as error:
-        raise DataError(f"{clean(path)}: a column cannot be written as text: {clean(error)}") from None
+    table = _read(path, "read_parquet", n_rows=rows)
+    with library_errors(f"{clean(path)}: a column cannot be written as text", _polars().exceptions.PolarsError):
+        text: str = table.write_csv()
     return text
 
 
 def _read(path: str, function: str, **options: Any) -> Any:
     polars = _polars()
-    try:
+    with library_errors(f"{clean(path)}: not a Parquet table", OSError, polars.exceptions.PolarsError):
         return getattr(polars, function)(path, **options)
-    except (OSError, polars.exceptions.PolarsError) as error:
-        raise DataError(f"{clean(path)}: not a Parquet table: {clean(error)}") from None
 
 
 def _polars() -> Any:

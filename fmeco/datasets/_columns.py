@@ -1,76 +1,23 @@
-"""Read a table as columns of text, and columns as numbers."""
+"""Read a table as columns of text."""
 
 from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
 
 from fmeco.core import ConfigError, DataError, clean, listing, nearest
 from fmeco.data import parquet
+from fmeco.datasets._numbers import cells as cells
+from fmeco.datasets._numbers import is_missing as is_missing
+from fmeco.datasets._numbers import is_number as is_number
 from fmeco.datasets._splits import Indices
 from fmeco.files import absence
 
 Table = dict[str, list[str]]
 
-MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})
-
 FEW_GROUPS = 100  # columns with at most so many distinct values are offered to `evaluate --by`
-
-
-def is_missing(text: str) -> bool:
-    """Tell whether a cell is empty, or is a word for a missing value such as NA."""
-    return text.strip().lower() in MISSING
-
-
-def is_number(text: str) -> bool:
-    """Tell whether a cell is a finite number."""
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
-
-
-def is_decimal(text: str) -> bool:
-    """Tell whether a cell is a number with decimals or an exponent, such as 3.5 or 1e-3, which is never a class code."""
-    return is_number(text) and not text.strip().lstrip("+-").isdigit()
-
-
-class Cells(NamedTuple):
-    """Hold a column as numbers.
-
-    values: (N,) float64; 0 for cells that are missing or no number.
-    missing: (N,), whether a cell is missing.
-    strange: positions of cells that are neither a number nor missing.
-    """
-
-    values: NDArray[np.float64]
-    missing: NDArray[np.bool_]
-    strange: Indices
-
-
-def cells(column: Sequence[str]) -> Cells:
-    """Parse a column as numbers.
-
-    The whole column is parsed at once: calling `is_number` and `is_missing` per cell would take minutes on a long table.
-    """
-    try:
-        values = np.fromiter(map(float, column), np.float64, len(column))
-        if np.isfinite(values).all():
-            return Cells(values, np.zeros(len(column), bool), np.zeros(0, np.int64))
-    except ValueError:
-        pass
-    missing = np.fromiter(map(MISSING.__contains__, map(str.lower, map(str.strip, column))), bool, len(column))
-    number = np.fromiter(map(is_number, column), bool, len(column)) & ~missing
-    values = np.zeros(len(column))
-    values[number] = [float(column[i]) for i in np.flatnonzero(number).tolist()]
-    return Cells(values, missing, np.flatnonzero(~number & ~missing))
 
 
 def read_table(path: str, columns: Sequence[str] | None = None) -> Table:
@@ -90,7 +37,20 @@ def read_table(path: str, columns: Sequence[str] | None = None) -> Table:
         raise DataError(f"{clean(path)}: not UTF-8 text (byte {error.start})", "save it as UTF-8") from None
     except OSError as error:
         raise DataError(f"{clean(path)}: {error.strerror}") from None
-    return _parse(text, path, max(",;\t", key=text.partition("\n")[0].count), blank_rows=False, columns=columns)
+    return _parse(text, path, _delimiter(text.partition("\n")[0]), blank_rows=False, columns=columns)
+
+
+def _delimiter(first_line: str) -> str:
+    """Find the character that separates the cells of a table, by its first line."""
+    return max(",;\t", key=first_line.count)
+
+
+def has_semicolons(path: str) -> bool:
+    """Tell whether a table separates its cells by semicolons."""
+    if Path(path).suffix.lower() == ".parquet":
+        return False
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        return _delimiter(file.readline()) == ";"
 
 
 def _parse(text: str, path: str, delimiter: str, blank_rows: bool, columns: Sequence[str] | None = None) -> Table:
@@ -127,8 +87,17 @@ def column(table: Table, name: str, path: str) -> list[str]:
         raise ConfigError(
             f"{clean(path)}: no column '{clean(name)}'{nearest(name, table)}; it has: {listing(table, 50)}",
             "name the target's column: --set dataset.target=COLUMN, or dataset.label_column for a table of files",
+            "dataset.target: null reads a table without labels, to pretrain on it with objective: mask",
         )
     return table[name]
+
+
+def row_numbers(table: Table) -> str | None:
+    """Find a first column without a name that numbers the rows, as pandas and R write it. Returns its name in `table`."""
+    name, values = next(iter(table.items()))
+    unnamed = name == "" or name.startswith("Unnamed: 0")  # pandas reads the empty name as "Unnamed: 0"
+    numbered = unnamed and all(map(str.isdecimal, values)) and len(set(values)) == len(values)
+    return name if numbered else None
 
 
 def grouping(table: Table, named: Sequence[str] = ()) -> Table:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from fmeco.core import ConfigError, DataError, clean, listing, nearest
+from fmeco.core import DECODE_RULE, ConfigError, DataError, clean, listing, nearest
 from fmeco.data import parquet
 from fmeco.datasets import _columns, _groups
 from fmeco.datasets._splits import Indices
@@ -25,18 +26,25 @@ Documented = Literal["auto", "line", "block"]
 class Layout(NamedTuple):
     """Hold the keys of the config that say where a file has its texts and labels.
 
-    text: column, or key of JSONL, of the text.
+    text: column, or key of JSONL, of the text; several are joined.
     label: column, or key of JSONL, of the label; None = no labels.
     columns: names of the columns of a table without a header.
     documents: whether a document of a .txt file is a line or a block of lines.
     group: column of the groups, or a regular expression that finds one in the file's name.
+    decode: decode rule of the texts.
     """
 
-    text: str = "text"
+    text: str | tuple[str, ...] = "text"
     label: str | None = None
     columns: tuple[str, ...] | None = None
     documents: Documented = "auto"
     group: str | None = None
+    decode: int = DECODE_RULE
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Return the names of the columns of the text."""
+        return (self.text,) if isinstance(self.text, str) else self.text
 
 
 class Documents(NamedTuple):
@@ -81,7 +89,7 @@ def read_documents(path: str, layout: Layout) -> Documents:
     except OSError as error:
         raise DataError(f"{clean(path)}: {error.strerror}") from None
     if suffix == ".txt":
-        read = Documents(*_plain(content, path, layout.documents), None)
+        read = Documents(*_plain(content, path, layout), None)
     else:
         if suffix == ".parquet":
             layout = layout._replace(columns=None)  # Parquet always has a header
@@ -96,9 +104,13 @@ def read_documents(path: str, layout: Layout) -> Documents:
     return read._replace(groups=groups.names, others={**read.others, groups.called: groups.names})
 
 
-def _plain(content: str, path: str, documents: Documented) -> tuple[list[str], list[str]]:
-    """Read plain text: a document per line, or per block of lines between empty lines. Returns (texts, names)."""
-    lines = content.splitlines()
+def _plain(content: str, path: str, layout: Layout) -> tuple[list[str], list[str]]:
+    """Read plain text: a document per line, or per block of lines between empty lines. Returns (texts, names).
+
+    Decode rule 1 also ends a line at a form feed and at Unicode's line separators, which may stand within a sentence.
+    """
+    lines = content.splitlines() if layout.decode == 1 else content.removesuffix("\n").split("\n")
+    documents = layout.documents
     blocks = documents == "block" or (documents == "auto" and any(not line.strip() for line in lines))
     texts: list[list[str]] = []
     starts: list[int] = []
@@ -123,12 +135,30 @@ def _json_lines(content: str, path: str) -> Iterator[Row]:
     for number, line in enumerate(content.split("\n"), 1):
         if line.strip():
             try:
-                row = json.loads(line)
+                row = json.loads(line, object_pairs_hook=_with_each_key_once)
+                if "\\u" in line:  # an escape may stand for half of a character
+                    json.dumps(row, ensure_ascii=False).encode()
+            except UnicodeEncodeError:
+                raise DataError(
+                    f"{clean(path)}:{number}: an escape such as \\ud83d is half of a character, and its other half is missing",
+                    "correct the line, or remove it",
+                ) from None
             except ValueError as error:
                 raise DataError(f"{clean(path)}:{number}: not valid JSON: {clean(error)}") from None
+            except RecursionError:
+                raise DataError(f"{clean(path)}:{number}: JSON that is nested too deeply") from None
             if not isinstance(row, dict):
                 raise DataError(f'{clean(path)}:{number}: expected an object, as in {{"text": ...}}')
             yield number, row
+
+
+def _with_each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build an object of JSON. Raises ValueError for a key that appears twice, of which one value would be lost."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key '{twice}' appears more than once")
+    return made
 
 
 def _rows(content: str, path: str, layout: Layout, suffix: str) -> Iterator[Row]:
@@ -165,9 +195,9 @@ def _fields(rows: Iterable[Row], path: str, layout: Layout) -> Documents:
     labels: list[str] = []
     others: dict[str, list[str]] = {}
     for number, row in rows:
-        for name in (layout.text, *([layout.label] if layout.label is not None else [])):
+        for name in (*layout.texts, *([layout.label] if layout.label is not None else [])):
             if name not in row:
-                key = "text" if name == layout.text else "label"
+                key = "text" if name in layout.texts else "label"
                 hints = ["dataset.label: null reads the file without labels"] if key == "label" else []
                 if not Path(path).suffix.lower().endswith("l"):
                     hints.append("name the columns of a table without a header: dataset.columns=[text, label]")
@@ -175,10 +205,7 @@ def _fields(rows: Iterable[Row], path: str, layout: Layout) -> Documents:
                     f"{clean(path)}:{number}: dataset.{key}: no '{clean(name)}'{nearest(name, row)}; it has: {listing(list(row), 20)}",
                     *hints,
                 )
-        text = row[layout.text]
-        if not isinstance(text, str):
-            raise DataError(f"{clean(path)}:{number}: '{clean(layout.text)}' is not a string")
-        texts.append(text)
+        texts.append(_text(row, layout, path, number))
         names.append(f"{path}:{number}")
         if layout.label is not None:
             value = row[layout.label]
@@ -186,12 +213,34 @@ def _fields(rows: Iterable[Row], path: str, layout: Layout) -> Documents:
                 "" if value is None else "|".join(map(str, value)) if isinstance(value, list) else str(value).strip()
             )
         for name, value in row.items():
-            if name != layout.text and isinstance(value, str | int | float):
-                others.setdefault(name, [""] * (len(texts) - 1)).append(str(value).strip())
+            if name not in layout.texts and isinstance(value, str | int | float):
+                if name not in others:
+                    others[name] = [""] * (len(texts) - 1)
+                others[name].append(str(value).strip())
         for values in others.values():
             values += [""] * (len(texts) - len(values))
     others = _columns.grouping(others, [layout.group] if layout.group is not None else [])
     return Documents(texts, names, labels if layout.label is not None else None, others)
+
+
+def _text(row: Mapping[str, Any], layout: Layout, path: str, number: int) -> str:
+    """Return the text of a row; of several columns, those that are not empty, each after its name.
+
+    Raises DataError for values that are not text.
+    """
+    several = not isinstance(layout.text, str)
+    parts: list[str] = []
+    for name in layout.texts:
+        value = row[name]
+        if several and value is None:
+            continue
+        if not isinstance(value, str):
+            raise DataError(f"{clean(path)}:{number}: '{clean(name)}' is not a string")
+        if not several:
+            return value
+        if value.strip():
+            parts.append(f"{name}: {value.strip()}")
+    return "\n".join(parts)
 
 
 def first_line(path: str) -> str:

@@ -7,10 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from fmeco.core import ConfigError, DataError, DataSpec, Splitting, Target, clean, listing
-from fmeco.datasets import _columns, _groups, _splits, _targets, _transcripts
+from fmeco.core import ConfigError, DataError, DataSpec, Spelling, Splitting, clean, listing
+from fmeco.datasets import _columns, _groups, _numbers, _splits, _targets, _transcripts
 from fmeco.datasets._files import Files, FileSamples, Labelled, check_once, times_of
 
 
@@ -24,6 +22,7 @@ class Layout(NamedTuple):
     task: str = "auto"  # text: labels are transcripts
     lowercase: bool = False  # convert transcripts to lower case
     separator: str = "|"  # between the labels of a multilabel cell
+    spelling: Spelling = Spelling()  # of missing labels and of numbers
 
 
 def in_table(
@@ -42,12 +41,25 @@ def in_table(
     """
     table = _columns.read_table(path)
     files = _columns.column(table, layout.path_column, path)
-    labels = _targets.target_columns(table, layout.label_column, path)
+    labels, of_targets = _targets.target_columns(table, layout.label_column, path)
     folder = Path(layout.root or os.path.dirname(path) or ".")
     every = _listed(kind, files, folder, path)
     old = known.targets if known is not None else {}
     texts_of_rows = _transcripts_of(labels, layout, splitting, path) if layout.task == "text" else None
-    targets = _read_targets(labels, old, layout, splitting, path) if texts_of_rows is None else _no_targets(len(files))
+    rules = _numbers.Rules.of(known, layout.spelling, _columns.has_semicolons(path))
+    _targets.check_decimal(rules, list(of_targets.values()))
+    targets = (
+        _targets.read_targets(
+            labels,
+            old,
+            _targets.Layout(of_targets, layout.task, separator=layout.separator, classes=splitting.classes),
+            rules,
+            where=clean(path),
+            names=[f"{clean(path)}:{line}" for line in range(2, len(files) + 2)],
+        )
+        if texts_of_rows is None
+        else _targets.without_targets(len(files))
+    )
     kept = targets.kept
     names = [files[i] for i in kept]
     columns, groups = {name: table[name] for name in table if name != layout.path_column}, None
@@ -95,31 +107,6 @@ def _transcripts_of(labels: Mapping[str, Sequence[str]], layout: Layout, splitti
     if splitting.classes is not None:
         raise ConfigError("dataset.classes: transcripts have no classes to choose", "leave the key out")
     return _transcripts.transcripts(labels, path, layout.lowercase)
-
-
-def _no_targets(count: int) -> _targets.Targets:
-    """Keep every row, without targets and without classes to stratify a split by."""
-    return _targets.Targets({}, {}, np.zeros(count, np.int64), np.arange(count), [])
-
-
-def _read_targets(
-    labels: Mapping[str, Sequence[str]], old: Mapping[str, Target], layout: Layout, splitting: Splitting, path: str
-) -> _targets.Targets:
-    """Read the labels as targets. old: the targets of a checkpoint."""
-    return _targets.read_targets(
-        labels,
-        old,
-        splitting.classes,
-        where=clean(path),
-        names=[f"{clean(path)}:{line}" for line in range(2, len(next(iter(labels.values()))) + 2)],
-        kind_of=lambda values: _kind(values, layout.task),
-        separator=layout.separator,
-    )
-
-
-def _kind(labels: Sequence[str], task: str) -> str:
-    """Choose the kind of a target: `task`, or for auto number if all labels are decimals, else class."""
-    return task if task != "auto" else "number" if all(map(_columns.is_decimal, labels)) else "class"
 
 
 def _status(kind: type[FileSamples], file: Path, table: str, line: int) -> tuple[int, int]:

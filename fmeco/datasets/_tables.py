@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,35 +27,13 @@ from fmeco.core import (
     nearest,
     same_modality,
 )
-from fmeco.datasets import _splits
-from fmeco.datasets._columns import Table, cells, is_decimal, is_missing, is_number, take
+from fmeco.datasets import _date_parts, _splits, _targets
+from fmeco.datasets._column_kinds import fit_columns
+from fmeco.datasets._columns import Table, take
+from fmeco.datasets._date_parts import FIRST_PART
+from fmeco.datasets._new_columns import Column, numbers
+from fmeco.datasets._numbers import MISSING, Rules, category_names, is_missing, is_whole
 from fmeco.datasets._splits import Indices
-from fmeco.datasets._targets import read_targets
-
-
-def fit_columns(
-    table: Table, features: Sequence[str], train: Indices, categorical_too: Collection[str] = ()
-) -> dict[str, Any]:
-    """Compute column statistics from the training rows only: the `preprocessing` of a table.
-
-    numeric: mean and std; missing values become the mean, plus a 0/1 column if any training value is missing.
-    categorical: the categories seen, numbered from 1; 0 is missing or never seen.
-    categorical_too: columns of numbers to treat as categorical.
-    """
-    numeric: list[dict[str, Any]] = []
-    categorical: list[dict[str, Any]] = []
-    for name in features:
-        column = cells(table[name])
-        if not column.strange.size and name not in categorical_too:
-            gone = column.missing[train]
-            x = column.values[train][~gone] if not gone.all() else np.zeros(1)
-            numeric.append(
-                {"name": name, "mean": float(x.mean()), "std": float(x.std()) or 1.0, "missing": bool(gone.any())}
-            )
-        else:
-            seen = {table[name][i] for i in train.tolist()}
-            categorical.append({"name": name, "categories": sorted(value for value in seen if not is_missing(value))})
-    return {"numeric": numeric, "categorical": categorical}
 
 
 def table_spec(prep: Mapping[str, Any]) -> DataSpec:
@@ -72,7 +52,8 @@ class Rows(Samples):
     """Serve rows of a table as inputs, by the spec's column statistics.
 
     unreadable: position -> error message of rows that cannot be read.
-    unseen: column -> categories that training did not see.
+    unseen: column -> rows of each category that training did not see.
+    gaps: column -> number of missing numbers, for columns that had none in training.
     """
 
     in_memory = True
@@ -84,38 +65,73 @@ class Rows(Samples):
         targets: Mapping[str, Tensor],
         prep: Mapping[str, Any],
         names: Sequence[str],
+        rules: Rules,
     ) -> None:
         self.targets: Mapping[str, Tensor] = targets
         rows = at.tolist()
         self.names: list[str] = [names[i] for i in rows]
-        numeric = np.zeros((len(at), len(prep["numeric"])), dtype=np.float64)
-        flags: list[NDArray[np.float64]] = []
         self.unreadable: dict[int, str] = {}
-        for j, stats in enumerate(prep["numeric"]):
-            column = cells([table[stats["name"]][i] for i in rows])
-            numeric[:, j] = (column.values - stats["mean"]) / stats["std"]
-            numeric[column.missing, j] = 0.0  # the mean
-            for position in column.strange.tolist():
-                numeric[position, j] = 0.0
-                value = table[stats["name"]][rows[position]]
-                self.unreadable[position] = (
-                    f"{names[rows[position]]}: column '{clean(stats['name'])}': '{clean(value, 40)}' is not a number, "
-                    "and the column was numeric in training"
-                )
-            if stats["missing"]:
-                flags.append(column.missing[:, None].astype(np.float64))
-        self.columns = torch.from_numpy(np.concatenate([numeric, *flags], axis=1).astype(np.float32))  # (N, F)
+        self.gaps: dict[str, int] = {}
+        text = {
+            stats["name"]: [table[stats["name"]][i] for i in rows] for stats in (*prep["numeric"], *prep["categorical"])
+        }
+        self.columns = self._numbers(text, prep["numeric"], rules)
         self.categories = torch.zeros(len(at), len(prep["categorical"]), dtype=torch.int64)  # (N, K)
-        self.unseen: dict[str, set[str]] = {}
+        self.unseen: dict[str, Counter[str]] = {}
         for j, stats in enumerate(prep["categorical"]):
             codes = {name: code for code, name in enumerate(stats["categories"], 1)}
-            values = [table[stats["name"]][i] for i in rows]
+            values = text[stats["name"]]
+            if rules.decode > 1:
+                names_of = category_names(set(values), whole=all(map(is_whole, codes)))
+                values = [names_of[value] for value in values]
             self.categories[:, j] = torch.tensor([codes.get(value, 0) for value in values], dtype=torch.int64)
-            if strange := {value for value in set(values) - codes.keys() if not is_missing(value)}:
-                self.unseen[stats["name"]] = strange
+            strange = {value for value in set(values) - codes.keys() if not is_missing(value, rules.missing)}
+            if strange:
+                self.unseen[stats["name"]] = Counter(value for value in values if value in strange)
         if not self.unreadable:
             parts = {"columns": self.columns, "categories": self.categories}
             self.tensors = {name: x for name, x in parts.items() if x.shape[1]}
+
+    def _numbers(self, text: Mapping[str, list[str]], numeric: Sequence[Mapping[str, Any]], rules: Rules) -> Tensor:
+        """Standardise the numeric columns (N, F) in float64: in float32, a timestamp would lose its seconds."""
+        values = np.zeros((len(self.names), len(numeric)), dtype=np.float64)
+        flags: list[NDArray[np.float64]] = []
+        dates: dict[str, _date_parts.Dates] = {}
+        for j, stats in enumerate(numeric):
+            name = stats["name"]
+            if "part" in stats:
+                if name not in dates:
+                    dates[name] = _date_parts.read(text[name], stats["order"], rules)
+                column, kind, was = dates[name].part(stats["part"]), "date", "held dates"
+            else:
+                column, kind, was = rules.cells(text[name], name), "number", "was numeric"
+            values[:, j] = (column.values - stats["mean"]) / stats["std"]
+            values[column.missing, j] = 0.0  # the mean
+            values[column.strange, j] = 0.0
+            large = np.flatnonzero(~(np.abs(values[:, j]) <= np.finfo(np.float32).max))
+            values[large, j] = 0.0
+            reasons = dict.fromkeys(column.strange.tolist(), f"is not a {kind}, and the column {was} in training")
+            reasons |= dict.fromkeys(large.tolist(), "is too large beside the numbers of training")
+            for i, reason in reasons.items():
+                self.unreadable[i] = f"{self.names[i]}: column '{clean(name)}': '{clean(text[name][i], 40)}' {reason}"
+            if stats["missing"]:
+                flags.append(column.missing[:, None].astype(np.float64))
+            elif column.missing.any() and stats.get("part", FIRST_PART) == FIRST_PART:
+                self.gaps[name] = int(column.missing.sum())
+        return torch.from_numpy(np.concatenate([values, *flags], axis=1).astype(np.float32))
+
+    def unseen_notes(self, where: str) -> list[str]:
+        """Describe what training did not see, with the number of rows that have it. where: the rows' split or file."""
+        gaps = [
+            f"{where}: column '{clean(name)}' has no value in {count:,} of {len(self):,} rows, and had one in all rows of "
+            "training: the mean is used"
+            for name, count in self.gaps.items()
+        ]
+        return gaps + [
+            f"{where}: column '{clean(name)}' has categories not seen in training, in {strange.total():,} of "
+            f"{len(self):,} rows: {listing(sorted(strange))}"
+            for name, strange in self.unseen.items()
+        ]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -134,13 +150,38 @@ class Rows(Samples):
         return inputs
 
 
-def match_columns(table: Table, prep: Mapping[str, Any], path: str) -> list[str]:
-    """Check a new table for the columns of training. Returns notes on extra columns; raises DataError for absent ones."""
-    wanted = [column["name"] for column in (*prep["numeric"], *prep["categorical"])]
-    if absent := [name for name in wanted if name not in table]:
-        raise DataError(f"{clean(path)}: the model needs the column {listing(absent)}{nearest(absent[0], table)}")
-    extra = [name for name in table if name not in wanted]
-    return [f"{clean(path)}: columns that the model does not use: {listing(extra)}"] if extra else []
+def match_columns(table: Table, prep: Mapping[str, Any], path: str) -> tuple[Table, list[str]]:
+    """Find the columns of training in a new table, by name; upper and lower case may differ.
+
+    Returns the columns under their names in training, and notes. Raises DataError for absent columns.
+    """
+    wanted = list(dict.fromkeys(column["name"] for column in (*prep["numeric"], *prep["categorical"])))
+    folded: dict[str, list[str]] = {}
+    for name in table:
+        folded.setdefault(_folded(name), []).append(name)
+    found = {name: [name] if name in table else folded.get(_folded(name), []) for name in wanted}
+    if absent := [name for name in wanted if len(found[name]) != 1]:
+        several = f"; it has {listing(found[absent[0]])}" if found[absent[0]] else nearest(absent[0], table)
+        raise DataError(f"{clean(path)}: the model needs the column {listing(absent)}{several}")
+    matched = {name: table[found[name][0]] for name in wanted}
+    notes: list[str] = []
+    used = {columns[0] for columns in found.values()}
+    if other := [f"'{clean(found[name][0])}' as '{clean(name)}'" for name in wanted if name != found[name][0]]:
+        notes.append(f"{clean(path)}: columns are written in another case than in training: {listing(other)} is read")
+    places = {name: place for place, name in enumerate(table)}
+    for kind in ("numeric", "categorical"):
+        order = [places[found[column["name"]][0]] for column in prep[kind]]
+        if order != sorted(order):
+            notes.append(f"{clean(path)}: the columns have another order than in training; they are matched by name")
+            break
+    if extra := [name for name in table if name not in used]:
+        notes.append(f"{clean(path)}: columns that the model does not use: {listing(extra)}")
+    return matched, notes
+
+
+def _folded(name: str) -> str:
+    """Return a column's name without the differences that programs make: upper case, and composed characters (NFC)."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def build_table(
@@ -153,7 +194,8 @@ def build_table(
     names: Sequence[str],
     features: Sequence[str],
     categorical: Sequence[str] = (),
-    task: str,
+    layout: _targets.Layout,
+    rules: Rules,
     splitting: Splitting,
     parts: dict[str, Indices] | None = None,
     groups: Mapping[str, Sequence[str]] = {},
@@ -161,7 +203,7 @@ def build_table(
     """Build a Data from a table of text; shared by csv_table and sklearn.
 
     table: column name -> values as text.
-    labels: target -> label of each row.
+    labels: target -> label of each row; empty for a table without targets.
     features, categorical: names of the columns to use, and of those with numbers to treat as categories.
     parts: rows of each split, if a column decides them.
     groups: columns to measure by, for all rows.
@@ -169,8 +211,10 @@ def build_table(
     """
     same_modality(known, "table")
     old = known.targets if known is not None else {}
-    targets = read_targets(
-        labels, old, splitting.classes, where=where, names=names, kind_of=lambda values: _kind(values, task)
+    targets = (
+        _targets.read_targets(labels, old, layout, rules, where=where, names=names)
+        if labels
+        else _targets.without_targets(len(names), layout.classes)
     )
     kept, codes, notes = targets.kept, targets.codes, targets.notes
     # Rows are split by a hash of their content, so moving the file or adding rows moves no row to another split.
@@ -180,43 +224,57 @@ def build_table(
         parts = {part: np.flatnonzero(np.isin(kept, at)) for part, at in parts.items()}
     parts = _splits.assign(chosen, codes, splitting, whole=whole, decided=parts)
     if known is not None:
+        table, more = match_columns(table, known.preprocessing, where)
+        rules = _as_before(table, known, categorical, rules, where, names)
         prep: Mapping[str, Any] = known.preprocessing
-        numeric = {column["name"] for column in prep["numeric"]}
-        if other := [name for name in categorical if name in numeric]:
-            raise ConfigError(
-                f"dataset.categorical: {listing(other)}: the checkpoint was trained with this column as a number",
-                "leave the column out of dataset.categorical",
-            )
-        notes += match_columns(table, prep, where)
+        if rules.decode > 1 or rules.missing != MISSING:
+            prep = {**prep, **rules.stored(targets.notations)}
     elif "train" not in parts:
         raise DataError(
             f"{where}: no row is in the training split", "dataset.split_column must hold train in some rows"
         )
     else:
-        prep = fit_columns(table, features, kept[parts["train"]], categorical)
-    made = {part: Rows(table, kept[at], targets.at(at), prep, names) for part, at in parts.items()}
+        columns = [
+            Column(name, table[name], names, where, f"dataset.categorical: [{clean(name)}] reads categories instead")
+            for name in features
+        ]
+        prep, more = fit_columns(columns, kept[parts["train"]], rules, categorical)
+        rules = rules.with_notations(prep["numbers"])
+        prep["numbers"].update({name: one._asdict() for name, one in targets.notations.items()})
+    made = {part: Rows(table, kept[at], targets.at(at), prep, names, rules) for part, at in parts.items()}
     for part, at in parts.items():
         made[part].groups = take(groups, kept[at])
-    notes += [
-        f"{part}: column '{clean(name)}' has categories not seen in training: {listing(sorted(strange))}"
-        for part, samples in made.items()
-        for name, strange in samples.unseen.items()
-    ]
+        more += made[part].unseen_notes(part)
     spec = dataclasses.replace(
         table_spec(prep),
         targets=targets.targets,
         sizes={part: len(at) for part, at in parts.items()},
         fingerprint=_splits.fingerprint([rows[i] for i in kept.tolist()]),
     )
-    return Data(spec, made.get("train"), made.get("val"), made.get("test"), notes=tuple(notes))
+    return Data(spec, made.get("train"), made.get("val"), made.get("test"), notes=(*notes, *more))
 
 
-def _kind(labels: Sequence[str], task: str) -> str:
-    """Choose the kind of a target: `task`, or for auto number or class.
+def _as_before(
+    table: Table, known: DataSpec, categorical: Sequence[str], rules: Rules, where: str, names: Sequence[str]
+) -> Rules:
+    """Choose the rules for a new table of a checkpoint, whose columns keep their kinds. Only their notation may change.
 
-    Numbers are amounts if any has decimals, or if there are many distinct ones, as with prices and ages; else classes.
+    Raises ConfigError for keys of the config that contradict the checkpoint.
     """
-    if task != "auto":
-        return task
-    many = len(set(labels)) > max(20, len(labels) // 20)
-    return "number" if all(map(is_number, labels)) and (many or any(map(is_decimal, labels))) else "class"
+    numeric = {stats["name"] for stats in known.preprocessing["numeric"] if "part" not in stats}
+    if other := [name for name in categorical if name in numeric]:
+        raise ConfigError(
+            f"dataset.categorical: {listing(other)}: the checkpoint was trained with this column as a number",
+            "leave the column out of dataset.categorical",
+        )
+    if rules.decode == 1 and rules.decimal:
+        raise ConfigError(
+            "dataset.decimal: the checkpoint was made before fmeco knew this key, and reads plain numbers only",
+            "leave the key out, or pretrain anew",
+        )
+    notations = dict(rules.notations)
+    for name in numeric & rules.decimal.keys():
+        read = numbers(Column(name, table[name], names, where, ""), rules)
+        if read is not None:
+            notations[name] = read.notation
+    return rules._replace(notations=notations)

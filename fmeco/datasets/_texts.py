@@ -20,12 +20,14 @@ from fmeco.core import (
     Inputs,
     InputSpec,
     Samples,
+    Spelling,
     Splitting,
     clean,
     same_modality,
 )
 from fmeco.datasets import _columns, _splits, _targets
 from fmeco.datasets._documents import SUFFIXES, Documents, Layout, first_line, read_documents
+from fmeco.datasets._numbers import Rules
 from fmeco.datasets._splits import Indices
 from fmeco.datasets._tokens import Packed, Wanted, encode, library, load, pieces, preprocessing, separator_id
 from fmeco.nn.ids import numbering
@@ -74,6 +76,7 @@ def build_texts(
     whole: bool,
     reader: str = "text",
     task: str = "class",
+    spelling: Spelling | None = None,
     pack: bool = False,
     splitting: Splitting,
 ) -> Data:
@@ -82,34 +85,33 @@ def build_texts(
     parts: positions of each split's documents, if files decide the splits.
     wanted: the config's keys for the tokenizer.
     task: kind of the labels.
+    spelling: of missing labels and of numbers.
     pack: join the documents and cut them into pieces of equal length, without labels.
     Raises ConfigError and DataError that name the key, file or row.
     """
     same_modality(known, "text")
     library()
-    labels = {"label": documents.labels} if documents.labels is not None and not pack else {}
-    kept, codes = np.arange(len(documents.texts)), np.zeros(len(documents.texts), np.int64)
-    notes: list[str] = []
-    targets: _targets.Targets | None = None
-    if labels:
-        old = known.targets if known is not None else {}
+    rules = Rules.of(known, spelling)
+    _targets.check_decimal(rules, [layout.label] if layout.label is not None else [])
+    if documents.labels is None or pack:
+        targets = _targets.without_targets(len(documents.texts), splitting.classes)
+    else:
         targets = _targets.read_targets(
-            labels, old, splitting.classes, where=where, names=documents.names, kind_of=lambda _: task
+            {"label": documents.labels},
+            known.targets if known is not None else {},
+            _targets.Layout({"label": layout.label or "label"}, task, classes=splitting.classes),
+            rules,
+            where=where,
+            names=documents.names,
         )
-        kept, codes, notes = targets.kept, targets.codes, targets.notes
-    elif splitting.classes is not None:
-        raise ConfigError("dataset.classes: these texts have no labels", "leave the key out")
+    kept, codes, notes = targets.kept, targets.codes, targets.notes
     # Texts are split by a hash of their content, so moving the file or adding lines moves no text to another split.
     chosen = [documents.texts[i] for i in kept.tolist()]
     groups = [documents.groups[i] for i in kept.tolist()] if documents.groups is not None else None
     if parts is not None:
         parts = {part: np.flatnonzero(np.isin(kept, at)) for part, at in parts.items()}
         if "train" in parts and "val" not in parts:
-            at = parts["train"]
-            own = [groups[i] for i in at.tolist()] if groups is not None else None
-            alone = dataclasses.replace(splitting, test_fraction=0.0, limit_per_class=None)
-            cut = _splits.assign([chosen[i] for i in at.tolist()], codes[at], alone, groups=own)
-            parts = {**{part: at[inside] for part, inside in cut.items()}, **parts, "train": at[cut["train"]]}
+            parts = _with_validation(parts, chosen, codes, groups, splitting)
         elif splitting.split is not None:
             raise ConfigError(f"dataset.split: {where} already has validation texts", "leave dataset.split out")
     parts = _splits.assign(chosen, codes, splitting, whole=whole, decided=parts, groups=groups)
@@ -123,20 +125,31 @@ def build_texts(
         if pack:
             packed = pieces(packed, length, separator_id(tokenizer, where) + offset)
             names = [f"{part}, piece {i}" for i in range(len(packed.ends) - 1)]
-        made[part] = Texts(packed, names, targets.at(at) if targets is not None else {}, length)
+        made[part] = Texts(packed, names, targets.at(at), length)
         if not pack:  # a piece may hold several documents, and so has no group
             made[part].groups = _columns.take(documents.others, kept[at])
         notes += [f"{part}: {note}" for note in made[part].notes]
     spec = DataSpec(
         modality="text",
         inputs={"tokens": InputSpec((length,), "int64", ragged=True, offset=offset)},
-        targets=targets.targets if targets is not None else {},
+        targets=targets.targets,
         preprocessing=prep,
         reader=reader,
         sizes={part: len(samples) for part, samples in made.items()},
         fingerprint=_splits.fingerprint([(chosen[i], int(codes[i])) for i in range(len(chosen))]),
     )
     return Data(spec, made.get("train"), made.get("val"), made.get("test"), notes=tuple(notes))
+
+
+def _with_validation(
+    parts: dict[str, Indices], texts: Sequence[str], codes: Indices, groups: Sequence[str] | None, splitting: Splitting
+) -> dict[str, Indices]:
+    """Hold out a share of the training texts for validation. Returns the positions of each split."""
+    at = parts["train"]
+    own = [groups[i] for i in at.tolist()] if groups is not None else None
+    alone = dataclasses.replace(splitting, test_fraction=0.0, limit_per_class=None)
+    cut = _splits.assign([texts[i] for i in at.tolist()], codes[at], alone, groups=own)
+    return {**{part: at[inside] for part, inside in cut.items()}, **parts, "train": at[cut["train"]]}
 
 
 def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
@@ -149,8 +162,9 @@ def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
     names: list[str] = []
     for source in sources:
         if os.path.exists(source):
-            layout = Layout(prep["text"], None, None)
-            if prep["columns"] is not None and prep["text"] not in first_line(source):
+            text = prep["text"] if isinstance(prep["text"], str) else tuple(prep["text"])
+            layout = Layout(text, None, None, decode=spec.decode)
+            if prep["columns"] is not None and not all(name in first_line(source) for name in layout.texts):
                 layout = layout._replace(columns=tuple(prep["columns"]))
             documents = read_documents(source, layout)
             texts += documents.texts

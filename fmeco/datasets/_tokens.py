@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fmeco.core import ConfigError, DataSpec, clean
+from fmeco.core import ConfigError, DataError, DataSpec, clean, decode_rule, library_errors
 from fmeco.datasets._documents import Layout
 from fmeco.datasets._splits import Indices
 from fmeco.nn.ids import numbering
@@ -18,6 +19,9 @@ VOCABULARY, LENGTH = 8000, 128  # defaults: size of the vocabulary, and most tok
 PAD, SEPARATOR = "[PAD]", "[SEP]"  # the first two ids of a learned tokenizer; the 256 bytes follow
 
 TOGETHER = 1024  # texts per call of the tokenizer
+
+# Seconds, and characters per second, from which on a tokenizer is taken to hang: a hundredth of the usual speed.
+PATIENCE, SLOWEST = 30.0, 10_000
 
 
 def library() -> Any:
@@ -54,10 +58,9 @@ def learn(texts: Iterable[str], vocabulary: int, lowercase: bool) -> str:
 def load(description: str, where: str) -> Any:
     """Build a tokenizer from its JSON, without truncation and padding. Raises ConfigError for invalid JSON."""
     hf = library()
-    try:
+    # The library raises plain Exceptions.
+    with library_errors(f"{where}: not a valid file of the package tokenizers", Exception, kind=ConfigError):
         tokenizer = hf.Tokenizer.from_str(description)
-    except Exception as error:  # the library raises plain Exceptions
-        raise ConfigError(f"{where}: not a valid file of the package tokenizers: {clean(error)}") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True  # "[PAD]" in a text is read as five characters
@@ -81,7 +84,7 @@ def encode(tokenizer: Any, texts: Sequence[str], length: int | None) -> Packed:
     """Tokenize texts, and cut each to `length` ids, including the special tokens that the tokenizer adds.
 
     length: None for documents that are to be joined: they are not cut and get no special tokens.
-    Raises ConfigError for a length that leaves no room for text.
+    Raises ConfigError for a length that leaves no room for text, DataError for a tokenizer that fails or never ends.
     """
     count, offset = numbering(tokenizer)
     kind: Any = np.uint16 if count + offset <= 1 << 16 else np.int32
@@ -93,7 +96,7 @@ def encode(tokenizer: Any, texts: Sequence[str], length: int | None) -> Packed:
     parts: list[np.ndarray[Any, Any]] = []
     full: list[int] = []
     for start in range(0, len(texts), TOGETHER):
-        for text in tokenizer.encode_batch_fast(list(texts[start : start + TOGETHER]), add_special_tokens=False):
+        for text in _encoded(tokenizer, list(texts[start : start + TOGETHER])):
             full.append(len(text.ids) + special)
             if length is not None and special and text.ids:
                 # Cut before special tokens are added, so that none of them is lost.
@@ -102,6 +105,36 @@ def encode(tokenizer: Any, texts: Sequence[str], length: int | None) -> Packed:
             parts.append(np.array(text.ids[:length], dtype=kind) + kind(offset))
     ends = np.cumsum([0, *map(len, parts)], dtype=np.int64)
     return Packed(np.concatenate(parts) if parts else np.zeros(0, kind), ends, np.array(full, dtype=np.int64))
+
+
+def _encoded(tokenizer: Any, texts: list[str]) -> Any:
+    """Tokenize texts, without special tokens.
+
+    The library runs in a thread of its own: a regular expression of a tokenizer may backtrack for ever, and nothing can
+    interrupt it. Raises DataError then, and for a panic inside the library.
+    """
+    done: list[Any] = []
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            done.append(tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+        except BaseException as error:  # raised again below
+            failed.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)  # a process does not wait for its daemon threads to exit
+    thread.start()
+    limit = PATIENCE + sum(map(len, texts)) / SLOWEST
+    thread.join(limit)
+    if thread.is_alive():
+        raise DataError(
+            f"the tokenizer has not finished {len(texts):,} texts after {limit:.0f} seconds",
+            "a regular expression in it may never end on one of them: use another tokenizer",
+        )
+    with library_errors("the tokenizer fails on these texts", Exception):
+        if failed:
+            raise failed[0]
+    return done[0]
 
 
 def pieces(packed: Packed, length: int, separator: int) -> Packed:
@@ -141,14 +174,14 @@ def preprocessing(known: DataSpec | None, wanted: Wanted, layout: Layout, texts:
     """Choose the tokenizer and collect the preprocessing of a text dataset.
 
     The tokenizer is the checkpoint's (`known`), else the file that the config names, else one learned from `texts`, the
-    training texts. Published weights may come without a tokenizer; `known` is then empty.
+    training texts. Published weights may come without a tokenizer.
     In the result, `ids` is the number of ids, and `vocabulary` the number that the config asked for.
     Raises ConfigError for keys that contradict the checkpoint or each other.
     """
     content = (
         Path(wanted.tokenizer).read_text("utf-8") if wanted.tokenizer and Path(wanted.tokenizer).is_file() else None
     )
-    if known is not None and known.preprocessing:
+    if known is not None and "tokenizer" in known.preprocessing:
         prep = dict(known.preprocessing)
         for key, value in (("vocabulary", wanted.vocabulary), ("lowercase", wanted.lowercase), ("tokenizer", content)):
             if value is not None and value != prep[key]:
@@ -175,10 +208,12 @@ def preprocessing(known: DataSpec | None, wanted: Wanted, layout: Layout, texts:
         "vocabulary": vocabulary,
         "lowercase": lowercase,
         "length": wanted.length or LENGTH,
+        "decode": decode_rule(known),
         **_places(layout),
     }
 
 
 def _places(layout: Layout) -> dict[str, Any]:
     """Return the keys of the layout that a checkpoint keeps."""
-    return {"text": layout.text, "columns": list(layout.columns) if layout.columns else None}
+    text = layout.text if isinstance(layout.text, str) else list(layout.text)
+    return {"text": text, "columns": list(layout.columns) if layout.columns else None}

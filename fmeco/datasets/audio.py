@@ -12,14 +12,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fmeco.core import CheckpointError, ConfigError, Data, DataSpec, Doc, FilePath, Ge, Gt, Le, Samples, Splitting
+from fmeco.core import (
+    CheckpointError,
+    ConfigError,
+    Data,
+    DataSpec,
+    Doc,
+    FilePath,
+    Ge,
+    Gt,
+    Le,
+    Samples,
+    Spelling,
+    Splitting,
+)
 from fmeco.datasets import _audio, _file_tables, _files, _folders
 
 MODALITY = "audio"
 
 SUFFIXES = (".wav", ".flac")
 FILES = (".csv", ".tsv", ".parquet")
-LAYOUT = ("path_column", "label_column", "task", "separator", "lowercase", "split_column?")
+LAYOUT = ("path_column", "label_column", "task", "separator", "lowercase", "missing", "decimal", "split_column?")
 RENAMED = {"speaker": "group_split"}
 
 
@@ -59,6 +72,7 @@ def build(
         str, Doc("for a table, with task multilabel: separator between the labels of a recording")
     ] = "|",
     lowercase: Annotated[bool, Doc("for transcripts: convert them to lower case")] = False,
+    spelling: Spelling = Spelling(),
     splitting: Splitting = Splitting(),
     input: Annotated[
         Literal["spectrogram", "waveform"] | None,
@@ -116,7 +130,7 @@ def build(
         loudness=loudness,
     )
     folders = {"train": train, "val": val, "test": test}
-    layout = _file_tables.Layout(split_column, root, path_column, label_column, kind, lowercase, separator)
+    layout = _file_tables.Layout(split_column, root, path_column, label_column, kind, lowercase, separator, spelling)
     if path is not None and not os.path.isdir(path) and path.lower().endswith((".csv", ".tsv", ".txt", ".parquet")):
         if extra := [part for part, folder in folders.items() if folder is not None]:
             raise ConfigError(
@@ -148,8 +162,8 @@ def build(
 
 def _check_no_layout(layout: _file_tables.Layout) -> None:
     """Check that no key for tables is set for recordings in folders. Raises ConfigError."""
-    usual = _file_tables.Layout()._asdict()
-    if key := next((key for key, value in layout._asdict().items() if value != usual[key]), None):
+    keys, usual = ({**one._asdict(), **vars(one.spelling)} for one in (layout, _file_tables.Layout()))
+    if key := next((key for key, value in keys.items() if key != "spelling" and value != usual[key]), None):
         hint = "transcripts need a table with a column of paths and a column of texts" if layout.task == "text" else ""
         raise ConfigError(f"dataset.{key}: is only for a table in dataset.path", hint)
 

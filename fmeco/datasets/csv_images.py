@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fmeco.core import Data, DataSpec, Doc, FilePath, Pixels, Splitting
+from fmeco.core import Data, DataSpec, Doc, FilePath, Pixels, Spelling, Splitting
 from fmeco.datasets import _file_tables, _images
 
 MODALITY = "image"
 FILES = (".csv", ".tsv", ".parquet")
 LISTS = "image_folder"  # chosen for tables whose column `path` names files with image_folder's suffixes
-LAYOUT = ("image_column", "label_column", "task", "separator", "split_column?")
+LAYOUT = ("image_column", "label_column", "task", "separator", "missing", "decimal", "split_column?")
 
 
 def build(
@@ -31,10 +31,13 @@ def build(
         Doc("kind of the label; auto = number if all labels have decimals, else class"),
     ] = "auto",
     separator: Annotated[str, Doc("with task multilabel: separator between the labels of an image")] = "|",
+    spelling: Spelling = Spelling(),
     splitting: Splitting = Splitting(),
     pixels: Pixels = Pixels(),
 ) -> Data:
     spec = _images.image_spec(known, pixels)
-    layout = _file_tables.Layout(split_column, root, image_column, label_column, task, separator=separator)
+    layout = _file_tables.Layout(
+        split_column, root, image_column, label_column, task, separator=separator, spelling=spelling
+    )
     labelled = _file_tables.in_table(_images.ImageFiles, known, whole, path, layout, splitting)
     return _images.image_data(known, spec, labelled, pixels)

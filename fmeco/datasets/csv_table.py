@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,13 +17,14 @@ from fmeco.core import (
     Doc,
     FilePath,
     Samples,
+    Spelling,
     Splitting,
     clean,
     decode_rule,
     listing,
     nearest,
 )
-from fmeco.datasets import _columns, _groups, _splits, _tables, _targets, _times
+from fmeco.datasets import _columns, _groups, _numbers, _splits, _tables, _targets, _times
 
 MODALITY = "table"
 FILES = (".csv", ".tsv", ".parquet")
@@ -37,14 +39,15 @@ def build(
     *,
     path: Annotated[FilePath, Doc("the table, with a header")],
     target: Annotated[
-        str | list[str], Doc("column to predict; several columns become tasks of objective: multi_task")
+        str | list[str] | None,
+        Doc("column to predict; several columns become tasks of objective: multi_task; null = no target, to pretrain"),
     ] = "label",
     features: Annotated[
         list[str] | None, Doc("columns to use; null = all except the target, `drop`, and columns that split or group")
     ] = None,
     drop: Annotated[list[str], Doc("columns to leave out, such as an id")] = [],
     categorical: Annotated[
-        list[str], Doc("numeric columns to treat as categories, such as region codes; text always is a category")
+        list[str], Doc("columns of numbers or dates to treat as categories, such as region codes")
     ] = [],
     split_column: Annotated[
         str | None, Doc("column that holds train, val or test; null = split by val_fraction")
@@ -57,6 +60,7 @@ def build(
         Literal["auto", "class", "number"],
         Doc("auto = number if the target has decimals or many values, else class"),
     ] = "auto",
+    spelling: Spelling = Spelling(),
     splitting: Splitting = Splitting(),
 ) -> Data:
     group_split = splitting.group_split
@@ -64,23 +68,29 @@ def build(
     if time is not None and (rivals := [key for key, value in others.items() if value is not None]):
         raise ConfigError(f"dataset.time and {listing(rivals)} both define the splits: set only one of them")
     table = _columns.read_table(path)
-    labels = _targets.target_columns(table, target, path)
-    targets = [target] if isinstance(target, str) else target
+    labels, of_targets = _targets.target_columns(table, target, path)
+    targets = list(of_targets.values())
+    numbered, notes = _columns.row_numbers(table), list[str]()
+    if decode_rule(known) > 1 and features is None and numbered is not None and numbered not in (*targets, *drop):
+        drop = [*drop, numbered]
+        notes.append(f"{clean(path)}: the first column, which has no name and numbers the rows, is left out")
     deciding = [name for name in (split_column, time, group_split) if name is not None]
     left_out = {*targets, *drop, *deciding, *group}
     for name in (*drop, *categorical, *(features or []), *group, *([time] if time is not None else [])):
         _columns.column(table, name, path)
+    rules = _numbers.Rules.of(known, spelling, _columns.has_semicolons(path))
     groups = _groups.in_column(table, group_split, path) if group_split is not None else None
     used = features if features is not None else [name for name in table if name not in left_out]
     if set(targets) & set(used) or not used:
         raise ConfigError(
             f"{clean(path)}: {'a target is among the features' if used else 'no columns are left to use as features'}"
         )
+    _targets.check_decimal(rules, [*used, *targets])
     if unused := [name for name in categorical if name not in used]:
         raise ConfigError(f"dataset.categorical: {listing(unused)}: not among the features in use")
     if split_column is not None and split_column not in table:
         raise ConfigError(f"{clean(path)}: no column '{clean(split_column)}'{nearest(split_column, table)}")
-    parts, notes = None, list[str]()
+    parts = None
     if split_column is not None:
         parts = _splits.split_by_column(table[split_column], path, split_column)
         if groups is not None:
@@ -91,7 +101,7 @@ def build(
         shares = (splitting.val_fraction, splitting.test_fraction)
         parts, notes = _times.split_by_time(table[time], path, time, *shares, rule=decode_rule(known))
     elif group_split is not None and groups is not None:
-        _groups.check_named(groups, path, group_split, _columns.is_missing)
+        _groups.check_named(groups, path, group_split, functools.partial(_columns.is_missing, words=rules.missing))
         parts = _splits.by_group(groups, splitting)  # over all rows, including classes that are not chosen
     shown = {name: table[name] for name in table if name in used or (known is not None and name not in left_out)}
     data = _tables.build_table(
@@ -100,10 +110,11 @@ def build(
         shown,
         labels,
         where=clean(path),
-        names=[f"{path}:{row}" for row in range(2, len(next(iter(labels.values()))) + 2)],
+        names=[f"{path}:{row}" for row in range(2, len(next(iter(table.values()))) + 2)],
         features=used,
         categorical=categorical,
-        task=task,
+        layout=_targets.Layout(of_targets, task, amounts=True, classes=splitting.classes),
+        rules=rules,
         splitting=splitting,
         parts=parts,
         groups=_columns.grouping(table, [*group, *([] if group_split is None else [group_split])]),
@@ -115,14 +126,18 @@ def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
     """Read the rows of tables; the target column may be absent."""
     merged: _columns.Table = {}
     names: list[str] = []
+    notes: list[str] = []
     for path in sources:
-        table = _columns.read_table(path)
-        _tables.match_columns(table, spec.preprocessing, path)
+        table, said = _tables.match_columns(_columns.read_table(path), spec.preprocessing, path)
+        notes += said
         rows = len(next(iter(table.values())))
         names += [f"{path}:{row}" for row in range(2, rows + 2)]
-        for column in (*spec.preprocessing["numeric"], *spec.preprocessing["categorical"]):
-            merged.setdefault(column["name"], []).extend(table[column["name"]])
-    return _tables.Rows(merged, np.arange(len(names)), {}, spec.preprocessing, names)
+        for name, values in table.items():
+            merged.setdefault(name, []).extend(values)
+    rules = _numbers.Rules.of(spec)
+    samples = _tables.Rows(merged, np.arange(len(names)), {}, spec.preprocessing, names, rules)
+    samples.notes = (*notes, *samples.unseen_notes(listing(map(clean, sources), 3)))
+    return samples
 
 
 def example(folder: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fmeco.core import Data, DataSpec, Splitting, Without
-from fmeco.datasets import _tables
+from fmeco.datasets import _numbers, _tables, _targets
 
 MODALITY = "table"
 
@@ -36,7 +36,8 @@ def build(
         where=f"sklearn/{arch}",
         names=[f"{arch}:{row}" for row in range(len(labels))],
         features=features,
-        task="number" if kinds is None else "class",
+        layout=_targets.Layout({"label": "target"}, "number" if kinds is None else "class", classes=splitting.classes),
+        rules=_numbers.Rules.of(known),
         splitting=splitting,
     )
 

@@ -6,7 +6,21 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fmeco.core import ConfigError, Data, DataError, DataSpec, Doc, FilePath, Ge, Gt, Splitting, clean, listing
+from fmeco.core import (
+    ConfigError,
+    Data,
+    DataError,
+    DataSpec,
+    Doc,
+    FilePath,
+    Ge,
+    Gt,
+    Spelling,
+    Splitting,
+    clean,
+    decode_rule,
+    listing,
+)
 from fmeco.datasets import _documents, _texts, _tokens
 from fmeco.datasets._texts import read as read
 
@@ -14,7 +28,7 @@ MODALITY = "text"
 
 SENTENCES = True  # `predict` also takes texts themselves
 FILES = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet")
-LAYOUT = ("text", "label", "columns", "documents", "task")
+LAYOUT = ("text", "label", "columns", "documents", "task", "missing", "decimal")
 STARTER = {"backbone": "transformer"}
 
 _STEMS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test", "testing")}
@@ -22,7 +36,7 @@ _STEMS = {"train": ("train", "training"), "val": ("val", "valid", "validation", 
 
 def shown(spec: DataSpec) -> str:
     """Describe in a few words how texts are prepared."""
-    return f"a tokenizer of {spec.preprocessing['ids']} ids" if spec.preprocessing else "no tokenizer"
+    return f"a tokenizer of {spec.preprocessing['ids']} ids" if "ids" in spec.preprocessing else "no tokenizer"
 
 
 def build(
@@ -38,7 +52,10 @@ def build(
     train: Annotated[FilePath | None, Doc("file of this split, instead of `path`")] = None,
     val: Annotated[FilePath | None, Doc("file of this split, instead of `path`")] = None,
     test: Annotated[FilePath | None, Doc("file of this split, instead of `path`")] = None,
-    text: Annotated[str, Doc("column, or key of JSONL, of the text")] = "text",
+    text: Annotated[
+        str | list[str],
+        Doc("column, or key of JSONL, of the text; several are joined, each after its name, as in `title: ...`"),
+    ] = "text",
     label: Annotated[
         str | None, Doc("column, or key of JSONL, of the label; null = no labels; .txt files have none")
     ] = "label",
@@ -65,11 +82,17 @@ def build(
         int | None, Doc("maximum number of tokens of a text; null = the checkpoint's, else 128"), Gt(1)
     ] = None,
     pack: Annotated[bool, Doc("join documents and cut them into pieces of `length` tokens, without labels")] = False,
+    spelling: Spelling = Spelling(),
     splitting: Splitting = Splitting(),
 ) -> Data:
     files = _files(path, {"train": train, "val": val, "test": test}, whole)
     layout = _documents.Layout(
-        text, None if pack else label, tuple(columns) if columns else None, documents, splitting.group_split
+        text if isinstance(text, str) else tuple(text),
+        None if pack else label,
+        tuple(columns) if columns else None,
+        documents,
+        splitting.group_split,
+        decode_rule(known),
     )
     documents_read, parts = _documents.merged(files, layout)
     return _texts.build_texts(
@@ -81,6 +104,7 @@ def build(
         where=clean(path or train or test),
         whole=whole,
         task=task,
+        spelling=spelling,
         pack=pack,
         splitting=splitting,
     )

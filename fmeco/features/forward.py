@@ -70,9 +70,13 @@ def rows_of(
 
 
 def forward(objective: Objective, batch: Batch, mode: str, device: torch.device, precision: str) -> dict[str, Tensor]:
-    """Run a batch in evaluation mode without gradients. Returns per-sample outputs on the CPU, floats in float32."""
+    """Run a batch in evaluation mode without gradients. Returns per-sample outputs on the CPU.
+
+    Floats are float32, but float64 stays: an objective computes in it where float32 loses the result.
+    """
     if objective.training:
         objective.eval()
     with torch.inference_mode(), autocast(device, precision):
         outputs: dict[str, Tensor] = objective(batch, mode)
-    return {name: (value.float() if value.is_floating_point() else value).cpu() for name, value in outputs.items()}
+    half = (torch.float16, torch.bfloat16)
+    return {name: (value.float() if value.dtype in half else value).cpu() for name, value in outputs.items()}

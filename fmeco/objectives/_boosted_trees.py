@@ -44,7 +44,7 @@ def regress(target: str, data: Data, samples: Samples, rows: Mapping[str, Tensor
     model = HistGradientBoostingRegressor(categorical_features=_categorical(data.spec), random_state=0)
     x, y = _training_rows(data, target)
     predicted = model.fit(x, y).predict(_matrix(samples, rows["index"]))
-    return {"predicted": torch.from_numpy(predicted).float(), "value": rows["value"]}, len(y)
+    return {"predicted": torch.from_numpy(predicted).to(rows["value"].dtype), "value": rows["value"]}, len(y)
 
 
 def _categorical(spec: DataSpec) -> NDArray[np.bool_]:

@@ -35,6 +35,8 @@ from fmeco.objectives import _boosted_trees
 
 DEFAULT_FOR = ("class",)  # kinds of targets
 
+IGNORED = -100  # label of samples that torch's cross_entropy leaves out
+
 
 def build(
     backbone: Backbone,
@@ -43,8 +45,11 @@ def build(
     target: Annotated[str, Doc("name of the dataset's target to learn")] = "label",
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0,
     class_weights: Annotated[
-        Literal["balanced"] | dict[str, float] | None,
-        Doc("weight of each class in the loss, by name; balanced = inverse to its count; null = equal"),
+        Literal["balanced"] | dict[str, Annotated[float, Ge(0)]] | None,
+        Doc(
+            "weight of each class in the loss, by name; 0 = samples of the class are left out of the loss; balanced = inverse "
+            "to its count; null = equal"
+        ),
     ] = None,
     dropout: Annotated[float, Doc("dropout before the head"), Ge(0), Lt(1)] = 0.0,
     mixup: Annotated[float, Doc("alpha of mixup, 0 = off"), Ge(0)] = 0.0,
@@ -85,6 +90,8 @@ def build(
                 f"objective.class_weights names {listing(strange)}, not classes of this dataset{nearest(strange[0], classes)}"
             )
         weights = [float(class_weights.get(name, 1.0)) for name in classes]
+        if not any(weights):
+            raise ConfigError("objective.class_weights: all weights are 0, so there is no loss to learn from")
     else:
         weights = None
     two = _two_classes(classes, counts, positive, recall_at_precision, cost)
@@ -142,10 +149,15 @@ def cross_entropy(
 ) -> tuple[Tensor, Tensor | float]:
     """Compute the cross-entropy of logits (B, C) for labels (B,). Returns (weighted sum over samples, sum of the weights).
 
+    A weight of 0 leaves out the samples of a class, smoothing included.
     Smoothing as in https://arxiv.org/abs/1512.00567 section 7; sum / weights equals the mean of torch's F.cross_entropy.
     """
-    total = F.cross_entropy(logits, label, weights, reduction="sum", label_smoothing=smoothing)
-    return total, float(len(label)) if weights is None else weights[label].sum()
+    if weights is None:
+        total = F.cross_entropy(logits, label, reduction="sum", label_smoothing=smoothing)
+        return total, float(len(label))
+    count = weights[label]
+    label = label.masked_fill(count == 0, IGNORED)
+    return F.cross_entropy(logits, label, weights, reduction="sum", label_smoothing=smoothing), count.sum()
 
 
 def mirrored(inputs: Inputs) -> Inputs:

@@ -16,6 +16,7 @@ from fmeco.core import (
     DataSpec,
     Doc,
     Features,
+    Ge,
     Inputs,
     Loss,
     Objective,
@@ -36,7 +37,10 @@ def build(
         dict[str, ObjectiveSection],
         Doc("target -> its objective, as in {species: classification, age: {name: regression, loss: mae}}"),
     ],
-    weights: Annotated[dict[str, float], Doc("target -> factor on its loss; 1 for targets that are not named")] = {},
+    weights: Annotated[
+        dict[str, Annotated[float, Ge(0)]],
+        Doc("target -> factor on its loss; 0 = leave the target out of the loss; 1 for targets that are not named"),
+    ] = {},
 ) -> Objective:
     if not tasks:
         raise ConfigError(
@@ -49,8 +53,6 @@ def build(
             raise ConfigError(
                 f"objective.{key}: no target '{name}'{nearest(name, valid)}", f"valid names: {listing(list(valid))}"
             )
-    if wrong := [name for name, weight in weights.items() if weight < 0]:
-        raise ConfigError(f"objective.weights: {listing(wrong)} must not be negative")
     parts: dict[str, Objective] = {}
     for name, make in tasks.items():
         alone = dataclasses.replace(spec, targets={"label": spec.targets[name]})

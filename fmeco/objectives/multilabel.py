@@ -22,7 +22,7 @@ def build(
     *,
     target: Annotated[str, Doc("name of the dataset's target to learn")] = "label",
     pos_weight: Annotated[
-        float | Literal["balanced"] | None,
+        Annotated[float, Gt(0)] | Literal["balanced"] | None,
         Doc("weight of a present label in the loss; balanced = absent / present samples, per label; null = 1"),
     ] = None,
     threshold: Annotated[float, Doc("probability from which a label is predicted"), Gt(0), Lt(1)] = 0.5,

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -49,10 +50,14 @@ class Regression(Objective):
         scores: Tensor = self.head(self.backbone(batch.views[0]).vector)
         return scores.float()[:, 0]
 
+    def unscaled(self, scaled: Tensor) -> Tensor:
+        """Turn predictions (B,) into the target's units: in float64 for targets in float64, whose mean may be large."""
+        return scaled * self.scale.std + self.scale.mean
+
     def loss(self, batch: Batch) -> Loss:
         value = batch.target[self.target]
         assert isinstance(value, Tensor)
-        wanted = (value - self.scale.mean) / self.scale.std
+        wanted = ((value - self.scale.mean) / self.scale.std).float()
         got = self.scaled(batch)
         if self.kind == "mse":
             return Loss(F.mse_loss(got, wanted, reduction="sum"), len(got))
@@ -63,7 +68,7 @@ class Regression(Objective):
     def rows(self, batch: Batch) -> dict[str, Tensor]:
         value = batch.target[self.target]
         assert isinstance(value, Tensor)
-        return {"value": value, "predicted": self.scaled(batch) * self.scale.std + self.scale.mean}
+        return {"value": value, "predicted": self.unscaled(self.scaled(batch).to("cpu", value.dtype))}
 
     def metrics(self, rows: dict[str, Tensor]) -> dict[str, float]:
         value, error = rows["value"].double(), (rows["predicted"] - rows["value"]).double()  # (N,)
@@ -72,7 +77,7 @@ class Regression(Objective):
         return out | ({"r2": 1 - float(error.square().sum()) / spread} if spread > 0 else {})
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
-        return {"value": self.scaled(batch) * self.scale.std + self.scale.mean}
+        return {"value": self.unscaled(self.scaled(batch).to("cpu", torch.float64))}
 
     def decode(self, outputs: dict[str, Tensor]) -> list[dict[str, str | float]]:
         return [{"prediction": value} for value in outputs["value"].tolist()]

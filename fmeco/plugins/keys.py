@@ -115,6 +115,28 @@ class Pixels:
     range: DeepRange = None
 
 
+Missing = Annotated[
+    list[str] | None,
+    Doc(
+        "words for a missing cell, compared without case; [] = only an empty cell is missing; null = the checkpoint's, else "
+        "na, n/a, nan, null, none and ?"
+    ),
+]
+
+Decimal = Annotated[
+    dict[str, Literal[".", ","]] | None,
+    Doc("column -> its decimal point, for numbers that can be read in two ways: {price: ','} reads 1,234 as 1.234"),
+]
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """Say how a table writes missing cells and numbers. Its fields are keys of `dataset:`, and `build` gets them as one value."""
+
+    missing: Missing = None
+    decimal: Decimal = None
+
+
 class Without:
     """Remove keys of a group, such as Splitting, from a signature."""
 
@@ -123,7 +145,7 @@ class Without:
 
 
 # Types that bundle several keys into one parameter of `build`.
-KEY_GROUPS: dict[str, type] = {"Splitting": Splitting, "Pixels": Pixels}
+KEY_GROUPS: dict[str, type] = {"Splitting": Splitting, "Pixels": Pixels, "Spelling": Spelling}
 
 TeacherMomentum = Annotated[
     float,

@@ -166,13 +166,6 @@ def evaluated_weights(s: Session) -> Iterator[None]:
 # ---------------------------------------------------------------- saving and restoring
 
 
-def _list_bad_samples(s: Session) -> None:
-    """Write the names of unreadable samples to bad_samples.txt."""
-    if s.state.bad_samples:
-        with replacing(s.run / "bad_samples.txt", resumable=True) as temporary:
-            temporary.write_text("\n".join(clean(name) for name in s.state.bad_samples) + "\n", "utf-8")
-
-
 def save(s: Session, *, full: bool, best: bool = False) -> None:
     """Write a checkpoint in the background.
 

@@ -74,6 +74,7 @@ def take_step(s: Session, model: Any, batches: Iterator[Batch], clock: Clock, fa
     if s.ranks.world > 1:
         pair = [torch.as_tensor(value, dtype=torch.float64, device=s.training.device) for value in (total, count)]
         total, count = s.ranks.sum_(torch.stack(pair))
+    count = count + (count == 0)  # class weights of 0 may leave no term, and then all gradients are 0
     rescale: Tensor | float | None = None
     if not isinstance(count, float) or count != expected:
         rescale = expected / count
