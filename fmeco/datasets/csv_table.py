@@ -67,7 +67,7 @@ def build(
     others = {"split_column": split_column, "group_split": group_split, "split": splitting.split}
     if time is not None and (rivals := [key for key, value in others.items() if value is not None]):
         raise ConfigError(f"dataset.time and {listing(rivals)} both define the splits: set only one of them")
-    table = _columns.read_table(path)
+    table = _columns.read_table(path, decode=decode_rule(known))
     labels, of_targets = _targets.target_columns(table, target, path)
     targets = list(of_targets.values())
     numbered, notes = _columns.row_numbers(table), list[str]()
@@ -128,7 +128,7 @@ def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
     names: list[str] = []
     notes: list[str] = []
     for path in sources:
-        table, said = _tables.match_columns(_columns.read_table(path), spec.preprocessing, path)
+        table, said = _tables.match_columns(_columns.read_table(path, decode=spec.decode), spec.preprocessing, path)
         notes += said
         rows = len(next(iter(table.values())))
         names += [f"{path}:{row}" for row in range(2, rows + 2)]
