@@ -161,7 +161,7 @@ def _style(texts: Mapping[str, int]) -> tuple[str, Counter[str]]:
 def _odd_cells(column: Column, strange: Indices, rules: Rules) -> DataError:
     """Describe the cells of a column of numbers that are no numbers."""
     odd = list(dict.fromkeys(column.text[i].strip() for i in strange.tolist()))
-    words = json.dumps([*sorted(rules.missing - {""}), *(clean(word.lower()) for word in odd)], ensure_ascii=False)
+    words = json.dumps([clean(word.lower()) for word in (*sorted(rules.missing - {""}), *odd)], ensure_ascii=False)
     commas = any("," in text for text in odd)
     name = clean(column.name)
     is_no_number = "is not a number" if len(odd) == 1 else "are not numbers"
