@@ -15,7 +15,7 @@ class Augment(ABC):
 
     @property
     def per_sample(self) -> bool:
-        """Tell whether `sample` changes anything. If not, batches of a split in memory are cut without calling `sample`."""
+        """Tell whether `sample` changes anything. If not, batches of a split in memory are slices of its tensors."""
         return type(self).sample is not Augment.sample
 
     @property

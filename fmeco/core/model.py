@@ -94,7 +94,8 @@ class Backbone(nn.Module, ABC):
         """Run the backbone.
 
         If `inputs` holds precomputed features of the frozen part (`STORED`, shape (B, V, ...)), skip that part and run
-        `rest` on `stored[:, 0]`: in training, one view per sample has been drawn already (V = 1). If everything is frozen, the stored features are already the output vector.
+        `rest` on `stored[:, 0]`. In training, V is 1 here, because a view has already been drawn for each sample; in
+        validation, all views of a sample are equal. If everything is frozen, the stored features are already the output vector.
         """
         stored = inputs.get(STORED)
         if stored is not None:
