@@ -321,7 +321,8 @@ def fit(inputs: Inputs, spec: DataSpec, leading: int = 0) -> Inputs:
         x = out[name]
         for dim, size in enumerate(wanted.shape, leading):
             if x.shape[dim] > size:
-                # Version 2 of the decode rule rounds half of an odd difference to the even number, as torchvision and timm do.
+                # Half of an odd difference ends in .5. Version 2 of the decode rule rounds it to the nearest even integer, as torchvision
+                # and timm do; version 1 rounds down.
                 extra = x.shape[dim] - size
                 start = extra // 2 if spec.decode == 1 else round(extra / 2)
                 x = x.narrow(dim, 0 if wanted.dtype == "int64" else start, size)

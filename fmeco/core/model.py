@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 from torch import Tensor, nn
@@ -109,7 +109,8 @@ class Backbone(nn.Module, ABC):
         return self
 
     def adapt(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-        """Reshape foreign tensors to this model where that is well defined (input channels, position embeddings).
+        """Convert tensors of another model to this model's shapes where that is well defined: sum or copy input channels,
+        interpolate position embeddings.
 
         Returns the state and the names it reshaped.
         """
@@ -162,7 +163,8 @@ class Published(NamedTuple):
 
     url: URL of the file, or the path of a local file.
     digits: first hex digits of its SHA-256; "" = not published.
-    spec: description of the inputs; None = not published; the plug-in's `assumed()` then returns a spec.
+    spec: description of the inputs; None = not published: the function `assumed()` in the backbone's file then says whose
+        preprocessing to use.
     licence: licence of the weights; None = not stated.
     shards: further files that hold the rest of the weights.
     """
@@ -181,12 +183,10 @@ class Loss:
 
     sum: scalar tensor, the summed loss.
     count: number of terms in the sum, usually samples.
-    parts: name -> further sums over the same count, for the log.
     """
 
     sum: Tensor
     count: Tensor | float
-    parts: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 # A simple method to compare a model with: (data, samples, rows) -> (the method's own rows, number of training samples that the
@@ -207,7 +207,8 @@ class Objective(nn.Module, ABC):
     probes: names of the probes (knn, linear) that evaluations run on the backbone's vectors by default.
     vectors_only: True if the objective uses inputs only to compute the backbone's vectors; features of a frozen part can then
         be precomputed.
-    directions: metric name -> "max" or "min". The first metric selects the best checkpoint, unless the run has probes or the config names one.
+    directions: metric name -> "max" or "min". The first metric selects the best checkpoint, unless the run has probes (then the first
+        probe's metric does) or `evaluate.best` names a metric.
     about: topic -> note for readers of metrics and predictions, such as which class is the positive one.
     baselines: name -> simple method to compare the model's metrics with.
     """
@@ -284,7 +285,8 @@ class Objective(nn.Module, ABC):
         return None
 
     def begin(self) -> None:
-        """Prepare for the first step, such as by copying the weights to teachers. Called once the initial weights are loaded."""
+        """Prepare for the first step, such as by copying the weights to teachers. Called one time, after the initial weights
+        are loaded."""
 
     def after_step(self, progress: float) -> None:
         """Update teachers and queues after each optimizer step. progress: finished share of the run, 0..1."""
