@@ -15,8 +15,8 @@ class Augment(ABC):
 
     @property
     def per_sample(self) -> bool:
-        """Tell whether `sample` changes anything. If not, batches of a split that is held on the device are
-        gathered from its tensors."""
+        """Tell whether `sample` changes anything. If not, a split can be kept on the device, and batches
+        are indexed out of its tensors."""
         return type(self).sample is not Augment.sample
 
     @property

@@ -173,7 +173,7 @@ class Samples(ABC):
     def digest(self, index: int, *, stored: bool = False) -> bytes | None:
         """Return a hash (16 bytes) of a sample's file or content; None if neither can be hashed cheaply.
 
-        stored: do not read the file; return its hash only if it is known without that, such as from a cache, otherwise None.
+        stored: return a hash that is already known, such as from a cache; otherwise None, instead of reading the file.
         """
         return None
 
@@ -243,8 +243,8 @@ class Batch:
     index: (B,) positions in the split.
     keys: (V, B) int64 on the CPU, one random key per view and sample. All randomness of augmentation comes from these
         keys, so augmented samples are the same with any number of workers or ranks, and after a resume. The lowest bit of a
-        sample's key alternates from epoch to epoch: an augmentation that mirrors an image if this bit is 1 mirrors it in
-        every other epoch.
+        sample's key alternates from epoch to epoch: an augmentation that mirrors images whose
+        key has this bit set mirrors each image in every other epoch.
     skipped: unreadable samples left out of this batch, each with the reason.
     """
 

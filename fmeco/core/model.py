@@ -94,8 +94,9 @@ class Backbone(nn.Module, ABC):
         """Run the backbone.
 
         If `inputs` holds precomputed features of the frozen part (`STORED`, shape (B, V, ...)), skip that part and run
-        `rest` on `stored[:, 0]`. In training, V is 1 here, because a view has already been drawn for each sample; in
-        validation, all views of a sample are equal. If everything is frozen, the stored features are already the output vector.
+        `rest` on `stored[:, 0]`. V is the number of stored augmented versions of a sample (`transfer.views`). In training,
+        the augmentation has already picked one of them (V = 1); validation samples have a single version, repeated V times.
+        If everything is frozen, the stored features are already the output vector.
         """
         stored = inputs.get(STORED)
         if stored is not None:
@@ -163,8 +164,8 @@ class Published(NamedTuple):
 
     url: URL of the file, or the path of a local file.
     digits: first hex digits of its SHA-256; "" = not published.
-    spec: description of the inputs; None = not published: the function `assumed()` in the backbone's file then says whose
-        preprocessing to use.
+    spec: description of the inputs; None = not published. The function `assumed()` of the backbone's
+        plug-in then returns the preprocessing to use, such as ImageNet's.
     licence: licence of the weights; None = not stated.
     shards: further files that hold the rest of the weights.
     """

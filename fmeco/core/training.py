@@ -84,10 +84,11 @@ class Constraint(ABC):
     def gradients(self, rescale: Tensor | float) -> None:
         """Change gradients. Called after the backward pass, before the loop multiplies them by `rescale` and clips them.
 
-        rescale: the number of samples of the step, divided by the number of terms of its loss (`Loss.count`). When this method is called, `p.grad` is the gradient
-            of (summed loss / samples). Multiplying by `rescale` turns it into the gradient of (summed loss / terms), the
+        rescale: the number of samples of the step, divided by the number of terms of its loss (`Loss.count`). When this
+            method is called, `p.grad` is the gradient of (summed loss / samples). Multiplying by `rescale` turns it into the gradient of (summed loss / terms), the
             mean loss. The loop multiplies every gradient by it afterwards.
-            Divide a gradient that must not change, such as a penalty's, by `rescale` first, so that the two cancel.
+            Divide a gradient that the loop must not rescale, such as a penalty's, by `rescale`: the multiplication then cancels
+            the division.
         """
 
     @abstractmethod
