@@ -88,14 +88,16 @@ class RunConfig:
     seed: int
     name: str
 
-    def to_dict(self, paths: Literal["given", "absolute", "relative"] = "given") -> dict[str, Any]:
+    def to_dict(self, paths: Literal["given", "absolute", "relative", "names"] = "given") -> dict[str, Any]:
         """Return the config as nested dicts.
 
         paths: given = paths as written; absolute = independent of the current folder; relative = to the current folder,
-            so that the config can move to another machine.
+            so that the config can move to another machine; names = only the last part, to compare moved configs.
         """
 
         def convert(path: str) -> str:
+            if paths == "names":
+                return os.path.basename(os.path.normpath(path))
             if paths == "relative":
                 return os.path.relpath(path) if os.path.isabs(path) else path
             return os.path.abspath(path) if paths == "absolute" and os.path.exists(path) else path

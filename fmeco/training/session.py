@@ -304,8 +304,11 @@ def restore_optimizer(
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def restore(s: Session, saved: checkpoint.Checkpoint) -> None:
-    """Continue from a checkpoint: weights, averages, optimizer and state, bit for bit."""
+def restore(s: Session, saved: checkpoint.Checkpoint, longer: bool = False) -> None:
+    """Continue from a checkpoint: weights, averages, optimizer and state, bit for bit.
+
+    longer: whether the run is to be longer than it was. After an early stop, its patience then starts anew.
+    """
     trainer, tensors = saved.trainer(), saved.tensors("trainer")
     raw = {name.removeprefix("raw/"): tensor for name, tensor in tensors.items() if name.startswith("raw/")}
     transplant.load_objective(s.objective, saved)
@@ -320,9 +323,15 @@ def restore(s: Session, saved: checkpoint.Checkpoint) -> None:
     restore_optimizer(s.setup.optimizer, tensors, trainer["optimizer"], trainer.get("order"), str(saved.path))
     if s.scaler is not None and trainer["scaler"] is not None:
         s.scaler.load_state_dict(trainer["scaler"])
-    # An extended run continues, even if it was killed before its first checkpoint after the extension.
-    finished = state_then.finished and total <= state_then.total
-    s.state = dataclasses.replace(state_then, total=total, finished=finished)
+    # A longer run continues, even if it was killed before its first checkpoint of the new length.
+    longer = state_then.finished and (longer or total != state_then.total)
+    stopped_early = state_then.step < state_then.total
+    s.state = dataclasses.replace(
+        state_then,
+        total=total,
+        finished=state_then.finished and not longer,
+        waited=0 if longer and stopped_early else state_then.waited,
+    )
     if s.ranks.first and (
         s.state.best_step == s.state.step or s.setup.validate is None
     ):  # killed after the save, before `best` was linked to it
