@@ -188,6 +188,27 @@ _ATTRIBUTES = [name for name, value in vars(Samples).items() if not (name.starts
 
 
 @dataclass(frozen=True)
+class Given:
+    """Hold an input that was passed in Python. `read(spec, sources)` gets it in place of a path or text.
+
+    name: its place among the inputs, such as inputs[2], for messages.
+    value: an array or mapping as it was passed; of rows, column name -> cells as text, as a table file holds them.
+    first: number of the first row.
+    """
+
+    name: str
+    value: Any
+    first: int = 0
+
+    def __str__(self) -> str:
+        return self.name
+
+    def row(self, index: int) -> str:
+        """Return the name of a row."""
+        return f"{self.name}[{self.first + index}]"
+
+
+@dataclass(frozen=True)
 class Data:
     """Hold a dataset, as a dataset plug-in returns it.
 

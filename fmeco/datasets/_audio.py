@@ -10,7 +10,7 @@ import functools
 import importlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,19 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from fmeco.core import ConfigError, DataError, DataSpec, Inputs, InputSpec, clean, fit, same_modality
+from fmeco.core import (
+    ConfigError,
+    DataError,
+    DataSpec,
+    Given,
+    Inputs,
+    InputSpec,
+    Samples,
+    clean,
+    fit,
+    listing,
+    same_modality,
+)
 from fmeco.datasets import _files, _splits
 
 FLOOR = 1e-6  # added to the power of a band, so that silence has a logarithm
@@ -29,6 +41,7 @@ RATES = (1_000, 768_000)  # Hz; with any other rate in a header, the resampling 
 SAMPLED = 256  # number of training files to measure mean and deviation on
 DEFAULTS = {"sample_rate": 16_000, "seconds": 1.0, "loudness": True}
 SPECTRAL = {"mels": 64, "window": 25.0, "hop": 10.0, "fmin": 20.0, "fmax": None}  # defaults for spectrograms only
+LOUDEST = 64.0  # louder samples of an array are not between -1 and 1, with headroom for float recordings
 LOUDNESS, QUIETEST = 0.1, 1e-4  # root mean squares: the target loudness, and the level below which gain stops growing
 
 
@@ -165,18 +178,9 @@ def decode(path: str, prep: Mapping[str, Any]) -> Tensor:
     soundfile = import_soundfile()
     try:
         with soundfile.SoundFile(os.fsencode(path)) as file:
-            rate, length = file.samplerate, file.frames
-            if not RATES[0] <= rate <= RATES[1]:
-                raise ValueError(f"its sample rate is {rate} Hz, not within {RATES[0]} to {RATES[1]}")
-            if length * 1000 < (shortest := prep.get("window", SHORTEST)) * rate:
-                raise ValueError(f"too short: {1000 * length / rate:.0f} ms, and at least {shortest:g} ms are needed")
-            if "whole" in prep and length > prep["seconds"] * rate + 0.5:
-                raise ValueError(
-                    f"{length / rate:.2f} s, longer than dataset.seconds, {prep['seconds']:g}; raise it to the length of the longest "
-                    "recording: a cropped one would not match its transcript"
-                )
-            wanted = min(length, math.ceil(prep["span"] * rate))
-            file.seek((length - wanted) // 2)
+            rate = file.samplerate
+            start, wanted = _middle(file.frames, rate, prep)
+            file.seek(start)
             read = file.read(wanted, dtype="float32", always_2d=True)  # (L, channels)
         if len(read) < wanted:
             raise ValueError("it is shorter than its header says")
@@ -185,6 +189,54 @@ def decode(path: str, prep: Mapping[str, Any]) -> Tensor:
     except (RuntimeError, OSError, ValueError, TypeError, MemoryError) as error:  # soundfile raises RuntimeErrors
         reason = _files.reason(path, getattr(error, "error_string", error))
         raise DataError(f"cannot read the recording {clean(path)}: {reason}") from None
+    return _prepared(read, rate, prep)
+
+
+def _middle(length: int, rate: int, prep: Mapping[str, Any]) -> tuple[int, int]:
+    """Find the part of a recording of `length` samples that is decoded. Returns its start and its number of samples.
+
+    Raises ValueError for a rate or length that the spec does not allow.
+    """
+    if not RATES[0] <= rate <= RATES[1]:
+        raise ValueError(f"its sample rate is {rate} Hz, not within {RATES[0]} to {RATES[1]}")
+    if length * 1000 < (shortest := prep.get("window", SHORTEST)) * rate:
+        raise ValueError(f"too short: {1000 * length / rate:.0f} ms, and at least {shortest:g} ms are needed")
+    if "whole" in prep and length > prep["seconds"] * rate + 0.5:
+        raise ValueError(
+            f"{length / rate:.2f} s, longer than dataset.seconds, {prep['seconds']:g}; raise it to the length of the longest "
+            "recording: a cropped one would not match its transcript"
+        )
+    wanted = min(length, math.ceil(prep["span"] * rate))
+    return (length - wanted) // 2, wanted
+
+
+def given(values: Sequence[Given], prep: Mapping[str, Any]) -> Samples:
+    """Serve waveforms that were passed in Python, prepared as those of files are."""
+
+    def decode(value: Any) -> Inputs:
+        wave, rate = value, prep["sample_rate"]
+        if isinstance(value, Mapping):
+            if not {"array", "sampling_rate"} <= value.keys():
+                raise ValueError(f"a dict of a recording has the keys array and sampling_rate, not {listing(value)}")
+            wave, rate = value["array"], int(value["sampling_rate"])
+        array = np.asarray(wave)
+        if array.ndim not in (1, 2) or array.dtype.kind != "f":
+            shape = "x".join(map(str, array.shape))
+            raise ValueError(f"a waveform is an array of L or Lxchannels floats, and this one is {shape} {array.dtype}")
+        array = array.astype(np.float32).reshape(len(array), -1)  # (L, channels)
+        if array.shape[1] > len(array):
+            raise ValueError(f"a waveform is Lxchannels, and this one has {array.shape[1]} channels: transpose it")
+        if not np.isfinite(array).all() or np.abs(array).max(initial=0) > LOUDEST:
+            raise ValueError("a waveform has samples from -1 to 1: divide those of 16-bit integers by 32768")
+        start, wanted = _middle(len(array), rate, prep)
+        decoded = _prepared(array[start : start + wanted], rate, prep)
+        return {prep.get("input", "spectrogram"): decoded}
+
+    return _files.GivenSamples(values, decode)
+
+
+def _prepared(read: np.ndarray[Any, Any], rate: int, prep: Mapping[str, Any]) -> Tensor:
+    """Turn the samples of a recording (L, channels) into a spectrogram (1, mels, frames or more) or waveform (L,)."""
     wave = read.mean(1)
     if rate != prep["sample_rate"]:
         wave = _resampled(wave, rate, prep["sample_rate"])

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fmeco.core import ConfigError, DataError, clean, listing, nearest
+from fmeco.core import ConfigError, DataError, Given, clean, listing, nearest
 from fmeco.data import parquet
 from fmeco.datasets._splits import Indices
 
@@ -72,12 +72,15 @@ def cells(column: Sequence[str]) -> Cells:
     return Cells(values, missing, np.flatnonzero(~number & ~missing))
 
 
-def read_table(path: str, columns: Sequence[str] | None = None) -> Table:
+def read_table(path: str | Given, columns: Sequence[str] | None = None) -> Table:
     """Read a CSV, TSV or Parquet file into a dict from column name to values as text.
 
+    path: of the file; rows that were passed in Python are returned as they are.
     columns: names of the columns of a file without a header.
     Raises DataError with file and line.
     """
+    if isinstance(path, Given):
+        return _given(path)
     file = Path(path)
     if not file.is_file():
         raise DataError(f"{clean(path)}: no such file")
@@ -90,6 +93,18 @@ def read_table(path: str, columns: Sequence[str] | None = None) -> Table:
     except OSError as error:
         raise DataError(f"{clean(path)}: {error.strerror}") from None
     return _parse(text, path, max(",;\t", key=text.partition("\n")[0].count), blank_rows=False, columns=columns)
+
+
+def _given(rows: Given) -> Table:
+    """Return the columns of rows that were passed in Python. Raises DataError if there are none."""
+    if not any(rows.value.values()):
+        raise DataError(f"{rows}: no rows")
+    return {name.strip(): list(map(str.strip, values)) for name, values in rows.value.items()}
+
+
+def row_names(path: str | Given, count: int) -> list[str]:
+    """Name the rows of a table for messages and answers: FILE:LINE."""
+    return [path.row(i) if isinstance(path, Given) else f"{path}:{i + 2}" for i in range(count)]
 
 
 def _parse(text: str, path: str, delimiter: str, blank_rows: bool, columns: Sequence[str] | None = None) -> Table:
@@ -120,7 +135,7 @@ def _parse(text: str, path: str, delimiter: str, blank_rows: bool, columns: Sequ
     }
 
 
-def column(table: Table, name: str, path: str) -> list[str]:
+def column(table: Table, name: str, path: str | Given) -> list[str]:
     """Return a column of a table. Raises ConfigError if there is none of this name."""
     if name not in table:
         raise ConfigError(

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from fmeco.core import ConfigError, DataError, clean, listing, nearest
+from fmeco.core import ConfigError, DataError, Given, clean, listing, nearest
 from fmeco.data import parquet
 from fmeco.datasets import _columns, _groups
 from fmeco.datasets._splits import Indices
@@ -93,6 +93,16 @@ def read_documents(path: str, layout: Layout) -> Documents:
     rows = [name.rpartition(":")[2] for name in read.names]
     groups = _groups.find(read.others, layout.group, [file.name] * len(rows), path, rows)
     return read._replace(groups=groups.names, others={**read.others, groups.called: groups.names})
+
+
+def given_documents(rows: Given, layout: Layout) -> Documents:
+    """Read the documents of rows that were passed in Python. Raises ConfigError for an absent column."""
+    cells = zip(*rows.value.values(), strict=True)
+    lines = ((number, dict(zip(rows.value, row, strict=True))) for number, row in enumerate(cells))
+    read = _fields(lines, str(rows), layout)
+    if not read.texts:
+        raise DataError(f"{rows}: no rows")
+    return read._replace(names=_columns.row_names(rows, len(read.texts)))
 
 
 def _plain(content: str, path: str, documents: Documented) -> tuple[list[str], list[str]]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fmeco.core import ConfigError, DataError, DataSpec, clean, listing, nearest, same_modality
+from fmeco.core import ConfigError, DataError, DataSpec, Given, clean, listing, nearest, same_modality
 from fmeco.datasets import _columns, _times
 from fmeco.datasets._splits import Indices
 
@@ -62,9 +62,9 @@ def layout(
     return Layout(user or before.user, item or before.item, time or before.time, tuple(named) if named else None)
 
 
-def read_events(path: str, layout: Layout) -> Events:
-    """Read the events of a table. Raises DataError that names the row, ConfigError for an absent column."""
-    if Path(path).suffix.lower() == ".parquet" or (layout.columns is not None and _has_header(path, layout)):
+def read_events(path: str | Given, layout: Layout) -> Events:
+    """Read the events of a table, or of rows that were passed in Python. Raises DataError that names the row, ConfigError for an absent column."""
+    if layout.columns is not None and _has_header(path, layout):
         layout = layout._replace(columns=None)
     table, first = _columns.read_table(path, layout.columns), 2 if layout.columns is None else 1
     for key, name in zip(("user", "item", "time"), (layout.user, layout.item, layout.time), strict=True):
@@ -80,7 +80,7 @@ def read_events(path: str, layout: Layout) -> Events:
         if blank := [row + first for row, value in enumerate(table[name]) if not value]:
             raise DataError(f"{clean(path)}: no value of column '{clean(name)}' in row {listing(blank)}")
     users, code = np.unique(np.array(table[layout.user]), return_inverse=True)
-    moment = _times.moments(table[layout.time], path, layout.time, first)
+    moment = _times.moments(table[layout.time], str(path), layout.time, first)
     row = np.lexsort((moment, code))  # stable: events of the same time keep the table's order
     user = code[row].astype(np.int64)
     starts = np.flatnonzero(np.diff(user, prepend=-1))
@@ -88,8 +88,10 @@ def read_events(path: str, layout: Layout) -> Events:
     return Events(users.tolist(), user, count, np.array(table[layout.item])[row], row, table[layout.time], first)
 
 
-def _has_header(path: str, layout: Layout) -> bool:
+def _has_header(path: str | Given, layout: Layout) -> bool:
     """Tell whether a table has a header, even though the training data had none."""
+    if isinstance(path, Given) or Path(path).suffix.lower() == ".parquet":
+        return True
     try:
         with open(path, encoding="utf-8-sig", errors="replace") as file:
             line = file.readline()

@@ -15,7 +15,19 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from fmeco.core import Data, DataError, DataSpec, Inputs, InputSpec, Samples, Splitting, Target, clean, same_modality
+from fmeco.core import (
+    Data,
+    DataError,
+    DataSpec,
+    Given,
+    Inputs,
+    InputSpec,
+    Samples,
+    Splitting,
+    Target,
+    clean,
+    same_modality,
+)
 from fmeco.datasets import _classes, _files, _splits
 
 MAX_PIXELS = 100_000_000  # checked in the header before decoding: a 20 kB file can declare a gigapixel
@@ -142,6 +154,33 @@ def decode(path: str, prep: Mapping[str, Any]) -> Tensor:
     except _UNREADABLE as error:
         reason = "not an image in a known format" if isinstance(error, UnidentifiedImageError) else error
         raise DataError(f"cannot read the image {clean(path)}: {_files.reason(path, reason)}") from None
+
+
+def from_array(value: Any) -> Image.Image:
+    """Turn an array or image that was passed in Python into a PIL image. Raises ValueError that says what is expected."""
+    if isinstance(value, Image.Image):
+        return value.copy()
+    array = np.asarray(value)
+    shape = "x".join(map(str, array.shape))
+    if array.ndim == 3 and array.shape[2] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
+        raise ValueError(f"an image array is HxWxC, and this one is {shape}: move its channels to the end")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    deep = array.dtype == np.uint16 and array.ndim == 2
+    if array.size == 0 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
+        raise ValueError(f"an image array is HxW or HxWxC with 1, 3 or 4 channels, and this one is {shape}")
+    if array.dtype != np.uint8 and not deep:
+        raise ValueError(f"an image array is uint8 (one of HxW also uint16), and this one is {array.dtype}")
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def given(values: Sequence[Given], prep: Mapping[str, Any]) -> Samples:
+    """Serve images that were passed in Python, decoded as files are."""
+
+    def decode(value: Any) -> Inputs:
+        return {"image": canonical(from_array(value), prep)}
+
+    return _files.GivenSamples(values, decode)
 
 
 class ImageFiles(_files.FileSamples):

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fmeco.core import ConfigError, DataError, Inputs, Samples, clean, listing, nearest
+from fmeco.core import ConfigError, DataError, Given, Inputs, Samples, clean, listing, nearest
 from fmeco.datasets import _columns, _times
 from fmeco.datasets._splits import Indices, fingerprint
 
@@ -60,9 +60,12 @@ class Series(NamedTuple):
 # ---------------------------------------------------------------- reading
 
 
-def read_series(path: str, layout: Layout) -> tuple[list[Series], list[str]]:
-    """Read the series of a table. Returns (series, notes); raises DataError that names the row."""
-    table = _columns.read_table(path)
+def read_series(path: str | Given, layout: Layout) -> tuple[list[Series], list[str]]:
+    """Read the series of a table, or of rows that were passed in Python. Returns (series, notes).
+
+    Raises DataError that names the row.
+    """
+    table, path = _columns.read_table(path), str(path)
     times = _columns.column(table, layout.time, path)
     moments = _times.moments(times, path, layout.time)
     notes: list[str] = []

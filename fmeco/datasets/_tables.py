@@ -16,6 +16,7 @@ from fmeco.core import (
     Data,
     DataError,
     DataSpec,
+    Given,
     Inputs,
     InputSpec,
     Samples,
@@ -134,7 +135,19 @@ class Rows(Samples):
         return inputs
 
 
-def match_columns(table: Table, prep: Mapping[str, Any], path: str) -> list[str]:
+def as_spelled(table: Table, prep: Mapping[str, Any]) -> Table:
+    """Spell numbers and booleans that were passed in Python as the categories of training: 3.0 as 3, True as true."""
+    spelled = dict(table)
+    for column in prep["categorical"]:
+        name, categories = column["name"], set(column["categories"])
+        if strange := {value for value in table.get(name, ()) if value not in categories}:
+            other = {value: value.removesuffix(".0") for value in strange} | {"True": "true", "False": "false"}
+            fitting = {value: word for value, word in other.items() if value in strange and word in categories}
+            spelled[name] = [fitting.get(value, value) for value in table[name]]
+    return spelled
+
+
+def match_columns(table: Table, prep: Mapping[str, Any], path: str | Given) -> list[str]:
     """Check a new table for the columns of training. Returns notes on extra columns; raises DataError for absent ones."""
     wanted = [column["name"] for column in (*prep["numeric"], *prep["categorical"])]
     if absent := [name for name in wanted if name not in table]:

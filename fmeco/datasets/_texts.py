@@ -17,6 +17,7 @@ from fmeco.core import (
     Data,
     DataError,
     DataSpec,
+    Given,
     Inputs,
     InputSpec,
     Samples,
@@ -25,7 +26,7 @@ from fmeco.core import (
     same_modality,
 )
 from fmeco.datasets import _columns, _splits, _targets
-from fmeco.datasets._documents import SUFFIXES, Documents, Layout, first_line, read_documents
+from fmeco.datasets._documents import SUFFIXES, Documents, Layout, first_line, given_documents, read_documents
 from fmeco.datasets._splits import Indices
 from fmeco.datasets._tokens import Packed, Wanted, encode, library, load, pieces, preprocessing, separator_id
 from fmeco.nn.ids import numbering
@@ -135,8 +136,8 @@ def build_texts(
     return Data(spec, made.get("train"), made.get("val"), made.get("test"), notes=tuple(notes))
 
 
-def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
-    """Read the texts of files, without labels; a source that is not a file is a text itself.
+def read(spec: DataSpec, sources: Sequence[str | Given]) -> Samples:
+    """Read the texts of files, without labels; a source that is not a file is a text itself, or rows with texts.
 
     Raises DataError for absent files and bad content.
     """
@@ -144,7 +145,11 @@ def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
     texts: list[str] = []
     names: list[str] = []
     for source in sources:
-        if os.path.exists(source):
+        if isinstance(source, Given):
+            documents = given_documents(source, Layout(prep["text"], None, None))
+            texts += documents.texts
+            names += documents.names
+        elif os.path.exists(source):
             layout = Layout(prep["text"], None, None)
             if prep["columns"] is not None and prep["text"] not in first_line(source):
                 layout = layout._replace(columns=tuple(prep["columns"]))

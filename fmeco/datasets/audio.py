@@ -12,13 +12,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fmeco.core import CheckpointError, ConfigError, Data, DataSpec, Doc, FilePath, Ge, Gt, Le, Samples, Splitting
+from fmeco.core import (
+    CheckpointError,
+    ConfigError,
+    Data,
+    DataSpec,
+    Doc,
+    FilePath,
+    Ge,
+    Given,
+    Gt,
+    Le,
+    Samples,
+    Splitting,
+)
 from fmeco.datasets import _audio, _file_tables, _files, _folders
 
 MODALITY = "audio"
 
 SUFFIXES = (".wav", ".flac")
 FILES = (".csv", ".tsv", ".parquet")
+TAKES = {
+    "arrays": "waveforms: arrays of L or Lxchannels samples from -1 to 1, at the checkpoint's sample rate",
+    "mappings": "dicts of a waveform and its rate: {'array': ..., 'sampling_rate': ...}",
+}
 LAYOUT = ("path_column", "label_column", "task", "separator", "lowercase", "split_column?")
 RENAMED = {"speaker": "group_split"}
 
@@ -164,10 +181,12 @@ def _task(task: str, known: DataSpec | None) -> str:
     return "text"
 
 
-def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
-    """Read recordings, and all recordings below folders, in the order of `sources`."""
+def read(spec: DataSpec, sources: Sequence[str | Given]) -> Samples:
+    """Read recordings, and all recordings below folders, in the order of `sources`; or waveforms that were passed in Python."""
+    if given := [source for source in sources if isinstance(source, Given)]:
+        return _audio.given(given, spec.preprocessing)
     _audio.import_soundfile()
-    return _files.read(_audio.AudioFiles, SUFFIXES, spec, sources)
+    return _files.read(_audio.AudioFiles, SUFFIXES, spec, [str(source) for source in sources])
 
 
 def example(folder: Path) -> dict[str, Any]:

@@ -9,12 +9,13 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from fmeco.core import ConfigError, Data, DataSpec, Doc, FilePath, Samples, Splitting, clean, listing, nearest
+from fmeco.core import ConfigError, Data, DataSpec, Doc, FilePath, Given, Samples, Splitting, clean, listing, nearest
 from fmeco.datasets import _columns, _groups, _splits, _tables, _targets, _times
 
 MODALITY = "table"
 FILES = (".csv", ".tsv", ".parquet")
 FALLBACK = True
+TAKES = {"rows": "dicts or a DataFrame with the columns of training"}
 LAYOUT = ("target", "features", "task", "drop?", "group?", "time?", "split_column?")
 STARTER = {"backbone": "mlp", "column": "target"}
 
@@ -99,15 +100,16 @@ def build(
     return dataclasses.replace(data, notes=(*notes, *data.notes))
 
 
-def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
-    """Read the rows of tables; the target column may be absent."""
+def read(spec: DataSpec, sources: Sequence[str | Given]) -> Samples:
+    """Read the rows of tables, and rows that were passed in Python; the target column may be absent."""
     merged: _columns.Table = {}
     names: list[str] = []
     for path in sources:
         table = _columns.read_table(path)
+        if isinstance(path, Given):
+            table = _tables.as_spelled(table, spec.preprocessing)
         _tables.match_columns(table, spec.preprocessing, path)
-        rows = len(next(iter(table.values())))
-        names += [f"{path}:{row}" for row in range(2, rows + 2)]
+        names += _columns.row_names(path, len(next(iter(table.values()))))
         for column in (*spec.preprocessing["numeric"], *spec.preprocessing["categorical"]):
             merged.setdefault(column["name"], []).extend(table[column["name"]])
     return _tables.Rows(merged, np.arange(len(names)), {}, spec.preprocessing, names)

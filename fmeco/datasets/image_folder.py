@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from fmeco.core import Color, Data, DataSpec, Doc, FilePath, ImageSize, Samples, Splitting, Without
+from fmeco.core import Color, Data, DataSpec, Doc, FilePath, Given, ImageSize, Samples, Splitting, Without
 from fmeco.datasets import _files, _folders, _images
 
 MODALITY = "image"
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 FALLBACK = True
+TAKES = {"arrays": "images: uint8 arrays of HxWxC, or images of Pillow"}
 
 
 def shown(spec: DataSpec) -> str:
@@ -49,6 +50,8 @@ def build(
     return _files.data(_images.ImageFiles, spec, labelled)
 
 
-def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
-    """Read image files, and all images below folders, in the order of `sources`."""
-    return _files.read(_images.ImageFiles, SUFFIXES, spec, sources)
+def read(spec: DataSpec, sources: Sequence[str | Given]) -> Samples:
+    """Read image files, and all images below folders, in the order of `sources`; or images that were passed in Python."""
+    if given := [source for source in sources if isinstance(source, Given)]:
+        return _images.given(given, spec.preprocessing)
+    return _files.read(_images.ImageFiles, SUFFIXES, spec, [str(source) for source in sources])

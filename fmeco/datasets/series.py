@@ -15,6 +15,7 @@ from fmeco.core import (
     Doc,
     FilePath,
     Ge,
+    Given,
     Gt,
     InputSpec,
     Lt,
@@ -28,6 +29,7 @@ from fmeco.datasets import _series
 
 MODALITY = "series"
 
+TAKES = {"rows": "a DataFrame, or dicts with a time and values per row"}
 TABLES = True  # with a checkpoint of series, --dataset TABLE reads the table as series
 FILES = (".csv", ".tsv", ".parquet")
 LAYOUT = ("time", "columns", "id", "value", "context", "horizon", "season", "missing")
@@ -166,7 +168,7 @@ def _prepared(
     return kept, statistics, notes
 
 
-def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
+def read(spec: DataSpec, sources: Sequence[str | Given]) -> Samples:
     """Read the newest rows of each series of each table, from which `predict` forecasts."""
     prep = spec.preprocessing
     theirs = {x["name"]: x for x in prep["series"]}
@@ -184,14 +186,14 @@ def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
                 f"{clean(path)}: the model was not trained on {listing(strange)}: scaled by mean and deviation of this table"
             )
         for s in series:
-            latest.append((path, s, theirs.get(s.name) or _series.statistics(s, math.inf, prep["season"])))
+            latest.append((str(path), s, theirs.get(s.name) or _series.statistics(s, math.inf, prep["season"])))
         notes += more
     samples = _series.Latest(latest, prep["context"], prep["missing"])
     samples.notes = tuple(notes)
     return samples
 
 
-def plot(spec: DataSpec, sources: Sequence[str], rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+def plot(spec: DataSpec, sources: Sequence[str | Given], rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     """Plot the predictions (`rows`) after the newest values of each series, as a PNG file; for `predict --plot`."""
     try:
         from matplotlib.figure import Figure

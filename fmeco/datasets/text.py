@@ -13,6 +13,7 @@ from fmeco.datasets._texts import read as read
 MODALITY = "text"
 
 SENTENCES = True  # `predict` also takes texts themselves
+TAKES = {"rows": "dicts or a DataFrame with the text column of training"}
 FILES = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet")
 LAYOUT = ("text", "label", "columns", "documents", "task")
 STARTER = {"backbone": "transformer"}

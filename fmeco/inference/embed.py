@@ -41,7 +41,7 @@ def embed(
     # A new dataset has its own labels: take only the preprocessing of inputs from the checkpoint.
     data, _ = data_for(model, ref, dataset, overrides, known=model.spec.preprocessing_only() if dataset else None)
     samples = data.split(split or ("test" if data.test is not None else "val"))
-    features, kept, skipped = model.embed(samples)
+    features, kept, skipped = model.features(samples)
     for message in skipped:
         say(message)
     arrays: dict[str, Any] = {
