@@ -149,7 +149,7 @@ class Check:
             return model.model_validate(dict(raw))
         except ValidationError as error:
             more_keys = Carry.model_fields if path == ("transfer",) else ()
-            for place, message in _explain(error, model, raw, more_keys):
+            for place, message in explain(error, model, raw, more_keys):
                 self.say((*path, *place), message)
             return None
 
@@ -174,7 +174,7 @@ _WANTED = {
 }
 
 
-def _explain(
+def explain(
     error: ValidationError, model: type[BaseModel], raw: Mapping[str, Any], more_keys: Iterable[str]
 ) -> Iterable[tuple[tuple[Any, ...], str]]:
     """Yield (path of a key, message) for pydantic's errors. Joins the errors of a union's members with "or".

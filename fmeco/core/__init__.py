@@ -36,6 +36,7 @@ from fmeco.core.model import (
     Tokens,
 )
 from fmeco.core.random import mix, mix_numbers, seed_torch, uniform
+from fmeco.core.stored import Count, Positive, Size, Stored
 from fmeco.core.target import MISSING_CLASS, Target, known
 from fmeco.core.training import (
     Constraint,
@@ -89,6 +90,7 @@ __all__ = [
     "Color",
     "ConfigError",
     "Constraint",
+    "Count",
     "Data",
     "DataError",
     "DataSpec",
@@ -112,6 +114,7 @@ __all__ = [
     "Objective",
     "ObjectiveSection",
     "Phase",
+    "Positive",
     "Published",
     "Rate",
     "Ref",
@@ -120,7 +123,9 @@ __all__ = [
     "Samples",
     "Scalar",
     "Scales",
+    "Size",
     "Splitting",
+    "Stored",
     "Target",
     "Teacher",
     "TeacherMomentum",

@@ -17,6 +17,7 @@ def reader_module(spec: DataSpec) -> ModuleType | None:
     SENTENCES = True: a source may be a text instead of a path.
     TAKES: inputs in Python that `read` takes, with words for messages: "rows" (dicts, DataFrames), "arrays", "mappings".
     plot(spec, inputs, rows, file): draw predictions to an image file.
+    SPEC: a core.Stored that declares what its specs hold in checkpoints, in `inputs` and `preprocessing`.
     shown(spec): describe the preprocessing in a few words.
     """
     if not spec.reader:

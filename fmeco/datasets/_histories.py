@@ -15,7 +15,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fmeco.core import Data, DataError, DataSpec, Given, Inputs, InputSpec, Samples, clean, listing, nearest
+from fmeco.core import (
+    Count,
+    Data,
+    DataError,
+    DataSpec,
+    Given,
+    Inputs,
+    InputSpec,
+    Samples,
+    Size,
+    Stored,
+    clean,
+    listing,
+    nearest,
+)
 from fmeco.datasets import _classes, _splits
 from fmeco.datasets._event_tables import PARTS, SUFFIXES, TRAIN, Events, Layout, layout, read_events
 from fmeco.datasets._splits import Indices
@@ -23,6 +37,28 @@ from fmeco.nn.ids import FIRST_ITEM, UNKNOWN_ITEM
 
 LENGTH = 50  # default maximum number of items of a history
 REPEATED = 0.01  # share of repeated items in the training events above which items are recommended again
+
+
+class _Inputs(Stored):
+    tokens: dict[str, Any]
+
+
+class _Preprocessing(Stored):
+    items: list[str]
+    ids: Count
+    length: Size
+    repeats: bool
+    user: str
+    item: str
+    time: str
+    columns: list[str] | None
+
+
+class Described(Stored):
+    """Declare what specs of events hold in checkpoints."""
+
+    inputs: _Inputs
+    preprocessing: _Preprocessing
 
 
 class Span(NamedTuple):

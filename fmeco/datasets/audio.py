@@ -32,6 +32,7 @@ MODALITY = "audio"
 
 SUFFIXES = (".wav", ".flac")
 FILES = (".csv", ".tsv", ".parquet")
+SPEC = _audio.Described
 TAKES = {
     "arrays": "waveforms: arrays of L or Lxchannels samples from -1 to 1, at the checkpoint's sample rate",
     "mappings": "dicts of a waveform and its rate: {'array': ..., 'sampling_rate': ...}",

@@ -15,6 +15,7 @@ from fmeco.datasets import _columns, _groups, _splits, _tables, _targets, _times
 MODALITY = "table"
 FILES = (".csv", ".tsv", ".parquet")
 FALLBACK = True
+SPEC = _tables.Described
 TAKES = {"rows": "dicts or a DataFrame with the columns of training"}
 LAYOUT = ("target", "features", "task", "drop?", "group?", "time?", "split_column?")
 STARTER = {"backbone": "mlp", "column": "target"}

@@ -11,6 +11,7 @@ from fmeco.datasets._histories import read as read
 
 MODALITY = "events"
 
+SPEC = _histories.Described
 SENTENCES = True  # `predict` also takes a history itself, or FILE:USER
 TAKES = {"rows": "dicts or a DataFrame with a user, an item and a time per row"}
 TABLES = True  # with a checkpoint of events, --dataset TABLE reads the table as events

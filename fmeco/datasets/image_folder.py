@@ -13,6 +13,7 @@ MODALITY = "image"
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 FALLBACK = True
+SPEC = _images.Described
 TAKES = {"arrays": "images: uint8 arrays of HxWxC, or images of Pillow"}
 
 

@@ -30,6 +30,7 @@ from fmeco.datasets import _series
 MODALITY = "series"
 
 TAKES = {"rows": "a DataFrame, or dicts with a time and values per row"}
+SPEC = _series.Described
 TABLES = True  # with a checkpoint of series, --dataset TABLE reads the table as series
 FILES = (".csv", ".tsv", ".parquet")
 LAYOUT = ("time", "columns", "id", "value", "context", "horizon", "season", "missing")

@@ -12,6 +12,7 @@ from fmeco.datasets._texts import read as read
 
 MODALITY = "text"
 
+SPEC = _texts.Described
 SENTENCES = True  # `predict` also takes texts themselves
 TAKES = {"rows": "dicts or a DataFrame with the text column of training"}
 FILES = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet")

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from fmeco.checkpoints import format as checkpoint
 from fmeco.checkpoints import refs, transplant
-from fmeco.config.check import choose
 from fmeco.core.data import Batch, Data, DataSpec, Samples
 from fmeco.core.model import Backbone, Objective
 from fmeco.data.loader import channels_last, evaluation_batches
@@ -130,15 +129,17 @@ def load(ref: str | Path, *, backbone: Backbone | None = None) -> Model:
     Raises ConfigError, CheckpointError.
     """
     saved = refs.find_checkpoint(ref)
-    config, spec = saved.meta["config"], saved.spec
+    config = saved.meta["config"]
     if backbone is None and "backbone" not in config:
         raise CheckpointError(
-            f"{clean(ref)} needs {listing(saved.meta.get('needs', []))}",
+            f"{clean(ref)} needs {listing(saved.meta['needs'])}",
             "pass it: fmeco.load(REF, backbone=...)",
         )
     refs.check_needs(saved, ref, "objectives", *(["backbones"] if backbone is None else []))
-    network = backbone or choose("backbone", config["backbone"]).build(spec=spec)
-    objective: Objective = choose("objective", config["objective"]).build(backbone=network, spec=spec)
+    spec = refs.spec_of(saved)
+    with refs.rebuilding(saved):
+        network = backbone or refs.section_of(saved, "backbone").build(spec=spec)
+        objective: Objective = refs.section_of(saved, "objective").build(backbone=network, spec=spec)
     transplant.load_objective(objective, saved)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     objective.to(device).eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import itertools
 import json
@@ -137,7 +138,12 @@ def _before_steps(run: Path) -> int:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Read the lines of a run's metrics.jsonl, without incomplete ones; [] if there is no such file."""
+    """Read the lines of a run's metrics.jsonl, without damaged ones; [] if there is no such file."""
     path = run / "metrics.jsonl"
-    lines = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+    logged: list[dict[str, Any]] = []
+    for text in path.read_text("utf-8", "replace").splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError, RecursionError):
+            line = json.loads(text)
+            if isinstance(line, dict) and {"kind", "step", "epoch"} <= line.keys():
+                logged.append(line)
+    return logged

@@ -294,14 +294,19 @@ def restore_optimizer(
     Raises CheckpointError for parameters of another name.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    state = _renumbered(unpack_optimizer(tensors, numbers), order, parameter_names(optimizer), where)
-    for number, values in state.items():
-        like = parameters[number]
-        for key, value in values.items():
-            # Fused kernels walk through memory: a moment must lie there as its parameter does.
-            if isinstance(value, Tensor) and value.shape == like.shape:
-                values[key] = torch.empty_like(like, dtype=value.dtype).copy_(value)
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    try:
+        state = _renumbered(unpack_optimizer(tensors, numbers), order, parameter_names(optimizer), where)
+        for number, values in state.items():
+            like = parameters[number]
+            for key, value in values.items():
+                # Fused kernels walk through memory: a moment must lie there as its parameter does.
+                if isinstance(value, Tensor) and value.shape == like.shape:
+                    values[key] = torch.empty_like(like, dtype=value.dtype).copy_(value)
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    except (ValueError, KeyError, IndexError, TypeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{where}: the optimizer's state does not fit this run: {type(error).__name__}: {clean(error, 200)}"
+        ) from None
 
 
 def restore(s: Session, saved: checkpoint.Checkpoint, longer: bool = False) -> None:
@@ -319,6 +324,10 @@ def restore(s: Session, saved: checkpoint.Checkpoint, longer: bool = False) -> N
         bound = {n.removeprefix("constraint/"): x for n, x in tensors.items() if n.startswith("constraint/")}
         transplant.load_exactly(s.training.constraint.state(), bound, str(saved.path))
     total, state_then = s.state.total, State(**trainer["state"])
+    if state_then.phase >= (phases := len(s.training.model.transfer.phases)):
+        raise CheckpointError(
+            f"{saved.path / checkpoint.TRAINER} is not valid: state.phase: {state_then.phase}, and the run has {phases} phases"
+        )
     s.enter(state_then.phase)  # after loading weights: features of the frozen part depend on them
     restore_optimizer(s.setup.optimizer, tensors, trainer["optimizer"], trainer.get("order"), str(saved.path))
     if s.scaler is not None and trainer["scaler"] is not None:
