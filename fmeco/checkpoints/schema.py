@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from annotated_types import Ge, Le
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fmeco.config.check import explain
+from fmeco.config.explain import explain
 from fmeco.core.stored import Count, Size, Stored
 from fmeco.errors import CheckpointError, clean
 

@@ -11,11 +11,10 @@ import importlib
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import model_validator
 from scipy.sparse import csr_array
 from torch import Tensor
 
@@ -23,15 +22,10 @@ from fmeco.core import (
     ConfigError,
     DataError,
     DataSpec,
-    Ge,
     Given,
-    Gt,
     Inputs,
     InputSpec,
-    Le,
-    Positive,
     Samples,
-    Stored,
     clean,
     fit,
     listing,
@@ -49,48 +43,6 @@ DEFAULTS = {"sample_rate": 16_000, "seconds": 1.0, "loudness": True}
 SPECTRAL = {"mels": 64, "window": 25.0, "hop": 10.0, "fmin": 20.0, "fmax": None}  # defaults for spectrograms only
 LOUDEST = 64.0  # louder samples of an array are not between -1 and 1, with headroom for float recordings
 LOUDNESS, QUIETEST = 0.1, 1e-4  # root mean squares: the target loudness, and the level below which gain stops growing
-
-
-Milliseconds = Annotated[float, Gt(0), Le(60_000)]
-
-
-class _Inputs(Stored):
-    spectrogram: dict[str, Any] | None = None
-    waveform: dict[str, Any] | None = None
-
-
-class _Preprocessing(Stored):
-    sample_rate: Annotated[int, Ge(RATES[0]), Le(RATES[1])]
-    seconds: Annotated[float, Gt(0), Le(86_400)]
-    span: Annotated[float, Gt(0), Le(86_400 * SPAN)]
-    loudness: bool
-    input: Literal["waveform"] | None = None
-    whole: bool = False
-    mels: Annotated[int, Gt(0), Le(4096)] = 64
-    window: Milliseconds = 25.0
-    hop: Milliseconds = 10.0
-    fmin: Annotated[float, Ge(0)] = 20.0
-    fmax: Positive = 8000.0
-    fft: Annotated[int, Gt(0), Le(2**20)] = 512
-
-    @model_validator(mode="after")
-    def _complete(self) -> Self:
-        if self.input is None and (missing := {*SPECTRAL, "fft"} - self.model_fields_set):
-            raise ValueError(f"a spectrogram needs {', '.join(sorted(missing))}")
-        return self
-
-
-class Described(Stored):
-    """Declare what specs of recordings hold in checkpoints."""
-
-    inputs: _Inputs
-    preprocessing: _Preprocessing
-
-    @model_validator(mode="after")
-    def _has_its_input(self) -> Self:
-        if getattr(self.inputs, self.preprocessing.input or "spectrogram") is None:
-            raise ValueError("inputs lack the input that preprocessing makes")
-        return self
 
 
 def import_soundfile() -> Any:

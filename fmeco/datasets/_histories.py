@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 
 from fmeco.core import (
-    Count,
     Data,
     DataError,
     DataSpec,
@@ -24,8 +23,6 @@ from fmeco.core import (
     Inputs,
     InputSpec,
     Samples,
-    Size,
-    Stored,
     clean,
     listing,
     nearest,
@@ -37,28 +34,6 @@ from fmeco.nn.ids import FIRST_ITEM, UNKNOWN_ITEM
 
 LENGTH = 50  # default maximum number of items of a history
 REPEATED = 0.01  # share of repeated items in the training events above which items are recommended again
-
-
-class _Inputs(Stored):
-    tokens: dict[str, Any]
-
-
-class _Preprocessing(Stored):
-    items: list[str]
-    ids: Count
-    length: Size
-    repeats: bool
-    user: str
-    item: str
-    time: str
-    columns: list[str] | None
-
-
-class Described(Stored):
-    """Declare what specs of events hold in checkpoints."""
-
-    inputs: _Inputs
-    preprocessing: _Preprocessing
 
 
 class Span(NamedTuple):

@@ -7,7 +7,7 @@ import struct
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,20 +20,16 @@ from fmeco.core import (
     DataError,
     DataSpec,
     Given,
-    Gt,
     Inputs,
     InputSpec,
-    Le,
     Samples,
     Splitting,
-    Stored,
     Target,
     clean,
     same_modality,
 )
 from fmeco.datasets import _classes, _files, _splits
 
-MAX_SIDE = 16_384  # of what the model sees
 MAX_PIXELS = 100_000_000  # checked in the header before decoding: a 20 kB file can declare a gigapixel
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Set once per process, because all threads share the filters of `warnings`. MAX_PIXELS limits the size instead.
@@ -49,25 +45,6 @@ _UNREADABLE = (
     UnidentifiedImageError,
     Image.DecompressionBombError,
 )
-
-
-class _Inputs(Stored):
-    image: dict[str, Any]
-
-
-class _Preprocessing(Stored):
-    size: Annotated[int, Gt(0), Le(MAX_SIDE)]
-    resize: Annotated[int, Gt(0), Le(2 * MAX_SIDE)]
-    interpolation: Literal["nearest", "bilinear", "bicubic"]
-    color: Literal["rgb", "gray"]
-    mirror: bool = True
-
-
-class Described(Stored):
-    """Declare what specs of images hold in checkpoints."""
-
-    inputs: _Inputs
-    preprocessing: _Preprocessing
 
 
 def image_spec(

@@ -18,14 +18,10 @@ from torch import Tensor
 
 from fmeco.core import (
     ConfigError,
-    Count,
     DataError,
     Given,
     Inputs,
-    Positive,
     Samples,
-    Size,
-    Stored,
     clean,
     listing,
     nearest,
@@ -35,36 +31,6 @@ from fmeco.datasets._splits import Indices, fingerprint
 
 IRREGULAR = 1.5  # report a gap in time if a step is longer than this multiple of the median step
 Floats = NDArray[np.float64]
-
-
-class _Statistics(Stored):
-    name: str
-    mean: float
-    std: Positive
-    naive: Positive | None
-
-
-class _Inputs(Stored):
-    series: dict[str, Any]
-
-
-class _Preprocessing(Stored):
-    time: str
-    columns: list[str] | None
-    id: str | None
-    value: str | None
-    missing: str
-    context: Size
-    horizon: Count
-    season: Size
-    series: list[_Statistics]
-
-
-class Described(Stored):
-    """Declare what specs of series hold in checkpoints."""
-
-    inputs: _Inputs
-    preprocessing: _Preprocessing
 
 
 class Layout(NamedTuple):

@@ -19,10 +19,8 @@ from fmeco.core import (
     Given,
     Inputs,
     InputSpec,
-    Positive,
     Samples,
     Splitting,
-    Stored,
     clean,
     listing,
     nearest,
@@ -32,29 +30,6 @@ from fmeco.datasets import _splits
 from fmeco.datasets._columns import Table, cells, is_decimal, is_missing, is_number, take
 from fmeco.datasets._splits import Indices
 from fmeco.datasets._targets import read_targets
-
-
-class _Numeric(Stored):
-    name: str
-    mean: float
-    std: Positive
-    missing: bool
-
-
-class _Categorical(Stored):
-    name: str
-    categories: list[str]
-
-
-class _Preprocessing(Stored):
-    numeric: list[_Numeric]
-    categorical: list[_Categorical]
-
-
-class Described(Stored):
-    """Declare what specs of tables hold in checkpoints."""
-
-    preprocessing: _Preprocessing
 
 
 def fit_columns(

@@ -7,7 +7,6 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +21,7 @@ from fmeco.core import (
     Inputs,
     InputSpec,
     Samples,
-    Size,
     Splitting,
-    Stored,
     clean,
     same_modality,
 )
@@ -33,27 +30,6 @@ from fmeco.datasets._documents import SUFFIXES, Documents, Layout, first_line, g
 from fmeco.datasets._splits import Indices
 from fmeco.datasets._tokens import Packed, Wanted, encode, library, load, pieces, preprocessing, separator_id
 from fmeco.nn.ids import numbering
-
-
-class _Inputs(Stored):
-    tokens: dict[str, Any]
-
-
-class _Preprocessing(Stored):
-    tokenizer: str
-    ids: Size
-    length: Size
-    text: str | list[str]
-    vocabulary: int | None = None
-    lowercase: bool | None = None
-    columns: list[str] | None = None
-
-
-class Described(Stored):
-    """Declare what specs of texts hold in checkpoints."""
-
-    inputs: _Inputs
-    preprocessing: _Preprocessing
 
 
 class Texts(Samples):

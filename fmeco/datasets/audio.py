@@ -26,13 +26,13 @@ from fmeco.core import (
     Samples,
     Splitting,
 )
-from fmeco.datasets import _audio, _file_tables, _files, _folders
+from fmeco.datasets import _audio, _file_tables, _files, _folders, _stored
 
 MODALITY = "audio"
 
 SUFFIXES = (".wav", ".flac")
 FILES = (".csv", ".tsv", ".parquet")
-SPEC = _audio.Described
+SPEC = _stored.Recordings
 TAKES = {
     "arrays": "waveforms: arrays of L or Lxchannels samples from -1 to 1, at the checkpoint's sample rate",
     "mappings": "dicts of a waveform and its rate: {'array': ..., 'sampling_rate': ...}",

@@ -10,12 +10,12 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from fmeco.core import ConfigError, Data, DataSpec, Doc, FilePath, Given, Samples, Splitting, clean, listing, nearest
-from fmeco.datasets import _columns, _groups, _splits, _tables, _targets, _times
+from fmeco.datasets import _columns, _groups, _splits, _stored, _tables, _targets, _times
 
 MODALITY = "table"
 FILES = (".csv", ".tsv", ".parquet")
 FALLBACK = True
-SPEC = _tables.Described
+SPEC = _stored.Tables
 TAKES = {"rows": "dicts or a DataFrame with the columns of training"}
 LAYOUT = ("target", "features", "task", "drop?", "group?", "time?", "split_column?")
 STARTER = {"backbone": "mlp", "column": "target"}

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Annotated
 
 from fmeco.core import Color, Data, DataSpec, Doc, FilePath, Given, ImageSize, Samples, Splitting, Without
-from fmeco.datasets import _files, _folders, _images
+from fmeco.datasets import _files, _folders, _images, _stored
 
 MODALITY = "image"
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 FALLBACK = True
-SPEC = _images.Described
+SPEC = _stored.Images
 TAKES = {"arrays": "images: uint8 arrays of HxWxC, or images of Pillow"}
 
 

@@ -25,12 +25,12 @@ from fmeco.core import (
     listing,
     same_modality,
 )
-from fmeco.datasets import _series
+from fmeco.datasets import _series, _stored
 
 MODALITY = "series"
 
 TAKES = {"rows": "a DataFrame, or dicts with a time and values per row"}
-SPEC = _series.Described
+SPEC = _stored.Series
 TABLES = True  # with a checkpoint of series, --dataset TABLE reads the table as series
 FILES = (".csv", ".tsv", ".parquet")
 LAYOUT = ("time", "columns", "id", "value", "context", "horizon", "season", "missing")

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fmeco.core import ConfigError, Data, DataError, DataSpec, Doc, FilePath, Ge, Gt, Splitting, clean, listing
-from fmeco.datasets import _documents, _texts, _tokens
+from fmeco.datasets import _documents, _stored, _texts, _tokens
 from fmeco.datasets._texts import read as read
 
 MODALITY = "text"
 
-SPEC = _texts.Described
+SPEC = _stored.Texts
 SENTENCES = True  # `predict` also takes texts themselves
 TAKES = {"rows": "dicts or a DataFrame with the text column of training"}
 FILES = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet")
