@@ -6,6 +6,7 @@ import contextlib
 import errno
 import functools
 import inspect
+import io
 import json
 import os
 import signal
@@ -14,11 +15,11 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, NamedTuple, NoReturn, get_type_hints
+from typing import Annotated, Any, NamedTuple, NoReturn, TextIO, get_type_hints
 
 import typer
 
-from fmeco.errors import STOPPING, ConfigError, Elsewhere, FmecoError, Stopped, clean
+from fmeco.errors import STOPPING, ConfigError, Elsewhere, FmecoError, Stopped, clean, escaped, escaped_json
 from fmeco.files import disk_error
 
 Sets = Annotated[
@@ -141,6 +142,8 @@ def _answer(
     rank = launch.place().rank
     to_terminal(quiet=rank > 0)  # only rank 0 prints
     signals.answered = True
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what the terminal's encoding lacks is shown as an escape
+        sys.stdout.reconfigure(errors="backslashreplace")
     with _failures(rank, json_mode, debug, plugin_files):
         from fmeco.plugins import registry
 
@@ -151,10 +154,29 @@ def _answer(
             if rank > 0:
                 return
             if json_mode:
-                print(json.dumps(result, ensure_ascii=False, allow_nan=False, default=str))
+                print(escaped_json(json.dumps(result, ensure_ascii=False, allow_nan=False, default=str)))
             elif show is not None:
-                show(result)
+                with contextlib.redirect_stdout(Printable(sys.stdout)) if on_terminal() else contextlib.nullcontext():
+                    show(result)
             sys.stdout.flush()  # a full disk shows here, not after the exit code is decided
+
+
+def on_terminal() -> bool:
+    """Tell whether stdout is a terminal, not a pipe or file, which get text unchanged."""
+    return sys.stdout.isatty()
+
+
+class Printable(io.TextIOBase):
+    """Write text to a terminal, with control characters escaped: a file's text could rewrite what the terminal shows."""
+
+    def __init__(self, terminal: TextIO) -> None:
+        self.terminal = terminal
+
+    def write(self, text: str) -> int:
+        return self.terminal.write(escaped(text.replace("\r\n", "\n")))
+
+    def flush(self) -> None:
+        self.terminal.flush()
 
 
 @contextlib.contextmanager
@@ -223,19 +245,16 @@ def _fail(exit_code: int, code: str, message: str, hints: Sequence[str], json_mo
     hints = [hint for hint in hints if hint]
     try:
         if json_mode:
-            print(json.dumps({"error": {"code": code, "message": message, "hints": hints}}, ensure_ascii=False))
+            failure = {"error": {"code": code, "message": escaped(message), "hints": [escaped(hint) for hint in hints]}}
+            print(json.dumps(failure, ensure_ascii=False))
         sys.stdout.flush()
     except OSError:  # the disk is full: leave nothing for Python to write at exit, or it changes the exit code
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     lines = message.splitlines()
     head = "stopped" if code == Stopped.code else "error"
-    print(
-        "\n".join(
-            [
-                f"{head}: {lines[0]}" if len(lines) == 1 else f"{head}:\n" + "\n".join(f"  {line}" for line in lines),
-                *(f"  hint: {hint}" for hint in hints),
-            ]
-        ),
-        file=sys.stderr,
-    )
+    text = [
+        f"{head}: {lines[0]}" if len(lines) == 1 else f"{head}:\n" + "\n".join(f"  {line}" for line in lines),
+        *(f"  hint: {hint}" for hint in hints),
+    ]
+    print(escaped("\n".join(text)), file=sys.stderr)
     raise typer.Exit(exit_code)

@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 from typing import IO, Any
 
-from fmeco.errors import ConfigError, FmecoError
+from fmeco.errors import ConfigError, FmecoError, escaped
 from fmeco.log import logger
 
 
@@ -116,7 +116,7 @@ class Log:
             text = str(error)
         else:
             text = "".join(traceback.format_exception(error)) if isinstance(error, Exception) else ""
-        for line in text.splitlines():
+        for line in escaped(text).splitlines():
             self.handler.emit(logging.LogRecord(logger.name, logging.ERROR, "", 0, line, None, None))
         self.close()
 
