@@ -18,9 +18,9 @@ from fmeco.core.data import (
     decode_rule,
     fit,
     pad,
-    same_modality,
     standardize,
 )
+from fmeco.core.modality import same_modality
 from fmeco.core.model import (
     BLANK,
     HIDDEN,

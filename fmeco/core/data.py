@@ -109,15 +109,6 @@ def decode_rule(known: DataSpec | None) -> int:
     return DECODE_RULE if known is None else known.decode
 
 
-def same_modality(known: DataSpec | None, modality: str) -> None:
-    """Raise CheckpointError if the checkpoint's data (`known`) has another modality than the dataset."""
-    if known is not None and known.modality not in (modality, ""):
-        raise CheckpointError(
-            f"this checkpoint is for {known.modality} data, but the dataset holds {modality} data",
-            "if the architecture accepts both, finetune across modalities with transfer.cross_modality=true",
-        )
-
-
 class Samples(ABC):
     """Access the N samples of a split by position.
 

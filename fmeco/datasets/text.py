@@ -16,6 +16,7 @@ SPEC = _stored.Texts
 SENTENCES = True  # `predict` also takes texts themselves
 TAKES = {"rows": "dicts or a DataFrame with the text column of training"}
 FILES = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet")
+FOLDERS = True  # a folder of such files is a dataset, too
 LAYOUT = ("text", "label", "columns", "documents", "task")
 STARTER = {"backbone": "transformer"}
 

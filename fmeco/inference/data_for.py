@@ -11,7 +11,8 @@ from fmeco.config.dataset_argument import section_for_use
 from fmeco.config.load import load_config
 from fmeco.config.parser import parse_yaml
 from fmeco.core.data import Data, DataSpec
-from fmeco.errors import CheckpointError, ConfigError
+from fmeco.core.modality import same_modality
+from fmeco.errors import ConfigError
 from fmeco.inference.model import Model
 
 
@@ -50,8 +51,5 @@ def data_for(
     data: Data = section.plugin.build(
         {"known": known or model.spec, "whole": whole, "arch": section.arch}, section.options
     )
-    if data.spec.modality != model.spec.modality:
-        raise CheckpointError(
-            f"the checkpoint is for {model.spec.modality} data, and this dataset holds {data.spec.modality} data"
-        )
+    same_modality(model.spec, data.spec.modality, training=False)
     return data, settings.train.on_bad_sample
