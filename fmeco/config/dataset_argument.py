@@ -56,8 +56,8 @@ def section_for_training(text: str, ref: str | Path | None, *, crossing: bool) -
     crossing: the data may have another modality than the weights (transfer.cross_modality).
     """
     spec, trained = described(ref) if ref is not None else ({}, {})
-    name, modality = str(trained.get("name", spec.get("reader", ""))), str(spec.get("modality", ""))
-    return dataset_section(text, name, "" if crossing else modality)
+    reader = trained.get("name") or spec.get("reader")
+    return dataset_section(text, str(reader), "" if crossing else str(spec.get("modality") or ""))
 
 
 def described(ref: str | Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

@@ -57,7 +57,7 @@ def read_config(
     *,
     stage: Stage | None = None,
     ref: str | Path | None = None,
-    dataset: str | None = None,
+    dataset: str | Path | None = None,
     overrides: Sequence[str] = (),
     name: str | None = None,
     own_backbone: bool = False,
@@ -76,7 +76,7 @@ def read_config(
     if ref is not None:
         given["from"] = str(ref)
     if dataset is not None:
-        given["dataset"] = section_for_training(dataset, ref, crossing=_crosses(source, overrides))
+        given["dataset"] = section_for_training(str(dataset), ref, crossing=_crosses(source, overrides))
     config = load_config(
         Path(source) if isinstance(source, str) else source,
         stage=stage,

@@ -19,7 +19,7 @@ from fmeco.inference.model import Model
 def data_for(
     model: Model,
     ref: str | Path,
-    dataset: str | None,
+    dataset: str | Path | None,
     overrides: Sequence[str],
     known: DataSpec | None = None,
 ) -> tuple[Data, str]:
@@ -35,7 +35,7 @@ def data_for(
     trained_config = model.checkpoint.meta["config"]
     whole = dataset is not None and Path(dataset).exists()
     if dataset is not None:
-        raw: Any = section_for_use(dataset, trained_config.get("dataset", {}), model.spec.reader)
+        raw: Any = section_for_use(str(dataset), trained_config.get("dataset", {}), model.spec.reader)
     else:
         refs.check_needs(model.checkpoint, ref, "datasets")
         run = Path(ref) / "config.yaml"
@@ -48,6 +48,8 @@ def data_for(
     settings = load_config(config, stage="finetune", overrides=overrides, name="-")
     section = settings.dataset
     assert section is not None
+    if section.plugin.modality:
+        same_modality(model.spec, section.plugin.modality, training=False)
     data: Data = section.plugin.build(
         {"known": known or model.spec, "whole": whole, "arch": section.arch}, section.options
     )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fmeco.checkpoints import format as checkpoint
 from fmeco.checkpoints import refs, transplant
+from fmeco.config.arguments import checked
 from fmeco.core.data import Batch, Data, DataSpec, Samples
 from fmeco.core.model import Backbone, Objective
 from fmeco.data.loader import channels_last, evaluation_batches
@@ -120,6 +121,7 @@ class Model:
 
 
 @known_errors()
+@checked
 def load(ref: str | Path, *, backbone: Backbone | None = None) -> Model:
     """Load a trained model, ready to use. Runs no code from the checkpoint.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from fmeco.config.arguments import checked
 from fmeco.data.spec_reader import reader_module
 from fmeco.errors import ConfigError, DataError, known_errors
 from fmeco.inference.inputs import sources_of
@@ -13,12 +14,13 @@ from fmeco.inference.outputs import WRITERS, check_place, write_rows
 
 
 @known_errors()
+@checked
 def predict(
     ref: str | Path,
     inputs: Any,
     *,
-    output: Path | None = None,
-    plot: Path | None = None,
+    output: str | Path | None = None,
+    plot: str | Path | None = None,
     force: bool = False,
 ) -> list[dict[str, Any]]:
     """Predict inputs. Returns rows as `Model.predict` does.
@@ -30,12 +32,12 @@ def predict(
 
     Raises DataError if no input could be read, and the errors of `load`.
     """
-    output, plot = (Path(path) if path is not None else None for path in (output, plot))
-    check_place("--output", output, WRITERS, force)
-    check_place("--plot", plot, (".png",), force)
+    written, drawn = (Path(path) if path is not None else None for path in (output, plot))
+    check_place("--output", written, WRITERS, force)
+    check_place("--plot", drawn, (".png",), force)
     model = load(ref)
     draw = getattr(reader_module(model.spec), "plot", None)
-    if plot is not None and draw is None:
+    if drawn is not None and draw is None:
         raise ConfigError(
             f"--plot: predictions for {model.spec.modality} data cannot be drawn", "only those for series can"
         )
@@ -43,9 +45,9 @@ def predict(
     rows = model.predict(sources)
     if rows and all(row["error"] for row in rows):
         raise DataError(f"none of the {len(rows)} inputs could be read; the first: {rows[0]['error']}")
-    if output is not None:
-        write_rows(rows, output)
-    if plot is not None and draw is not None:
+    if written is not None:
+        write_rows(rows, written)
+    if drawn is not None and draw is not None:
         drawable = {row["input"] for row in rows if row["error"] is None}
-        draw(model.spec, [source for source in sources if str(source) in drawable], rows, plot)
+        draw(model.spec, [source for source in sources if str(source) in drawable], rows, drawn)
     return rows

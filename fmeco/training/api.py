@@ -20,6 +20,7 @@ from fmeco.assembly.training import assemble
 from fmeco.checkpoints.format import META, Checkpoint, newest, open_checkpoint, steps
 from fmeco.checkpoints.refs import check_run
 from fmeco.checkpoints.writer import tidy
+from fmeco.config.arguments import checked
 from fmeco.config.load import read_config
 from fmeco.config.resuming import check_overrides, check_unedited, extended, is_sealed, sealed, was_edited
 from fmeco.config.run_config import RunConfig
@@ -69,11 +70,12 @@ class Result:
         }
 
 
+@checked
 def pretrain(
     source: Config,
     *,
     ref: str | Path | None = None,
-    dataset: str | None = None,
+    dataset: str | Path | None = None,
     data: Data | None = None,
     backbone: Backbone | None = None,
     overrides: Sequence[str] = (),
@@ -108,11 +110,12 @@ def pretrain(
     return train(config, data=data, backbone=backbone, out=out, force=force, stop=stop)
 
 
+@checked
 def finetune(
     source: Config = None,
     *,
     ref: str | Path | None = None,
-    dataset: str | None = None,
+    dataset: str | Path | None = None,
     data: Data | None = None,
     backbone: Backbone | None = None,
     overrides: Sequence[str] = (),
@@ -171,19 +174,20 @@ def train(
 
 
 @known_errors()
+@checked
 def resume(
     run: str | Path,
     *,
     data: Data | None = None,
     backbone: Backbone | None = None,
-    epochs: str | None = None,
+    epochs: str | float | None = None,
     overrides: Sequence[str] = (),
     stop: Callable[[], bool] = never,
 ) -> Result:
     """Continue a run that was stopped or killed, bit for bit.
 
     data, backbone: objects that the run was given must be passed again.
-    epochs: "20" for 20 in all, or "+5" for 5 more; extends a finished run. After an early stop, both count from there.
+    epochs: "20" or 20 for 20 in all, or "+5" for 5 more; extends a finished run. After an early stop, both count from there.
     overrides: as --set, for the keys in CHANGEABLE: where data is, and how it is read.
     stop: as for `train`.
 
@@ -213,7 +217,7 @@ def resume(
         elif was_edited(written):
             say(f"{file} was edited; the run has no checkpoint yet, so all of it follows the edited config")
         if epochs is not None:
-            config = extended(config, epochs, _stopped_at(saved))
+            config = extended(config, str(epochs), _stopped_at(saved))
         return _run(folder, config, data, backbone, stop, ranks, saved, resuming=True, longer=epochs is not None)
 
 

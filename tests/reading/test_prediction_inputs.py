@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import datetime
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +17,12 @@ import torch
 from PIL import Image
 
 import fmeco as api
+from fmeco.config.dataset_argument import dataset_section, section_for_use
+from fmeco.config.load import load_config, read_config
 from fmeco.errors import ConfigError, DataError
 from fmeco.inference.model import Model
 from tests.checkpoints.test_golden import alike
-from tests.conftest import Answer, picture
+from tests.conftest import Answer, photos, picture, texts, tiny, tones
 
 Fmeco = Callable[..., Answer]
 GOLDEN = Path(__file__).parents[1] / "golden" / "format1" / "finished"
@@ -371,8 +374,6 @@ def test_an_input_that_does_not_fit_is_named(name: str, value: Any, message: str
     ],
 )
 def test_an_array_that_does_not_fit_is_a_row_with_its_error(name: str, value: Any, message: str) -> None:
-    import re
-
     model = model_of(name)
     bad, *good = model.predict([value, *files_of(name)])
     assert bad["input"] == "inputs[0]"
@@ -411,3 +412,224 @@ def test_no_inputs_give_no_rows(name: str) -> None:
     model = model_of(name)
     assert model.predict([]) == []
     assert model.embed([]).shape == (0, model.objective.product.width)
+
+
+# ---------------------------------------------------------------- the dataset that --dataset X names
+
+QUICK = ["train.steps=1", "train.tensorboard=false", "train.cache=off"]
+
+
+def layout(which: str) -> str:
+    """Write data of one of many layouts. Returns what --dataset gets."""
+    if which.startswith("jsonl"):
+        Path(which).mkdir()
+        for part in ("train", "val") if which == "jsonl folder, split" else ("one", "two"):
+            texts(Path(which, f"{part}.jsonl"))
+    if which == "texts.csv":
+        rows = [f"a {('cat', 'saw')[i % 2]} number {i},{'ab'[i % 2]},notes/{i}.md" for i in range(40)]
+        Path(which).write_text("\n".join(["text,label,path", *rows]))
+    elif which in ("texts.jsonl", "texts.txt"):
+        texts(Path(which))
+    elif which == "numbers.csv":
+        rows = [f"{i % 7},{i * 3 % 11},{('flat', 'oval')[i % 2]},{('no', 'yes')[i // 2 % 2]}" for i in range(40)]
+        Path(which).write_text("\n".join(["width,height,shape,label", *rows]))
+    elif which == "series.csv":
+        Path(which).write_text("\n".join(["time,a,b", *(f"{i},{i * i % 13},{i % 7}" for i in range(300))]))
+    elif which == "events.csv":
+        Path(which).write_text("\n".join(["user,item,time", *(f"u{i % 6},i{i % 12},{i}" for i in range(120))]))
+    elif which == "recordings with covers":
+        tones(Path(which), each=6)
+        for name in ("high", "low"):
+            picture(Path(which, name, "cover.jpg"), (9, 9, 9))
+    elif which == "recordings.csv":
+        files = sorted(tones(Path("t"), each=6).rglob("*.wav"))
+        Path(which).write_text("\n".join(["path,label", *(f"{file},{file.parent.name}" for file in files)]))
+    elif which == "images":
+        photos(Path(which), each=6)
+    elif which in ("images.csv", "files.csv"):
+        files = sorted(photos(Path("p"), each=6).rglob("*.png"))
+        column = "path" if which == "images.csv" else "file"
+        Path(which).write_text("\n".join([f"{column},label", *(f"{file},{file.parent.name}" for file in files)]))
+    return which
+
+
+@pytest.mark.situation("--dataset X for a checkpoint of its modality", "read rightly")
+@pytest.mark.parametrize(
+    ("name", "which", "dataset", "keys"),
+    [
+        ("text", "texts.csv", "text", []),
+        ("text", "texts.jsonl", "text", []),
+        ("text", "texts.txt", "text", None),
+        ("text", "jsonl folder", "text", []),
+        ("text", "jsonl folder, split", "text", []),
+        ("table", "numbers.csv", "csv_table", []),
+        ("series", "series.csv", "series", []),
+        ("events", "events.csv", "events", []),
+        ("audio", "recordings with covers", "audio", []),
+        ("audio", "recordings.csv", "audio", []),
+        ("image", "recordings with covers", "image_folder", None),
+        ("image", "images", "image_folder", []),
+        ("image", "images.csv", "csv_images", []),
+        ("image", "files.csv", "csv_images", ["dataset.image_column=file"]),
+    ],
+)
+@pytest.mark.parametrize("of", ["checkpoint", "run"])
+def test_a_checkpoint_finds_the_dataset_of_its_modality(
+    name: str, which: str, dataset: str, keys: list[str] | None, of: str
+) -> None:
+    pytest.importorskip(EXTRAS.get(name, "torch"))
+    given, ref = layout(which), GOLDEN / name / "checkpoint"
+    if of == "run":
+        shutil.copytree(ref, "run/checkpoints/step-00000001")
+        ref = Path("run")
+    config = read_config(None, stage="finetune", ref=ref, dataset=given)
+    assert config.dataset is not None
+    assert config.dataset.name == dataset
+    reader = json.loads((GOLDEN / name / "checkpoint/meta.json").read_text())["spec"]["reader"]
+    assert section_for_use(given, {}, reader) == {"name": dataset, "path": given}, "evaluate chooses the same"
+    if of == "checkpoint" and keys is not None:
+        assert api.finetune(ref=ref, dataset=Path(given), overrides=[*QUICK, *keys], out="out").metrics
+
+
+@pytest.mark.situation("--dataset X without a checkpoint", "read rightly")
+@pytest.mark.parametrize(
+    ("which", "dataset"),
+    [
+        ("jsonl folder", "text"),
+        ("texts.csv", "csv_images"),
+        ("numbers.csv", "csv_table"),
+        ("series.csv", "csv_table"),
+        ("recordings with covers", "image_folder"),
+        ("recordings.csv", "audio"),
+        ("images.csv", "csv_images"),
+        ("texts.jsonl", "text"),
+    ],
+)
+def test_without_a_checkpoint_the_content_decides(which: str, dataset: str) -> None:
+    section = dataset_section(layout(which))
+    assert isinstance(section, dict)
+    assert section["name"] == dataset
+
+
+@pytest.mark.situation("--dataset X of another modality than the checkpoint", "refused by name")
+@pytest.mark.parametrize(
+    ("name", "which", "holds", "offers"),
+    [
+        ("text", "images", "image", "text"),
+        ("table", "texts.jsonl", "text", "csv_table"),
+        ("image", "texts.jsonl", "text", "image_folder"),
+        ("series", "images", "image", "series"),
+        ("audio", "images.csv", "image", "audio"),
+    ],
+)
+@pytest.mark.parametrize("command", ["finetune", "evaluate"])
+def test_data_of_another_modality_is_refused_with_the_datasets_that_fit(
+    name: str, which: str, holds: str, offers: str, command: str, fmeco: Fmeco
+) -> None:
+    pytest.importorskip(EXTRAS.get(name, "torch"))
+    ref = GOLDEN / name / "checkpoint"
+    start = ["finetune", "--from", ref, "--out", "out"] if command == "finetune" else ["evaluate", ref]
+    answer = fmeco(*start, "--dataset", layout(which))
+    if command == "evaluate" and which.endswith(".csv"):
+        assert answer.code == 3  # the checkpoint's own dataset reads the table, and finds other classes in it
+        return
+    assert answer.code == 4, answer.err
+    assert f"but the dataset holds {holds} data" in answer.err
+    assert f"datasets of {json.loads((ref / 'meta.json').read_text())['spec']['modality']} data: " in answer.err
+    assert offers in answer.err
+    assert ("cross_modality" in answer.err) == (command == "finetune")
+
+
+# ---------------------------------------------------------------- arguments of the Python functions
+
+
+@pytest.mark.situation("an argument of the wrong type", "refused by name")
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: api.pretrain(tiny(), data=[1]),
+            r"pretrain\(data=...\): expected an object of fmeco.core.data.Data; got a list",
+        ),
+        (lambda: api.pretrain(tiny(), backbone=torch.nn.Linear), r"backbone=...\): .*Backbone; got the class Linear"),
+        (lambda: api.pretrain(tiny(), backbone=torch.nn.Linear(2, 2)), "Backbone; got a Linear"),
+        (lambda: api.pretrain(7), "source=...\\): expected a path or a string or a dict; got a int"),
+        (
+            lambda: api.pretrain(tiny(), overrides="seed=1"),
+            "overrides=...\\): expected a list, each of it a string; got a str",
+        ),
+        (lambda: api.pretrain(tiny(), overrides=[1]), "overrides=...\\): expected a list"),
+        (lambda: api.pretrain(tiny(), out=5), "out=...\\): expected a string or a path; got a int"),
+        (lambda: api.pretrain(tiny(), stop=True), "stop=...\\): expected a function"),
+        (lambda: api.finetune(tiny(), ref=["run"]), "ref=...\\): expected a string or a path; got a list"),
+        (
+            lambda: api.finetune(tiny(), ref="run", dataset={"name": "digits"}),
+            "dataset=...\\): expected a string or a path",
+        ),
+        (lambda: api.finetune(tiny(), ref="run", force="yes"), "force=...\\): expected True or False"),
+        (lambda: api.resume(3), "run=...\\): expected a string or a path"),
+        (lambda: api.resume("run", epochs=[3]), "epochs=...\\): expected a string or a number"),
+        (lambda: api.load(None), "ref=...\\): expected a string or a path; got a NoneType"),
+        (lambda: api.load("run", backbone="resnet18"), "backbone=...\\): "),
+        (lambda: api.predict(5, ["a.jpg"]), "predict\\(ref=...\\)"),
+        (lambda: api.embed("run", dataset=None, output=None), "embed\\(output=...\\)"),
+        (lambda: api.evaluate({"run": 1}), "evaluate\\(ref=...\\)"),
+        (
+            lambda: api.rank("run", dataset="digits"),
+            "refs=...\\): expected a list, each of it a string or a path; got a str",
+        ),
+        (lambda: api.probe(["run"], dataset="digits"), "probe\\(ref=...\\)"),
+    ],
+)
+def test_an_argument_of_another_type_is_named(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        call()
+
+
+@pytest.mark.situation("values of libraries in a config", "read rightly")
+def test_numbers_of_numpy_and_paths_are_values_of_a_config() -> None:
+    folder = photos(Path("p"), each=6)
+    plain = {
+        "dataset": {"name": "image_folder", "path": "p", "image_size": 8, "classes": ["blue", "red"]},
+        "backbone": {"name": "mlp", "hidden": [8]},
+        "optimizer": {"name": "adamw", "lr": 0.25},
+        "train": {"epochs": 1.0, "batch_size": 8, "tensorboard": False},
+        "seed": 3,
+    }
+    rich = {
+        "dataset": {
+            "name": np.str_("image_folder"),
+            "path": folder,
+            "image_size": np.int64(8),
+            "classes": ("blue", "red"),
+        },
+        "backbone": {"name": "mlp", "hidden": np.array([8])},
+        "optimizer": {"name": "adamw", "lr": np.float32(0.25)},
+        "train": {"epochs": np.float64(1), "batch_size": torch.tensor(8), "tensorboard": np.bool_(False)},
+        "seed": np.uint8(3),
+    }
+    assert load_config(rich, stage="pretrain").to_dict() == load_config(plain, stage="pretrain").to_dict()
+    assert api.pretrain(rich, out=Path("run")).metrics == api.pretrain(plain, out="plain").metrics
+
+
+@pytest.mark.situation("a value in a config that is none", "refused by name")
+@pytest.mark.parametrize(
+    ("section", "value", "message"),
+    [
+        ("dataset", {"name": "digits", "classes": {1, 2}}, "dataset.classes: a set is no value of a config"),
+        ("backbone", {"name": "mlp", "hidden": [object()]}, "backbone.hidden: a object"),
+        ("backbone", torch.nn.ReLU(), "backbone: a ReLU"),
+        ("train", {"device": torch.device("cpu")}, "train.device: a device"),
+        ("seed", b"1", "seed: a bytes"),
+    ],
+)
+def test_another_object_in_a_config_is_named(section: str, value: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        api.pretrain({**tiny(), section: value}, out="run")
+
+
+@pytest.mark.situation("a number of epochs for resume", "read rightly")
+def test_epochs_of_resume_may_be_a_number() -> None:
+    api.pretrain(tiny(train={"epochs": 1}), out="run")
+    api.resume("run", epochs=2)
+    assert json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])["epoch"] == 2
