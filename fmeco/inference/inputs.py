@@ -7,6 +7,7 @@ import datetime
 import itertools
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -172,16 +173,22 @@ def _source(name: str, value: Any, spec: DataSpec, takes: Mapping[str, str]) -> 
         return value
     if isinstance(value, str | os.PathLike):
         return os.fsdecode(value)
-    if _is_frame(value) and "rows" in takes:
-        return Given(name, {str(column): _cells(list(value[column])) for column in value.columns})
-    if isinstance(value, Mapping) and "rows" in takes:
-        columns = {str(key): _cells(list(column)) for key, column in value.items()}
-        if len(set(map(len, columns.values()))) > 1:
-            raise ConfigError(f"{name}: the columns of this dict differ in length")
-        return Given(name, columns)
+    if (_is_frame(value) or isinstance(value, Mapping)) and "rows" in takes:
+        return Given(name, _columns(name, value))
     if (isinstance(value, Mapping) and "mappings" in takes) or (_is_array(value) and "arrays" in takes):
         return Given(name, value)
     raise _unfit(name, value, spec, takes)
+
+
+def _columns(name: str, value: Any) -> dict[str, list[str]]:
+    """Read the columns of a DataFrame or of a dict of columns. Raises ConfigError for columns that do not fit together."""
+    keys = list(value) if isinstance(value, Mapping) else list(value.columns)
+    if twice := [key for key, count in Counter(map(str, keys)).items() if count > 1]:
+        raise ConfigError(f"{name}: the column {listing(twice)} appears more than once")
+    columns = {str(key): _cells(list(value[key])) for key in keys}
+    if len(set(map(len, columns.values()))) > 1:
+        raise ConfigError(f"{name}: the columns of this dict differ in length")
+    return columns
 
 
 def _unfit(name: str, value: Any, spec: DataSpec, takes: Mapping[str, str]) -> ConfigError:
@@ -207,7 +214,7 @@ def _cells(values: Sequence[Any]) -> list[str]:
     present = [value for value in plain if value is not None]
     # Libraries turn whole numbers into floats where values are missing; a file has them as whole numbers.
     whole = len(present) < len(plain) and all(isinstance(value, float) and value.is_integer() for value in present)
-    days = all(isinstance(value, datetime.datetime) and value.time() == datetime.time() for value in present)
+    days = all(isinstance(value, datetime.datetime) and value.timetz() == datetime.time() for value in present)
     return ["" if value is None else _cell(value, whole, days) for value in plain]
 
 

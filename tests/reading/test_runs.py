@@ -13,8 +13,10 @@ import yaml
 
 import fmeco as api
 from fmeco.checkpoints import format as checkpoint
+from fmeco.config.load import load_config
+from fmeco.config.resuming import is_sealed, sealed
 from fmeco.errors import Stopped
-from tests.conftest import Answer, tiny
+from tests.conftest import Answer, photos, tiny
 from tests.training.test_resume import After, assert_same
 
 Fmeco = Callable[..., Answer]
@@ -228,3 +230,53 @@ def test_an_extension_after_an_early_stop_survives_a_kill(monkeypatch: pytest.Mo
             api.resume(run, epochs="+2")
     api.resume(run)
     assert state_of(run)["epoch"] == before["epoch"] + 2
+
+
+# ---------------------------------------------------------------- what config.yaml holds
+
+
+@pytest.mark.situation("a text in config.yaml that looks like something else", "read rightly")
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("1e5", "1e-3", "1E5", "12e03", "1_0", "007", ".5", "+1", "0x1f", "0o17", "1:30", "2020-01-01", ".inf", "nan"),
+        *(
+            "on",
+            "yes",
+            "true",
+            "null",
+            "~",
+            "",
+            " lead",
+            "a: b",
+            "#x",
+            "- x",
+            "é",
+            "\x85x",
+            "x\u2028y",
+            "a\nb",
+            "\x1b[31m",
+        ),
+    ],
+)
+def test_a_text_stays_the_text_that_it_was(text: str) -> None:
+    config = {"dataset": {"name": "csv_table", "path": "t.csv", "drop": [text], "target": text}, "backbone": "mlp"}
+    loaded = load_config(config, stage="pretrain")
+    Path("config.yaml").write_text(sealed(loaded.to_yaml()), "utf-8")
+    again = load_config(Path("config.yaml"), stage="pretrain")
+    assert again.to_dict() == loaded.to_dict()
+    assert is_sealed(Path("config.yaml").read_text("utf-8"))
+
+
+@pytest.mark.situation("a class whose name looks like a number", "read rightly")
+def test_a_run_with_a_class_called_1e5_can_be_resumed() -> None:
+    photos(Path("p"), ("blue", "red"), each=8)
+    Path("p/blue").rename("p/1e5")
+    config = {
+        "dataset": {"name": "image_folder", "path": "p", "classes": ["1e5", "red"], "image_size": 8},
+        "backbone": {"name": "mlp", "hidden": [8]},
+        "train": {"epochs": 1, "tensorboard": False},
+    }
+    api.pretrain(config, out="run")
+    assert api.resume("run", epochs="+1").metrics
+    assert api.load("run").spec.targets["label"].classes == ("1e5", "red")
