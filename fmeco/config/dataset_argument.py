@@ -66,12 +66,11 @@ def described(ref: str | Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     The checkpoint itself is verified when its weights are read.
     """
     files = [Path(ref, "meta.json"), *sorted(Path(ref).glob("checkpoints/step-*/meta.json"))]
-    for file in files:
-        with contextlib.suppress(OSError, ValueError, RecursionError):
+    for file in filter(Path.is_file, files):
+        with contextlib.suppress(OSError, ValueError, RecursionError, KeyError, TypeError):
             meta = json.loads(file.read_bytes())
-            spec, section = meta["spec"], meta["config"].get("dataset")
-            if isinstance(spec, dict):
-                return spec, section if isinstance(section, dict) else {}
+            spec, config = meta["spec"], meta["config"]
+            return dict(spec), dict(config["dataset"]) if "dataset" in config else {}
     return {}, {}
 
 

@@ -15,6 +15,7 @@ class Stored(BaseModel):
     model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore")
 
 
-Count = Annotated[int, Ge(0), Le(2**40)]
-Size = Annotated[int, Gt(0), Le(2**24)]
+LARGEST = 2**40  # of a count or size; much larger ones overflow in torch
+Count = Annotated[int, Ge(0), Le(LARGEST)]
+Size = Annotated[int, Gt(0), Le(LARGEST)]
 Positive = Annotated[float, Gt(0)]

@@ -103,8 +103,10 @@ def _given(rows: Given) -> Table:
 
 
 def row_names(path: str | Given, count: int) -> list[str]:
-    """Name the rows of a table for messages and answers: FILE:LINE."""
-    return [path.row(i) if isinstance(path, Given) else f"{path}:{i + 2}" for i in range(count)]
+    """Name the rows of a table for messages and answers: FILE:LINE, or inputs[NUMBER]."""
+    if isinstance(path, Given):
+        return [path.row(i) for i in range(count)]
+    return [f"{path}:{line}" for line in range(2, count + 2)]
 
 
 def _parse(text: str, path: str, delimiter: str, blank_rows: bool, columns: Sequence[str] | None = None) -> Table:
