@@ -9,7 +9,7 @@ from typing import Any
 from fmeco.checkpoints import refs
 from fmeco.config.dataset_argument import section_for_use
 from fmeco.config.load import load_config
-from fmeco.config.parser import parse_yaml
+from fmeco.config.parser import read_tree
 from fmeco.core.data import Data, DataSpec
 from fmeco.core.modality import same_modality
 from fmeco.errors import ConfigError
@@ -40,8 +40,10 @@ def data_for(
         refs.check_needs(model.checkpoint, ref, "datasets")
         run = Path(ref) / "config.yaml"
         raw = trained_config.get("dataset")
+        if raw is not None:
+            refs.section_of(model.checkpoint, "dataset")
         if run.is_file():  # holds absolute paths
-            raw = parse_yaml(run.read_text("utf-8"), str(run))[0].get("dataset")
+            raw = read_tree(run)[0].get("dataset")
         if raw is None:
             raise ConfigError("this checkpoint was trained on data given in Python", "pass a dataset: --dataset X")
     config = {"from": "-", "dataset": raw, "train": {"on_bad_sample": trained_config["train"]["on_bad_sample"]}}

@@ -232,6 +232,21 @@ def test_an_extension_after_an_early_stop_survives_a_kill(monkeypatch: pytest.Mo
     assert state_of(run)["epoch"] == before["epoch"] + 2
 
 
+@pytest.mark.situation("resume --epochs after an early stop", "read rightly")
+@pytest.mark.parametrize("change", [{"transfer": "lp_ft"}, {"schedule": {"name": "plateau", "patience": 1}}])
+def test_after_an_early_stop_phases_and_schedules_go_on(change: dict[str, Any], runs: Path) -> None:
+    task = {"dataset": tiny()["dataset"], "train": {**tiny()["train"], "epochs": 40, "early_stop": 2}, **change}
+    run = api.finetune(task, ref=runs / "pretrained-whole", out="run").run
+    before = state_of(run)
+    assert before["finished"]
+    assert before["step"] < before["total"]
+    api.resume(run, epochs="+2")
+    after = state_of(run)
+    assert after["epoch"] == before["epoch"] + 2
+    assert after["finished"]
+    assert len(after["history"]) == len(before["history"]) + 2
+
+
 # ---------------------------------------------------------------- what config.yaml holds
 
 
@@ -280,3 +295,14 @@ def test_a_run_with_a_class_called_1e5_can_be_resumed() -> None:
     api.pretrain(config, out="run")
     assert api.resume("run", epochs="+1").metrics
     assert api.load("run").spec.targets["label"].classes == ("1e5", "red")
+
+
+@pytest.mark.situation("a run's config.yaml that is no config", "refused by name")
+@pytest.mark.parametrize("content", [b"[]", b"5", b"\xff\xfe", b"a: [", b"a: 1\na: 2", b"&x y"])
+@pytest.mark.parametrize("command", ["evaluate", "resume", "embed"])
+def test_a_broken_config_of_a_run_is_named(content: bytes, command: str, runs: Path, fmeco: Fmeco) -> None:
+    run = copy(runs / "pretrained-whole")
+    (run / "config.yaml").write_bytes(content)
+    answer = fmeco(command, run, *(["--output", "out.npz"] if command == "embed" else []))
+    assert answer.code == 2, answer.err
+    assert "config.yaml" in answer.err
