@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import stat
@@ -119,9 +120,15 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def _json(body: bytes, path: Path) -> dict[str, Any]:
-    """Parse a JSON object in a file of a checkpoint. Raises CheckpointError."""
+    """Parse a JSON object in a file of a checkpoint. Raises CheckpointError, also for NaN and infinity."""
+
+    def finite(text: str) -> float:
+        if not math.isfinite(number := float(text)):
+            raise ValueError(f"{clean(text, 40)} is not a finite number")
+        return number
+
     try:
-        value = json.loads(body)
+        value = json.loads(body, parse_float=finite, parse_constant=finite)
         if not isinstance(value, dict):
             raise ValueError("expected a mapping")
     except (ValueError, RecursionError) as error:

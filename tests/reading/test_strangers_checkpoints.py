@@ -80,7 +80,11 @@ def changed(value: Any, path: Path_, wrong: Any) -> Any:
 
 def rewrite(folder: Path, file: str, value: Any) -> None:
     """Write a JSON file of a checkpoint, and the hash of it into the manifest."""
-    body = json.dumps(value).encode()
+    rewrite_text(folder, file, json.dumps(value))
+
+
+def rewrite_text(folder: Path, file: str, text: str) -> None:
+    body = text.encode()
     (folder / file).write_bytes(body)
     if file != "manifest.json":
         manifest = json.loads((folder / "manifest.json").read_text())
@@ -140,6 +144,22 @@ def test_a_wrong_type_is_named_with_its_field(name: str, file: str) -> None:
     open_all(folder)
 
 
+@pytest.mark.situation("a number that is not finite in a JSON file of a checkpoint", "refused by name")
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+@pytest.mark.parametrize("command", ["info", "predict"])
+def test_a_number_that_is_not_finite_is_refused(number: str, command: str, runs: Path, fmeco: Fmeco) -> None:
+    Image.new("L", (8, 8), 99).save("a.png")
+    run = Path(shutil.copytree(runs / "run", "run", symlinks=True))
+    folder = (run / "checkpoints/best").resolve()
+    meta = (
+        (folder / "meta.json").read_text("utf-8").replace('"interpolation": "bilinear"', f'"interpolation": {number}')
+    )
+    rewrite_text(folder, "meta.json", meta)
+    answer = fmeco(*arguments(command, folder))
+    assert answer.code == 4
+    assert f"{number} is not a finite number" in answer.err + answer.out
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run on digits."""
@@ -151,7 +171,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def arguments(command: str, folder: Path) -> list[object]:
     quick = ["--set", "train.steps=1", "--set", "train.tensorboard=false", "--out", "out", "--force"]
     return {
-        "info": ["info", folder],
+        "info": ["info", folder, "--json"],
         "predict": ["predict", folder, "a.png"],
         "evaluate": ["evaluate", folder],
         "finetune": ["finetune", "--from", folder, "--dataset", "digits", *quick],
