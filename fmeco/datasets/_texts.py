@@ -23,6 +23,7 @@ from fmeco.core import (
     Samples,
     Splitting,
     clean,
+    listing,
     same_modality,
 )
 from fmeco.datasets import _columns, _splits, _targets
@@ -161,5 +162,23 @@ def read(spec: DataSpec, sources: Sequence[str | Given]) -> Samples:
         else:
             texts.append(source)
             names.append(source)
+    for text, name in zip(texts, names, strict=True):
+        _check_text(text, name)
     packed = encode(load(prep["tokenizer"], "the checkpoint's tokenizer"), texts, prep["length"])
-    return Texts(packed, names, {}, prep["length"])
+    samples = Texts(packed, names, {}, prep["length"])
+    if like_paths := [text for text in texts if text in sources and _like_a_path(text)]:
+        samples.notes += (f"no such file, so read as a text: {listing(like_paths, 3)}",)
+    return samples
+
+
+def _check_text(text: str, name: str) -> None:
+    """Raise DataError for a text that is no valid Unicode: tokenizers cannot read half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{clean(name)}: no valid text: half of a surrogate pair at character {error.start}") from None
+
+
+def _like_a_path(text: str) -> bool:
+    """Tell whether a text looks like the path of a file, such as notes/new.md."""
+    return not any(map(str.isspace, text)) and (os.sep in text or Path(text).suffix != "")

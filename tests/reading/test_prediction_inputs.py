@@ -273,6 +273,26 @@ def test_texts_in_python_are_read_as_those_of_a_file(form: str) -> None:
     assert torch.allclose(model.embed(given[form]), model.embed("t.jsonl")[: 1 if form == "one" else None])
 
 
+@pytest.mark.situation("a text that looks like the path of a missing file", "said")
+@pytest.mark.parametrize("text", ["notes/new.md", "new.jpg", "/data/texts"])
+def test_a_text_that_looks_like_a_path_is_said(text: str, caplog: pytest.LogCaptureFixture) -> None:
+    model = model_of("text")
+    with caplog.at_level("INFO"):
+        rows = model.predict([text, "a cat and/or a dog.", "..."])
+    assert all(row["error"] is None for row in rows)
+    assert f"no such file, so read as a text: {text}" in caplog.text
+    assert "and/or" not in caplog.text
+
+
+@pytest.mark.situation("half a surrogate pair in a text", "said")
+@pytest.mark.parametrize("form", ["string", "dict"])
+def test_half_a_surrogate_pair_in_a_text_is_a_row_with_its_error(form: str) -> None:
+    model, text = model_of("text"), "a \ud800 cat"
+    bad, *good = model.predict([text if form == "string" else {"text": text}, "a cat", *files_of("text")])
+    assert "half of a surrogate pair at character 2" in bad["error"]
+    assert all(row["error"] is None for row in good)
+
+
 @pytest.mark.situation("images in Python", "read rightly")
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "I;16", "1", "turned"])
 def test_images_in_python_are_read_as_those_of_files(mode: str) -> None:
