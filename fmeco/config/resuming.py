@@ -58,13 +58,14 @@ def check_overrides(overrides: Sequence[str]) -> None:
             )
 
 
-def check_unedited(file: Path, now: RunConfig, then: RunConfig, *, own_length: bool) -> None:
+def check_unedited(file: Path, now: RunConfig, then: RunConfig, *, own_length: bool = False, hint: str = "") -> None:
     """Compare a run's config with that of its checkpoint. Raises ConfigError that names every edited key.
 
     file: config.yaml of the run, for the message.
     now: config in that file.
     then: config in the checkpoint.
     own_length: fmeco itself wrote the length of the run; `resume --epochs` does so before it trains.
+    hint: another way out.
     """
     free = (*CHANGEABLE, *((_LENGTH,) if own_length else ()))
     edited = [(key, old, new) for key, old, new in _differences(then, now) if key not in free]
@@ -73,8 +74,9 @@ def check_unedited(file: Path, now: RunConfig, then: RunConfig, *, own_length: b
     lines = [f"{key}: {old} in the checkpoint, {new} in config.yaml" for key, old, new in edited]
     longer = any(key == _LENGTH for key, _, _ in edited)
     raise ConfigError(
-        "\n".join([f"{clean(file)} was edited, and a resumed run must keep these values:", *lines]),
-        "set them back to resume this run; to train on with other values, start a new run with --from",
+        "\n".join([f"{clean(file)} was edited, and these values must stay as the run was trained:", *lines]),
+        "set them back; to train on with other values, start a new run with --from",
+        hint,
         "the length of a run is changed with: fmeco resume RUN --epochs N" if longer else "",
     )
 

@@ -297,6 +297,39 @@ def test_a_run_with_a_class_called_1e5_can_be_resumed() -> None:
     assert api.load("run").spec.targets["label"].classes == ("1e5", "red")
 
 
+@pytest.mark.situation("config.yaml of a run edited in how its data is split", "refused by name")
+@pytest.mark.parametrize(("key", "value"), [("val_fraction", 0.4), ("classes", [0, 1, 3]), ("name", "wine")])
+@pytest.mark.parametrize("command", ["evaluate", "embed"])
+def test_other_splits_than_in_training_are_refused(
+    key: str, value: Any, command: str, runs: Path, fmeco: Fmeco
+) -> None:
+    run = copy(runs / "pretrained-whole")
+    edit(run, "dataset" if key == "name" else f"dataset.{key}", value)
+    more = ["--output", "out.npz"] if command == "embed" else []
+    answer = fmeco(command, run, *more)
+    assert answer.code == 2
+    assert f"dataset.{key}: " in answer.err
+    assert "in the checkpoint, " in answer.err
+    edit(run, "optimizer.lr", 7.0)  # not about data
+    edit(run, "dataset", tiny()["dataset"])
+    assert fmeco(command, run, *more).code == 0
+    if key == "val_fraction":
+        assert (
+            fmeco(command, run, *more, "--force" if more else "--json", "--set", "dataset.val_fraction=0.4").code == 0
+        )
+
+
+@pytest.mark.situation("moved data, named in a run's config.yaml", "read rightly")
+def test_evaluate_finds_moved_data_by_the_config_of_the_run(fmeco: Fmeco) -> None:
+    photos(Path("p"), each=8)
+    config = {**tiny(), "dataset": {"name": "image_folder", "path": "p", "image_size": 8}}
+    run = api.pretrain(config, out="run").run
+    wanted = fmeco("evaluate", run, "--json").json["metrics"]
+    Path("p").rename("moved")
+    edit(run, "dataset.path", "moved")
+    assert fmeco("evaluate", run, "--json").json["metrics"] == wanted
+
+
 @pytest.mark.situation("a run's config.yaml that is no config", "refused by name")
 @pytest.mark.parametrize("content", [b"[]", b"5", b"\xff\xfe", b"a: [", b"a: 1\na: 2", b"&x y"])
 @pytest.mark.parametrize("command", ["evaluate", "resume", "embed"])
