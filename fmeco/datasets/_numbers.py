@@ -100,6 +100,10 @@ class Notation(NamedTuple):
             number = number.replace(self.thousands, "")
         return number.replace(self.decimal, ".").replace("\u2212", "-")
 
+    def written(self, number: str) -> str:
+        """Write a plain number in this notation: the reverse of `plain`."""
+        return number.replace(".", self.decimal) + self.unit
+
     def __str__(self) -> str:
         parts = {"decimal point": self.decimal, "thousands separator": self.thousands, "unit": self.unit}
         return ", ".join(f"{name} '{clean(value)}'" for name, value in parts.items() if value)
