@@ -162,8 +162,7 @@ def _reader_of_file(file: Path, reader: str | None, modality: str) -> str:
     1. The checkpoint's plug-in (`reader`), if it claims all tables (`TABLES`).
     2. A plug-in for data of the checkpoint's modality that reads no other files through this one.
     3. For a table that lists files, the plug-in that reads these files.
-    4. A plug-in for data of the checkpoint's modality.
-    5. The fallback of the plug-ins that read such files, or the only one.
+    4. The fallback of the plug-ins that read such files, or the only one.
     """
     by_name, suffix = plugins("datasets"), file.suffix.lower()
     readers = [plugin for plugin in by_name.values() if suffix in plugin.files]
@@ -177,9 +176,9 @@ def _reader_of_file(file: Path, reader: str | None, modality: str) -> str:
     own = [plugin for plugin in readers if plugin.modality == modality != ""]
     if own and not any(plugin.lists or plugin.suffixes for plugin in own):
         return own[0].name
-    if any(plugin.lists for plugin in readers) and (listed := _reader_of_listed(file)) is not None:
+    if any(plugin.lists for plugin in readers) and (listed := _reader_of_listed(file, modality)) is not None:
         return listed
-    chosen = next(iter(own), None) or _fallback(readers) or (readers[0] if len(readers) == 1 else None)
+    chosen = _fallback(readers) or (readers[0] if len(readers) == 1 else None)
     if chosen is None:
         names = listing([plugin.name for plugin in readers])
         raise ConfigError(
@@ -188,12 +187,28 @@ def _reader_of_file(file: Path, reader: str | None, modality: str) -> str:
     return chosen.name
 
 
-def _reader_of_listed(file: Path) -> str | None:
-    """Find the dataset plug-in for a table that lists files, by the file in its first row; None without a column `path`."""
-    header = table_header(file)
-    if "path" not in header:
+def _reader_of_listed(file: Path, modality: str) -> str | None:
+    """Find the dataset plug-in for a table that lists files, by the files in its first row; None if it lists none.
+
+    The files are in the column `path`, or else in any column that names files of data of this modality.
+    """
+    header, (by_suffix, fallback) = table_header(file), _folder_readers()
+    named = {
+        name: by_suffix.get(os.path.splitext(cell.strip())[1].lower())
+        for name, cell in zip(header, _first_row(file, len(header)), strict=False)
+    }
+    if "path" in header:
+        plugin = named.get("path") or fallback
+    else:
+        plugin = next((one for one in named.values() if one is not None and one.modality == modality != ""), None)
+    if plugin is None:
         return None
-    at, (by_suffix, fallback) = header.index("path"), _folder_readers()
+    listers = [lister.name for lister in plugins("datasets").values() if lister.lists == plugin.name]
+    return listers[-1] if listers else plugin.name
+
+
+def _first_row(file: Path, columns: int) -> list[str]:
+    """Read the first row of a table below its header that has this many columns; [] if there is none."""
     with (
         io.StringIO(parquet.as_csv(str(file), 1))
         if file.suffix.lower() == ".parquet"
@@ -201,9 +216,4 @@ def _reader_of_listed(file: Path) -> str | None:
     ) as text:
         first = text.readline()
         rows = csv.reader(text, delimiter=max(",;\t", key=first.count))
-        row = next((row for row in rows if len(row) > at), None)
-    plugin = by_suffix.get(os.path.splitext(row[at].strip())[1].lower(), fallback) if row is not None else fallback
-    if plugin is None:
-        return None
-    listers = [lister.name for lister in plugins("datasets").values() if lister.lists == plugin.name]
-    return listers[-1] if listers else plugin.name
+        return next((row for row in rows if len(row) >= columns), [])
