@@ -130,7 +130,7 @@ def _answer(
 
 def on_terminal() -> bool:
     """Tell whether stdout is a terminal, not a pipe or file, which get text unchanged."""
-    return sys.stdout.isatty()
+    return sys.stdout is not None and sys.stdout.isatty()  # None if it is closed
 
 
 class Printable(io.TextIOBase):

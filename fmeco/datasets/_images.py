@@ -166,7 +166,7 @@ def canonical(image: Image.Image, prep: Mapping[str, Any], facts: _pixels.Facts 
         # would differ visibly from one that is decoded whole and resized.
         least = short if first_rule else 2 * short
         image.draft(mode, (least, least))
-    image = _pixels.eight_bit(_pixels.upright(image, facts.orientation), mode, prep, facts)
+    image = _pixels.eight_bit(_pixels.upright(image), mode, prep, facts)
     pixels = torch.from_numpy(np.array(image, dtype=np.uint8))  # a copy, because torch needs writable memory
     pixels = pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1)  # (C, h, w)
     w, h = image.size

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from fmeco.core import Count, Ge, Gt, Le, Positive, Size, Stored
+from fmeco.core import Count, Ge, Gt, Le, Positive, Size, Stored, listing
 
 Fields = dict[str, Any]  # an object that is checked elsewhere
 
@@ -57,33 +57,33 @@ class _AudioPreprocessing(Stored):
     seconds: Annotated[float, Gt(0), Le(86_400)]
     span: Annotated[float, Gt(0), Le(10 * 86_400)]
     loudness: bool
-    input: Literal["waveform"] | None = None
+    input: Literal["waveform"] = "waveform"  # absent for a spectrogram
     whole: bool = False
     shortest: Annotated[float, Ge(0)] = 0.0
-
-
-class _Spectrogram(_AudioPreprocessing):
-    mels: Annotated[int, Gt(0), Le(4096)]
-    window: Milliseconds
-    hop: Milliseconds
-    fmin: Annotated[float, Ge(0)]
-    fmax: Positive
-    fft: Annotated[int, Gt(0), Le(2**20)]
+    # Keys of a spectrogram. These defaults are never used.
+    mels: Annotated[int, Gt(0), Le(4096)] = 1
+    window: Milliseconds = 1.0
+    hop: Milliseconds = 1.0
+    fmin: Annotated[float, Ge(0)] = 0.0
+    fmax: Positive = 1.0
+    fft: Annotated[int, Gt(0), Le(2**20)] = 1
 
 
 class Recordings(Stored):
     """Declare what specs of recordings hold."""
 
     inputs: _AudioInputs
-    preprocessing: _Spectrogram | _AudioPreprocessing
+    preprocessing: _AudioPreprocessing
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        made = self.preprocessing.input or "spectrogram"
-        if getattr(self.inputs, made) is None:
-            raise ValueError(f"inputs has no {made}, which preprocessing makes")
-        if made == "spectrogram" and not isinstance(self.preprocessing, _Spectrogram):
-            raise ValueError("preprocessing needs mels, window, hop, fmin, fmax and fft for a spectrogram")
+        made = self.preprocessing.model_fields_set
+        wanted = "waveform" if "input" in made else "spectrogram"
+        if getattr(self.inputs, wanted) is None:
+            raise ValueError(f"inputs has no {wanted}, which preprocessing makes (preprocessing.input)")
+        absent = [key for key in ("mels", "window", "hop", "fmin", "fmax", "fft") if key not in made]
+        if wanted == "spectrogram" and absent:
+            raise ValueError(f"preprocessing has no {listing(absent)}, which a spectrogram needs")
         return self
 
 
@@ -175,16 +175,21 @@ class _Statistics(Stored):
     naive: Positive | None
 
 
+LONGEST = 2**33  # seconds; more of them do not fit into 64 bits as nanoseconds
+
+
 class _Times(Stored):
     pattern: str
     ticks: Size
     unit: Literal["second", "month", "business day", "number"]
-    step: Positive
+    step: Annotated[float, Gt(0), Le(2**53)]
     on: Annotated[str, Field(pattern=r"^([1-9]|[12]\d|3[01]|last day|first business day|last business day)?$")]
     local: bool
 
     @model_validator(mode="after")
-    def _whole(self) -> Self:
+    def _possible(self) -> Self:
+        if self.unit != "number" and self.step > LONGEST:
+            raise ValueError(f"step of dates is at most {LONGEST:,}")
         if self.unit in ("month", "business day") and not self.step.is_integer():
             raise ValueError("step of months and business days is a whole number")
         if self.unit == "month" and not self.on:
@@ -208,6 +213,12 @@ class _SeriesPreprocessing(Stored):
     horizon: Count
     season: Size
     series: list[_Statistics]
+
+    @model_validator(mode="after")
+    def _long(self) -> Self:
+        if (self.id is None) != (self.value is None):
+            raise ValueError("id and value need each other")
+        return self
 
 
 class Series(Stored):
