@@ -68,7 +68,10 @@ def described(ref: str | Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
 
     The checkpoint itself is verified when its weights are read.
     """
-    files = [Path(ref, "meta.json"), *sorted(Path(ref).glob("checkpoints/step-*/meta.json"))]
+    path = Path(ref)
+    folder = path.parent if path.is_file() else path  # `best` may be a small file beside the checkpoints
+    steps = [*folder.glob("step-*/meta.json"), *folder.glob("checkpoints/step-*/meta.json")]
+    files = [path / "meta.json", *sorted(steps)]
     for file in filter(Path.is_file, files):
         with contextlib.suppress(OSError, ValueError, RecursionError, KeyError, TypeError):
             meta = json.loads(file.read_bytes())

@@ -131,7 +131,7 @@ class FileSamples(Samples):
 class GivenSamples(Samples):
     """Serve inputs that were passed in Python, each decoded separately.
 
-    decode: turns an input into Inputs. Raises ValueError with the reason if it cannot.
+    decode: turns an input into Inputs. Raises an error with the reason if it cannot.
     """
 
     def __init__(self, given: Sequence[Given], decode: Callable[[Any], Inputs]) -> None:
@@ -146,7 +146,7 @@ class GivenSamples(Samples):
     def __getitem__(self, index: int) -> Inputs:
         try:
             return self.decode(self.given[index].value)
-        except (ValueError, TypeError, OSError) as error:
+        except Exception as error:  # an image of a damaged file can raise anything when it is decoded
             raise DataError(f"{self.given[index]}: {clean(error)}") from None
 
 

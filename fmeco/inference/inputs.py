@@ -136,7 +136,8 @@ def _is_array(value: Any) -> bool:
     """Tell whether a value is an array of numbers, a tensor, or an image of Pillow. An array of texts is a list of texts."""
     if isinstance(value, np.ndarray):
         return value.dtype.kind not in "OSUT"
-    return isinstance(value, Tensor) or (hasattr(value, "__array_interface__") and hasattr(value, "mode"))
+    # The class is asked for the attribute, because reading that of an image decodes its file.
+    return isinstance(value, Tensor) or (hasattr(type(value), "__array_interface__") and hasattr(value, "mode"))
 
 
 def _is_one(value: Any) -> bool:

@@ -292,6 +292,30 @@ def test_images_in_python_are_read_by_the_newest_rule(mode: str) -> None:
         assert same(inputs_of(spec, np.asarray(image)), wanted)
 
 
+@pytest.mark.situation("a damaged image, opened in Python", "said")
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tiff", "gif", "webp"])
+def test_a_damaged_image_in_python_is_a_row_with_its_error(suffix: str) -> None:
+    spec = images().spec
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(f"x.{suffix}")
+    body = bytearray(Path(f"x.{suffix}").read_bytes())
+    for at in range(len(body) // 2, len(body), 7):
+        body[at] ^= 0xA5
+    Path(f"x.{suffix}").write_bytes(body)
+    with Image.open(f"x.{suffix}") as opened:
+        samples = read(spec, sources_of([opened, f"x.{suffix}"], spec))
+        problems = [problem_of(samples, 0), problem_of(samples, 1)]
+    assert (problems[0] is None) == (problems[1] is None) == (suffix in ("tiff", "webp"))
+    assert problems[0] is None or problems[0].startswith("inputs[0]: ")
+
+
+def problem_of(samples: Samples, index: int) -> str | None:
+    try:
+        samples[index]
+    except DataError as error:
+        return error.message
+    return None
+
+
 @pytest.mark.situation("16-bit arrays of an unknown range", "refused by name")
 def test_an_array_of_16_bits_without_a_range_is_refused() -> None:
     spec = images().spec

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 import fmeco as api
-from fmeco.config.dataset_argument import dataset_section, section_for_use
+from fmeco.config.dataset_argument import dataset_section, described, section_for_use
 from fmeco.config.load import load_config, read_config
 from fmeco.errors import ConfigError, DataError
 from fmeco.inference.model import Model
@@ -509,6 +509,16 @@ def test_a_checkpoint_finds_the_dataset_of_its_modality(
     assert section_for_use(given, {}, reader) == {"name": dataset, "path": given}, "evaluate chooses the same"
     if of == "checkpoint" and keys is not None:
         assert api.finetune(ref=ref, dataset=Path(given), overrides=[*QUICK, *keys], out="out").metrics
+
+
+@pytest.mark.situation("--dataset X for a checkpoint of its modality", "read rightly")
+@pytest.mark.parametrize("ref", ["run", "run/checkpoints", "run/checkpoints/step-00000010", "run/checkpoints/best"])
+def test_a_checkpoint_is_described_however_it_is_named(ref: str) -> None:
+    """Where a file system has no links, `best` is a small file."""
+    shutil.copytree(GOLDEN / "text" / "checkpoint", "run/checkpoints/step-00000010")
+    Path("run/checkpoints/best").write_text("step-00000010")
+    spec, section = described(ref)
+    assert spec["modality"] == section["name"] == "text"
 
 
 @pytest.mark.situation("--dataset X without a checkpoint", "read rightly")
