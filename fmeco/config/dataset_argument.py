@@ -196,9 +196,10 @@ def _reader_of_listed(file: Path, modality: str) -> str | None:
     The files are in the column `path`, or else in any column that names files of data of this modality.
     """
     header, (by_suffix, fallback) = table_header(file), _folder_readers()
+    row = _first_row(file, len(header))
     named = {
         name: by_suffix.get(os.path.splitext(cell.strip())[1].lower())
-        for name, cell in zip(header, _first_row(file, len(header)), strict=False)
+        for name, cell in zip(header[: len(row)], row[: len(header)], strict=True)
     }
     if "path" in header:
         plugin = named.get("path") or fallback
