@@ -33,7 +33,7 @@ from fmeco.datasets._column_kinds import fit_columns
 from fmeco.datasets._columns import Table, as_text, take
 from fmeco.datasets._date_parts import FIRST_PART
 from fmeco.datasets._new_columns import Column, numbers
-from fmeco.datasets._numbers import MISSING, PLAIN, Rules, category_names, is_missing, is_number, is_whole
+from fmeco.datasets._numbers import MISSING, PLAIN, Rules, category_names, is_missing, is_number, is_whole, to_float
 from fmeco.datasets._splits import Indices
 
 
@@ -194,7 +194,7 @@ def as_spelled(table: Mapping[str, Sequence[Any]], prep: Mapping[str, Any], rule
     """
     orders = {stats["name"]: stats["order"] for stats in prep["numeric"] if "part" in stats}
     known = {stats["name"]: set(stats["categories"]) for stats in prep["categorical"]}
-    gone = {float(word) for word in rules.missing if is_number(word)}  # -999.0 is the word -999
+    gone = {to_float(word) for word in rules.missing if is_number(word)}  # -999.0 is the word -999
     spelled: Table = {}
     for name, values in table.items():
         present = [None if type(value) in (int, float) and value in gone else value for value in values]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import decimal
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -243,6 +244,8 @@ def test_a_point_of_a_number_never_separates_thousands() -> None:
     row = {name: value[1] for name, (_, value) in COLUMNS.items()}
     [small], [large] = (inputs_of(spec, {**row, "price": price}) for price in (1.234, 1234))
     [text] = inputs_of(spec, {**row, "price": "1.234 €"})
+    for price in (decimal.Decimal("1234.0"), np.float32(1234), np.int16(1234)):
+        assert torch.equal(inputs_of(spec, {**row, "price": price})[0]["columns"], large["columns"])
     assert torch.equal(large["columns"], text["columns"])
     assert small["columns"][0] < large["columns"][0]
 
