@@ -111,15 +111,6 @@ def decode_rule(known: DataSpec | None) -> int:
     return DECODE_RULE if known is None else known.decode
 
 
-def same_modality(known: DataSpec | None, modality: str) -> None:
-    """Raise CheckpointError if the checkpoint's data (`known`) has another modality than the dataset."""
-    if known is not None and known.modality not in (modality, ""):
-        raise CheckpointError(
-            f"this checkpoint is for {known.modality} data, but the dataset holds {modality} data",
-            "if the architecture accepts both, finetune across modalities with transfer.cross_modality=true",
-        )
-
-
 class Samples(ABC):
     """Access the N samples of a split by position.
 
@@ -206,6 +197,28 @@ class Wrapped(Samples):
 
 
 _ATTRIBUTES = [name for name, value in vars(Samples).items() if not (name.startswith("_") or callable(value))]
+
+
+@dataclass(frozen=True)
+class Given:
+    """Hold an input that was passed in Python. `read(spec, sources)` gets it in place of a path or text.
+
+    name: its place among the inputs, such as inputs[2], for messages.
+    value: an array or mapping as it was passed; of rows, column name -> cells: texts, numbers, booleans, dates and times of
+        Python, and None for a missing cell.
+    first: number of the first row.
+    """
+
+    name: str
+    value: Any
+    first: int = 0
+
+    def __str__(self) -> str:
+        return self.name
+
+    def row(self, index: int) -> str:
+        """Return the name of a row."""
+        return f"{self.name}[{self.first + index}]"
 
 
 @dataclass(frozen=True)

@@ -152,6 +152,14 @@ def _moment(text: str, order: str) -> tuple[datetime, float] | None:
     return local, local.replace(tzinfo=timezone(offset) if offset else UTC).timestamp()
 
 
+def written(iso: str, order: str) -> str:
+    """Write a date and perhaps a time, such as 2024-01-31 10:00, in another order of year, month and day."""
+    if order not in (DAY_FIRST, MONTH_FIRST):
+        return iso
+    year, month, day = iso[:10].split("-")
+    return (f"{day}/{month}/{year}" if order == DAY_FIRST else f"{month}/{day}/{year}") + iso[10:]
+
+
 def parts_of(dates: Dates, order: str) -> list[str]:
     """List the parts to use: without the hour, if no date has a time of day, and of times of day only the seconds."""
     if order == TIME_OF_DAY:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fmeco.core import ConfigError, DataError, DataSpec, clean, decode_rule, listing, nearest, same_modality
+from fmeco.core import ConfigError, DataError, DataSpec, Given, clean, decode_rule, listing, nearest, same_modality
 from fmeco.datasets import _columns, _text_files, _times
 from fmeco.datasets._splits import Indices
 
@@ -64,12 +64,13 @@ def layout(
     return Layout(user or before.user, item or before.item, time or before.time, tuple(named) if named else None)
 
 
-def read_events(path: str, layout: Layout, known: DataSpec | None) -> tuple[Events, list[str]]:
-    """Read the events of a table. known: the checkpoint's spec, whose decode rule and format of times hold.
+def read_events(path: str | Given, layout: Layout, known: DataSpec | None) -> tuple[Events, list[str]]:
+    """Read the events of a table, or of rows that were passed in Python.
 
+    known: the checkpoint's spec, whose decode rule and format of times hold.
     Returns (events, notes on their times). Raises DataError that names the row, ConfigError for an absent column.
     """
-    if Path(path).suffix.lower() == ".parquet" or (layout.columns is not None and _has_header(path, layout)):
+    if layout.columns is not None and _has_header(path, layout):
         layout = layout._replace(columns=None)
     table = _columns.read_table(path, layout.columns, decode=decode_rule(known))
     first = 2 if layout.columns is None else 1
@@ -87,7 +88,7 @@ def read_events(path: str, layout: Layout, known: DataSpec | None) -> tuple[Even
             raise DataError(f"{clean(path)}: no value of column '{clean(name)}' in row {listing(blank)}")
     users, code = np.unique(np.array(table[layout.user]), return_inverse=True)
     rule, before = decode_rule(known), None if known is None else known.preprocessing.get("times")
-    moment, pattern, notes = _times.moments(table[layout.time], path, layout.time, first, rule=rule, known=before)
+    moment, pattern, notes = _times.moments(table[layout.time], str(path), layout.time, first, rule=rule, known=before)
     row = np.lexsort((moment, code))  # stable: events of the same time keep the table's order
     user = code[row].astype(np.int64)
     starts = np.flatnonzero(np.diff(user, prepend=-1))
@@ -96,8 +97,10 @@ def read_events(path: str, layout: Layout, known: DataSpec | None) -> tuple[Even
     return Events(users.tolist(), user, count, items, row, table[layout.time], first, pattern), notes
 
 
-def _has_header(path: str, layout: Layout) -> bool:
+def _has_header(path: str | Given, layout: Layout) -> bool:
     """Tell whether a table has a header, even though the training data had none."""
+    if isinstance(path, Given) or Path(path).suffix.lower() == ".parquet":
+        return True
     try:
         line = _text_files.first_line(path)
     except OSError:

@@ -15,7 +15,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fmeco.core import Data, DataError, DataSpec, Inputs, InputSpec, Samples, clean, decode_rule, listing, nearest
+from fmeco.core import (
+    Data,
+    DataError,
+    DataSpec,
+    Given,
+    Inputs,
+    InputSpec,
+    Samples,
+    clean,
+    decode_rule,
+    listing,
+    nearest,
+)
 from fmeco.datasets import _classes, _splits
 from fmeco.datasets._event_tables import PARTS, SUFFIXES, TRAIN, Events, Layout, layout, read_events
 from fmeco.datasets._splits import Indices
@@ -255,11 +267,11 @@ def _repeated(events: Events, train: NDArray[np.bool_]) -> float:
 # ---------------------------------------------------------------- prediction
 
 
-def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
+def read(spec: DataSpec, sources: Sequence[str | Given]) -> Samples:
     """Read histories.
 
-    Each source is a table, with one history per user; FILE:USER, the history of one user; or the items of a history
-    themselves, separated by commas, the newest last. Raises DataError for absent tables and users.
+    Each source is a table, with one history per user; FILE:USER, the history of one user; rows that were passed in Python;
+    or the items of a history themselves, separated by commas, the newest last. Raises DataError for absent tables and users.
     """
     prep = spec.preprocessing
     number = {name: i for i, name in enumerate(prep["items"], FIRST_ITEM)}
@@ -268,8 +280,9 @@ def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
     notes: list[str] = []
     bad: dict[int, str] = {}
     for source in sources:
-        file, user = _file_and_user(source)
+        file, user = (source, None) if isinstance(source, Given) else _file_and_user(source)
         if file is None:
+            assert isinstance(source, str)
             items = [name.strip() for name in next(csv.reader([source]), [])]
             if strange := [name for name in items if name not in number]:
                 bad[len(ids)] = (

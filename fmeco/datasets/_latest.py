@@ -119,7 +119,7 @@ def stored(series: Sequence[Series]) -> dict[str, Any]:
 
 def known_times(preprocessing: Mapping[str, Any]) -> tuple[str | None, Grid | None]:
     """Return the pattern and the steps of a checkpoint's times; None for a checkpoint older than decode rule 2."""
-    if "times" not in preprocessing:
+    times = preprocessing.get("times")
+    if times is None:
         return None, None
-    times = preprocessing["times"]
     return times["pattern"], Grid(*(times[key] for key in Grid._fields))

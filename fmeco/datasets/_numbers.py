@@ -43,7 +43,7 @@ def is_number(text: str, decode: int = DECODE_RULE) -> bool:
     Decode rule 1 takes whatever Python's `float` accepts, such as 1_20.
     """
     if decode > 1:
-        return _NUMBER.fullmatch(text.strip()) is not None and math.isfinite(_float(text))
+        return _NUMBER.fullmatch(text.strip()) is not None and math.isfinite(to_float(text))
     try:
         return math.isfinite(float(text))
     except ValueError:
@@ -74,7 +74,8 @@ def category_names(texts: Iterable[str], whole: bool) -> dict[str, str]:
     return {text: whole_name(name) for text, name in composed.items()} if whole else composed
 
 
-def _float(text: str) -> float:
+def to_float(text: str) -> float:
+    """Parse a cell that is a number."""
     return float(text.replace("\u2212", "-"))
 
 
@@ -101,6 +102,10 @@ class Notation(NamedTuple):
         if self.thousands:
             number = number.replace(self.thousands, "")
         return number.replace(self.decimal, ".").replace("\u2212", "-")
+
+    def written(self, number: str) -> str:
+        """Write a plain number in this notation: the reverse of `plain`."""
+        return number.replace(".", self.decimal) + self.unit
 
     def __str__(self) -> str:
         parts = {"decimal point": self.decimal, "thousands separator": self.thousands, "unit": self.unit}
@@ -242,7 +247,7 @@ def _value(text: str, notation: Notation, decode: int) -> float:
     """Parse a cell; nan if it is no finite number."""
     if notation != PLAIN:
         text = notation.plain(text) or ""
-    return _float(text) if is_number(text, decode) else math.nan
+    return to_float(text) if is_number(text, decode) else math.nan
 
 
 def is_codes(texts: Collection[str]) -> bool:

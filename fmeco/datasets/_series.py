@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fmeco.core import ConfigError, DataError, Inputs, Samples, clean, listing, nearest
+from fmeco.core import ConfigError, DataError, Given, Inputs, Samples, clean, listing, nearest
 from fmeco.datasets import _clock_changes, _columns, _time_formats, _times
 from fmeco.datasets._grids import Grid
 from fmeco.datasets._splits import Indices, fingerprint
@@ -68,14 +68,16 @@ class Series(NamedTuple):
 # ---------------------------------------------------------------- reading
 
 
-def read_series(path: str, layout: Layout, rule: int, pattern: str | None = None) -> tuple[list[Series], list[str]]:
-    """Read the series of a table.
+def read_series(
+    path: str | Given, layout: Layout, rule: int, pattern: str | None = None
+) -> tuple[list[Series], list[str]]:
+    """Read the series of a table, or of rows that were passed in Python.
 
     rule: the decode rule.
     pattern: how the times of a checkpoint are written, which decides between two meanings.
     Returns (series, notes). Raises DataError that names the row.
     """
-    table = _columns.read_table(path, decode=rule)
+    table, path = _columns.read_table(path, decode=rule), str(path)
     read = _times.read_times(_columns.column(table, layout.time, path), path, layout.time, known=pattern)
     notes = [] if rule == 1 else _time_formats.note(read, path, layout.time)
     everything = np.arange(len(read.text))

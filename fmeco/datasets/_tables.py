@@ -6,6 +6,7 @@ import dataclasses
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -29,10 +30,10 @@ from fmeco.core import (
 )
 from fmeco.datasets import _date_parts, _splits, _targets
 from fmeco.datasets._column_kinds import fit_columns
-from fmeco.datasets._columns import Table, take
+from fmeco.datasets._columns import Table, as_text, take
 from fmeco.datasets._date_parts import FIRST_PART
 from fmeco.datasets._new_columns import Column, numbers
-from fmeco.datasets._numbers import MISSING, Rules, category_names, is_missing, is_whole
+from fmeco.datasets._numbers import MISSING, PLAIN, Rules, category_names, is_missing, is_number, is_whole, to_float
 from fmeco.datasets._splits import Indices
 
 
@@ -150,7 +151,9 @@ class Rows(Samples):
         return inputs
 
 
-def match_columns(table: Table, prep: Mapping[str, Any], path: str) -> tuple[Table, list[str]]:
+def match_columns(
+    table: Mapping[str, list[Any]], prep: Mapping[str, Any], path: str
+) -> tuple[dict[str, list[Any]], list[str]]:
     """Find the columns of training in a new table, by name; upper and lower case may differ.
 
     Returns the columns under their names in training, and notes. Raises DataError for absent columns.
@@ -182,6 +185,33 @@ def match_columns(table: Table, prep: Mapping[str, Any], path: str) -> tuple[Tab
 def _folded(name: str) -> str:
     """Return a column's name without the differences that programs make: upper case, and composed characters (NFC)."""
     return unicodedata.normalize("NFC", name).casefold()
+
+
+def as_spelled(table: Mapping[str, Sequence[Any]], prep: Mapping[str, Any], rules: Rules) -> Table:
+    """Write cells that were passed in Python as the table of training (`prep`) has them.
+
+    A number gets the notation of its column, and a date its order. 3.0 becomes the category 3, and True the category true.
+    """
+    orders = {stats["name"]: stats["order"] for stats in prep["numeric"] if "part" in stats}
+    known = {stats["name"]: set(stats["categories"]) for stats in prep["categorical"]}
+    gone = {to_float(word) for word in rules.missing if is_number(word)}  # -999.0 is the word -999
+    spelled: Table = {}
+    for name, values in table.items():
+        present = [None if type(value) in (int, float) and value in gone else value for value in values]
+        texts = list(map(str.strip, as_text(present)))
+        if name in orders or name in rules.notations:
+            order, notation = orders.get(name, ""), rules.notations.get(name, PLAIN)
+            for i, value in enumerate(values):
+                if isinstance(value, date):
+                    texts[i] = _date_parts.written(texts[i], order)
+                elif texts[i] and type(value) in (int, float):
+                    texts[i] = notation.written(texts[i])
+        elif strange := set(texts) - known.get(name, set(texts)):
+            other = {text: text.removesuffix(".0") for text in strange} | {"True": "true", "False": "false"}
+            fitting = {text: word for text, word in other.items() if text in strange and word in known[name]}
+            texts = [fitting.get(text, text) for text in texts]
+        spelled[name] = texts
+    return spelled
 
 
 def build_table(

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fmeco.core import Data, DataSpec, Doc, FilePath, Ge, Gt, Lt, decode_rule
-from fmeco.datasets import _event_tables, _histories
+from fmeco.datasets import _event_tables, _histories, _stored
 from fmeco.datasets._histories import read as read
 
 MODALITY = "events"
 
+SPEC = _stored.Histories
 SENTENCES = True  # `predict` also takes a history itself, or FILE:USER
+TAKES = {"rows": "dicts or a DataFrame with a user, an item and a time per row"}
 TABLES = True  # with a checkpoint of events, --dataset TABLE reads the table as events
 FILES = (".csv", ".tsv", ".parquet")
 LAYOUT = ("user", "item", "time", "columns")

@@ -15,6 +15,7 @@ from fmeco.core import (
     Doc,
     FilePath,
     Ge,
+    Given,
     Gt,
     InputSpec,
     Lt,
@@ -25,10 +26,12 @@ from fmeco.core import (
     listing,
     same_modality,
 )
-from fmeco.datasets import _gaps, _latest, _series
+from fmeco.datasets import _gaps, _latest, _series, _stored
 
 MODALITY = "series"
 
+TAKES = {"rows": "a DataFrame, or dicts with a time and values per row"}
+SPEC = _stored.Series
 TABLES = True  # with a checkpoint of series, --dataset TABLE reads the table as series
 FILES = (".csv", ".tsv", ".parquet")
 LAYOUT = ("time", "columns", "id", "value", "context", "horizon", "season", "missing", "fill")
@@ -196,7 +199,7 @@ def _prepared(
     return kept, statistics, notes
 
 
-def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
+def read(spec: DataSpec, sources: Sequence[str | Given]) -> Samples:
     """Read the newest rows of each series of each table, from which `predict` forecasts."""
     prep = spec.preprocessing
     theirs = {x["name"]: x for x in prep["series"]}
@@ -217,7 +220,7 @@ def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
             )
         for s in series:
             stats = theirs.get(s.name) or _series.statistics(s, math.inf, prep["season"])
-            one, said = _latest.newest(path, s, stats, layout, prep["context"], grid)
+            one, said = _latest.newest(str(path), s, stats, layout, prep["context"], grid)
             latest.append(one)
             more += said
         notes += more
@@ -226,7 +229,7 @@ def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
     return samples
 
 
-def plot(spec: DataSpec, sources: Sequence[str], rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+def plot(spec: DataSpec, sources: Sequence[str | Given], rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     """Plot the predictions (`rows`) after the newest values of each series, as a PNG file; for `predict --plot`."""
     try:
         from matplotlib.figure import Figure
