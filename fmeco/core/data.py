@@ -101,8 +101,10 @@ class DataSpec:
             raise CheckpointError(f"the checkpoint's data description is not valid: {clean(error)}") from None
 
     def preprocessing_only(self) -> DataSpec:
-        """Return a copy with inputs and preprocessing only, without the old task. Finetuning passes
-        this copy to the dataset plug-in, so that new data is prepared as the source's data was."""
+        """Return a copy without targets, sizes and fingerprint.
+
+        Finetuning passes this copy to the dataset plug-in, so that new data is prepared as the source's data was.
+        """
         return dataclasses.replace(self, targets={}, sizes={}, fingerprint="")
 
 
@@ -256,8 +258,8 @@ class Batch:
     index: (B,) positions in the split.
     keys: (V, B) int64 on the CPU, one random key per view and sample. All randomness of augmentation comes from these
         keys, so augmented samples are the same with any number of workers or ranks, and after a resume. The lowest bit of a
-        sample's key alternates from epoch to epoch: an augmentation that mirrors images whose
-        key has this bit set mirrors each image in every other epoch.
+        sample's key alternates between 0 and 1 from epoch to epoch. If an augmentation mirrors an image exactly when this
+        bit is set, each image is mirrored in every other epoch.
     skipped: unreadable samples left out of this batch, each with the reason.
     """
 
