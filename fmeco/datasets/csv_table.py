@@ -136,7 +136,8 @@ def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
             merged.setdefault(name, []).extend(values)
     rules = _numbers.Rules.of(spec)
     samples = _tables.Rows(merged, np.arange(len(names)), {}, spec.preprocessing, names, rules)
-    samples.notes = (*notes, *samples.unseen_notes(listing(map(clean, sources), 3)))
+    where = listing(map(clean, sources), 3)
+    samples.notes = (*notes, *samples.unseen_notes(where), *samples.sentinel_notes(where))
     return samples
 
 
