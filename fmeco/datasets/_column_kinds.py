@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fmeco.core import DataError, clean, listing
-from fmeco.datasets import _date_parts
+from fmeco.datasets import _date_parts, _ids
 from fmeco.datasets._new_columns import Column, Numbers, looks_like_number, numbers, quoted, sentinels
 from fmeco.datasets._numbers import (
     LARGEST,
@@ -85,10 +85,14 @@ def _part_statistics(column: Column, order: str, train: Indices, rules: Rules) -
 
 
 def _categories(column: Column, train: Indices, rules: Rules) -> list[str]:
-    """List the categories of the training rows."""
+    """List the categories of the training rows. Raises DataError for codes that lost their last digits as floats."""
+    present = column.present(rules)
+    if large := _ids.inexact(present):
+        row = np.array([next(row for row, text in enumerate(column.text) if text in large)])
+        raise _ids.inexact_error(f"{column}, row {column.rows_at(row)}", column.text[row[0]])
     seen = {column.text[i] for i in train.tolist()}
     categories = {text for text in seen if not is_missing(text, rules.missing)}
-    return sorted(set(category_names(categories, whole=all(map(is_whole, column.present(rules)))).values()))
+    return sorted(set(category_names(categories, whole=all(map(is_whole, present))).values()))
 
 
 def _are_codes(column: Column, read: Numbers, rules: Rules) -> bool:

@@ -275,8 +275,7 @@ def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
         file, user = _file_and_user(source)
         if file is None:
             written = [name.strip() for name in next(csv.reader([source]), [])]
-            whole = _ids.whole_names(written)
-            items = [name if name in number else whole[name] for name in written]
+            items = [name if name in number else _ids.whole_id(name) for name in written]
             if strange := [name for name in items if name not in number]:
                 bad[len(ids)] = (
                     f"{clean(source)}: no item {listing(strange)} in the catalogue{nearest(strange[0], number)}"
@@ -287,7 +286,7 @@ def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
         events, more = read_events(file, layout(spec, None, None, None, None), spec, missing)
         notes += more
         if user is not None and user not in events.users:
-            user = _ids.whole_names([user])[user]
+            user = _ids.whole_id(user)
         if user is not None and user not in events.users:
             raise DataError(f"{clean(file)}: no user '{clean(user)}'{nearest(user, events.users)}")
         known_items, every = histories(events, number)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from decimal import Decimal
 
-import numpy as np
-
 from fmeco.core import DataError, clean, listing
-from fmeco.datasets._numbers import is_missing
+from fmeco.datasets._numbers import is_missing, is_whole, whole_name
 
 EXACT = 2**53  # float64 holds every whole number below it
 _NUMBER = re.compile(r"[+-]?[0-9]{1,300}(?:\.[0-9]{0,300})?(?:[eE]\+?[0-9]{1,3})?")
@@ -36,36 +34,48 @@ def read_ids(
     Returns (ids, notes). Raises DataError that names the row: for a missing id, and for a float too large to be exact.
     """
     distinct = set(column)
-    if any(is_missing(text, words) for text in distinct):
-        rows = np.flatnonzero([is_missing(text, words) for text in column])
-        numbers = listing([str(row + first_row) for row in rows.tolist()])
-        named = [f"if '{clean(column[rows[0]], 40)}' is a name: {key}: []"] if column[rows[0]] else []
+    if blank := {text for text in distinct if is_missing(text, words)}:
+        rows = [row for row, text in enumerate(column) if text in blank]
+        shown = clean(column[rows[0]], 40)
         raise DataError(
-            f"{where}: no value in row {numbers}: '{clean(column[rows[0]], 40)}'",
+            f"{where}: no value in row {listing([str(row + first_row) for row in rows])}"
+            + (f": '{shown}'" if shown else ""),
             "fill in the value, or remove the row",
-            *named,
+            f"if '{shown}' is a name: {key}: []" if shown else "",
         )
     floats = {text for text in distinct if _FLOAT.search(text) is not None and _is_whole(text)}
     if rule == 1 or not floats or not all(map(_is_whole, distinct if known is None else known)):
         return list(column), []
-    if large := {text for text in floats if abs(Decimal(text)) >= EXACT}:
+    if large := inexact(floats):
         row = next(row for row, text in enumerate(column) if text in large)
-        raise DataError(
-            f"{where}, row {row + first_row}: '{clean(column[row], 40)}' was written as a float, which holds 15 digits of a whole "
-            "number: other ids may have become the same",
-            "write the ids as whole numbers or as text, from their source",
-        )
-    names = whole_names(distinct)
-    shown = clean(min(floats), 40)
-    return [names[text] for text in column], [
-        f"{where}: whole numbers written as floats: {shown} is read as {names[min(floats)]}"
-    ]
+        raise inexact_error(f"{where}, row {row + first_row}", column[row])
+    names = {text: whole_id(text) for text in distinct}
+    note = f"{where}: whole numbers written as floats: {clean(min(floats), 40)} is read as {names[min(floats)]}"
+    return [names[text] for text in column], [note]
 
 
-def whole_names(ids: Iterable[str]) -> Mapping[str, str]:
-    """Name ids that are whole numbers written as floats: 101.0 is 101. Returns id -> name."""
-    return {text: str(int(Decimal(text))) if _FLOAT.search(text) and _is_whole(text) else text for text in ids}
+def inexact(texts: Iterable[str]) -> set[str]:
+    """Find whole numbers that were written as floats, and that are too large for float64 to hold exactly."""
+    return {text for text in texts if _FLOAT.search(text) and _is_whole(text) and abs(float(text)) >= EXACT}
+
+
+def inexact_error(where: str, text: str) -> DataError:
+    """Make the error for such a number."""
+    return DataError(
+        f"{where}: '{clean(text, 40)}' was written as a float, which holds 15 digits of a whole number: other ids may have become "
+        "the same",
+        "write the ids as whole numbers or as text, from their source",
+    )
+
+
+def whole_id(text: str) -> str:
+    """Name an id that is a whole number written as a float: 101 for 101.0 or 1.01e+2. Others stay."""
+    if is_whole(text):
+        return whole_name(text)
+    return str(int(Decimal(text))) if _FLOAT.search(text) and _is_whole(text) else text
 
 
 def _is_whole(text: str) -> bool:
-    return _NUMBER.fullmatch(text) is not None and Decimal(text) == Decimal(text).to_integral_value()
+    return is_whole(text) or (
+        _NUMBER.fullmatch(text) is not None and Decimal(text) == Decimal(text).to_integral_value()
+    )

@@ -620,6 +620,23 @@ def test_another_order_of_columns_is_said() -> None:
     assert torch.equal(new[0]["columns"], ordered[0]["columns"]) and not ordered.notes
 
 
+@pytest.mark.situation("codes that lost their last digits", "refused by name")
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_large_codes_written_as_floats(suffix: str) -> None:
+    """Of eleven codes, six are left once they were floats.
+
+    https://github.com/pandas-dev/pandas/issues/20007
+    """
+    floats = [float(9_007_199_254_740_993 + i % 11) for i in range(60)]
+    path = table("t.csv", code=floats, label=labels(60))
+    if suffix == "parquet":
+        path = "t.parquet"
+        pytest.importorskip("polars").DataFrame({"code": floats, "label": labels(60)}).write_parquet(path)
+    with pytest.raises(DataError, match=r"column 'code', row 2: '9007199254740992.0' was written as a float"):
+        build(name="csv_table", path=path, categorical=["code"])
+    assert build(name="csv_table", path=path).spec.preprocessing["numeric"][0]["name"] == "code"
+
+
 # ---------------------------------------------------------------- numbers that stand for missing values
 
 SENTINELS = [
