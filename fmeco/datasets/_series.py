@@ -79,12 +79,13 @@ def read_series(path: str, layout: Layout, rules: Rules, pattern: str | None = N
     table, rule, where = _columns.read_table(path), rules.decode, clean(path)
     read = _times.read_times(_columns.column(table, layout.time, path), path, layout.time, known=pattern)
     notes = [] if rule == 1 else _time_formats.note(read, path, layout.time)
+    everything = np.arange(len(read.text))
     members: dict[str, Indices]
     if layout.id is None:
         names, left_out = _wide(table, layout, rules, path)
         if left_out:
             notes.append(f"{where}: columns that are not numeric are left out: {listing(left_out)}")
-        members = {"": np.arange(len(read.text))}
+        members = {"": everything}
     else:
         members, more = _long(table, layout, rules, path)
         notes += more
@@ -102,10 +103,14 @@ def read_series(path: str, layout: Layout, rules: Rules, pattern: str | None = N
         if key not in placed:
             placed[key] = _in_order(key, read, members[key], path)
         at = placed[key].rows
-        column = name if layout.value is None else layout.value
-        cells = [table[column][i] for i in at.tolist()]
-        values = _series_cells.values(cells, f"{where}: column '{clean(column)}'", at, rules)
-        sentinels.look(name, cells, values)
+        if layout.value is None:
+            values = _series_cells.values(table[name], f"{where}: column '{clean(name)}'", everything, rules)
+            sentinels.look(name, table[name], values)
+            values = values[at]
+        else:
+            cells = [table[layout.value][i] for i in at.tolist()]
+            values = _series_cells.values(cells, f"{where}: column '{clean(layout.value)}'", at, rules)
+            sentinels.look(name, cells, values)
         series.append(placed[key]._replace(name=name, values=values))
     return series, [*notes, *sentinels.notes(where, rules)]
 

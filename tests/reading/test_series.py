@@ -747,3 +747,16 @@ def test_a_series_without_a_name_is_refused(word: str) -> None:
     if word:
         data = built(below(["101", word]), missing_words=[], **LONG)
         assert data.spec.preprocessing["series"][1]["name"] == word
+
+
+@pytest.mark.situation("series of an old checkpoint", "read rightly")
+def test_an_old_checkpoint_keeps_its_columns_and_names() -> None:
+    """By decode rule 1, one odd cell makes a column one of words, 1_20 is 120, and names stay as they are written."""
+    first = DataSpec("series", {}, {}, {"context": 8, "horizon": 2, "season": 1, "series": []}, "series")
+    data = built(wide(a=["inf", *WAVE[1:]], b=["1_20", *WAVE[1:]]), known=first)
+    assert [stats["name"] for stats in data.spec.preprocessing["series"]] == ["b"]
+    assert any("columns that are not numeric are left out: a" in note for note in data.notes)
+    assert data.split("train")[0]["series"][0] * data.spec.preprocessing["series"][0]["std"] > 100
+    data = built(below(["NULL", "101.0"]), known=first, **LONG)
+    assert [stats["name"] for stats in data.spec.preprocessing["series"]] == ["NULL", "101.0"]
+    assert not {"missing_words", "decode"} & data.spec.preprocessing.keys()
