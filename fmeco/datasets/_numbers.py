@@ -33,9 +33,9 @@ def is_missing(text: str, words: Collection[str] = MISSING) -> bool:
     return text.strip().lower() in words
 
 
-def missing_words(listed: Iterable[str] | None) -> frozenset[str]:
+def missing_words(listed: Iterable[str | float] | None) -> frozenset[str]:
     """Return the words for a missing cell, in lower case: those that a config lists, or the default ones for None."""
-    return MISSING if listed is None else frozenset({"", *(word.strip().lower() for word in listed)})
+    return MISSING if listed is None else frozenset({"", *(str(word).strip().lower() for word in listed)})
 
 
 def missing_cells(column: Sequence[str], words: Collection[str] = MISSING) -> NDArray[np.bool_]:

@@ -74,10 +74,10 @@ def build(
         Doc("missing values: error, or previous = fill with the value before; null = the checkpoint's, else error"),
     ] = None,
     missing_words: Annotated[
-        list[str] | None,
+        list[str | int | float] | None,
         Doc(
-            "words and numbers for a missing value, such as -9999; [] = only an empty cell is missing; null = the checkpoint's, else "
-            "na, n/a, nan, null, none and ?"
+            "words and numbers for a missing value, such as -9999, compared as text without case; [] = only an empty cell is "
+            "missing; null = the checkpoint's, else na, n/a, nan, null, none and ?"
         ),
     ] = None,
     fill: Annotated[
@@ -155,7 +155,7 @@ def build(
     return Data(spec, parts.get("train"), parts.get("val"), parts.get("test"), notes=(*notes, *more))
 
 
-def _rules(old: Mapping[str, Any], rule: int, words: Sequence[str] | None = None) -> Rules:
+def _rules(old: Mapping[str, Any], rule: int, words: Sequence[str | float] | None = None) -> Rules:
     """Choose the words for a missing value: the config's, else the checkpoint's (`old`: its preprocessing), else the defaults."""
     return Rules(rule, words_for_missing(old.get("missing_words") if words is None else words))
 

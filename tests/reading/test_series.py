@@ -719,6 +719,22 @@ def test_a_number_that_stands_for_a_missing_value(word: str, layout: str) -> Non
     assert not any("stands for" in note for note in newest.notes)
 
 
+@pytest.mark.situation("a number that stands for a missing value", "read rightly")
+def test_a_listed_number_is_missing(fmeco: Fmeco) -> None:
+    """A config may list it without quotes.
+
+    https://github.com/open-ideas/IDEAS/issues/1303
+    """
+    config = {
+        "dataset": {"name": "series", "path": wide(a=["-9999" if i in (20, 21) else x for i, x in enumerate(WAVE)])},
+        "backbone": {"name": "transformer", "width": 16, "depth": 1, "heads": 2, "patch": 4},
+    }
+    config["dataset"] |= {**KEYS, "missing": "previous", "missing_words": [-9999]}
+    answer = fmeco("check", write("c.yaml", config))
+    assert answer.code == 0, answer.err
+    assert "2 missing values are filled" in answer.err and "stands for" not in answer.err
+
+
 def below(names: Sequence[object]) -> str:
     """Write series below one another."""
     lines = [f"{name},{i},{x}" for name in names for i, x in enumerate(WAVE)]

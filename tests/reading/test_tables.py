@@ -488,8 +488,8 @@ def test_categories_that_are_whole_numbers_keep_their_names(first: str, second: 
 
 
 @pytest.mark.situation("a number that stands for a missing value", "read rightly")
-@pytest.mark.parametrize("word", ["-999", "9999", "-1.0", "0"])
-def test_a_number_may_stand_for_a_missing_value(word: str) -> None:
+@pytest.mark.parametrize("word", ["-999", "9999", "-1.0", "0", -999, -1.0])
+def test_a_number_may_stand_for_a_missing_value(word: str | float) -> None:
     """Once it is listed, it changes neither mean nor deviation.
 
     https://github.com/open-ideas/IDEAS/issues/1303
