@@ -28,8 +28,8 @@ from fmeco.core import (
     listing,
     nearest,
 )
-from fmeco.datasets import _classes, _splits
-from fmeco.datasets._event_tables import PARTS, SUFFIXES, TRAIN, Events, Layout, layout, read_events
+from fmeco.datasets import _classes, _ids, _splits
+from fmeco.datasets._event_tables import PARTS, SUFFIXES, TRAIN, Events, Layout, layout, read_events, words_for_missing
 from fmeco.datasets._splits import Indices
 from fmeco.nn.ids import FIRST_ITEM, UNKNOWN_ITEM
 
@@ -137,12 +137,15 @@ def build_events(
     notes: list[str],
     columns: Layout,
     *,
+    missing: frozenset[str],
     where: str,
     length: int | None,
     repeats: bool | None,
 ) -> Data:
-    """Build a Data from events. part: the split of each event (N,), TRAIN, VAL or TEST."""
+    """Build a Data from events. part: the split of each event (N,), TRAIN, VAL or TEST. missing: words for a missing id."""
     prep, prep_notes = preprocessing(known, events, part == TRAIN, columns, where, length, repeats)
+    if prep.get("decode", 1) > 1 or missing != {""}:
+        prep["missing"] = sorted(missing - {""})
     made, more = splits(events, part, prep, where)
     inputs = {"tokens": InputSpec((prep["length"] + 1,), "int64", ragged=True)}
     if not prep["repeats"]:
@@ -275,6 +278,7 @@ def read(spec: DataSpec, sources: Sequence[str | Given]) -> Samples:
     """
     prep = spec.preprocessing
     number = {name: i for i, name in enumerate(prep["items"], FIRST_ITEM)}
+    missing = words_for_missing(spec)
     ids: list[Indices] = []
     names: list[str] = []
     notes: list[str] = []
@@ -283,7 +287,8 @@ def read(spec: DataSpec, sources: Sequence[str | Given]) -> Samples:
         file, user = (source, None) if isinstance(source, Given) else _file_and_user(source)
         if file is None:
             assert isinstance(source, str)
-            items = [name.strip() for name in next(csv.reader([source]), [])]
+            written = [name.strip() for name in next(csv.reader([source]), [])]
+            items = [name if name in number else _ids.whole_id(name) for name in written]
             if strange := [name for name in items if name not in number]:
                 bad[len(ids)] = (
                     f"{clean(source)}: no item {listing(strange)} in the catalogue{nearest(strange[0], number)}"
@@ -291,8 +296,10 @@ def read(spec: DataSpec, sources: Sequence[str | Given]) -> Samples:
             ids.append(np.array([number[name] for name in items if name in number], np.int64))
             names.append(source)
             continue
-        events, more = read_events(file, layout(spec, None, None, None, None), spec)
+        events, more = read_events(file, layout(spec, None, None, None, None), spec, missing)
         notes += more
+        if user is not None and user not in events.users:
+            user = _ids.whole_id(user)
         if user is not None and user not in events.users:
             raise DataError(f"{clean(file)}: no user '{clean(user)}'{nearest(user, events.users)}")
         known_items, every = histories(events, number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 import re
 import unicodedata
@@ -30,6 +31,11 @@ SPACES = " \u00a0\u202f\u2009"  # the last three: no-break space, narrow no-brea
 def is_missing(text: str, words: Collection[str] = MISSING) -> bool:
     """Tell whether a cell is empty, or is one of the words for a missing value, such as NA."""
     return text.strip().lower() in words
+
+
+def missing_words(listed: Iterable[str | float] | None) -> frozenset[str]:
+    """Return the words for a missing cell, in lower case: those that a config lists, or the default ones for None."""
+    return MISSING if listed is None else frozenset({"", *(str(word).strip().lower() for word in listed)})
 
 
 def missing_cells(column: Sequence[str], words: Collection[str] = MISSING) -> NDArray[np.bool_]:
@@ -167,10 +173,8 @@ class Rules(NamedTuple):
         words = spelling.missing if spelling is not None else None
         if words is None and "missing" in stored:
             words = stored["missing"]
-        missing = MISSING if words is None else frozenset({"", *(word.strip().lower() for word in words)})
-        rules = Rules(
-            decode_rule(known), missing, (spelling.decimal if spelling is not None else None) or {}, {}, semicolons
-        )
+        decimal = (spelling.decimal if spelling is not None else None) or {}
+        rules = Rules(decode_rule(known), missing_words(words), decimal, {}, semicolons)
         return rules.with_notations(stored["numbers"]) if "numbers" in stored else rules
 
     def with_notations(self, stored: Mapping[str, Mapping[str, str]]) -> Rules:
@@ -184,6 +188,11 @@ class Rules(NamedTuple):
             "missing": sorted(self.missing - {""}),
             "numbers": {name: one._asdict() for name, one in {**self.notations, **notations}.items()},
         }
+
+    def and_words(self, more: Iterable[str]) -> str:
+        """Write the words for a missing cell, and more of them, as a value of `dataset.missing`, for messages."""
+        added = {clean(word.strip().lower()): None for word in more}
+        return json.dumps([*sorted(self.missing - {""}), *added], ensure_ascii=False)
 
     def cells(self, column: Sequence[str], name: str) -> Cells:
         """Parse a column whose notation is known."""
@@ -201,6 +210,12 @@ class Cells(NamedTuple):
     values: NDArray[np.float64]
     missing: NDArray[np.bool_]
     strange: Indices
+
+
+def mean_and_std(x: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the mean of numbers (N,), and their standard deviation: 1 for equal numbers, whose own is not exactly 0."""
+    constant = bool(x.min() == x.max())
+    return float(x[0] if constant else x.mean()), 1.0 if constant else float(x.std())
 
 
 def cells(

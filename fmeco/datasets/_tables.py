@@ -28,7 +28,7 @@ from fmeco.core import (
     nearest,
     same_modality,
 )
-from fmeco.datasets import _date_parts, _splits, _targets
+from fmeco.datasets import _date_parts, _sentinels, _splits, _targets
 from fmeco.datasets._column_kinds import fit_columns
 from fmeco.datasets._columns import Table, as_text, take
 from fmeco.datasets._date_parts import FIRST_PART
@@ -55,6 +55,7 @@ class Rows(Samples):
     unreadable: position -> error message of rows that cannot be read.
     unseen: column -> rows of each category that training did not see.
     gaps: column -> number of missing numbers, for columns that had none in training.
+    sentinels: column -> rows of each number that probably stands for a missing value, such as -9999.
     """
 
     in_memory = True
@@ -73,6 +74,7 @@ class Rows(Samples):
         self.names: list[str] = [names[i] for i in rows]
         self.unreadable: dict[int, str] = {}
         self.gaps: dict[str, int] = {}
+        self.sentinels: dict[str, dict[float, int]] = {}
         text = {
             stats["name"]: [table[stats["name"]][i] for i in rows] for stats in (*prep["numeric"], *prep["categorical"])
         }
@@ -106,6 +108,7 @@ class Rows(Samples):
                 column, kind, was = dates[name].part(stats["part"]), "date", "held dates"
             else:
                 column, kind, was = rules.cells(text[name], name), "number", "was numeric"
+                self.sentinels[name] = _sentinels.find(column.values[~column.missing])
             values[:, j] = (column.values - stats["mean"]) / stats["std"]
             values[column.missing, j] = 0.0  # the mean
             values[column.strange, j] = 0.0
@@ -132,6 +135,15 @@ class Rows(Samples):
             f"{where}: column '{clean(name)}' has categories not seen in training, in {strange.total():,} of "
             f"{len(self):,} rows: {listing(sorted(strange))}"
             for name, strange in self.unseen.items()
+        ]
+
+    def sentinel_notes(self, where: str) -> list[str]:
+        """Describe numbers that probably stand for missing values, in new rows for a checkpoint. where: as above."""
+        return [
+            f"{where}: column '{clean(name)}': {number:.15g} is in {count:,} of {len(self):,} rows, far from all other numbers; if "
+            "it stands for a missing value, empty these cells"
+            for name, found in self.sentinels.items()
+            for number, count in found.items()
         ]
 
     def __len__(self) -> int:
@@ -275,6 +287,8 @@ def build_table(
     for part, at in parts.items():
         made[part].groups = take(groups, kept[at])
         more += made[part].unseen_notes(part)
+        if known is not None:  # otherwise, fitting the columns said so
+            more += made[part].sentinel_notes(part)
     spec = dataclasses.replace(
         table_spec(prep),
         targets=targets.targets,

@@ -144,7 +144,8 @@ def read(spec: DataSpec, sources: Sequence[str | Given]) -> Samples:
         for name, values in table.items():
             merged.setdefault(name, []).extend(values)
     samples = _tables.Rows(merged, np.arange(len(names)), {}, spec.preprocessing, names, rules)
-    samples.notes = (*notes, *samples.unseen_notes(listing(map(clean, sources), 3)))
+    where = listing(map(clean, sources), 3)
+    samples.notes = (*notes, *samples.unseen_notes(where), *samples.sentinel_notes(where))
     return samples
 
 
