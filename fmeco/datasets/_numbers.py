@@ -192,7 +192,7 @@ class Rules(NamedTuple):
     def and_words(self, more: Iterable[str]) -> str:
         """Write the words for a missing cell, and more of them, as a value of `dataset.missing`, for messages."""
         added = {clean(word.strip().lower()): None for word in more}
-        return json.dumps([*sorted(self.missing - {""}), *added], ensure_ascii=False)
+        return json.dumps([*map(clean, sorted(self.missing - {""})), *added], ensure_ascii=False)
 
     def cells(self, column: Sequence[str], name: str) -> Cells:
         """Parse a column whose notation is known."""
