@@ -107,7 +107,7 @@ def _text(result: Mapping[str, Any]) -> str:
         rows.append([label, f"{statistics.mean(values):.3f}", f"{spread:.3f}", per_seed])
     gains = [after - before for before, after in zip(accuracy["scratch"], accuracy["transfer"], strict=True)]
     word, sign = ("gains", 100) if statistics.mean(gains) >= 0 else ("loses", -100)
-    mean, *ends = sign * statistics.mean(gains), *sorted((sign * min(gains), sign * max(gains)))
+    points = [sign * gain for gain in gains]
     curves = "Learning curves are not drawn, as matplotlib is not installed: pip install 'fmeco[plots]'"
     if result["curves"]:
         curves = f"Learning curves: {result['curves']}"
@@ -117,7 +117,7 @@ def _text(result: Mapping[str, Any]) -> str:
             "",
             table(rows, ["<22", ">6", ">6", "<"]),
             "",
-            f"Transfer {word} {mean:.1f} points on average ({ends[0]:+.1f} to {ends[1]:+.1f}).",
+            f"Transfer {word} {statistics.mean(points):.1f} points on average ({min(points):+.1f} to {max(points):+.1f}).",
             curves,
             f"Runs: {result['run']}; try `fmeco info`, `fmeco evaluate` and `fmeco predict` on one of them.",
         ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
-from fmeco.errors import ConfigError, clean, library_errors
+from fmeco.errors import ConfigError, DataError, clean, library_errors, listing
+from fmeco.files import disguise
 
 
 def columns(path: str) -> list[str]:
@@ -20,6 +22,13 @@ def as_csv(path: str, rows: int | None = None) -> str:
     Raises DataError for columns that are not text, numbers or dates, or ConfigError without polars.
     """
     table = _read(path, "read_parquet", n_rows=rows)
+    polars = _polars()
+    if strange := [
+        name for name, kind in table.schema.items() if kind.is_nested() or kind in (polars.Binary, polars.Object)
+    ]:
+        raise DataError(
+            f"{clean(path)}: the column {listing(strange)} holds lists, structures or bytes, and not text or numbers"
+        )
     with library_errors(f"{clean(path)}: a column cannot be written as text", _polars().exceptions.PolarsError):
         text: str = table.write_csv()
     return text
@@ -27,6 +36,9 @@ def as_csv(path: str, rows: int | None = None) -> str:
 
 def _read(path: str, function: str, **options: Any) -> Any:
     polars = _polars()
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        if what := disguise(file.read(64)):
+            raise DataError(f"{clean(path)}: {what}")
     with library_errors(f"{clean(path)}: not a Parquet table", OSError, polars.exceptions.PolarsError):
         return getattr(polars, function)(path, **options)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import datetime
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fmeco.core import ConfigError, DataError, Given, clean, listing, nearest
+from fmeco.core import DECODE_RULE, ConfigError, DataError, Given, clean, listing, nearest
 from fmeco.data import parquet
+from fmeco.datasets import _text_files
 from fmeco.datasets._numbers import cells as cells
 from fmeco.datasets._numbers import is_missing as is_missing
 from fmeco.datasets._numbers import is_number as is_number
@@ -22,46 +22,41 @@ Table = dict[str, list[str]]
 FEW_GROUPS = 100  # columns with at most so many distinct values are offered to `evaluate --by`
 
 
-def read_table(path: str | Given, columns: Sequence[str] | None = None) -> Table:
+def read_table(path: str | Given, columns: Sequence[str] | None = None, *, decode: int = DECODE_RULE) -> Table:
     """Read a CSV, TSV or Parquet file into a dict from column name to values as text.
 
     path: of the file; or rows that were passed in Python.
     columns: names of the columns of a file without a header.
+    decode: the decode rule.
     Raises DataError with file and line.
     """
     if isinstance(path, Given):
         return {name: list(map(str.strip, as_text(values))) for name, values in passed(path).items()}
-    file = Path(path)
-    if not file.is_file():
-        raise DataError(f"{clean(path)}: {absence(path)}")
-    if file.suffix.lower() == ".parquet":
-        return _parse(parquet.as_csv(path), path, ",", blank_rows=True)
-    try:
-        text = file.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{clean(path)}: not UTF-8 text (byte {error.start})", "save it as UTF-8") from None
-    except OSError as error:
-        raise DataError(f"{clean(path)}: {error.strerror}") from None
-    return _parse(text, path, _delimiter(text.partition("\n")[0]), blank_rows=False, columns=columns)
-
-
-def _delimiter(first_line: str) -> str:
-    """Find the character that separates the cells of a table, by its first line."""
-    return max(",;\t", key=first_line.count)
+    if Path(path).suffix.lower() == ".parquet":
+        if not Path(path).is_file():
+            raise DataError(f"{clean(path)}: {absence(path)}")
+        return _parse(parquet.as_csv(path), path, ",", decode, blank_rows=True)
+    text = _text_files.read_text(path)
+    return _parse(text, path, _text_files.delimiter(text), decode, blank_rows=False, columns=columns)
 
 
 def has_semicolons(path: str) -> bool:
     """Tell whether a table separates its cells by semicolons."""
-    if Path(path).suffix.lower() == ".parquet":
-        return False
-    with open(path, encoding="utf-8-sig", errors="replace") as file:
-        return _delimiter(file.readline()) == ";"
+    return Path(path).suffix.lower() != ".parquet" and _text_files.delimiter(_text_files.read_text(path)) == ";"
 
 
 def passed(rows: Given) -> dict[str, list[Any]]:
-    """Return the columns of rows that were passed in Python. Raises DataError if there are no rows."""
+    """Return the columns of rows that were passed in Python. Raises DataError for no rows, and for cells that are no cells."""
     if not any(rows.value.values()):
         raise DataError(f"{rows}: no rows")
+    if strange := [
+        name
+        for name, cells in rows.value.items()
+        if any(hasattr(cell, "__len__") and not isinstance(cell, str) for cell in cells)
+    ]:
+        raise DataError(
+            f"{rows}: the column {listing(strange)} holds lists, structures or bytes, and not text or numbers"
+        )
     return {name.strip(): values for name, values in rows.value.items()}
 
 
@@ -90,7 +85,9 @@ def row_names(path: str | Given, count: int) -> list[str]:
     return [f"{path}:{line}" for line in range(2, count + 2)]
 
 
-def _parse(text: str, path: str, delimiter: str, blank_rows: bool, columns: Sequence[str] | None = None) -> Table:
+def _parse(
+    text: str, path: str, delimiter: str, decode: int, blank_rows: bool, columns: Sequence[str] | None = None
+) -> Table:
     """Parse the text of a CSV table.
 
     blank_rows: an empty line is a row whose only value is missing; otherwise it is skipped.
@@ -98,7 +95,7 @@ def _parse(text: str, path: str, delimiter: str, blank_rows: bool, columns: Sequ
     Raises DataError.
     """
     try:
-        read = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        read = _text_files.cells_of(text, path, delimiter, decode)
         rows = [row or [""] for row in read] if blank_rows else list(filter(None, read))
     except csv.Error as error:
         raise DataError(f"{clean(path)}: not a valid CSV table: {error}") from None
@@ -107,9 +104,13 @@ def _parse(text: str, path: str, delimiter: str, blank_rows: bool, columns: Sequ
         rows.insert(0, list(columns))
     if len(rows) < 2:
         raise DataError(f"{clean(path)}: {'no rows below the header' if rows else 'the file is empty'}")
+    if decode > 1 and not blank_rows and text.count("\n") > len(rows) + _text_files.SWALLOWED:
+        _text_files.check_quotes(rows, path, delimiter, first)
     header = [name.strip() for name in rows[0]]
     if twice := {name for name in header if header.count(name) > 1}:
         raise DataError(f"{clean(path)}:1: the column {listing(twice)} appears more than once")
+    if decode > 1 and (again := [row for row, cells in enumerate(rows[1:], first + 1) if cells == rows[0]]):
+        raise DataError(f"{clean(path)}: row {listing(again)} repeats the header", "remove it")
     if set(map(len, rows)) != {len(header)}:
         line, row = next((line, row) for line, row in enumerate(rows, first) if len(row) != len(header))
         raise DataError(f"{clean(path)}: row {line} has {len(row)} values, but the table has {len(header)} columns")
@@ -130,10 +131,13 @@ def column(table: Table, name: str, path: str | Given) -> list[str]:
 
 
 def row_numbers(table: Table) -> str | None:
-    """Find a first column without a name that numbers the rows, as pandas and R write it. Returns its name in `table`."""
+    """Find a column that numbers the rows, as pandas and R write it: first and without a name. Returns its name in `table`."""
     name, values = next(iter(table.items()))
     unnamed = name == "" or name.startswith("Unnamed: 0")  # pandas reads the empty name as "Unnamed: 0"
-    numbered = unnamed and all(map(str.isdecimal, values)) and len(set(values)) == len(values)
+    if not unnamed:
+        name = next((name for name in table if name.startswith("__index_level_")), "")  # in Parquet, by pandas
+        values = table[name] if name else []
+    numbered = bool(values) and all(map(str.isdecimal, values)) and len(set(values)) == len(values)
     return name if numbered else None
 
 

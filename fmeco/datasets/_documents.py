@@ -14,7 +14,7 @@ import numpy as np
 
 from fmeco.core import DECODE_RULE, ConfigError, DataError, Given, clean, listing, nearest
 from fmeco.data import parquet
-from fmeco.datasets import _columns, _groups
+from fmeco.datasets import _columns, _groups, _text_files
 from fmeco.datasets._splits import Indices
 from fmeco.files import absence
 
@@ -82,12 +82,7 @@ def read_documents(path: str, layout: Layout) -> Documents:
         raise DataError(f"{clean(path)}: {absence(path)}")
     if suffix not in SUFFIXES:
         raise DataError(f"{clean(path)}: texts are read from {', '.join(SUFFIXES)}")
-    try:
-        content = parquet.as_csv(path) if suffix == ".parquet" else file.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{clean(path)}: not UTF-8 text (byte {error.start})", "save it as UTF-8") from None
-    except OSError as error:
-        raise DataError(f"{clean(path)}: {error.strerror}") from None
+    content = parquet.as_csv(path) if suffix == ".parquet" else _text_files.read_text(path)
     if suffix == ".txt":
         read = Documents(*_plain(content, path, layout), None)
     else:
@@ -173,26 +168,31 @@ def _with_each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _rows(content: str, path: str, layout: Layout, suffix: str) -> Iterator[Row]:
     """Yield the rows of a CSV file, or of a TSV file, which has no quotes. Raises DataError that names file and line."""
-    csv.field_size_limit(1 << 30)  # the default limit is too short for documents
     if suffix == ".tsv":
-        reader = csv.reader(io.StringIO(content, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE)
+        csv.field_size_limit(1 << 30)  # the default limit is too short for documents
+        delimiter = "\t"
+        reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, quoting=csv.QUOTE_NONE)
     else:
-        first = content.partition("\n")[0]
-        delimiter = "," if suffix == ".parquet" else max(",;\t", key=first.count)
-        reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
-    header = layout.columns
+        delimiter = "," if suffix == ".parquet" else _text_files.delimiter(content)
+        reader = _text_files.cells_of(content, path, delimiter, layout.decode)
+    header, before = layout.columns, 0
     try:
         for row in reader:
             if not row:
                 continue
             if header is None or (tuple(row) == header):
                 header = tuple(name.strip() for name in row)
+                if layout.decode > 1 and (twice := {name for name in header if header.count(name) > 1}):
+                    raise DataError(f"{clean(path)}:1: the column {listing(twice)} appears more than once")
                 continue
             if len(row) != len(header):
                 hint = "name the columns of a table without a header: dataset.columns=[text, label]"
                 raise DataError(
                     f"{clean(path)}:{reader.line_num}: {len(row)} values, but the table has {len(header)} columns", hint
                 )
+            if layout.decode > 1 and suffix == ".csv" and reader.line_num - before > _text_files.SWALLOWED:
+                _text_files.check_quotes([row], path, delimiter, before + 1)
+            before = reader.line_num
             yield reader.line_num, dict(zip(header, row, strict=True))
     except csv.Error as error:
         raise DataError(f"{clean(path)}:{reader.line_num}: not a valid table: {error}") from None
@@ -251,12 +251,6 @@ def _text(row: Mapping[str, Any], layout: Layout, path: str, number: int) -> str
         if value.strip():
             parts.append(f"{name}: {value.strip()}")
     return "\n".join(parts)
-
-
-def first_line(path: str) -> str:
-    """Read the first line of a file."""
-    with open(path, encoding="utf-8-sig", errors="replace") as file:
-        return file.readline()
 
 
 def merged(files: Mapping[str, Sequence[str]], layout: Layout) -> tuple[Documents, dict[str, Indices]]:

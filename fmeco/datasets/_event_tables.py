@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmeco.core import ConfigError, DataError, DataSpec, Given, clean, decode_rule, listing, nearest, same_modality
-from fmeco.datasets import _columns, _times
+from fmeco.datasets import _columns, _text_files, _times
 from fmeco.datasets._splits import Indices
 
 TRAIN, VAL, TEST = range(3)
@@ -58,8 +58,8 @@ def layout(
 ) -> Layout:
     """Choose the columns: the config's, else the checkpoint's (`known`), else user, item and time."""
     same_modality(known, "events")
-    prep: Mapping[str, Any] = known.preprocessing if known is not None and known.preprocessing else {}
-    before = Layout(*(prep[key] for key in Layout._fields)) if prep else Layout("user", "item", "time", None)
+    prep: Mapping[str, Any] = known.preprocessing if known is not None else {}
+    before = Layout(*(prep[key] for key in Layout._fields)) if "user" in prep else Layout("user", "item", "time", None)
     named = tuple(columns) if columns is not None else before.columns
     return Layout(user or before.user, item or before.item, time or before.time, tuple(named) if named else None)
 
@@ -72,7 +72,8 @@ def read_events(path: str | Given, layout: Layout, known: DataSpec | None) -> tu
     """
     if layout.columns is not None and _has_header(path, layout):
         layout = layout._replace(columns=None)
-    table, first = _columns.read_table(path, layout.columns), 2 if layout.columns is None else 1
+    table = _columns.read_table(path, layout.columns, decode=decode_rule(known))
+    first = 2 if layout.columns is None else 1
     for key, name in zip(("user", "item", "time"), (layout.user, layout.item, layout.time), strict=True):
         if name not in table:
             hints = [f"name it: --set dataset.{key}=COLUMN"]
@@ -101,8 +102,7 @@ def _has_header(path: str | Given, layout: Layout) -> bool:
     if isinstance(path, Given) or Path(path).suffix.lower() == ".parquet":
         return True
     try:
-        with open(path, encoding="utf-8-sig", errors="replace") as file:
-            line = file.readline()
+        line = _text_files.first_line(path)
     except OSError:
         return False  # reading the table will report the error
     names = {name.strip() for name in next(csv.reader([line], delimiter=max(",;\t", key=line.count)), [])}

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fmeco.core import ConfigError, DataError, DataSpec, Spelling, Splitting, clean, listing
+from fmeco.core import ConfigError, DataError, DataSpec, Spelling, Splitting, clean, decode_rule, listing
 from fmeco.datasets import _columns, _groups, _numbers, _splits, _targets, _transcripts
-from fmeco.datasets._files import Files, FileSamples, Labelled, check_once, times_of
+from fmeco.datasets._files import Files, FileSamples, Labelled, check_once, on_disk, times_of
 
 
 class Layout(NamedTuple):
@@ -39,10 +39,10 @@ def in_table(
     whole: assign all rows to the test split.
     Raises DataError that names the row, ConfigError for an absent column.
     """
-    table = _columns.read_table(path)
-    files = _columns.column(table, layout.path_column, path)
-    labels, of_targets = _targets.target_columns(table, layout.label_column, path)
+    table = _columns.read_table(path, decode=decode_rule(known))
     folder = Path(layout.root or os.path.dirname(path) or ".")
+    files = [on_disk(folder, file) for file in _columns.column(table, layout.path_column, path)]
+    labels, of_targets = _targets.target_columns(table, layout.label_column, path)
     every = _listed(kind, files, folder, path)
     old = known.targets if known is not None else {}
     texts_of_rows = _transcripts_of(labels, layout, splitting, path) if layout.task == "text" else None

@@ -8,6 +8,7 @@ import itertools
 import operator
 import os
 import stat
+import unicodedata
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -301,6 +302,18 @@ class _Walk:
             return False
         self.trees.append(target)
         return True
+
+
+def on_disk(folder: Path | str, name: str) -> str:
+    """Return a relative path as the file system spells it: with slashes for backslashes, or in another Unicode form.
+
+    If no spelling exists, the path stays as it is.
+    """
+    if name.isascii() and "\\" not in name:
+        return name
+    forward = name.replace("\\", "/")
+    spellings = (name, forward, *(unicodedata.normalize(form, forward) for form in ("NFC", "NFD")))
+    return next((spelled for spelled in spellings if os.path.lexists(os.path.join(folder, spelled))), name)
 
 
 def check_once(files: Sequence[str], where: str) -> None:

@@ -16,6 +16,7 @@ from fmeco.datasets._series import Series
 from fmeco.datasets._time_formats import zone_of
 
 HINT = "dataset.fill: forward repeats the value before, interpolate draws a line to the value after, none counts each row as one step"
+MOST = 10  # rows after filling, per row before: with more, a time is more likely wrong
 NO_GRID = "make the steps equal, or set dataset.fill: none, which counts each row as one step"
 
 
@@ -67,7 +68,7 @@ def regular(
             notes.append(f"{clean(path)}: the steps{whose} are {grid}, and those of the checkpoint's data {expected}")
         made.append(s._replace(grid=grid))
         if told and grid is not None and fill != "none":
-            made[-1] = _with_absent_rows(made[-1], grid, fill, first)
+            made[-1] = _with_absent_rows(made[-1], grid, fill, first, told)
         shared.setdefault(id(s.times), made[-1])
     return made, notes
 
@@ -128,11 +129,17 @@ def _told(series: Series, grid: Grid | None, path: str, whose: str) -> str:
     return f"{clean(path)}: {told} between {clean(series.times[at], 40)} and {clean(series.times[at + 1], 40)} {rows}"
 
 
-def _with_absent_rows(series: Series, grid: Grid, fill: str | None, before: Series | None) -> Series:
-    """Insert the rows that are absent from a grid. before: a series of the same times that has them already."""
+def _with_absent_rows(series: Series, grid: Grid, fill: str | None, before: Series | None, told: str) -> Series:
+    """Insert the rows that are absent from a grid.
+
+    before: a series of the same times that has them already.
+    told: the message on its gaps. Raises DataError with it if far more rows are absent than present.
+    """
     ticks, basis = series.format.ticks, _basis(series, grid)
     counts = _grids.strides(grid, basis, ticks)
     assert counts is not None
+    if counts.sum() > MOST * len(basis):
+        raise DataError(told, "correct the times: so many absent rows cannot be filled")
     place = np.concatenate([[0], counts.cumsum()])
     source = np.repeat(np.arange(len(place)), np.append(counts, 1))  # the last row before each step
     inside = np.interp(np.arange(len(source)), place, series.values)

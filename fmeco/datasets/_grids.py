@@ -69,8 +69,9 @@ def find(moments: Moments, ticks: int, dated: bool, whole_months: bool = False) 
         candidates = [*calendar, even] if whole_months or steps.min() >= 28 * DAY * ticks else [even, *weekdays]
         candidates = calendar if whole_months else candidates
     exact = [(grid, count) for grid in candidates if (count := gaps(grid, moments, ticks)) is not None]
-    if not exact and (count := gaps(even, moments, ticks, JITTER)) is not None and not whole_months:
-        exact = [(even, count)]
+    if not exact and not whole_months:
+        middle = nearest(moments, ticks, dated)
+        return middle if gaps(middle, moments, ticks, JITTER) is not None else None
     return min(exact, key=lambda found: found[1])[0] if exact else None
 
 
@@ -119,7 +120,7 @@ def following(grid: Grid, last: Any, ticks: int, count: int) -> Moments:
 
 
 def nearest(moments: Moments, ticks: int, dated: bool) -> Grid:
-    """Return the usual step of times that lie on no grid."""
+    """Return the median step of times that are not exactly regular."""
     steps = np.diff(moments)
     step = float(np.median(steps)) if len(steps) else float(ticks)
     return Grid(SECOND if dated else NUMBER, step / ticks)

@@ -226,7 +226,7 @@ def preprocessing(
     events are appended. Raises DataError if there are no items.
     """
     notes: list[str] = []
-    before: Mapping[str, Any] = known.preprocessing if known is not None and known.preprocessing else {}
+    before: Mapping[str, Any] = known.preprocessing if known is not None and "items" in known.preprocessing else {}
     items: list[str] = list(before["items"]) if before else []
     rule = decode_rule(known)
     if known is None or not known.fingerprint:

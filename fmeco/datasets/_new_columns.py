@@ -11,7 +11,19 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from fmeco.core import DataError, clean, listing
-from fmeco.datasets._numbers import EXPONENT, PLAIN, SIGN, SPACES, Cells, Notation, Rules, cells, is_missing
+from fmeco.datasets._numbers import (
+    EXPONENT,
+    PLAIN,
+    SIGN,
+    SPACES,
+    STYLES,
+    Cells,
+    Notation,
+    Rules,
+    cells,
+    is_missing,
+    without_style,
+)
 from fmeco.datasets._splits import Indices
 
 MOSTLY = 0.95  # a column with at least this share of numbers is meant to be one of numbers
@@ -95,10 +107,7 @@ def _notation(column: Column, texts: Mapping[str, int], wanted: str | None, semi
     Raises DataError for a column with several units, and for numbers that can be read in two ways.
     """
     total = sum(texts.values())
-    units: Counter[str] = Counter()
-    for text, times in texts.items():
-        if (match := _LOOSE.fullmatch(text)) is not None:
-            units[match["before"] or match["after"] or ""] += times
+    style, units = _style(texts)
     if not total or units.total() < MOSTLY * total:
         return None
     unit, times = units.most_common(1)[0]
@@ -112,7 +121,7 @@ def _notation(column: Column, texts: Mapping[str, int], wanted: str | None, semi
     commas = any("," in text for text in texts)
     every = [(".", ""), *([(",", ""), (".", ","), (",", ".")] if commas or wanted == "," else [])]
     every += [(point, group) for point in (".," if commas else ".") for group in groups]
-    tried = {one: list(map(one.plain, texts)) for one in (Notation(*pair, unit) for pair in every)}
+    tried = {one: list(map(one.plain, texts)) for one in (Notation(*pair, unit, style) for pair in every)}
     fits = {
         one: sum(times for number, times in zip(plain, texts.values(), strict=True) if number is not None)
         for one, plain in tried.items()
@@ -137,10 +146,22 @@ def _notation(column: Column, texts: Mapping[str, int], wanted: str | None, semi
     )
 
 
+def _style(texts: Mapping[str, int]) -> tuple[str, Counter[str]]:
+    """Find the style in which most cells are numbers. Returns it, and how often the numbers have each unit."""
+    found: dict[str, Counter[str]] = {}
+    for style in ("", *STYLES):
+        units = found[style] = Counter()
+        for text, times in texts.items():
+            if (match := _LOOSE.fullmatch(without_style(text, style))) is not None:
+                units[match["before"] or match["after"] or ""] += times
+    best = max(found, key=lambda style: found[style].total())  # of equal ones, the first
+    return best, found[best]
+
+
 def _odd_cells(column: Column, strange: Indices, rules: Rules) -> DataError:
     """Describe the cells of a column of numbers that are no numbers."""
     odd = list(dict.fromkeys(column.text[i].strip() for i in strange.tolist()))
-    words = json.dumps([*sorted(rules.missing - {""}), *(clean(word.lower()) for word in odd)], ensure_ascii=False)
+    words = json.dumps([clean(word.lower()) for word in (*sorted(rules.missing - {""}), *odd)], ensure_ascii=False)
     commas = any("," in text for text in odd)
     name = clean(column.name)
     is_no_number = "is not a number" if len(odd) == 1 else "are not numbers"

@@ -85,15 +85,17 @@ class Notation(NamedTuple):
     decimal: decimal point.
     thousands: separator of groups of three digits; "" = none.
     unit: currency or percent sign, before or after every number; "" = none.
+    style: one of STYLES; "" = the sign is before the number, and the exponent after e.
     """
 
     decimal: str = "."
     thousands: str = ""
     unit: str = ""
+    style: str = ""
 
     def plain(self, text: str) -> str | None:
         """Rewrite a number of this notation as a plain one, such as 1.234,5 as 1234.5; None for other cells."""
-        match = _expression(self).fullmatch(text)
+        match = _expression(self).fullmatch(without_style(text, self.style))
         if match is None:
             return None
         number = "".join(part for part in match.groups() if part)
@@ -107,16 +109,33 @@ class Notation(NamedTuple):
 
     def __str__(self) -> str:
         parts = {"decimal point": self.decimal, "thousands separator": self.thousands, "unit": self.unit}
-        return ", ".join(f"{name} '{clean(value)}'" for name, value in parts.items() if value)
+        named = [f"{name} '{clean(value)}'" for name, value in parts.items() if value]
+        return ", ".join([*named, *([STYLES[self.style][0]] if self.style else [])])
 
 
 PLAIN = Notation()
+
+# Style of numbers -> its description, and the regular expression and replacement that turn it into the usual one.
+STYLES: Mapping[str, tuple[str, str, str]] = {
+    "parentheses": ("negative numbers in parentheses", r"\((.+)\)", r"-\1"),
+    "sign after": ("the sign after the number", rf"(.+?) ?({SIGN})", r"\2\1"),
+    "fortran": ("exponents after D", r"(.+)[dD]([+-]?[0-9]+)", r"\1e\2"),
+}
+
+
+def without_style(text: str, style: str) -> str:
+    """Rewrite a number of one of STYLES with its sign in front, and its exponent after e."""
+    if not style:
+        return text
+    _, pattern, usual = STYLES[style]
+    match = re.fullmatch(pattern, text)
+    return match.expand(usual) if match is not None else text
 
 
 @functools.cache
 def _expression(notation: Notation) -> re.Pattern[str]:
     """Compile the regular expression of a notation's numbers. Its groups, joined, are the number without the unit."""
-    point, group, unit = map(re.escape, notation)
+    point, group, unit = map(re.escape, notation[:3])
     digits = f"(?:[1-9][0-9]{{0,2}}(?:{group}[0-9]{{3}})+|[0-9]+)" if group else "[0-9]+"
     number = f"(?:{digits}(?:{point}[0-9]*)?|{point}[0-9]+){EXPONENT}"
     if not unit:

@@ -77,7 +77,7 @@ def read_series(
     pattern: how the times of a checkpoint are written, which decides between two meanings.
     Returns (series, notes). Raises DataError that names the row.
     """
-    table, path = _columns.read_table(path), str(path)
+    table, path = _columns.read_table(path, decode=rule), str(path)
     read = _times.read_times(_columns.column(table, layout.time, path), path, layout.time, known=pattern)
     notes = [] if rule == 1 else _time_formats.note(read, path, layout.time)
     everything = np.arange(len(read.text))

@@ -113,6 +113,7 @@ class _Notation(Stored):
     decimal: Literal[".", ","] = "."
     thousands: Annotated[str, Field(max_length=1)] = ""
     unit: Annotated[str, Field(max_length=3)] = ""
+    style: Literal["", "parentheses", "sign after", "fortran"] = ""
 
 
 class _TablePreprocessing(Stored):

@@ -294,9 +294,25 @@ def _multilabel(
         raise ConfigError("dataset.classes: classes cannot be chosen for multilabel data", "leave the key out")
     sets = [[part.strip() for part in label.split(layout.separator) if part.strip()] for label in labels]
     _, _, names, notes = _classes.encode([label for row in sets for label in row], None, known, column.where)
+    if known is None and (note := _other_separator(labels, layout.separator, len(names))):
+        notes.append(f"{column.where}: {note}")
     position = {name: code for code, name in enumerate(names)}
     full = torch.full((len(column.text), len(names)), math.nan)
     for row, row_labels in zip(labelled, sets, strict=True):
         full[row] = 0.0
         full[row, [position[label] for label in row_labels]] = 1.0
     return full, Target("multilabel", names), notes
+
+
+def _other_separator(labels: Sequence[str], separator: str, classes: int) -> str:
+    """Describe another character that seems to separate the labels of a cell; "" if there is none."""
+    if any(separator in label for label in labels):
+        return ""
+    for char in ",;|/ ":
+        names = {part.strip() for label in labels for part in label.split(char) if part.strip()}
+        if 5 * sum(char in label for label in labels) > len(labels) and 2 * len(names) <= classes:
+            return (
+                f"no cell holds the separator '{clean(separator)}', and with '{char}' there would be {len(names)} classes instead of "
+                f"{classes}: dataset.separator: '{char}'"
+            )
+    return ""

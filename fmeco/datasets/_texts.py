@@ -27,12 +27,14 @@ from fmeco.core import (
     listing,
     same_modality,
 )
-from fmeco.datasets import _columns, _splits, _targets
-from fmeco.datasets._documents import SUFFIXES, Documents, Layout, first_line, given_documents, read_documents
+from fmeco.datasets import _columns, _splits, _targets, _text_files
+from fmeco.datasets._documents import SUFFIXES, Documents, Layout, given_documents, read_documents
 from fmeco.datasets._numbers import Rules
 from fmeco.datasets._splits import Indices
 from fmeco.datasets._tokens import Packed, Wanted, encode, library, load, pieces, preprocessing, separator_id
 from fmeco.nn.ids import numbering
+
+_BLANK = " \t\n\r\u00a0\u00ad\u200b\ufeff"  # spaces, and characters without a shape
 
 
 class Texts(Samples):
@@ -107,6 +109,7 @@ def build_texts(
             names=documents.names,
         )
     kept, codes, notes = targets.kept, targets.codes, targets.notes
+    notes += _empty(documents, kept, where)
     # Texts are split by a hash of their content, so moving the file or adding lines moves no text to another split.
     chosen = [documents.texts[i] for i in kept.tolist()]
     groups = [documents.groups[i] for i in kept.tolist()] if documents.groups is not None else None
@@ -143,6 +146,12 @@ def build_texts(
     return Data(spec, made.get("train"), made.get("val"), made.get("test"), notes=tuple(notes))
 
 
+def _empty(documents: Documents, kept: Indices, where: str) -> list[str]:
+    """Return a note on texts without a visible character."""
+    blank = [documents.names[i] for i in kept.tolist() if not documents.texts[i].strip(_BLANK)]
+    return [f"{where}: {len(blank):,} texts are empty: {listing(blank)}"] if blank else []
+
+
 def _with_validation(
     parts: dict[str, Indices], texts: Sequence[str], codes: Indices, groups: Sequence[str] | None, splitting: Splitting
 ) -> dict[str, Indices]:
@@ -170,7 +179,7 @@ def read(spec: DataSpec, sources: Sequence[str | Given]) -> Samples:
             texts += documents.texts
             names += documents.names
         elif os.path.exists(source):
-            if prep["columns"] is not None and not all(name in first_line(source) for name in layout.texts):
+            if prep["columns"] is not None and not all(name in _text_files.first_line(source) for name in layout.texts):
                 layout = layout._replace(columns=tuple(prep["columns"]))
             documents = read_documents(source, layout)
             texts += documents.texts

@@ -70,7 +70,7 @@ def build(
     others = {"split_column": split_column, "group_split": group_split, "split": splitting.split}
     if time is not None and (rivals := [key for key, value in others.items() if value is not None]):
         raise ConfigError(f"dataset.time and {listing(rivals)} both define the splits: set only one of them")
-    table = _columns.read_table(path)
+    table = _columns.read_table(path, decode=decode_rule(known))
     labels, of_targets = _targets.target_columns(table, target, path)
     targets = list(of_targets.values())
     numbered, notes = _columns.row_numbers(table), list[str]()
@@ -136,7 +136,8 @@ def read(spec: DataSpec, sources: Sequence[str | Given]) -> Samples:
             table, said = _tables.match_columns(_columns.passed(source), spec.preprocessing, str(source))
             table = _tables.as_spelled(table, spec.preprocessing, rules)
         else:
-            table, said = _tables.match_columns(_columns.read_table(source), spec.preprocessing, source)
+            read = _columns.read_table(source, decode=spec.decode)
+            table, said = _tables.match_columns(read, spec.preprocessing, source)
         notes += said
         names += _columns.row_names(source, len(next(iter(table.values()))))
         for name, values in table.items():

@@ -24,11 +24,10 @@ from fmeco.core import (
     clean,
     decode_rule,
 )
-from fmeco.datasets import _files, _groups, _images, _splits
+from fmeco.datasets import _files, _groups, _images, _splits, _text_files
 from fmeco.datasets.image_folder import SUFFIXES as IMAGES
 from fmeco.datasets.image_folder import read as read
 from fmeco.datasets.image_folder import suffixes
-from fmeco.files import regular
 
 MODALITY = "image"
 
@@ -71,21 +70,19 @@ def _list_files(path: str, notes: list[str], known: DataSpec | None) -> _files.F
         return _files.scan(_images.ImageFiles, suffixes(known), Path(path), notes, rule=decode_rule(known))
     if path.lower().endswith(".txt"):
         root = os.path.dirname(path) or "."
-        try:
-            with open(path, encoding="utf-8-sig", opener=regular) as file:
-                lines = file.read().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{clean(path)}: cannot be read: {clean(error)}") from None
-        listed = [line.strip() for line in lines if line.strip()]
+        lines = enumerate(_text_files.read_text(path).split("\n"), 1)
+        numbered = [(number, line.strip()) for number, line in lines if line.strip()]
     elif glob.has_magic(path):
         root = os.path.dirname(path[: min(path.find(c) for c in "*?[" if c in path)]) or "."
         inside = glob.iglob(path, recursive=True)
-        listed = sorted(os.path.relpath(file, root) for file in inside if file.lower().endswith(suffixes(known)))
+        paths = sorted(os.path.relpath(file, root) for file in inside if file.lower().endswith(suffixes(known)))
+        numbered = list(enumerate(paths, 1))
     else:
         raise ConfigError(f"dataset.path: {clean(path)}: no such folder, and not a pattern or .txt file")
+    listed = [_files.on_disk(root, name) for _, name in numbered]
     _files.check_once(listed, path)
     status = []
-    for number, name in enumerate(listed, 1):
+    for (number, _), name in zip(numbered, listed, strict=True):
         try:
             status.append(os.stat(os.path.join(root, name)))
         except OSError as error:

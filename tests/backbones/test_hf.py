@@ -390,7 +390,8 @@ def test_a_waveform_is_what_the_librarys_feature_extractor_makes() -> None:
         for i in range(len(data.train)):
             raw, rate = soundfile.read(f"t/{data.train.name(i)}", dtype="float32")
             wave = data.train[i]["waveform"]
-            same(wave, torch.tensor(extract(raw, sampling_rate=rate).input_values[0]))
+            without_offset = raw - raw.mean()
+            same(wave, torch.tensor(extract(without_offset, sampling_rate=rate).input_values[0]))
             assert bool(wave.ne(0).all())
             lengths.append(len(wave))
         assert max(lengths) > 2400

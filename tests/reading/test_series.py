@@ -264,7 +264,10 @@ def test_other_steps_than_in_training_are_told() -> None:
 def test_times_that_are_off_by_less_than_a_tenth_of_a_step_are_regular() -> None:
     rng = np.random.default_rng(0)
     times = [START + timedelta(minutes=i, seconds=float(rng.uniform(-1, 1))) for i in range(40)]
-    assert series([f"{time:%Y-%m-%d %H:%M:%S.%f}" for time in times]).spec.sizes["train"] > 0
+    data = series([f"{time:%Y-%m-%d %H:%M:%S.%f}" for time in times])
+    assert data.spec.preprocessing["times"]["step"] == pytest.approx(60, abs=1)
+    (found,) = ahead(data.spec, "t.csv", 1)
+    assert abs(datetime.fromisoformat(found) - times[-1] - timedelta(minutes=1)) < timedelta(seconds=1)
 
 
 # ---------------------------------------------------------------- gaps
@@ -312,6 +315,17 @@ def test_gaps_are_filled_as_the_key_says(skip: Sequence[int], fill: str) -> None
     note = next(note for note in data.notes if "gaps in time" in note)
     assert ("each row counts as one step" if fill == "none" else f"filled: {fill}") in note
     assert ahead(data.spec, "t.csv", 1) == ["2023-01-03 16:00"]
+
+
+@pytest.mark.situation("a time of another century", "refused by name")
+@pytest.mark.parametrize("fill", [None, "forward", "interpolate"])
+def test_a_gap_of_decades_is_not_filled(fill: str | None) -> None:
+    times = ["1970-01-01 00:00:00", *every("HOURLY", START, 40)]
+    with pytest.raises(
+        DataError, match=r"between 1970-01-01 00:00:00 and 2023-01-02 00:00:00 \(rows 2 and 3\)"
+    ) as caught:
+        series(times, fill=fill)
+    assert ("dataset.fill" if fill is None else "correct the times") in caught.value.hints[0]
 
 
 @pytest.mark.situation("holidays among business days", "refused by name")
