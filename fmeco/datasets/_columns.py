@@ -46,9 +46,17 @@ def has_semicolons(path: str) -> bool:
 
 
 def passed(rows: Given) -> dict[str, list[Any]]:
-    """Return the columns of rows that were passed in Python. Raises DataError if there are no rows."""
+    """Return the columns of rows that were passed in Python. Raises DataError for no rows, and for cells that are no cells."""
     if not any(rows.value.values()):
         raise DataError(f"{rows}: no rows")
+    if strange := [
+        name
+        for name, cells in rows.value.items()
+        if any(hasattr(cell, "__len__") and not isinstance(cell, str) for cell in cells)
+    ]:
+        raise DataError(
+            f"{rows}: the column {listing(strange)} holds lists, structures or bytes, and not text or numbers"
+        )
     return {name.strip(): values for name, values in rows.value.items()}
 
 

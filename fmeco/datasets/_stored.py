@@ -159,6 +159,7 @@ class _EventPreprocessing(Stored):
     item: str
     time: str
     columns: list[str] | None
+    missing: list[str] = []
     times: str = ""
 
 
@@ -208,6 +209,7 @@ class _SeriesPreprocessing(Stored):
     id: str | None
     value: str | None
     missing: Literal["error", "previous"]
+    missing_words: list[str] = []
     fill: Literal["forward", "interpolate", "none"] | None = None
     times: _Times | None = None
     context: Size

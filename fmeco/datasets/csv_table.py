@@ -136,9 +136,8 @@ def read(spec: DataSpec, sources: Sequence[str | Given]) -> Samples:
             table, said = _tables.match_columns(_columns.passed(source), spec.preprocessing, str(source))
             table = _tables.as_spelled(table, spec.preprocessing, rules)
         else:
-            table, said = _tables.match_columns(
-                _columns.read_table(source, decode=spec.decode), spec.preprocessing, source
-            )
+            read = _columns.read_table(source, decode=spec.decode)
+            table, said = _tables.match_columns(read, spec.preprocessing, source)
         notes += said
         names += _columns.row_names(source, len(next(iter(table.values()))))
         for name, values in table.items():

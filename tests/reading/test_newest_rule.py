@@ -45,6 +45,9 @@ MOMENTS = [DAY + datetime.timedelta(days=i, hours=i % 24) for i in range(60)]
 COLUMNS: Mapping[str, tuple[list[str], list[Any]]] = {
     "price": ([f"1.{i:03},5 €" for i in range(60)], [1000.5 + i for i in range(60)]),
     "share": ([f"{i},25%" for i in range(60)], [i + 0.25 for i in range(60)]),
+    "balance": ([f"({i})" if i % 2 else str(i) for i in range(60)], [-i if i % 2 else i for i in range(60)]),
+    "after": ([f"{i}-" if i % 2 else str(i) for i in range(60)], [-i if i % 2 else i for i in range(60)]),
+    "fortran": ([f"{i}.5D-02" for i in range(60)], [(i + 0.5) / 100 for i in range(60)]),
     "gaps": ([str(i) if i % 7 else "-999" for i in range(60)], [float(i) if i % 7 else -999.0 for i in range(60)]),
     "day": ([f"{m:%d.%m.%Y %H:%M}" for m in MOMENTS], MOMENTS),
     "us_day": ([f"{m:%m/%d/%Y}" for m in MOMENTS], [m.date() for m in MOMENTS]),
@@ -376,3 +379,12 @@ def test_texts_of_several_columns_in_python_are_joined() -> None:
     spec = made("documents").spec
     rows = [json.loads(line) for line in Path("t.jsonl").read_text().splitlines()]
     assert same(inputs_of(spec, rows), inputs_of(spec, "t.jsonl"))
+
+
+@pytest.mark.situation("lists, structures or bytes as cells in Python", "refused by name")
+@pytest.mark.parametrize("cell", [["a"], {"a": 1}, b"a", np.zeros(2), ()], ids=str)
+@pytest.mark.parametrize("name", ["table", "documents", "events"])
+def test_cells_that_are_no_cells_are_refused(name: str, cell: Any) -> None:
+    spec = made(name).spec
+    with pytest.raises(DataError, match="inputs: the column text holds lists, structures or bytes"):
+        inputs_of(spec, [{"text": cell, "title": "t", "time": 1}])
