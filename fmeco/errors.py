@@ -99,12 +99,24 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 # C0 and C1 control characters, and the BiDi overrides that make a terminal reorder text.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_CONTROLS = "\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069"
+_CONTROL = re.compile(f"[{_CONTROLS}]")
+_NOT_IN_JSON = re.compile(f"[{_CONTROLS}\ud800-\udfff]")  # also halves of surrogate pairs, which UTF-8 cannot hold
+
+
+def escaped(text: str) -> str:
+    """Make text safe to print: escape control and BiDi characters, which could rewrite what a terminal shows."""
+    return _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", readable(text))
+
+
+def escaped_json(text: str) -> str:
+    """Make JSON safe to print: escape the same characters as JSON does, so that its values stay the same."""
+    return _NOT_IN_JSON.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
 
 
 def clean(text: object, limit: int = 500) -> str:
     """Make text from a file safe to print: escape control and BiDi characters, cut after `limit` characters."""
-    shown = _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", readable(str(text)))
+    shown = escaped(str(text))
     return shown if len(shown) <= limit else shown[:limit] + "…"
 
 

@@ -7,12 +7,14 @@ import logging
 import sys
 from collections.abc import Iterator
 
+from fmeco.errors import escaped
+
 logger = logging.getLogger("fmeco")
 
 
 def say(message: str) -> None:
     """Print a line for the user, above any progress bar of the terminal, and add it to run.log."""
-    logger.info(message)
+    logger.info(escaped(message))
 
 
 class _Terminal(logging.Handler):

@@ -9,7 +9,8 @@ from torch import Tensor
 from fmeco.assembly.stages import RunData, RunSource
 from fmeco.config.run_config import RunConfig
 from fmeco.config.sections import size
-from fmeco.core.data import Data, DataSpec, same_modality
+from fmeco.core.data import Data, DataSpec
+from fmeco.core.modality import same_modality
 from fmeco.core.target import known
 from fmeco.data.decoded_cache import decoded
 from fmeco.data.subset import fraction

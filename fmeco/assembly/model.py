@@ -76,7 +76,7 @@ def _origin(run_source: RunSource, report: Report | None) -> Origin:
     """Record where the weights come from; for a resumed run, as its checkpoint does."""
     resumed, source = run_source.resumed, None if report is None else run_source.source
     if resumed is not None:
-        return Origin(list(resumed.manifest["parents"]), resumed.meta["transplant"], resumed.meta.get("licence"))
+        return Origin(list(resumed.manifest["parents"]), resumed.meta["transplant"], resumed.meta["licence"])
     parents = [source.checkpoint.id] if source is not None and source.checkpoint is not None else []
     parents += [teacher.id for teacher in run_source.teachers.values() if teacher.id is not None]
     return Origin(parents, report.to_json() if report is not None else None, source.licence if source else None)

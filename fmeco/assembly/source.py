@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 
 from fmeco.assembly.stages import RunSource
 from fmeco.checkpoints import refs, transplant
 from fmeco.checkpoints.format import Checkpoint
-from fmeco.config.check import choose
 from fmeco.config.run_config import Choice, RunConfig
 from fmeco.core.data import DataSpec
 from fmeco.core.model import Backbone, Objective, Teacher
@@ -30,7 +30,7 @@ def read_source(config: RunConfig, ranks: Ranks, backbone: Backbone | None, resu
     teachers = _teachers(config.objective, resumed)
     known: DataSpec | None
     if resumed is not None:  # the data is read as it was before the run was stopped
-        known = resumed.spec
+        known = refs.spec_of(resumed)
     else:  # without a source, a student gets the same inputs as its teacher
         prepared = [source.spec] if source is not None else [loaded.spec for loaded in teachers.values()]
         known = prepared[0].preprocessing_only() if prepared else None
@@ -43,7 +43,7 @@ def _source(ref: str | None, section: Choice | None, own_backbone: Backbone | No
     weights = _weights(section)
     if ref is not None and own_backbone is not None:
         saved = refs.find_checkpoint(ref)
-        return refs.Source(ref, None, saved.tensors("backbone"), saved.spec, saved, saved.meta.get("licence"))
+        return refs.Source(ref, None, saved.tensors("backbone"), refs.spec_of(saved), saved, saved.meta["licence"])
     if ref is not None:
         return refs.resolve(ref, section)
     if section is None or weights is None:
@@ -76,13 +76,13 @@ def teacher(ref: str) -> Teacher:
     """Load a trained model as a frozen teacher. Raises the errors of `refs.resolve`."""
     source = refs.resolve(ref, None)
     assert source.backbone is not None, "resolve names one"
-    backbone: Backbone = source.backbone.build(spec=source.spec)
     saved, objective = source.checkpoint, None
+    with contextlib.nullcontext() if saved is None else refs.rebuilding(saved):
+        backbone: Backbone = source.backbone.build(spec=source.spec)
     if saved is not None:
         refs.check_needs(saved, ref, "objectives")
-        loaded: Objective = choose("objective", saved.meta["config"]["objective"]).build(
-            backbone=backbone, spec=source.spec
-        )
+        with refs.rebuilding(saved):
+            loaded: Objective = refs.section_of(saved, "objective").build(backbone=backbone, spec=source.spec)
         transplant.load_objective(loaded, saved)
         objective = loaded
     else:

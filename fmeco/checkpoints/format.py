@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -26,14 +27,15 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
 
-from fmeco.core.data import DataSpec
+from fmeco.checkpoints import schema
+from fmeco.core.data import DECODE_RULE, DataSpec
 from fmeco.errors import CheckpointError, clean, listing
 from fmeco.files import regular
 
 FORMAT = 1
 # format number -> pure function that turns its meta.json into that of the next format
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
-MANIFEST, META = "manifest.json", "meta.json"
+MANIFEST, META, TRAINER = "manifest.json", "meta.json", "trainer.json"
 _DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
 _NAME = re.compile(r"[A-Za-z0-9_.\-/:\[\]]{1,300}")
 STEP = re.compile(r"step-(\d{8,})")  # name of a checkpoint directory
@@ -68,7 +70,10 @@ class Checkpoint:
     @property
     def spec(self) -> DataSpec:
         """Return the description of the data. Raises CheckpointError if it is not valid."""
-        return DataSpec.from_json(self.meta["spec"])
+        try:
+            return DataSpec.from_json(self.meta["spec"])
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.path / META}: spec: {error.message}", *error.hints) from None
 
     def tensors(self, stem: str) -> dict[str, Tensor]:
         """Read the named tensors of STEM.safetensors. Verifies the hash before parsing. Raises CheckpointError."""
@@ -76,17 +81,21 @@ class Checkpoint:
         tensors = unpack(_verified(self.path, name, self.manifest), self.path / name)
         for alias, original in self.meta.get("aliases", {}).items():
             if alias.startswith(f"{stem}/"):
-                tensors[alias.removeprefix(f"{stem}/")] = tensors[original.removeprefix(f"{stem}/")]
+                if (stored := original.removeprefix(f"{stem}/")) not in tensors:
+                    raise CheckpointError(
+                        f"{self.path / META}: aliases: {clean(alias)} is another name of {clean(original)}, which {name} lacks"
+                    )
+                tensors[alias.removeprefix(f"{stem}/")] = tensors[stored]
         return tensors
 
     def trainer(self) -> dict[str, Any]:
         """Read trainer.json. Raises CheckpointError if the checkpoint has no training state."""
-        if "trainer.json" not in self.manifest["files"] or not (self.path / "trainer.json").exists():
+        if TRAINER not in self.manifest["files"] or not (self.path / TRAINER).exists():
             raise CheckpointError(
                 f"{self.path} holds no training state (a copy made for sharing?): it can be used, but not resumed"
             )
-        state = json.loads(_verified(self.path, "trainer.json", self.manifest))
-        assert isinstance(state, dict)
+        state = _json(_verified(self.path, TRAINER, self.manifest), self.path / TRAINER)
+        schema.check(schema.Trainer, state, self.path / TRAINER)
         return state
 
 
@@ -94,32 +103,44 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """Open a checkpoint directory and check its manifest and meta.json. Raises CheckpointError that names a bad file."""
     path = Path(path)
     raw = _read_file(path / MANIFEST, limit=1 << 20)
-    try:
-        manifest = json.loads(raw)
-        files = manifest["files"]
-        if not isinstance(manifest["format"], int) or not all(isinstance(id_, str) for id_ in manifest["parents"]):
-            raise TypeError("format")
-        for name, entry in files.items():
-            unsafe = "/" in name or name.startswith(".")
-            if unsafe or not isinstance(entry["size"], int) or not isinstance(entry["sha256"], str):
-                raise ValueError(name)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    manifest = _json(raw, path / MANIFEST)
+    number = manifest.get("format")
+    if type(number) is int and number > FORMAT:
         raise CheckpointError(
-            f"{path / MANIFEST} is not a valid manifest: {path} is not an fmeco checkpoint, or was modified"
-        ) from None
-    if manifest["format"] > FORMAT:
-        raise CheckpointError(
-            f"{path} has format {manifest['format']} of a newer fmeco; this version reads formats up to {FORMAT}",
+            f"{path} has format {clean(number, 20)} of a newer fmeco; this version reads formats up to {FORMAT}",
             "pip install --upgrade fmeco",
         )
+    schema.check(schema.Manifest, manifest, path / MANIFEST)
+    meta = _json(_verified(path, META, manifest), path / META)
+    for number in range(manifest["format"], FORMAT):
+        meta = MIGRATIONS[number](meta)
+    schema.check(schema.Meta, meta, path / META)
+    opened = Checkpoint(path, hashlib.sha256(raw).hexdigest(), meta, manifest)
+    if opened.spec.decode > DECODE_RULE:
+        raise CheckpointError(
+            f"{path} decodes inputs by rule {opened.spec.decode} of a newer fmeco; this version knows {DECODE_RULE} rules",
+            "pip install --upgrade fmeco",
+        )
+    return opened
+
+
+def _json(body: bytes, path: Path) -> dict[str, Any]:
+    """Parse a JSON object in a file of a checkpoint. Raises CheckpointError, also for NaN and infinity."""
+
+    def finite(text: str) -> float:
+        if not math.isfinite(number := float(text)):
+            raise ValueError(f"{clean(text, 40)} is not a finite number")
+        return number
+
     try:
-        meta = json.loads(_verified(path, META, manifest))
-        for number in range(manifest["format"], FORMAT):
-            meta = MIGRATIONS[number](meta)
-        meta["spec"], meta["config"], meta["step"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise CheckpointError(f"{path / META} is not valid: expected JSON with spec, config and step") from None
-    return Checkpoint(path, hashlib.sha256(raw).hexdigest(), meta, manifest)
+        value = json.loads(body, parse_float=finite, parse_constant=finite)
+        if not isinstance(value, dict):
+            raise ValueError("expected a mapping")
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} is not valid JSON: {clean(error, 80)}; {path.parent} is not an fmeco checkpoint, or was modified"
+        ) from None
+    return value
 
 
 def verify(checkpoint: Checkpoint) -> None:
@@ -135,7 +156,7 @@ def newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
         try:
             checkpoint = open_checkpoint(path)
             verify(checkpoint)
-            if "trainer.json" in checkpoint.manifest["files"]:
+            if TRAINER in checkpoint.manifest["files"]:
                 return checkpoint
         except CheckpointError as error:
             say(f"skipping a damaged checkpoint: {error.message}")
@@ -160,7 +181,7 @@ def _read_file(path: Path, limit: int) -> bytes:
     """Read at most `limit` + 1 bytes of a regular file; one byte too many shows the caller that it is too long."""
     try:
         with open(path, "rb", opener=lambda name, flags: regular(name, flags | os.O_NOFOLLOW)) as file:
-            return file.read(limit + 1)
+            return file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent} is not a complete checkpoint: {path.name} is missing") from None
     except OSError as error:

@@ -14,14 +14,15 @@ from torch import Tensor
 
 from fmeco.checkpoints import foreign, pointers
 from fmeco.checkpoints import format as checkpoint
+from fmeco.checkpoints.schema import HINT, check
 from fmeco.config.check import choose
 from fmeco.config.parser import peek
 from fmeco.config.run_config import PLUGIN_SECTIONS, Choice
 from fmeco.core.data import DECODE_RULE, DataSpec
 from fmeco.core.model import Published
-from fmeco.data.spec_reader import show_preprocessing
+from fmeco.data.spec_reader import reader_module, show_preprocessing
 from fmeco.download import fetch
-from fmeco.errors import CheckpointError, ConfigError, clean, listing, nearest
+from fmeco.errors import CheckpointError, ConfigError, FmecoError, clean, known_errors, listing, nearest
 from fmeco.files import absence
 from fmeco.log import say
 from fmeco.plugins.registry import plugins, require
@@ -94,8 +95,49 @@ def find_checkpoint(ref: str | Path) -> checkpoint.Checkpoint:
 
 def check_needs(saved: checkpoint.Checkpoint, ref: str | Path, *kinds: str) -> None:
     """Raise ConfigError if a plug-in of these kinds that the checkpoint needs is missing."""
-    needs = (str(need).partition("/") for need in saved.meta.get("needs", []))
+    needs = (str(need).partition("/") for need in saved.meta["needs"])
     require(clean(ref), [(kind, name) for kind, _, name in needs if kind in kinds])
+
+
+def spec_of(saved: checkpoint.Checkpoint) -> DataSpec:
+    """Return the data description of a checkpoint, checked by the dataset plug-in that reads it. Raises CheckpointError."""
+    spec = saved.spec
+    try:
+        declared = getattr(reader_module(spec), "SPEC", None)
+    except ConfigError:  # the plug-in is not loaded, so it is not used either
+        declared = None
+    if declared is not None:
+        check(declared, saved.meta["spec"], saved.path / checkpoint.META, "spec")
+    return spec
+
+
+def section_of(saved: checkpoint.Checkpoint, name: str) -> Choice:
+    """Check the section of a plug-in in a checkpoint's config. Raises CheckpointError that names the wrong keys."""
+    try:
+        return choose(name, saved.meta["config"][name])
+    except ConfigError as error:
+        raise CheckpointError(f"{saved.path / checkpoint.META}: config: {error.message}", *error.hints) from None
+
+
+@contextlib.contextmanager
+def rebuilding(saved: checkpoint.Checkpoint) -> Iterator[None]:
+    """Turn a failure to build the model of a checkpoint, within the context, into a CheckpointError.
+
+    Errors that fmeco names already stay as they are, and so do all errors if the model needs plug-ins of others.
+    """
+    try:
+        with known_errors():
+            yield
+    except FmecoError:
+        raise
+    except Exception as error:
+        if saved.meta["needs"]:
+            raise
+        raise CheckpointError(
+            f"{saved.path / checkpoint.META}: no model can be built from its config and spec: "
+            f"{type(error).__name__}: {clean(error, 200)}",
+            HINT,
+        ) from error
 
 
 def check_run(run: Path) -> None:
@@ -171,17 +213,17 @@ def _saved(ref: str, backbone: Choice | None) -> Source:
     raw = saved.meta["config"].get("backbone")
     if raw is None:
         raise CheckpointError(
-            f"{clean(ref)} was made with a backbone given in Python: {saved.meta.get('needs')}",
+            f"{clean(ref)} was made with a backbone given in Python: {listing(saved.meta['needs'])}",
             "pass it again: fmeco.finetune(..., backbone=...)",
         )
-    chosen = choose("backbone", raw)
+    chosen = section_of(saved, "backbone")
     if backbone is not None and (backbone.spelled != chosen.spelled or _structure(backbone) != _structure(chosen)):
         raise ConfigError(
             f"the config's backbone ({backbone.spelled} {dict(backbone.options)}) contradicts the checkpoint's "
             f"({chosen.spelled} {dict(chosen.options)})",
             "remove `backbone:` from the config: the checkpoint's is used",
         )
-    return Source(str(ref), chosen, saved.tensors("backbone"), saved.spec, saved, saved.meta.get("licence"))
+    return Source(str(ref), chosen, saved.tensors("backbone"), spec_of(saved), saved, saved.meta["licence"])
 
 
 def published(backbone: Choice, weights: str) -> Source:

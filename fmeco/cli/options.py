@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import io
 import json
 import os
 import sys
@@ -17,7 +18,7 @@ import typer
 
 from fmeco.cli.signals import INTERRUPTED
 from fmeco.cli.signals import signals as signals
-from fmeco.errors import ConfigError, Elsewhere, FmecoError, Stopped, clean
+from fmeco.errors import ConfigError, Elsewhere, FmecoError, Stopped, clean, escaped, escaped_json
 from fmeco.files import DISK_ERRNOS, disk_error
 
 Sets = Annotated[
@@ -107,6 +108,8 @@ def _answer(
     launch.keep_memory()
     rank = launch.place().rank
     to_terminal(quiet=rank > 0)  # only rank 0 prints
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what the terminal's encoding lacks is shown as an escape
+        sys.stdout.reconfigure(errors="backslashreplace")
     with _failures(rank, json_mode, debug, plugin_files):
         signals.answered = True
         from fmeco.plugins import registry
@@ -118,10 +121,29 @@ def _answer(
             if rank > 0:
                 return
             if json_mode:
-                print(json.dumps(result, ensure_ascii=False, allow_nan=False, default=str))
+                print(escaped_json(json.dumps(result, ensure_ascii=False, allow_nan=False, default=str)))
             elif show is not None:
-                show(result)
+                with contextlib.redirect_stdout(Printable(sys.stdout)) if on_terminal() else contextlib.nullcontext():
+                    show(result)
             print(end="", flush=True)  # a full disk shows here, not after the exit code is decided
+
+
+def on_terminal() -> bool:
+    """Tell whether stdout is a terminal, not a pipe or file, which get text unchanged."""
+    return sys.stdout is not None and sys.stdout.isatty()  # None if it is closed
+
+
+class Printable(io.TextIOBase):
+    """Write text to a terminal, with control characters escaped: a file's text could rewrite what the terminal shows."""
+
+    def __init__(self, terminal: TextIO) -> None:
+        self.terminal = terminal
+
+    def write(self, text: str) -> int:
+        return self.terminal.write(escaped(text.replace("\r\n", "\n")))
+
+    def flush(self) -> None:
+        self.terminal.flush()
 
 
 @contextlib.contextmanager
@@ -188,7 +210,7 @@ def _outside(error: BaseException) -> str:
 def _fail(exit_code: int, code: str, message: str, hints: Sequence[str], json_mode: bool) -> NoReturn:
     """Print an error with its hints, as JSON too if asked, and exit."""
     hints = [hint for hint in hints if hint]
-    error = {"error": {"code": code, "message": message, "hints": hints}}
+    error = {"error": {"code": code, "message": escaped(message), "hints": [escaped(hint) for hint in hints]}}
     print_all(json.dumps(error, ensure_ascii=False) if json_mode else "", sys.stdout)
     lines = message.splitlines()
     head = "stopped" if code == Stopped.code else "error"
@@ -196,7 +218,7 @@ def _fail(exit_code: int, code: str, message: str, hints: Sequence[str], json_mo
         f"{head}: {lines[0]}" if len(lines) == 1 else f"{head}:\n" + "\n".join(f"  {line}" for line in lines),
         *(f"  hint: {hint}" for hint in hints),
     ]
-    print_all("\n".join(parts), sys.stderr)
+    print_all(escaped("\n".join(parts)), sys.stderr)
     raise typer.Exit(exit_code)
 
 

@@ -5,14 +5,14 @@ All mistakes are reported at once, each with its file, line, key and the nearest
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from fmeco.config.explain import explain, shown
 from fmeco.config.parser import Marks
 from fmeco.config.run_config import PLUGIN_SECTIONS, TOP_KEYS, Choice, RunConfig, Stage
 from fmeco.config.sections import SECTIONS, Carry
@@ -57,7 +57,7 @@ class Check:
             self.say(("from",), "expected text: a run, a checkpoint, a file or SOURCE/ARCH@WEIGHTS")
         seed = tree.get("seed", 0)
         if type(seed) is not int or not 0 <= seed < 2**31:
-            self.say(("seed",), f"expected a whole number from 0 to 2147483647, got {_shown(seed)}")
+            self.say(("seed",), f"expected a whole number from 0 to 2147483647, got {shown(seed)}")
         transfer = dict(self._mapping(tree, "transfer"))
         common = {key: transfer.pop(key) for key in Carry.model_fields if key in transfer}
         carry = self._section(Carry, common, ("transfer",))
@@ -86,7 +86,7 @@ class Check:
         if isinstance(value, str) and section == "transfer":
             return {"strategy": value}
         if not isinstance(value, Mapping):
-            self.say((section,), f"expected a section of keys, got {_shown(value)}")
+            self.say((section,), f"expected a section of keys, got {shown(value)}")
             return {}
         return value
 
@@ -108,7 +108,7 @@ class Check:
         if isinstance(value, str):
             value = {word: value}
         if not isinstance(value, Mapping):
-            self.say(path, f"expected a name or a section of keys, got {_shown(value)}")
+            self.say(path, f"expected a name or a section of keys, got {shown(value)}")
             return None
         name = value.get(word, default)
         if not isinstance(name, str):
@@ -149,7 +149,7 @@ class Check:
             return model.model_validate(dict(raw))
         except ValidationError as error:
             more_keys = Carry.model_fields if path == ("transfer",) else ()
-            for place, message in _explain(error, model, raw, more_keys):
+            for place, message in explain(error, model, raw, more_keys):
                 self.say((*path, *place), message)
             return None
 
@@ -157,86 +157,6 @@ class Check:
 def _name_of(dataset: Choice | None) -> str:
     """Name a run after its dataset."""
     return Path(str(dataset.options.get("path") or dataset.arch or dataset.name)).stem if dataset is not None else "run"
-
-
-_WANTED = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "string_type": "text",
-    "bool_type": "true or false",
-    "list_type": "a list",
-    "dict_type": "a mapping {key: value}",
-    "none_required": "null",
-    "finite_number": "a finite number",
-    "mapping_type": "a mapping {key: value}",
-    "tuple_type": "a list",
-}
-
-
-def _explain(
-    error: ValidationError, model: type[BaseModel], raw: Mapping[str, Any], more_keys: Iterable[str]
-) -> Iterable[tuple[tuple[Any, ...], str]]:
-    """Yield (path of a key, message) for pydantic's errors. Joins the errors of a union's members with "or".
-
-    more_keys: valid keys of the section that the model lacks.
-    """
-    grouped: dict[tuple[Any, ...], list[Any]] = {}
-    for item in error.errors(include_url=False):
-        place: list[Any] = []
-        value: Any = raw
-        for part in item["loc"]:  # keep the parts that are keys of the config; pydantic also lists union members
-            if isinstance(value, list) and isinstance(part, int):
-                value = value[part]
-            elif isinstance(value, Mapping) and part in value:
-                value = value[part]
-            elif item["type"] in ("missing", "extra_forbidden") and part == item["loc"][-1]:
-                pass
-            else:
-                break
-            place.append(part)
-        grouped.setdefault(tuple(place), []).append(item)
-    for where, items in grouped.items():
-        first = items[0]
-        if first["type"] == "extra_forbidden":
-            valid = [*model.model_fields, *more_keys]
-            yield where, f"unknown key{nearest(str(where[-1]), valid)}; valid keys: {', '.join(valid) or 'none'}"
-        elif first["type"] == "missing":
-            yield where, "missing"
-        elif first["type"] == "value_error":
-            message = str(first["ctx"]["error"])
-            key = message.split()[0]  # messages about a whole section begin with the key at fault
-            yield ((key,) if not where and key in raw else where), message
-        else:
-            wanted: list[str] = []
-            for item in items:
-                limits = item.get("ctx", {})
-                if item["type"] == "literal_error":
-                    wanted.append(limits["expected"].replace("'", ""))
-                elif item["type"] in _WANTED:
-                    wanted.append(_WANTED[item["type"]])
-                elif bound := [
-                    (sign, limits[key])
-                    for key, sign in (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
-                    if key in limits
-                ]:
-                    wanted.append(" and ".join(f"a number {sign} {limit}" for sign, limit in bound))
-                else:
-                    wanted.append(item["msg"])
-            guess = ""
-            if isinstance(first["input"], str):
-                words = [word.strip() for text in wanted for word in re.split(r",| or ", text)]
-                guess = nearest(first["input"], words)
-            yield where, f"expected {' or '.join(dict.fromkeys(wanted))}, got {_shown(first['input'])}{guess}"
-
-
-def _shown(value: Any) -> str:
-    """Show a config value in a message, in YAML's spelling."""
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return "a number that is not finite"
-    return f"the text '{clean(value, 60)}'" if isinstance(value, str) else clean(value, 60)
 
 
 def choose(section: str, raw: Any) -> Choice:

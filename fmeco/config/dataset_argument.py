@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,18 +28,19 @@ def table_header(path: Path) -> list[str]:
     return [name.strip().strip('"') for name in line.split(max(",;\t", key=line.count))]
 
 
-def dataset_section(text: str, reader: str | None = None) -> dict[str, Any] | str:
+def dataset_section(text: str, reader: str | None = None, modality: str = "") -> dict[str, Any] | str:
     """Turn `--dataset X` into a config section. An existing path takes precedence over a dataset's name.
 
     reader: dataset plug-in of the checkpoint in use; it may claim all tables (`TABLES = True`).
+    modality: of the checkpoint's data; a dataset plug-in for such data is preferred.
 
     Raises ConfigError.
     """
     path = Path(text)
     if path.is_dir():
-        return {"name": _reader_of_folder(path), "path": text}
+        return {"name": _reader_of_folder(path, modality), "path": text}
     if path.is_file():
-        return {"name": _reader_of_file(path, reader), "path": text}
+        return {"name": _reader_of_file(path, reader, modality), "path": text}
     if path.exists():
         raise ConfigError(f"--dataset {clean(text)}: {absence(path)}")
     if (os.sep in text and text.count("/") != 1) or text.startswith((".", "~", "/")):
@@ -47,6 +50,34 @@ def dataset_section(text: str, reader: str | None = None) -> dict[str, Any] | st
     except ConfigError as error:
         raise ConfigError(f"--dataset {clean(text)}: no such path, and {error.message}", *error.hints) from None
     return text
+
+
+def section_for_training(text: str, ref: str | Path | None, *, crossing: bool) -> dict[str, Any] | str:
+    """Turn `--dataset X` into a config section for a run that starts from other weights.
+
+    ref: REF of --from.
+    crossing: the data may have another modality than the weights (transfer.cross_modality).
+    """
+    spec, trained = described(ref) if ref is not None else ({}, {})
+    reader = trained.get("name") or spec.get("reader")
+    return dataset_section(text, str(reader), "" if crossing else str(spec.get("modality") or ""))
+
+
+def described(ref: str | Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Read the data description and the dataset's section of a run or checkpoint, unverified. Both are {} if there is none.
+
+    The checkpoint itself is verified when its weights are read.
+    """
+    path = Path(ref)
+    folder = path.parent if path.is_file() else path  # `best` may be a small file beside the checkpoints
+    steps = [*folder.glob("step-*/meta.json"), *folder.glob("checkpoints/step-*/meta.json")]
+    files = [path / "meta.json", *sorted(steps)]
+    for file in filter(Path.is_file, files):
+        with contextlib.suppress(OSError, ValueError, RecursionError, KeyError, TypeError):
+            meta = json.loads(file.read_bytes())
+            spec, config = meta["spec"], meta["config"]
+            return dict(spec), dict(config["dataset"]) if "dataset" in config else {}
+    return {}, {}
 
 
 def section_for_use(text: str, trained: Mapping[str, Any], reader: str) -> dict[str, Any] | str:
@@ -61,7 +92,7 @@ def section_for_use(text: str, trained: Mapping[str, Any], reader: str) -> dict[
     candidates = [by_name[name] for name in (trained.get("name"), reader) if name in by_name]
     plugin = next((one for one in candidates if path.is_file() and path.suffix.lower() in one.files), None)
     if plugin is None:
-        return dataset_section(text)
+        return dataset_section(text, modality=next((one.modality for one in candidates if one.modality), ""))
     inherited = _inherited(plugin, trained, path) if plugin.name == trained.get("name") else {}
     return {"name": plugin.name, **inherited, "path": text}
 
@@ -95,26 +126,46 @@ def _folder_readers() -> tuple[dict[str, Plugin], Plugin | None]:
     return {suffix: plugin for plugin in readers for suffix in plugin.suffixes}, _fallback(readers)
 
 
-def _reader_of_folder(folder: Path) -> str:
-    """Find the dataset plug-in for a folder by its files: the fallback, unless only another plug-in has files in it."""
+def _reader_of_folder(folder: Path, modality: str) -> str:
+    """Find the dataset plug-in for a folder by its files, by the first of these rules that applies.
+
+    1. A plug-in for data of this modality that has files in it: in class folders, or at its top (`FOLDERS`).
+    2. The fallback of the plug-ins that read class folders, unless only another one has files there.
+    3. A plug-in that has files at its top, in a folder without subfolders.
+    4. The fallback.
+    """
     by_suffix, fallback = _folder_readers()
-    seen = set[str]()
+    seen = dict[str, Plugin]()
+    top = set[str]()
+    has_folders = False
     for inside, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        if inside != str(folder):  # files outside of class folders have no class
-            suffixes = {os.path.splitext(file)[1].lower() for file in files}
-            seen |= {by_suffix[suffix].name for suffix in suffixes & by_suffix.keys()}
-        if fallback is not None and fallback.name in seen:
+        suffixes = {os.path.splitext(file)[1].lower() for file in files}
+        if inside == str(folder):  # files outside of class folders have no class
+            top, has_folders = suffixes, bool(folders)
+        else:
+            seen |= {by_suffix[suffix].name: by_suffix[suffix] for suffix in suffixes & by_suffix.keys()}
+        if fallback is not None and fallback.name in seen and modality in ("", fallback.modality):
             break
-    return fallback.name if fallback is not None and (fallback.name in seen or not seen) else min(seen)
+    flat = [plugin for plugin in plugins("datasets").values() if plugin.folders and top & {*plugin.files}]
+    if own := [plugin for plugin in (*seen.values(), *flat) if plugin.modality == modality != ""]:
+        return own[0].name
+    if seen and (fallback is None or fallback.name not in seen):
+        return min(seen)
+    if not seen and flat and not has_folders and not top & by_suffix.keys():
+        return flat[0].name
+    if fallback is None:
+        raise ConfigError(f"--dataset {clean(folder)}: no dataset reads a folder of such files")
+    return fallback.name
 
 
-def _reader_of_file(file: Path, reader: str | None) -> str:
+def _reader_of_file(file: Path, reader: str | None, modality: str) -> str:
     """Find the dataset plug-in for a file, by the first of these rules that applies. Raises ConfigError if none does.
 
     1. The checkpoint's plug-in (`reader`), if it claims all tables (`TABLES`).
-    2. For a table that lists files, the plug-in that reads these files.
-    3. The fallback of the plug-ins that read such files, or the only one.
+    2. A plug-in for data of the checkpoint's modality that reads no other files through this one.
+    3. For a table that lists files, the plug-in that reads these files.
+    4. The fallback of the plug-ins that read such files, or the only one.
     """
     by_name, suffix = plugins("datasets"), file.suffix.lower()
     readers = [plugin for plugin in by_name.values() if suffix in plugin.files]
@@ -125,7 +176,10 @@ def _reader_of_file(file: Path, reader: str | None) -> str:
         )
     if reader in by_name and by_name[reader].tables and by_name[reader] in readers:
         return reader
-    if any(plugin.lists for plugin in readers) and (listed := _reader_of_listed(file)) is not None:
+    own = [plugin for plugin in readers if plugin.modality == modality != ""]
+    if own and not any(plugin.lists or plugin.suffixes for plugin in own):
+        return own[0].name
+    if any(plugin.lists for plugin in readers) and (listed := _reader_of_listed(file, modality)) is not None:
         return listed
     chosen = _fallback(readers) or (readers[0] if len(readers) == 1 else None)
     if chosen is None:
@@ -136,12 +190,29 @@ def _reader_of_file(file: Path, reader: str | None) -> str:
     return chosen.name
 
 
-def _reader_of_listed(file: Path) -> str | None:
-    """Find the dataset plug-in for a table that lists files, by the file in its first row; None without a column `path`."""
-    header = table_header(file)
-    if "path" not in header:
+def _reader_of_listed(file: Path, modality: str) -> str | None:
+    """Find the dataset plug-in for a table that lists files, by the files in its first row; None if it lists none.
+
+    The files are in the column `path`, or else in any column that names files of data of this modality.
+    """
+    header, (by_suffix, fallback) = table_header(file), _folder_readers()
+    row = _first_row(file, len(header))
+    named = {
+        name: by_suffix.get(os.path.splitext(cell.strip())[1].lower())
+        for name, cell in zip(header[: len(row)], row[: len(header)], strict=True)
+    }
+    if "path" in header:
+        plugin = named.get("path") or fallback
+    else:
+        plugin = next((one for one in named.values() if one is not None and one.modality == modality != ""), None)
+    if plugin is None:
         return None
-    at, (by_suffix, fallback) = header.index("path"), _folder_readers()
+    listers = [lister.name for lister in plugins("datasets").values() if lister.lists == plugin.name]
+    return listers[-1] if listers else plugin.name
+
+
+def _first_row(file: Path, columns: int) -> list[str]:
+    """Read the first row of a table below its header that has this many columns; [] if there is none."""
     with (
         io.StringIO(parquet.as_csv(str(file), 1))
         if file.suffix.lower() == ".parquet"
@@ -149,9 +220,4 @@ def _reader_of_listed(file: Path) -> str | None:
     ) as text:
         first = text.readline()
         rows = csv.reader(text, delimiter=max(",;\t", key=first.count))
-        row = next((row for row in rows if len(row) > at), None)
-    plugin = by_suffix.get(os.path.splitext(row[at].strip())[1].lower(), fallback) if row is not None else fallback
-    if plugin is None:
-        return None
-    listers = [lister.name for lister in plugins("datasets").values() if lister.lists == plugin.name]
-    return listers[-1] if listers else plugin.name
+        return next((row for row in rows if len(row) >= columns), [])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fmeco.config.check import Check
-from fmeco.config.dataset_argument import dataset_section
+from fmeco.config.dataset_argument import section_for_training
 from fmeco.config.parser import Marks, parse_yaml, peek, read_tree
 from fmeco.config.run_config import RunConfig, Stage
 from fmeco.errors import ConfigError, clean
@@ -57,7 +57,7 @@ def read_config(
     *,
     stage: Stage | None = None,
     ref: str | Path | None = None,
-    dataset: str | None = None,
+    dataset: str | Path | None = None,
     overrides: Sequence[str] = (),
     name: str | None = None,
     own_backbone: bool = False,
@@ -76,8 +76,7 @@ def read_config(
     if ref is not None:
         given["from"] = str(ref)
     if dataset is not None:
-        trained = peek(Path(ref) / "config.yaml").get("dataset") if ref is not None else None
-        given["dataset"] = dataset_section(dataset, str(trained.get("name")) if isinstance(trained, dict) else None)
+        given["dataset"] = section_for_training(str(dataset), ref, crossing=_crosses(source, overrides))
     config = load_config(
         Path(source) if isinstance(source, str) else source,
         stage=stage,
@@ -94,6 +93,14 @@ def read_config(
             "REF is a run, a checkpoint, a file of weights, or SOURCE/ARCH@WEIGHTS",
         )
     return config
+
+
+def _crosses(source: Path | str | Mapping[str, Any] | None, overrides: Sequence[str]) -> bool:
+    """Tell whether a config or --set allows weights of another modality, before either is checked."""
+    tree = peek(Path(source)) if isinstance(source, str | Path) else source or {}
+    section = tree.get("transfer")
+    in_file = isinstance(section, Mapping) and section.get("cross_modality") is True
+    return in_file or any(item.replace(" ", "") == "transfer.cross_modality=true" for item in overrides)
 
 
 def _drop_backbone(tree: dict[str, Any], overrides: Sequence[str], problems: list[str]) -> None:

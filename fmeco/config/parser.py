@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -116,7 +117,9 @@ def read_tree(source: Path | Mapping[str, Any] | None) -> tuple[dict[str, Any], 
     if source is None:
         return {}, {}
     if not isinstance(source, Path):
-        return _deep_copy(source), {}
+        tree = _given(source, ())
+        assert isinstance(tree, dict)
+        return tree, {}
     try:
         with open(source, "rb", opener=regular) as file:
             text = file.read().decode("utf-8-sig")
@@ -133,7 +136,22 @@ def read_tree(source: Path | Mapping[str, Any] | None) -> tuple[dict[str, Any], 
     return tree, marks
 
 
-def _deep_copy(value: Any) -> Any:
+def _given(value: Any, path: tuple[str, ...]) -> Any:
+    """Copy a value of a mapping from Python as plain data; numpy's numbers and arrays, and Paths, become plain, too.
+
+    path: of its key, for messages. Raises ConfigError for a value of another type.
+    """
     if isinstance(value, Mapping):
-        return {str(key): _deep_copy(item) for key, item in value.items()}
-    return [_deep_copy(item) for item in value] if isinstance(value, list | tuple) else value
+        return {str(key): _given(item, (*path, str(key))) for key, item in value.items()}
+    if hasattr(value, "tolist"):
+        return _given(value.tolist(), path)
+    if isinstance(value, list | tuple):
+        return [_given(item, path) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise ConfigError(
+        f"{clean('.'.join(path))}: a {type(value).__name__} is no value of a config",
+        "values are texts, paths, numbers, True, False, None, lists and dicts",
+    )

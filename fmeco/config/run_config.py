@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import yaml
 
+from fmeco.config.parser import scalar
 from fmeco.config.sections import SECTIONS, Carry, Evaluate, Train
 from fmeco.plugins.registry import Plugin, find, plugins
 
@@ -88,14 +89,16 @@ class RunConfig:
     seed: int
     name: str
 
-    def to_dict(self, paths: Literal["given", "absolute", "relative"] = "given") -> dict[str, Any]:
+    def to_dict(self, paths: Literal["given", "absolute", "relative", "names"] = "given") -> dict[str, Any]:
         """Return the config as nested dicts.
 
         paths: given = paths as written; absolute = independent of the current folder; relative = to the current folder,
-            so that the config can move to another machine.
+            so that the config can move to another machine; names = only the last part, to compare moved configs.
         """
 
         def convert(path: str) -> str:
+            if paths == "names":
+                return os.path.basename(os.path.normpath(path))
             if paths == "relative":
                 return os.path.relpath(path) if os.path.isabs(path) else path
             return os.path.abspath(path) if paths == "absolute" and os.path.exists(path) else path
@@ -132,7 +135,7 @@ class RunConfig:
 
     def to_yaml(self) -> str:
         """Return the config as YAML with absolute paths, as the run directory stores it."""
-        text: str = yaml.safe_dump(self.to_dict("absolute"), sort_keys=False, allow_unicode=True, width=100)
+        text: str = yaml.dump(self.to_dict("absolute"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
         return text
 
     @property
@@ -147,6 +150,19 @@ class RunConfig:
     def replace(self, **changes: Any) -> RunConfig:
         """Return a copy with changed fields."""
         return dataclasses.replace(self, **changes)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Write YAML that `parse_yaml` reads back as it was."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """Quote a text that would be read as a number, such as the class 1e5, or lose a character, such as a line separator."""
+    style = '"' if not text.isprintable() else None if isinstance(scalar(text), str) else "'"
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
 
 
 def _inner(plugin: Plugin, options: Mapping[str, Any]) -> list[Plugin]:

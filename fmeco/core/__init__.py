@@ -9,6 +9,7 @@ from fmeco.core.data import (
     Batch,
     Data,
     DataSpec,
+    Given,
     Inputs,
     InputSpec,
     Samples,
@@ -17,9 +18,9 @@ from fmeco.core.data import (
     decode_rule,
     fit,
     pad,
-    same_modality,
     standardize,
 )
+from fmeco.core.modality import same_modality
 from fmeco.core.model import (
     BLANK,
     HIDDEN,
@@ -35,6 +36,7 @@ from fmeco.core.model import (
     Tokens,
 )
 from fmeco.core.random import mix, mix_numbers, seed_torch, uniform
+from fmeco.core.stored import Count, Positive, Size, Stored
 from fmeco.core.target import MISSING_CLASS, Target, known, nfc
 from fmeco.core.training import (
     Constraint,
@@ -90,6 +92,7 @@ __all__ = [
     "Color",
     "ConfigError",
     "Constraint",
+    "Count",
     "Data",
     "DataError",
     "DataSpec",
@@ -98,6 +101,7 @@ __all__ = [
     "FilePath",
     "Fold",
     "Ge",
+    "Given",
     "Groups",
     "Gt",
     "ImageSize",
@@ -113,6 +117,7 @@ __all__ = [
     "ObjectiveSection",
     "Phase",
     "Pixels",
+    "Positive",
     "Published",
     "Rate",
     "Ref",
@@ -121,8 +126,10 @@ __all__ = [
     "Samples",
     "Scalar",
     "Scales",
+    "Size",
     "Spelling",
     "Splitting",
+    "Stored",
     "Target",
     "Teacher",
     "TeacherMomentum",

@@ -101,23 +101,16 @@ class DataSpec:
             raise CheckpointError(f"the checkpoint's data description is not valid: {clean(error)}") from None
 
     def preprocessing_only(self) -> DataSpec:
-        """Return a copy with inputs and preprocessing only, without the old task. Finetuning passes
-        this copy to the dataset plug-in, so that new data is prepared as the source's data was."""
+        """Return a copy without targets, sizes and fingerprint.
+
+        Finetuning passes this copy to the dataset plug-in, so that new data is prepared as the source's data was.
+        """
         return dataclasses.replace(self, targets={}, sizes={}, fingerprint="")
 
 
 def decode_rule(known: DataSpec | None) -> int:
     """Return the version of the decode rule for a dataset: that of the checkpoint (`known`); without one, the newest."""
     return DECODE_RULE if known is None else known.decode
-
-
-def same_modality(known: DataSpec | None, modality: str) -> None:
-    """Raise CheckpointError if the checkpoint's data (`known`) has another modality than the dataset."""
-    if known is not None and known.modality not in (modality, ""):
-        raise CheckpointError(
-            f"this checkpoint is for {known.modality} data, but the dataset holds {modality} data",
-            "if the architecture accepts both, finetune across modalities with transfer.cross_modality=true",
-        )
 
 
 class Samples(ABC):
@@ -209,6 +202,28 @@ _ATTRIBUTES = [name for name, value in vars(Samples).items() if not (name.starts
 
 
 @dataclass(frozen=True)
+class Given:
+    """Hold an input that was passed in Python. `read(spec, sources)` gets it in place of a path or text.
+
+    name: its place among the inputs, such as inputs[2], for messages.
+    value: an array or mapping as it was passed; of rows, column name -> cells: texts, numbers, booleans, dates and times of
+        Python, and None for a missing cell.
+    first: number of the first row.
+    """
+
+    name: str
+    value: Any
+    first: int = 0
+
+    def __str__(self) -> str:
+        return self.name
+
+    def row(self, index: int) -> str:
+        """Return the name of a row."""
+        return f"{self.name}[{self.first + index}]"
+
+
+@dataclass(frozen=True)
 class Data:
     """Hold a dataset, as a dataset plug-in returns it.
 
@@ -243,8 +258,8 @@ class Batch:
     index: (B,) positions in the split.
     keys: (V, B) int64 on the CPU, one random key per view and sample. All randomness of augmentation comes from these
         keys, so augmented samples are the same with any number of workers or ranks, and after a resume. The lowest bit of a
-        sample's key alternates from epoch to epoch: an augmentation that mirrors images whose
-        key has this bit set mirrors each image in every other epoch.
+        sample's key alternates between 0 and 1 from epoch to epoch. If an augmentation mirrors an image exactly when this
+        bit is set, each image is mirrored in every other epoch.
     skipped: unreadable samples left out of this batch, each with the reason.
     """
 

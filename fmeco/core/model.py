@@ -95,7 +95,7 @@ class Backbone(nn.Module, ABC):
 
         If `inputs` holds precomputed features of the frozen part (`STORED`, shape (B, V, ...)), skip that part and run
         `rest` on `stored[:, 0]`. V is the number of stored augmented versions of a sample (`transfer.views`). In training,
-        the augmentation has already picked one of them (V = 1); validation samples have a single version, repeated V times.
+        one of them has already been picked (V = 1). A validation sample has a single version, repeated V times.
         If everything is frozen, the stored features are already the output vector.
         """
         stored = inputs.get(STORED)
@@ -145,7 +145,7 @@ class Backbone(nn.Module, ABC):
         raise TypeError(f"{type(self).__name__} has no tokens for ids")
 
     def calibrate(self, inputs: Inputs) -> None:
-        """Compute the layers that are derived from data instead of learned. inputs: a few hundred training samples (B, ...).
+        """Compute weights that are derived from data instead of learned, such as those of a whitening layer. inputs: a few hundred training samples (B, ...).
 
         Called once, on a new model that starts without pretrained weights.
         """

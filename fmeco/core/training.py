@@ -19,7 +19,7 @@ class Role(NamedTuple):
     """Describe a parameter's place and function in the model.
 
     depth: depth of its layer in the backbone, 0 = nearest the input; None = outside the backbone (a head).
-    kind: weight = a matrix or convolution; bias; norm = of a normalisation layer; other = a token, position or scale.
+    kind: weight = a matrix or convolution; bias; norm = of a normalisation layer; other = any other, such as a class token.
     """
 
     depth: int | None
@@ -86,9 +86,8 @@ class Constraint(ABC):
 
         rescale: the number of samples of the step, divided by the number of terms of its loss (`Loss.count`). When this
             method is called, `p.grad` is the gradient of (summed loss / samples). Multiplying by `rescale` turns it into the gradient of (summed loss / terms), the
-            mean loss. The loop multiplies every gradient by it afterwards.
-            Divide a gradient that the loop must not rescale, such as a penalty's, by `rescale`: the multiplication then cancels
-            the division.
+            mean loss. After this method, the loop multiplies every gradient by `rescale`. A
+            penalty's gradient must not change in this multiplication, so divide it by `rescale` before adding it.
         """
 
     @abstractmethod
@@ -129,7 +128,7 @@ def parameter_groups(
 ) -> Groups:
     """Group parameters by learning-rate scale and by whether they are decayed. Freezes those with scale 0.
 
-    These groups hold `decay` (bool) in place of `weight_decay`, which is set when the optimizer is built.
+    The returned groups have `decay` (bool) instead of `weight_decay`; `build_optimizer` replaces it.
 
     Biases, norms and other vectors are not decayed.
 

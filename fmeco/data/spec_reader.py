@@ -13,9 +13,11 @@ def reader_module(spec: DataSpec) -> ModuleType | None:
     """Import the dataset plug-in named in `spec.reader`; None if it is empty. Raises ConfigError if it is missing.
 
     The module may define:
-    read(spec, sources): return the samples of files, rows or strings.
+    read(spec, sources): return the samples of files or strings; or, in a call of its own, of inputs passed in Python (Given).
     SENTENCES = True: a source may be a text instead of a path.
+    TAKES: inputs in Python that `read` takes, with words for messages: "rows" (dicts, DataFrames), "arrays", "mappings".
     plot(spec, inputs, rows, file): draw predictions to an image file.
+    SPEC: a core.Stored that declares what its specs hold in checkpoints, in `inputs` and `preprocessing`.
     shown(spec): describe the preprocessing in a few words.
     """
     if not spec.reader:

@@ -19,7 +19,18 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from fmeco.core import ConfigError, DataError, DataSpec, Inputs, InputSpec, clean, decode_rule, fit, same_modality
+from fmeco.core import (
+    ConfigError,
+    DataError,
+    DataSpec,
+    Inputs,
+    InputSpec,
+    Samples,
+    clean,
+    decode_rule,
+    fit,
+    same_modality,
+)
 from fmeco.datasets import _files, _recordings, _splits
 
 FLOOR = 1e-6  # added to the power of a band, so that silence has a logarithm
@@ -174,28 +185,52 @@ def decode(path: str, prep: Mapping[str, Any]) -> Tensor:
     soundfile = import_soundfile()
     try:
         with soundfile.SoundFile(os.fsencode(path)) as file:
-            rate, length = file.samplerate, file.frames
-            if not RATES[0] <= rate <= RATES[1]:
-                raise ValueError(f"its sample rate is {rate} Hz, not within {RATES[0]} to {RATES[1]}")
-            if length * 1000 < (shortest := prep.get("window", SHORTEST)) * rate:
-                raise ValueError(f"too short: {1000 * length / rate:.0f} ms, and at least {shortest:g} ms are needed")
-            if "whole" in prep and length > prep["seconds"] * rate + 0.5:
-                raise ValueError(
-                    f"{length / rate:.2f} s, longer than dataset.seconds, {prep['seconds']:g}; raise it to the length of the longest "
-                    "recording: a cropped one would not match its transcript"
-                )
-            wanted = min(length, math.ceil(prep["span"] * rate))
-            file.seek((length - wanted) // 2)
+            rate = file.samplerate
+            start, wanted = middle(file.frames, rate, prep)
+            file.seek(start)
             read = file.read(wanted, dtype="float32", always_2d=True)  # (L, channels)
         _recordings.check_whole(path)
         if len(read) < wanted:
             raise ValueError("it is shorter than its header says")
         if not np.isfinite(read).all():
             raise ValueError("it holds values that are not finite")
-        wave = read.mean(1) if prep.get("decode", 1) == 1 else _recordings.mixed(read)
+        wave = mixed(read, prep)
     except (RuntimeError, OSError, ValueError, TypeError, MemoryError) as error:  # soundfile raises RuntimeErrors
         reason = _files.reason(path, getattr(error, "error_string", error))
         raise DataError(f"cannot read the recording {clean(path)}: {reason}") from None
+    return prepared(wave, rate, prep)
+
+
+def middle(length: int, rate: int, prep: Mapping[str, Any]) -> tuple[int, int]:
+    """Find the part of a recording of `length` samples that is decoded. Returns its start and its number of samples.
+
+    Raises ValueError for a rate or length that the spec does not allow.
+    """
+    if not RATES[0] <= rate <= RATES[1]:
+        raise ValueError(f"its sample rate is {rate} Hz, not within {RATES[0]} to {RATES[1]}")
+    if length * 1000 < (shortest := prep.get("window", SHORTEST)) * rate:
+        raise ValueError(f"too short: {1000 * length / rate:.0f} ms, and at least {shortest:g} ms are needed")
+    if "whole" in prep and length > prep["seconds"] * rate + 0.5:
+        raise ValueError(
+            f"{length / rate:.2f} s, longer than dataset.seconds, {prep['seconds']:g}; raise it to the length of the longest "
+            "recording: a cropped one would not match its transcript"
+        )
+    wanted = min(length, math.ceil(prep["span"] * rate))
+    return (length - wanted) // 2, wanted
+
+
+def mixed(read: np.ndarray[Any, Any], prep: Mapping[str, Any]) -> np.ndarray[Any, Any]:
+    """Mix the channels of a recording (L, channels) to one (L,). Raises ValueError for silence, which rule 1 allows."""
+    plain: np.ndarray[Any, Any] = read.mean(1)
+    if prep.get("decode", 1) == 1:
+        return plain
+    wave = _recordings.mixed(read)
+    # A speech encoder without normalisation gets the waveform as its library would make it.
+    return plain if "input" in prep and not prep["loudness"] else wave
+
+
+def prepared(wave: np.ndarray[Any, Any], rate: int, prep: Mapping[str, Any]) -> Tensor:
+    """Turn the samples of a recording (L,) into a spectrogram (1, mels, frames or more) or waveform (L,)."""
     if rate != prep["sample_rate"]:
         wave = _resampled(wave, rate, prep["sample_rate"])
     if "input" in prep:
@@ -282,13 +317,18 @@ def shorter(samples: AudioFiles, at: Sequence[int], spec: DataSpec) -> list[str]
     """Return a note on recordings that are much shorter than all that the model was trained on."""
     if "shortest" not in spec.preprocessing:
         return []
-    limit = spec.preprocessing["shortest"] / 2
-    short = {index: one for index, one in durations(samples, at).items() if one < limit}
+    return much_shorter(samples, durations(samples, at), len(at), spec)
+
+
+def much_shorter(samples: Samples, seconds: Mapping[int, float], count: int, spec: DataSpec) -> list[str]:
+    """Return the note of `shorter`. seconds: length of the samples that can be read. count: number of samples."""
+    limit = spec.preprocessing.get("shortest", 0.0) / 2
+    short = {index: one for index, one in seconds.items() if one < limit}
     if not short:
         return []
     first = next(iter(short))
     return [
-        f"{len(short):,} of {len(at):,} recordings are shorter than {limit:g} s, half of the shortest that the model was trained "
+        f"{len(short):,} of {count:,} recordings are shorter than {limit:g} s, half of the shortest that the model was trained "
         f"on, so it may not know what they are; the first is {clean(samples.name(first))}, {short[first]:.2f} s"
     ]
 

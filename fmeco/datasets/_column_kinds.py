@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from fmeco.core import DataError, clean, listing
-from fmeco.datasets import _date_parts
-from fmeco.datasets._new_columns import Column, Numbers, looks_like_number, numbers, quoted
+from fmeco.datasets import _date_parts, _ids
+from fmeco.datasets._new_columns import Column, Numbers, looks_like_number, numbers, quoted, sentinels
 from fmeco.datasets._numbers import (
     LARGEST,
     PLAIN,
@@ -20,6 +20,7 @@ from fmeco.datasets._numbers import (
     is_codes,
     is_missing,
     is_whole,
+    mean_and_std,
 )
 from fmeco.datasets._splits import Indices
 
@@ -49,6 +50,7 @@ def fit_columns(
             notes.append(f"{column}: left out, because it has no value in any training row")
         elif read is not None and not codes:
             numeric.append({"name": column.name, **_statistics(column, read.cells, train)})
+            notes += sentinels(column, read.cells, rules)
             if read.notation != PLAIN:
                 notations[column.name] = read.notation
                 notes.append(f"{column}: numbers are read with {read.notation}")
@@ -83,10 +85,14 @@ def _part_statistics(column: Column, order: str, train: Indices, rules: Rules) -
 
 
 def _categories(column: Column, train: Indices, rules: Rules) -> list[str]:
-    """List the categories of the training rows."""
+    """List the categories of the training rows. Raises DataError for codes that lost their last digits as floats."""
+    present = column.present(rules)
+    if large := _ids.inexact(present):
+        row = np.array([next(row for row, text in enumerate(column.text) if text in large)])
+        raise _ids.inexact_error(f"{column}, row {column.rows_at(row)}", column.text[row[0]])
     seen = {column.text[i] for i in train.tolist()}
     categories = {text for text in seen if not is_missing(text, rules.missing)}
-    return sorted(set(category_names(categories, whole=all(map(is_whole, column.present(rules)))).values()))
+    return sorted(set(category_names(categories, whole=all(map(is_whole, present))).values()))
 
 
 def _are_codes(column: Column, read: Numbers, rules: Rules) -> bool:
@@ -103,13 +109,8 @@ def _statistics(column: Column, found: Cells, train: Indices) -> dict[str, Any]:
             "correct the cell, or remove the row",
         )
     gone = found.missing[train]
-    x = found.values[train][~gone]
-    constant = bool(x.min() == x.max())  # the mean and std of equal numbers are not exact
-    return {
-        "mean": float(x[0] if constant else x.mean()),
-        "std": 1.0 if constant else float(x.std()),
-        "missing": bool(gone.any()),
-    }
+    mean, std = mean_and_std(found.values[train][~gone])
+    return {"mean": mean, "std": std, "missing": bool(gone.any())}
 
 
 def _mixed(column: Column, rules: Rules) -> str | None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import datetime
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from fmeco.core import DECODE_RULE, ConfigError, DataError, clean, listing, nearest
+from fmeco.core import DECODE_RULE, ConfigError, DataError, Given, clean, listing, nearest
 from fmeco.data import parquet
 from fmeco.datasets import _text_files
 from fmeco.datasets._numbers import cells as cells
@@ -20,13 +22,16 @@ Table = dict[str, list[str]]
 FEW_GROUPS = 100  # columns with at most so many distinct values are offered to `evaluate --by`
 
 
-def read_table(path: str, columns: Sequence[str] | None = None, *, decode: int = DECODE_RULE) -> Table:
+def read_table(path: str | Given, columns: Sequence[str] | None = None, *, decode: int = DECODE_RULE) -> Table:
     """Read a CSV, TSV or Parquet file into a dict from column name to values as text.
 
+    path: of the file; or rows that were passed in Python.
     columns: names of the columns of a file without a header.
     decode: the decode rule.
     Raises DataError with file and line.
     """
+    if isinstance(path, Given):
+        return {name: list(map(str.strip, as_text(values))) for name, values in passed(path).items()}
     if Path(path).suffix.lower() == ".parquet":
         if not Path(path).is_file():
             raise DataError(f"{clean(path)}: {absence(path)}")
@@ -38,6 +43,46 @@ def read_table(path: str, columns: Sequence[str] | None = None, *, decode: int =
 def has_semicolons(path: str) -> bool:
     """Tell whether a table separates its cells by semicolons."""
     return Path(path).suffix.lower() != ".parquet" and _text_files.delimiter(_text_files.read_text(path)) == ";"
+
+
+def passed(rows: Given) -> dict[str, list[Any]]:
+    """Return the columns of rows that were passed in Python. Raises DataError for no rows, and for cells that are no cells."""
+    if not any(rows.value.values()):
+        raise DataError(f"{rows}: no rows")
+    if strange := [
+        name
+        for name, cells in rows.value.items()
+        if any(hasattr(cell, "__len__") and not isinstance(cell, str) for cell in cells)
+    ]:
+        raise DataError(
+            f"{rows}: the column {listing(strange)} holds lists, structures or bytes, and not text or numbers"
+        )
+    return {name.strip(): values for name, values in rows.value.items()}
+
+
+def as_text(cells: Sequence[Any]) -> list[str]:
+    """Write a column that was passed in Python as a table file holds it. None is a missing cell."""
+    present = [cell for cell in cells if cell is not None]
+    # Libraries turn whole numbers into floats where values are missing; a file has them as whole numbers.
+    whole = len(present) < len(cells) and all(isinstance(cell, float) and cell.is_integer() for cell in present)
+    days = all(isinstance(cell, datetime.datetime) and cell.timetz() == datetime.time() for cell in present)
+    return ["" if cell is None else _text(cell, whole, days) for cell in cells]
+
+
+def _text(cell: Any, whole: bool, days: bool) -> str:
+    """Write one cell. whole: floats are whole numbers. days: times are dates."""
+    if isinstance(cell, float):
+        return str(int(cell)) if whole else repr(cell)
+    if isinstance(cell, datetime.datetime):
+        return cell.date().isoformat() if days else cell.isoformat(sep=" ")
+    return str(cell)
+
+
+def row_names(path: str | Given, count: int) -> list[str]:
+    """Name the rows of a table for messages and answers: FILE:LINE, or inputs[NUMBER]."""
+    if isinstance(path, Given):
+        return [path.row(i) for i in range(count)]
+    return [f"{path}:{line}" for line in range(2, count + 2)]
 
 
 def _parse(
@@ -74,7 +119,7 @@ def _parse(
     }
 
 
-def column(table: Table, name: str, path: str) -> list[str]:
+def column(table: Table, name: str, path: str | Given) -> list[str]:
     """Return a column of a table. Raises ConfigError if there is none of this name."""
     if name not in table:
         raise ConfigError(

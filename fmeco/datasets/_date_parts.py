@@ -20,7 +20,7 @@ _DATE = re.compile(
     r"(?:([0-9]{1,4})([-/.])([0-9]{1,2})\2([0-9]{1,4})|([0-9]{4})-([0-9]{2}))"
     r"(?:[T ]([0-9]{2}):([0-9]{2})(?::([0-9]{2})(?:\.([0-9]{1,9}))?)? ?(Z|[+-][0-9]{2}:?[0-9]{2})?)?"
 )
-_TIME = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])(?::([0-5][0-9]))?")
+_TIME = re.compile(r"([01][0-9]|2[0-3]|24(?=:00(?::00)?$)):([0-5][0-9])(?::([0-5][0-9]))?")
 UNITS = ("hours", "minutes", "seconds")
 YEAR_FIRST, DAY_FIRST, MONTH_FIRST, TIME_OF_DAY = "year first", "day first", "month first", "times of day"
 
@@ -141,15 +141,25 @@ def _moment(text: str, order: str) -> tuple[datetime, float] | None:
     if len(fields[0]) != 4:
         return None
     micro = int((fraction or "0").ljust(6, "0")[:6])
+    clock = (int(hour or 0), int(minute or 0), int(second_of or 0), micro)
+    ended = clock == (24, 0, 0, 0)  # 24:00 is 00:00 of the next day
     try:
-        day = date(*map(int, fields))
-        local = datetime.combine(day, time(int(hour or 0), int(minute or 0), int(second_of or 0), micro))
-    except ValueError:
+        day = datetime.combine(date(*map(int, fields)), time() if ended else time(*clock))
+        local = day + timedelta(days=ended)
+    except (ValueError, OverflowError):
         return None
     offset = timedelta()
     if zone is not None and zone != "Z":
         offset = timedelta(hours=int(zone[1:3]), minutes=int(zone[-2:])) * (-1 if zone[0] == "-" else 1)
     return local, local.replace(tzinfo=timezone(offset) if offset else UTC).timestamp()
+
+
+def written(iso: str, order: str) -> str:
+    """Write a date and perhaps a time, such as 2024-01-31 10:00, in another order of year, month and day."""
+    if order not in (DAY_FIRST, MONTH_FIRST):
+        return iso
+    year, month, day = iso[:10].split("-")
+    return (f"{day}/{month}/{year}" if order == DAY_FIRST else f"{month}/{day}/{year}") + iso[10:]
 
 
 def parts_of(dates: Dates, order: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import numpy as np
 
@@ -18,6 +18,9 @@ _YEAR_FIRST = re.compile(rf"(\d{{4}})([-/.])(\d{{1,2}})\2(\d{{1,2}}){_CLOCK}")
 _YEAR_LAST = re.compile(rf"(\d{{1,2}})([-/.])(\d{{1,2}})\2(\d{{4}}){_CLOCK}")
 _MONTH = re.compile(r"(\d{4})([-/])(\d{1,2})")
 _MONTH_FIRST = re.compile(r"(\d{1,2})([-/])(\d{4})")
+# 24:00 is the end of a day: 00:00 of the next one.
+_MIDNIGHT = re.compile(r"[T ]24:00(?::00(?:\.0*)?)?$")
+_BASIC_MIDNIGHT = re.compile(r"T24(?=(?::?00){0,2}(?:[.,]0*)?(?:Z|[+-][0-9:]*)?$)")
 _QUARTER = re.compile(r"(\d{4})(-?)Q([1-4])")
 _WEEK = re.compile(r"(\d{4})(-?)W(\d\d)")
 
@@ -80,8 +83,12 @@ def _parsed(column: Column, iso: Sequence[str], zones: Sequence[str], format: st
     try:
         local = np.array(iso, dtype=kind).astype(np.int64)
     except ValueError:
-        row = next(row for row, value in enumerate(iso) if not _exists(value))
-        raise column.error(row, "is not a time: this day or time of day does not exist", "correct it") from None
+        midnights = [_MIDNIGHT.search(value) is not None for value in iso]
+        iso = [value[:10] if at_midnight else value for value, at_midnight in zip(iso, midnights, strict=True)]
+        if (row := next((row for row, value in enumerate(iso) if not _exists(value)), None)) is not None:
+            problem = "is not a time: this day or time of day does not exist"
+            raise column.error(row, problem, "correct it") from None
+        local = np.array(iso, dtype=kind).astype(np.int64) + np.array(midnights) * (24 * 3600 * ticks)
     if ticks == NANOSECONDS and not (min(iso) >= "1678" and max(iso) < "2262"):
         row = next(row for row, value in enumerate(iso) if not "1678" <= value < "2262")
         raise column.error(row, "is not within 1678 to 2261", "write at most 6 digits of a second in this column")
@@ -197,9 +204,13 @@ def _weeks(column: Column) -> Times | None:
 
 def _other_iso(column: Column) -> Times | None:
     """Read the other forms of ISO 8601 that datetime knows, such as 20240131T120000."""
+    started = [_BASIC_MIDNIGHT.sub("T00", value) for value in column.values]
     try:
-        dates = [datetime.fromisoformat(value) for value in column.values]
-    except ValueError:
+        dates = [
+            datetime.fromisoformat(start) + timedelta(days=start != value)
+            for start, value in zip(started, column.values, strict=True)
+        ]
+    except (ValueError, OverflowError):
         return None
     zones = [date.utcoffset() for date in dates]
     if None in zones and any(zone is not None for zone in zones):

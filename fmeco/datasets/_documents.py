@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from fmeco.core import DECODE_RULE, ConfigError, DataError, clean, listing, nearest
+from fmeco.core import DECODE_RULE, ConfigError, DataError, Given, clean, listing, nearest
 from fmeco.data import parquet
 from fmeco.datasets import _columns, _groups, _text_files
 from fmeco.datasets._splits import Indices
@@ -97,6 +97,16 @@ def read_documents(path: str, layout: Layout) -> Documents:
     rows = [name.rpartition(":")[2] for name in read.names]
     groups = _groups.find(read.others, layout.group, [file.name] * len(rows), path, rows)
     return read._replace(groups=groups.names, others={**read.others, groups.called: groups.names})
+
+
+def given_documents(rows: Given, layout: Layout) -> Documents:
+    """Read the documents of rows that were passed in Python. Raises ConfigError for an absent column."""
+    table = {name: _columns.as_text(values) for name, values in _columns.passed(rows).items()}
+    lines = (
+        (number, dict(zip(table, row, strict=True))) for number, row in enumerate(zip(*table.values(), strict=True))
+    )
+    read = _fields(lines, str(rows), layout)
+    return read._replace(names=_columns.row_names(rows, len(read.texts)))
 
 
 def _plain(content: str, path: str, layout: Layout) -> tuple[list[str], list[str]]:

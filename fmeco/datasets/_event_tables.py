@@ -10,8 +10,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fmeco.core import ConfigError, DataError, DataSpec, clean, decode_rule, listing, nearest, same_modality
-from fmeco.datasets import _columns, _text_files, _times
+from fmeco.core import (
+    ConfigError,
+    DataError,
+    DataSpec,
+    Given,
+    Spelling,
+    clean,
+    decode_rule,
+    listing,
+    nearest,
+    same_modality,
+)
+from fmeco.datasets import _columns, _ids, _text_files, _times
+from fmeco.datasets._numbers import Rules
 from fmeco.datasets._splits import Indices
 
 TRAIN, VAL, TEST = range(3)
@@ -64,12 +76,27 @@ def layout(
     return Layout(user or before.user, item or before.item, time or before.time, tuple(named) if named else None)
 
 
-def read_events(path: str, layout: Layout, known: DataSpec | None) -> tuple[Events, list[str]]:
-    """Read the events of a table. known: the checkpoint's spec, whose decode rule and format of times hold.
+def words_for_missing(known: DataSpec | None, spelling: Spelling = Spelling()) -> frozenset[str]:
+    """Choose the words for a missing user or item: the config's (`spelling`), else the checkpoint's (`known`), else the defaults.
 
-    Returns (events, notes on their times). Raises DataError that names the row, ConfigError for an absent column.
+    By decode rule 1, only an empty cell is missing.
     """
-    if Path(path).suffix.lower() == ".parquet" or (layout.columns is not None and _has_header(path, layout)):
+    stored: Mapping[str, Any] = known.preprocessing if known is not None else {}
+    if decode_rule(known) == 1 and spelling.missing is None and "missing" not in stored:
+        return frozenset({""})
+    return Rules.of(known, spelling).missing
+
+
+def read_events(
+    path: str | Given, layout: Layout, known: DataSpec | None, missing: frozenset[str]
+) -> tuple[Events, list[str]]:
+    """Read the events of a table, or of rows that were passed in Python.
+
+    known: the checkpoint's spec, whose decode rule, items and format of times hold.
+    missing: words for a missing user or item.
+    Returns (events, notes). Raises DataError that names the row, ConfigError for an absent column.
+    """
+    if layout.columns is not None and _has_header(path, layout):
         layout = layout._replace(columns=None)
     table = _columns.read_table(path, layout.columns, decode=decode_rule(known))
     first = 2 if layout.columns is None else 1
@@ -82,22 +109,29 @@ def read_events(path: str, layout: Layout, known: DataSpec | None) -> tuple[Even
                 f"{clean(path)}: dataset.{key}: no column '{clean(name)}'{nearest(name, table)}; it has: {listing(table, 20)}",
                 *hints,
             )
-    for name in (layout.user, layout.item):
-        if blank := [row + first for row, value in enumerate(table[name]) if not value]:
-            raise DataError(f"{clean(path)}: no value of column '{clean(name)}' in row {listing(blank)}")
-    users, code = np.unique(np.array(table[layout.user]), return_inverse=True)
-    rule, before = decode_rule(known), None if known is None else known.preprocessing.get("times")
-    moment, pattern, notes = _times.moments(table[layout.time], path, layout.time, first, rule=rule, known=before)
+    rule, prep = decode_rule(known), known.preprocessing if known is not None else {}
+    ids, notes = list[list[str]](), list[str]()
+    for name, theirs in ((layout.user, None), (layout.item, prep.get("items"))):
+        where = f"{clean(path)}: column '{clean(name)}'"
+        read, said = _ids.read_ids(table[name], missing, "dataset.missing", theirs, where, first, rule)
+        ids.append(read)
+        notes += said
+    users, code = np.unique(np.array(ids[0]), return_inverse=True)
+    moment, pattern, said = _times.moments(
+        table[layout.time], str(path), layout.time, first, rule=rule, known=prep.get("times")
+    )
     row = np.lexsort((moment, code))  # stable: events of the same time keep the table's order
     user = code[row].astype(np.int64)
     starts = np.flatnonzero(np.diff(user, prepend=-1))
     count = np.arange(len(user)) - np.repeat(starts, np.diff(starts, append=len(user)))
-    items = np.array(table[layout.item])[row]
-    return Events(users.tolist(), user, count, items, row, table[layout.time], first, pattern), notes
+    items = np.array(ids[1])[row]
+    return Events(users.tolist(), user, count, items, row, table[layout.time], first, pattern), [*notes, *said]
 
 
-def _has_header(path: str, layout: Layout) -> bool:
+def _has_header(path: str | Given, layout: Layout) -> bool:
     """Tell whether a table has a header, even though the training data had none."""
+    if isinstance(path, Given) or Path(path).suffix.lower() == ".parquet":
+        return True
     try:
         line = _text_files.first_line(path)
     except OSError:

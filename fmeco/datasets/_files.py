@@ -11,7 +11,7 @@ import stat
 import unicodedata
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fmeco.core import Data, DataError, DataSpec, Inputs, Samples, Target, clean, listing
+from fmeco.core import Data, DataError, DataSpec, Given, Inputs, Samples, Target, clean, listing
 from fmeco.datasets import _columns, _splits
 from fmeco.files import absence, disguise
 
@@ -127,6 +127,28 @@ class FileSamples(Samples):
                 return hashlib.blake2b(file.read(), digest_size=16).digest()
         except OSError:
             return None
+
+
+class GivenSamples(Samples):
+    """Serve inputs that were passed in Python, each decoded separately.
+
+    decode: turns an input into Inputs. Raises an error with the reason if it cannot.
+    """
+
+    def __init__(self, given: Sequence[Given], decode: Callable[[Any], Inputs]) -> None:
+        self.given, self.decode = given, decode
+
+    def __len__(self) -> int:
+        return len(self.given)
+
+    def name(self, index: int) -> str:
+        return str(self.given[index])
+
+    def __getitem__(self, index: int) -> Inputs:
+        try:
+            return self.decode(self.given[index].value)
+        except Exception as error:  # an image of a damaged file can raise anything when it is decoded
+            raise DataError(f"{self.given[index]}: {clean(error)}") from None
 
 
 class Labelled(NamedTuple):

@@ -15,9 +15,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fmeco.core import Data, DataError, DataSpec, Inputs, InputSpec, Samples, clean, decode_rule, listing, nearest
-from fmeco.datasets import _classes, _splits
-from fmeco.datasets._event_tables import PARTS, SUFFIXES, TRAIN, Events, Layout, layout, read_events
+from fmeco.core import (
+    Data,
+    DataError,
+    DataSpec,
+    Given,
+    Inputs,
+    InputSpec,
+    Samples,
+    clean,
+    decode_rule,
+    listing,
+    nearest,
+)
+from fmeco.datasets import _classes, _ids, _splits
+from fmeco.datasets._event_tables import PARTS, SUFFIXES, TRAIN, Events, Layout, layout, read_events, words_for_missing
 from fmeco.datasets._splits import Indices
 from fmeco.nn.ids import FIRST_ITEM, UNKNOWN_ITEM
 
@@ -125,12 +137,15 @@ def build_events(
     notes: list[str],
     columns: Layout,
     *,
+    missing: frozenset[str],
     where: str,
     length: int | None,
     repeats: bool | None,
 ) -> Data:
-    """Build a Data from events. part: the split of each event (N,), TRAIN, VAL or TEST."""
+    """Build a Data from events. part: the split of each event (N,), TRAIN, VAL or TEST. missing: words for a missing id."""
     prep, prep_notes = preprocessing(known, events, part == TRAIN, columns, where, length, repeats)
+    if prep.get("decode", 1) > 1 or missing != {""}:
+        prep["missing"] = sorted(missing - {""})
     made, more = splits(events, part, prep, where)
     inputs = {"tokens": InputSpec((prep["length"] + 1,), "int64", ragged=True)}
     if not prep["repeats"]:
@@ -255,22 +270,25 @@ def _repeated(events: Events, train: NDArray[np.bool_]) -> float:
 # ---------------------------------------------------------------- prediction
 
 
-def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
+def read(spec: DataSpec, sources: Sequence[str | Given]) -> Samples:
     """Read histories.
 
-    Each source is a table, with one history per user; FILE:USER, the history of one user; or the items of a history
-    themselves, separated by commas, the newest last. Raises DataError for absent tables and users.
+    Each source is a table, with one history per user; FILE:USER, the history of one user; rows that were passed in Python;
+    or the items of a history themselves, separated by commas, the newest last. Raises DataError for absent tables and users.
     """
     prep = spec.preprocessing
     number = {name: i for i, name in enumerate(prep["items"], FIRST_ITEM)}
+    missing = words_for_missing(spec)
     ids: list[Indices] = []
     names: list[str] = []
     notes: list[str] = []
     bad: dict[int, str] = {}
     for source in sources:
-        file, user = _file_and_user(source)
+        file, user = (source, None) if isinstance(source, Given) else _file_and_user(source)
         if file is None:
-            items = [name.strip() for name in next(csv.reader([source]), [])]
+            assert isinstance(source, str)
+            written = [name.strip() for name in next(csv.reader([source]), [])]
+            items = [name if name in number else _ids.whole_id(name) for name in written]
             if strange := [name for name in items if name not in number]:
                 bad[len(ids)] = (
                     f"{clean(source)}: no item {listing(strange)} in the catalogue{nearest(strange[0], number)}"
@@ -278,8 +296,10 @@ def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
             ids.append(np.array([number[name] for name in items if name in number], np.int64))
             names.append(source)
             continue
-        events, more = read_events(file, layout(spec, None, None, None, None), spec)
+        events, more = read_events(file, layout(spec, None, None, None, None), spec, missing)
         notes += more
+        if user is not None and user not in events.users:
+            user = _ids.whole_id(user)
         if user is not None and user not in events.users:
             raise DataError(f"{clean(file)}: no user '{clean(user)}'{nearest(user, events.users)}")
         known_items, every = histories(events, number)

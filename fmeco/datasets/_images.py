@@ -18,6 +18,7 @@ from fmeco.core import (
     Data,
     DataError,
     DataSpec,
+    Given,
     Inputs,
     InputSpec,
     Pixels,
@@ -143,8 +144,10 @@ def _small_note(file: Path, spec: DataSpec) -> list[str]:
     ]
 
 
-def canonical(image: Image.Image, prep: Mapping[str, Any]) -> Tensor:
+def canonical(image: Image.Image, prep: Mapping[str, Any], facts: _pixels.Facts | None = None) -> Tensor:
     """Convert a PIL image to uint8 (C, h, w) with min(h, w) = prep["resize"]: a pure function of image and spec.
+
+    facts: of the file that the image is a copy of; None = the image is as it was opened.
 
     Training crops, evaluation and prediction all start from this. Raises ValueError for an image that cannot be converted to
     8 bits, or that would have more than MAX_RESIZED pixels.
@@ -157,13 +160,13 @@ def canonical(image: Image.Image, prep: Mapping[str, Any]) -> Tensor:
             f"{image.width}x{image.height} pixels: enlarged to a short side of {short}, it would have more than "
             f"{MAX_RESIZED:,} pixels"
         )
-    first_rule, facts = prep.get("decode", 1) == 1, _pixels.facts(image)
+    first_rule, facts = prep.get("decode", 1) == 1, facts or _pixels.facts(image)
     if image.format == "JPEG":
         # Decodes at 1/2, 1/4 or 1/8 of the size if that still leaves this many pixels. With only `short` of them, the picture
         # would differ visibly from one that is decoded whole and resized.
         least = short if first_rule else 2 * short
         image.draft(mode, (least, least))
-    image = _pixels.eight_bit(_pixels.upright(image, facts.orientation), mode, prep, facts)
+    image = _pixels.eight_bit(_pixels.upright(image), mode, prep, facts)
     pixels = torch.from_numpy(np.array(image, dtype=np.uint8))  # a copy, because torch needs writable memory
     pixels = pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1)  # (C, h, w)
     w, h = image.size
@@ -183,6 +186,34 @@ def decode(path: str, prep: Mapping[str, Any]) -> Tensor:
     """Decode a file to uint8 (C, h, w). Raises DataError that names the file and the reason."""
     with _pixels.opened(path) as image:
         return canonical(image, prep)
+
+
+def _from_array(value: Any) -> Image.Image:
+    """Turn an array that was passed in Python into a PIL image. Raises ValueError that says what is expected."""
+    array = np.asarray(value)
+    shape = "x".join(map(str, array.shape))
+    if array.ndim == 3 and array.shape[2] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
+        raise ValueError(f"an image array is HxWxC, and this one is {shape}: move its channels to the end")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    deep = array.dtype == np.uint16 and array.ndim == 2
+    if array.size == 0 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
+        raise ValueError(f"an image array is HxW or HxWxC with 1, 3 or 4 channels, and this one is {shape}")
+    if array.dtype != np.uint8 and not deep:
+        raise ValueError(f"an image array is uint8 (one of HxW also uint16), and this one is {array.dtype}")
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def given(values: Sequence[Given], prep: Mapping[str, Any]) -> Samples:
+    """Serve images that were passed in Python, decoded as files are."""
+
+    def decode(value: Any) -> Inputs:
+        if not isinstance(value, Image.Image):
+            return {"image": canonical(_from_array(value), prep)}
+        facts = _pixels.facts(value)  # a copy no longer knows its file
+        return {"image": canonical(value.copy(), prep, facts)}
+
+    return _files.GivenSamples(values, decode)
 
 
 class ImageFiles(_files.FileSamples):

@@ -11,7 +11,7 @@ import torch
 from fmeco.core import DataError, Inputs, Samples, clean
 from fmeco.datasets import _gaps, _grids
 from fmeco.datasets._grids import Grid
-from fmeco.datasets._series import Layout, Series
+from fmeco.datasets._series import Layout, Series, standardised
 from fmeco.datasets._time_formats import zone_of
 
 
@@ -87,8 +87,7 @@ class Latest(Samples):
         _, series, stats, problem = self.latest[index]
         if problem is not None:
             raise problem
-        scaled = (series.values - stats["mean"]) / stats["std"]
-        return {"series": torch.from_numpy(scaled.astype(np.float32))}
+        return {"series": torch.from_numpy(standardised(series, stats))}
 
     def answers(self, index: int, answer: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Turn a forecast into rows, one per step, in the units of its series."""
@@ -119,7 +118,7 @@ def stored(series: Sequence[Series]) -> dict[str, Any]:
 
 def known_times(preprocessing: Mapping[str, Any]) -> tuple[str | None, Grid | None]:
     """Return the pattern and the steps of a checkpoint's times; None for a checkpoint older than decode rule 2."""
-    if "times" not in preprocessing:
+    times = preprocessing.get("times")
+    if times is None:
         return None, None
-    times = preprocessing["times"]
     return times["pattern"], Grid(*(times[key] for key in Grid._fields))

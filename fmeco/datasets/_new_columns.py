@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from fmeco.core import DataError, clean, listing
+from fmeco.datasets import _sentinels
 from fmeco.datasets._numbers import (
     EXPONENT,
     PLAIN,
@@ -161,18 +163,30 @@ def _style(texts: Mapping[str, int]) -> tuple[str, Counter[str]]:
 def _odd_cells(column: Column, strange: Indices, rules: Rules) -> DataError:
     """Describe the cells of a column of numbers that are no numbers."""
     odd = list(dict.fromkeys(column.text[i].strip() for i in strange.tolist()))
-    words = json.dumps([clean(word.lower()) for word in (*sorted(rules.missing - {""}), *odd)], ensure_ascii=False)
     commas = any("," in text for text in odd)
     name = clean(column.name)
     is_no_number = "is not a number" if len(odd) == 1 else "are not numbers"
     return DataError(
         f"{column} holds numbers, but in row {column.rows_at(strange)} {quoted(odd)} {is_no_number}",
-        f"correct the cells, or list them as missing: dataset.missing: {words}"
+        f"correct the cells, or list them as missing: dataset.missing: {rules.and_words(odd)}"
         if column.gaps and len(odd) <= 5
         else "correct the cells",
         f"dataset.decimal: {{{name}: '.'}} reads 1,234 as 1234, and {{{name}: ','}} as 1.234" if commas else "",
         column.instead,
     )
+
+
+def sentinels(column: Column, found: Cells, rules: Rules) -> list[str]:
+    """Return a note on each number of a column that probably stands for a missing value, such as -9999."""
+    notes: list[str] = []
+    for number, count in _sentinels.find(found.values[~found.missing]).items():
+        cells = {column.text[i] for i in np.flatnonzero(found.values == number).tolist()}
+        advice = f"list it: dataset.missing: {rules.and_words(cells)}" if column.gaps else "remove these rows"
+        notes.append(
+            f"{column}: {quoted(cells)} is in {count:,} of {len(column.text):,} rows, far from all other numbers; if it stands for a "
+            f"missing value, {advice}"
+        )
+    return notes
 
 
 def looks_like_number(text: str) -> bool:

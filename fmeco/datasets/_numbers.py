@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 import re
 import unicodedata
@@ -32,6 +33,11 @@ def is_missing(text: str, words: Collection[str] = MISSING) -> bool:
     return text.strip().lower() in words
 
 
+def missing_words(listed: Iterable[str | float] | None) -> frozenset[str]:
+    """Return the words for a missing cell, in lower case: those that a config lists, or the default ones for None."""
+    return MISSING if listed is None else frozenset({"", *(str(word).strip().lower() for word in listed)})
+
+
 def missing_cells(column: Sequence[str], words: Collection[str] = MISSING) -> NDArray[np.bool_]:
     """Find the missing cells of a column (N,)."""
     return np.fromiter(map(words.__contains__, map(str.lower, map(str.strip, column))), bool, len(column))
@@ -43,7 +49,7 @@ def is_number(text: str, decode: int = DECODE_RULE) -> bool:
     Decode rule 1 takes whatever Python's `float` accepts, such as 1_20.
     """
     if decode > 1:
-        return _NUMBER.fullmatch(text.strip()) is not None and math.isfinite(_float(text))
+        return _NUMBER.fullmatch(text.strip()) is not None and math.isfinite(to_float(text))
     try:
         return math.isfinite(float(text))
     except ValueError:
@@ -74,7 +80,8 @@ def category_names(texts: Iterable[str], whole: bool) -> dict[str, str]:
     return {text: whole_name(name) for text, name in composed.items()} if whole else composed
 
 
-def _float(text: str) -> float:
+def to_float(text: str) -> float:
+    """Parse a cell that is a number."""
     return float(text.replace("\u2212", "-"))
 
 
@@ -101,6 +108,10 @@ class Notation(NamedTuple):
         if self.thousands:
             number = number.replace(self.thousands, "")
         return number.replace(self.decimal, ".").replace("\u2212", "-")
+
+    def written(self, number: str) -> str:
+        """Write a plain number in this notation: the reverse of `plain`."""
+        return number.replace(".", self.decimal) + self.unit
 
     def __str__(self) -> str:
         parts = {"decimal point": self.decimal, "thousands separator": self.thousands, "unit": self.unit}
@@ -162,10 +173,8 @@ class Rules(NamedTuple):
         words = spelling.missing if spelling is not None else None
         if words is None and "missing" in stored:
             words = stored["missing"]
-        missing = MISSING if words is None else frozenset({"", *(word.strip().lower() for word in words)})
-        rules = Rules(
-            decode_rule(known), missing, (spelling.decimal if spelling is not None else None) or {}, {}, semicolons
-        )
+        decimal = (spelling.decimal if spelling is not None else None) or {}
+        rules = Rules(decode_rule(known), missing_words(words), decimal, {}, semicolons)
         return rules.with_notations(stored["numbers"]) if "numbers" in stored else rules
 
     def with_notations(self, stored: Mapping[str, Mapping[str, str]]) -> Rules:
@@ -179,6 +188,11 @@ class Rules(NamedTuple):
             "missing": sorted(self.missing - {""}),
             "numbers": {name: one._asdict() for name, one in {**self.notations, **notations}.items()},
         }
+
+    def and_words(self, more: Iterable[str]) -> str:
+        """Write the words for a missing cell, and more of them, as a value of `dataset.missing`, for messages."""
+        added = {clean(word.strip().lower()): None for word in more}
+        return json.dumps([*map(clean, sorted(self.missing - {""})), *added], ensure_ascii=False)
 
     def cells(self, column: Sequence[str], name: str) -> Cells:
         """Parse a column whose notation is known."""
@@ -196,6 +210,12 @@ class Cells(NamedTuple):
     values: NDArray[np.float64]
     missing: NDArray[np.bool_]
     strange: Indices
+
+
+def mean_and_std(x: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the mean of numbers (N,), and their standard deviation: 1 for equal numbers, whose own is not exactly 0."""
+    constant = bool(x.min() == x.max())
+    return float(x[0] if constant else x.mean()), 1.0 if constant else float(x.std())
 
 
 def cells(
@@ -242,7 +262,7 @@ def _value(text: str, notation: Notation, decode: int) -> float:
     """Parse a cell; nan if it is no finite number."""
     if notation != PLAIN:
         text = notation.plain(text) or ""
-    return _float(text) if is_number(text, decode) else math.nan
+    return to_float(text) if is_number(text, decode) else math.nan
 
 
 def is_codes(texts: Collection[str]) -> bool:

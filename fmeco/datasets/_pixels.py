@@ -53,16 +53,14 @@ def opened(path: str) -> Iterator[Image.Image]:
 
 
 class Facts(NamedTuple):
-    """Hold facts of an image file that Pillow no longer tells once the image is decoded and turned.
+    """Hold facts of an image file that Pillow no longer tells once the image is decoded.
 
-    orientation: of the camera, by EXIF; 1 = upright.
     coarse: colours of 16 bits per channel, of which Pillow keeps the upper 8.
     negative: TIFF of 16 bits in which white is 0, as in X-rays; Pillow inverts only 8 bits.
     bands: bands of a TIFF that are neither a colour nor alpha, which Pillow drops.
     profile: ICC profile; empty = none.
     """
 
-    orientation: int
     coarse: bool
     negative: bool
     bands: int
@@ -73,12 +71,7 @@ def facts(image: Image.Image) -> Facts:
     """Collect the facts of an image that is opened, but not decoded."""
     tags: Any = getattr(image, "tag_v2", {})
     tiles: Any = getattr(image, "tile", ())
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # Pillow raises many kinds of errors for damaged EXIF data, which says nothing of the pixels
-        orientation = 1
     return Facts(
-        orientation=orientation,
         coarse=not is_deep(image) and any(";16" in str(tile.args) for tile in tiles),
         negative=is_deep(image) and tags.get(_PHOTOMETRIC) == 0,
         bands=sum(meaning == 0 for meaning in tags.get(_EXTRA_SAMPLES, ())),
@@ -86,9 +79,13 @@ def facts(image: Image.Image) -> Facts:
     )
 
 
-def upright(image: Image.Image, orientation: int) -> Image.Image:
-    """Turn an image by the camera's orientation."""
-    turn = _TURNS.get(orientation)
+def upright(image: Image.Image) -> Image.Image:
+    """Turn an image by the camera's orientation, as EXIF states it."""
+    image.load()  # which turns a TIFF, and forgets its orientation
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # Pillow raises many kinds of errors for damaged EXIF data, which says nothing of the pixels
+        turn = None
     return image if turn is None else image.transpose(turn)
 
 

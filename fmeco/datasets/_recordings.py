@@ -10,6 +10,7 @@ import numpy as np
 
 STEP = 2**-15  # of a 16-bit file; a recording whose samples all lie within one step is silent
 CANCELLED = 1e-3  # share of the channels' power in their mean, below which they cancel each other out
+LOUDEST = 2.0**31  # samples are within -1 to 1, or, in some files of floats, on the scale of 16-bit or 32-bit numbers
 STREAMED = 0x7FFFF000  # sizes from here on in the header of a WAV file mean that its length was not known
 
 
@@ -43,8 +44,10 @@ def check_whole(path: str) -> None:
 def mixed(read: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Average the channels of a recording (L, channels), and remove its constant offset, which is no sound.
 
-    Raises ValueError for silence, and for channels whose average is silence.
+    Raises ValueError for silence, for channels whose average is silence, and for samples that are no sound.
     """
+    if (peak := float(np.abs(read).max(initial=0.0))) > LOUDEST:
+        raise ValueError(f"it holds a sample of {peak:.3g}, and sound is within -1 to 1; the file is damaged")
     channels = np.ascontiguousarray(read.T)  # (channels, L): sums along rows are several times as fast
     channels -= channels.mean(1, dtype=np.float64, keepdims=True).astype(np.float32)
     if np.ptp(channels, 1).max() <= STEP:

@@ -15,9 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fmeco.core import ConfigError, DataError, Inputs, Samples, clean, listing, nearest
-from fmeco.datasets import _clock_changes, _columns, _time_formats, _times
+from fmeco.core import ConfigError, DataError, Given, Inputs, Samples, clean, listing, nearest
+from fmeco.datasets import _clock_changes, _columns, _ids, _series_cells, _time_formats, _times
 from fmeco.datasets._grids import Grid
+from fmeco.datasets._numbers import Rules, mean_and_std
 from fmeco.datasets._splits import Indices, fingerprint
 from fmeco.datasets._time_formats import Format
 
@@ -68,29 +69,29 @@ class Series(NamedTuple):
 # ---------------------------------------------------------------- reading
 
 
-def read_series(path: str, layout: Layout, rule: int, pattern: str | None = None) -> tuple[list[Series], list[str]]:
-    """Read the series of a table.
+def read_series(
+    path: str | Given, layout: Layout, rules: Rules, pattern: str | None = None
+) -> tuple[list[Series], list[str]]:
+    """Read the series of a table, or of rows that were passed in Python.
 
-    rule: the decode rule.
+    rules: how its cells are read.
     pattern: how the times of a checkpoint are written, which decides between two meanings.
     Returns (series, notes). Raises DataError that names the row.
     """
-    table = _columns.read_table(path, decode=rule)
+    table, path, rule = _columns.read_table(path, decode=rules.decode), str(path), rules.decode
+    where = clean(path)
     read = _times.read_times(_columns.column(table, layout.time, path), path, layout.time, known=pattern)
     notes = [] if rule == 1 else _time_formats.note(read, path, layout.time)
     everything = np.arange(len(read.text))
     members: dict[str, Indices]
     if layout.id is None:
-        names, left_out = _wide(table, layout, path)
+        names, left_out = _wide(table, layout, rules, path)
         if left_out:
-            notes.append(f"{clean(path)}: columns that are not numeric are left out: {listing(left_out)}")
+            notes.append(f"{where}: columns that are not numeric are left out: {listing(left_out)}")
         members = {"": everything}
     else:
-        assert layout.value is not None
-        ids, text = np.array(_columns.column(table, layout.id, path)), _columns.column(table, layout.value, path)
-        _, first, code = np.unique(ids, return_index=True, return_inverse=True)
-        rows = np.split(np.argsort(code, kind="stable"), np.bincount(code).cumsum()[:-1])
-        members = {str(ids[first[number]]): rows[number] for number in np.argsort(first).tolist()}
+        members, more = _long(table, layout, rules, path)
+        notes += more
         names = _chosen(layout.columns, members, path)
     if rule > 1:
         read, more = _with_clock_changes(read, list(members.values()), path)
@@ -98,6 +99,7 @@ def read_series(path: str, layout: Layout, rule: int, pattern: str | None = None
     if layout.id is None and (np.diff(read.moments) < 0).any():
         notes.append(f"{clean(path)}: the rows are not in order of '{clean(layout.time)}', and are sorted")
     series: list[Series] = []
+    sentinels = _series_cells.Sentinels()
     placed: dict[str, Series] = {}  # the times of each series, which all columns of a wide table share
     for name in names:
         key = name if layout.id is not None else ""
@@ -105,11 +107,15 @@ def read_series(path: str, layout: Layout, rule: int, pattern: str | None = None
             placed[key] = _in_order(key, read, members[key], path)
         at = placed[key].rows
         if layout.value is None:
-            values = _numbers(table[name], path, name, everything)[at]
+            values = _series_cells.values(table[name], f"{where}: column '{clean(name)}'", everything, rules)
+            sentinels.look(name, table[name], values)
+            values = values[at]
         else:
-            values = _numbers([text[i] for i in at.tolist()], path, layout.value, at)
+            cells = [table[layout.value][i] for i in at.tolist()]
+            values = _series_cells.values(cells, f"{where}: column '{clean(layout.value)}'", at, rules)
+            sentinels.look(name, cells, values)
         series.append(placed[key]._replace(name=name, values=values))
-    return series, notes
+    return series, [*notes, *sentinels.notes(where, rules)]
 
 
 def _with_clock_changes(
@@ -149,15 +155,27 @@ def _in_order(name: str, read: _time_formats.Times, at: Indices, path: str) -> S
     return Series(name, np.zeros(0), moments, read.local[at], [read.text[i] for i in at.tolist()], at, read.format)
 
 
-def _wide(table: _columns.Table, layout: Layout, path: str) -> tuple[list[str], list[str]]:
+def _wide(table: _columns.Table, layout: Layout, rules: Rules, path: str) -> tuple[list[str], list[str]]:
     """Find the columns that are series. Returns (their names, names of columns that are not numeric)."""
     if layout.columns is not None:
         return _chosen(layout.columns, [name for name in table if name != layout.time], path), []
-    cells = {name: _columns.cells(table[name]) for name in table if name != layout.time}
-    names = [name for name, column in cells.items() if not column.strange.size and not column.missing.all()]
+    names = _series_cells.numeric(table, layout.time, rules)
     if not names:
         raise DataError(f"{clean(path)}: no column of numbers besides '{clean(layout.time)}'")
-    return names, [name for name in cells if name not in names]
+    return names, [name for name in table if name not in (layout.time, *names)]
+
+
+def _long(table: _columns.Table, layout: Layout, rules: Rules, path: str) -> tuple[dict[str, Indices], list[str]]:
+    """Find the rows of each series of a long table. Returns (name -> positions in the table, notes)."""
+    assert layout.id is not None and layout.value is not None
+    written, _ = _columns.column(table, layout.id, path), _columns.column(table, layout.value, path)
+    words = frozenset[str]() if rules.decode == 1 else rules.missing
+    where = f"{clean(path)}: column '{clean(layout.id)}'"
+    named, notes = _ids.read_ids(written, words, _series_cells.KEY, None, where, 2, rules.decode)
+    ids = np.array(named)
+    _, first, code = np.unique(ids, return_index=True, return_inverse=True)
+    rows = np.split(np.argsort(code, kind="stable"), np.bincount(code).cumsum()[:-1])
+    return {str(ids[first[number]]): rows[number] for number in np.argsort(first).tolist()}, notes
 
 
 def _chosen(wanted: Sequence[str] | None, present: Sequence[str] | Mapping[str, Any], path: str) -> list[str]:
@@ -169,17 +187,6 @@ def _chosen(wanted: Sequence[str] | None, present: Sequence[str] | Mapping[str, 
     if not wanted or len(set(wanted)) < len(wanted):
         raise ConfigError("dataset.columns: name at least one series, and each only once")
     return list(wanted)
-
-
-def _numbers(column: Sequence[str], path: str, name: str, rows: Indices) -> Floats:
-    """Parse a column as numbers (N,), nan for missing values. rows: positions in the table (N,), for messages."""
-    cells = _columns.cells(column)
-    for position in cells.strange.tolist():
-        raise DataError(
-            f"{clean(path)}: column '{clean(name)}', row {rows[position] + 2}: '{clean(column[position], 40)}' is not a number",
-            "name the series in dataset.columns" if len(cells.strange) > len(column) // 2 else "correct it",
-        )
-    return np.where(cells.missing, np.nan, cells.values)
 
 
 # ---------------------------------------------------------------- statistics and splits
@@ -207,19 +214,32 @@ def cut_at(series: Sequence[Series], shares: Mapping[str, float], path: str) -> 
     return dict(reversed(cuts.items())), f"{clean(path)}: split by time: {', '.join(reversed(begins))}"
 
 
-def statistics(series: Series, before: Any, season: int) -> dict[str, Any]:
-    """Compute the statistics of a series before a moment.
+def statistics(series: Series, before: Any, season: int, rule: int) -> dict[str, Any]:
+    """Compute the statistics of a series before a moment. rule: the decode rule.
 
-    mean, std: of the values.
+    mean, std: of the values. By decode rule 1, the std of equal values is as small as rounding makes it, and not 1.
     naive: mean absolute error of the seasonal naive forecast (the value one season before), in standard deviations. MASE
         is relative to it; None if it is 0 or the series is too short.
     https://doi.org/10.1016/j.ijforecast.2006.03.001 (Hyndman and Koehler 2006).
     """
     x = series.values[(series.moments < before) & ~np.isnan(series.values)]
     x = x if len(x) else np.zeros(1)
-    std = float(x.std()) or 1.0
+    mean, std = (float(x.mean()), float(x.std()) or 1.0) if rule == 1 else mean_and_std(x)
     naive = float(np.abs(x[season:] - x[:-season]).mean()) / std if len(x) > season else 0.0
-    return {"name": series.name, "mean": float(x.mean()), "std": std, "naive": naive or None}
+    return {"name": series.name, "mean": mean, "std": std, "naive": naive or None}
+
+
+def standardised(series: Series, statistics: Mapping[str, Any]) -> NDArray[np.float32]:
+    """Standardise the values of a series (L,). Raises DataError for a value that float32 does not hold then."""
+    with np.errstate(over="ignore"):
+        scaled: NDArray[np.float32] = ((series.values - statistics["mean"]) / statistics["std"]).astype(np.float32)
+    for at in np.flatnonzero(np.isinf(scaled)).tolist():
+        raise DataError(
+            f"series '{clean(series.name)}', row {series.rows[at] + 2}: {series.values[at]:g} is too large beside the numbers of "
+            "training",
+            "correct it",
+        )
+    return scaled
 
 
 # ---------------------------------------------------------------- windows
@@ -245,13 +265,13 @@ class Panel:
 
     def __init__(self, series: Sequence[Series], statistics: Sequence[Mapping[str, Any]]) -> None:
         self.series, self.statistics = series, statistics
-        scaled = [(s.values - stats["mean"]) / stats["std"] for s, stats in zip(series, statistics, strict=True)]
+        scaled = [standardised(s, stats) for s, stats in zip(series, statistics, strict=True)]
         shared = all(s.times is series[0].times for s in series)
         lengths = np.array([len(x) for x in scaled])
         self.offsets = np.arange(len(series)) if shared else np.concatenate([[0], lengths.cumsum()[:-1]])
         self.step = len(series) if shared else 1
         joined = np.stack(scaled, 1).ravel() if shared else np.concatenate(scaled)
-        self.values = torch.from_numpy(joined.astype(np.float32))
+        self.values = torch.from_numpy(joined)
 
     def origins(self, context: int, horizon: int, stride: int, since: Any, until: Any) -> tuple[Indices, Indices]:
         """Find all windows whose horizon lies within [since, until), in order of time, so that neighbours overlap.

@@ -6,6 +6,7 @@ import dataclasses
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -27,12 +28,12 @@ from fmeco.core import (
     nearest,
     same_modality,
 )
-from fmeco.datasets import _date_parts, _splits, _targets
+from fmeco.datasets import _date_parts, _sentinels, _splits, _targets
 from fmeco.datasets._column_kinds import fit_columns
-from fmeco.datasets._columns import Table, take
+from fmeco.datasets._columns import Table, as_text, take
 from fmeco.datasets._date_parts import FIRST_PART
 from fmeco.datasets._new_columns import Column, numbers
-from fmeco.datasets._numbers import MISSING, Rules, category_names, is_missing, is_whole
+from fmeco.datasets._numbers import MISSING, PLAIN, Rules, category_names, is_missing, is_number, is_whole, to_float
 from fmeco.datasets._splits import Indices
 
 
@@ -54,6 +55,7 @@ class Rows(Samples):
     unreadable: position -> error message of rows that cannot be read.
     unseen: column -> rows of each category that training did not see.
     gaps: column -> number of missing numbers, for columns that had none in training.
+    sentinels: column -> rows of each number that probably stands for a missing value, such as -9999.
     """
 
     in_memory = True
@@ -72,6 +74,7 @@ class Rows(Samples):
         self.names: list[str] = [names[i] for i in rows]
         self.unreadable: dict[int, str] = {}
         self.gaps: dict[str, int] = {}
+        self.sentinels: dict[str, dict[float, int]] = {}
         text = {
             stats["name"]: [table[stats["name"]][i] for i in rows] for stats in (*prep["numeric"], *prep["categorical"])
         }
@@ -105,6 +108,7 @@ class Rows(Samples):
                 column, kind, was = dates[name].part(stats["part"]), "date", "held dates"
             else:
                 column, kind, was = rules.cells(text[name], name), "number", "was numeric"
+                self.sentinels[name] = _sentinels.find(column.values[~column.missing])
             values[:, j] = (column.values - stats["mean"]) / stats["std"]
             values[column.missing, j] = 0.0  # the mean
             values[column.strange, j] = 0.0
@@ -133,6 +137,15 @@ class Rows(Samples):
             for name, strange in self.unseen.items()
         ]
 
+    def sentinel_notes(self, where: str) -> list[str]:
+        """Describe numbers that probably stand for missing values, in new rows for a checkpoint. where: as above."""
+        return [
+            f"{where}: column '{clean(name)}': {number:.15g} is in {count:,} of {len(self):,} rows, far from all other numbers; if "
+            "it stands for a missing value, empty these cells"
+            for name, found in self.sentinels.items()
+            for number, count in found.items()
+        ]
+
     def __len__(self) -> int:
         return len(self.names)
 
@@ -150,7 +163,9 @@ class Rows(Samples):
         return inputs
 
 
-def match_columns(table: Table, prep: Mapping[str, Any], path: str) -> tuple[Table, list[str]]:
+def match_columns(
+    table: Mapping[str, list[Any]], prep: Mapping[str, Any], path: str
+) -> tuple[dict[str, list[Any]], list[str]]:
     """Find the columns of training in a new table, by name; upper and lower case may differ.
 
     Returns the columns under their names in training, and notes. Raises DataError for absent columns.
@@ -182,6 +197,33 @@ def match_columns(table: Table, prep: Mapping[str, Any], path: str) -> tuple[Tab
 def _folded(name: str) -> str:
     """Return a column's name without the differences that programs make: upper case, and composed characters (NFC)."""
     return unicodedata.normalize("NFC", name).casefold()
+
+
+def as_spelled(table: Mapping[str, Sequence[Any]], prep: Mapping[str, Any], rules: Rules) -> Table:
+    """Write cells that were passed in Python as the table of training (`prep`) has them.
+
+    A number gets the notation of its column, and a date its order. 3.0 becomes the category 3, and True the category true.
+    """
+    orders = {stats["name"]: stats["order"] for stats in prep["numeric"] if "part" in stats}
+    known = {stats["name"]: set(stats["categories"]) for stats in prep["categorical"]}
+    gone = {to_float(word) for word in rules.missing if is_number(word)}  # -999.0 is the word -999
+    spelled: Table = {}
+    for name, values in table.items():
+        present = [None if type(value) in (int, float) and value in gone else value for value in values]
+        texts = list(map(str.strip, as_text(present)))
+        if name in orders or name in rules.notations:
+            order, notation = orders.get(name, ""), rules.notations.get(name, PLAIN)
+            for i, value in enumerate(values):
+                if isinstance(value, date):
+                    texts[i] = _date_parts.written(texts[i], order)
+                elif texts[i] and type(value) in (int, float):
+                    texts[i] = notation.written(texts[i])
+        elif strange := set(texts) - known.get(name, set(texts)):
+            other = {text: text.removesuffix(".0") for text in strange} | {"True": "true", "False": "false"}
+            fitting = {text: word for text, word in other.items() if text in strange and word in known[name]}
+            texts = [fitting.get(text, text) for text in texts]
+        spelled[name] = texts
+    return spelled
 
 
 def build_table(
@@ -245,6 +287,8 @@ def build_table(
     for part, at in parts.items():
         made[part].groups = take(groups, kept[at])
         more += made[part].unseen_notes(part)
+        if known is not None:  # otherwise, fitting the columns said so
+            more += made[part].sentinel_notes(part)
     spec = dataclasses.replace(
         table_spec(prep),
         targets=targets.targets,

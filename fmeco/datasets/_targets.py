@@ -15,11 +15,12 @@ from torch import Tensor
 from fmeco.core import MISSING_CLASS, ConfigError, DataError, Target, clean, listing, nearest
 from fmeco.datasets import _classes
 from fmeco.datasets._columns import Table, column
-from fmeco.datasets._new_columns import MOSTLY, Column, numbers
+from fmeco.datasets._new_columns import MOSTLY, Column, numbers, sentinels
 from fmeco.datasets._numbers import (
     LARGEST,
     MISSING,
     PLAIN,
+    Cells,
     Notation,
     Rules,
     cells,
@@ -144,6 +145,7 @@ def read_targets(
         known = old.get(name)
         if kinds[name] == "number":
             full, notation = _numbers(one, gone, rules)
+            made.notes.extend(sentinels(one, Cells(full.double().numpy(), gone, np.zeros(0, np.int64)), rules))
             made.targets[name] = known or Target("number")
             if notation != PLAIN:
                 made.notations[one.name] = notation

@@ -17,6 +17,7 @@ from fmeco.core import (
     Data,
     DataError,
     DataSpec,
+    Given,
     Inputs,
     InputSpec,
     Samples,
@@ -27,7 +28,7 @@ from fmeco.core import (
     same_modality,
 )
 from fmeco.datasets import _columns, _splits, _targets, _text_files
-from fmeco.datasets._documents import SUFFIXES, Documents, Layout, read_documents
+from fmeco.datasets._documents import SUFFIXES, Documents, Layout, given_documents, read_documents
 from fmeco.datasets._numbers import Rules
 from fmeco.datasets._splits import Indices
 from fmeco.datasets._tokens import Packed, Wanted, encode, library, load, pieces, preprocessing, separator_id
@@ -162,8 +163,8 @@ def _with_validation(
     return {**{part: at[inside] for part, inside in cut.items()}, **parts, "train": at[cut["train"]]}
 
 
-def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
-    """Read the texts of files, without labels; a source that is not a file is a text itself.
+def read(spec: DataSpec, sources: Sequence[str | Given]) -> Samples:
+    """Read the texts of files, without labels; a source that is not a file is a text itself, or rows with texts.
 
     Raises DataError for absent files and bad content.
     """
@@ -171,9 +172,13 @@ def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
     texts: list[str] = []
     names: list[str] = []
     for source in sources:
-        if os.path.exists(source):
-            text = prep["text"] if isinstance(prep["text"], str) else tuple(prep["text"])
-            layout = Layout(text, None, None, decode=spec.decode)
+        text = prep["text"] if isinstance(prep["text"], str) else tuple(prep["text"])
+        layout = Layout(text, None, None, decode=spec.decode)
+        if isinstance(source, Given):
+            documents = given_documents(source, layout)
+            texts += documents.texts
+            names += documents.names
+        elif os.path.exists(source):
             if prep["columns"] is not None and not all(name in _text_files.first_line(source) for name in layout.texts):
                 layout = layout._replace(columns=tuple(prep["columns"]))
             documents = read_documents(source, layout)
@@ -184,5 +189,23 @@ def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
         else:
             texts.append(source)
             names.append(source)
+    for text, name in zip(texts, names, strict=True):
+        _check_text(text, name)
     packed = encode(load(prep["tokenizer"], "the checkpoint's tokenizer"), texts, prep["length"])
-    return Texts(packed, names, {}, prep["length"])
+    samples = Texts(packed, names, {}, prep["length"])
+    if like_paths := [text for text in texts if text in sources and _like_a_path(text)]:
+        samples.notes += (f"no such file, so read as a text: {listing(like_paths, 3)}",)
+    return samples
+
+
+def _check_text(text: str, name: str) -> None:
+    """Raise DataError for a text that is no valid Unicode: tokenizers cannot read half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{clean(name)}: no valid text: half of a surrogate pair at character {error.start}") from None
+
+
+def _like_a_path(text: str) -> bool:
+    """Tell whether a text looks like the path of a file, such as notes/new.md."""
+    return not any(map(str.isspace, text)) and (os.sep in text or Path(text).suffix != "")

@@ -119,7 +119,7 @@ def _compact(column: Column, whole: Indices, digits: int, format: str) -> Times 
     months = (year - 1970).astype("M8[Y]").astype("M8[M]") + (np.clip(month, 1, 12) - 1)
     days = (months + 1).astype("M8[D]").astype(np.int64) - months.astype("M8[D]").astype(np.int64)
     valid = (YEARS[0] <= year) & (year <= YEARS[1]) & (month >= 1) & (month <= 12) & (day >= 1) & (day <= days)
-    valid &= (hour < 24) & (minute < 60) & (second < 60)
+    valid &= (hour < 24) & (minute < 60) & (second < 60) | (hour == 24) & (minute == 0) & (second == 0)
     if valid.mean() < MOST:
         return None
     if not valid.all():

@@ -20,18 +20,24 @@ from fmeco.core import (
     Doc,
     FilePath,
     Ge,
+    Given,
     Gt,
     Le,
     Samples,
     Spelling,
     Splitting,
 )
-from fmeco.datasets import _audio, _file_tables, _files, _folders
+from fmeco.datasets import _audio, _file_tables, _files, _folders, _stored, _waveforms
 
 MODALITY = "audio"
 
 SUFFIXES = (".wav", ".flac")
 FILES = (".csv", ".tsv", ".parquet")
+SPEC = _stored.Recordings
+TAKES = {
+    "arrays": "waveforms: arrays of L or Lxchannels samples from -1 to 1, at the checkpoint's sample rate",
+    "mappings": "dicts of a waveform and its rate: {'array': ..., 'sampling_rate': ...}",
+}
 LAYOUT = ("path_column", "label_column", "task", "separator", "lowercase", "missing", "decimal", "split_column?")
 RENAMED = {"speaker": "group_split"}
 
@@ -181,10 +187,12 @@ def _task(task: str, known: DataSpec | None) -> str:
     return "text"
 
 
-def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
-    """Read recordings, and all recordings below folders, in the order of `sources`."""
+def read(spec: DataSpec, sources: Sequence[str | Given]) -> Samples:
+    """Read recordings, and all recordings below folders, in the order of `sources`; or waveforms that were passed in Python."""
+    if given := [source for source in sources if isinstance(source, Given)]:
+        return _waveforms.given(given, spec)
     _audio.import_soundfile()
-    samples = _files.read(_audio.AudioFiles, SUFFIXES, spec, sources)
+    samples = _files.read(_audio.AudioFiles, SUFFIXES, spec, [str(source) for source in sources])
     assert isinstance(samples, _audio.AudioFiles)
     samples.notes = (*samples.notes, *_audio.shorter(samples, range(len(samples)), spec))
     return samples

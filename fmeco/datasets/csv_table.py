@@ -16,6 +16,7 @@ from fmeco.core import (
     DataSpec,
     Doc,
     FilePath,
+    Given,
     Samples,
     Spelling,
     Splitting,
@@ -24,11 +25,13 @@ from fmeco.core import (
     listing,
     nearest,
 )
-from fmeco.datasets import _columns, _groups, _numbers, _splits, _tables, _targets, _times
+from fmeco.datasets import _columns, _groups, _numbers, _splits, _stored, _tables, _targets, _times
 
 MODALITY = "table"
 FILES = (".csv", ".tsv", ".parquet")
 FALLBACK = True
+SPEC = _stored.Tables
+TAKES = {"rows": "dicts or a DataFrame with the columns of training"}
 LAYOUT = ("target", "features", "task", "drop?", "group?", "time?", "split_column?")
 STARTER = {"backbone": "mlp", "column": "target"}
 
@@ -122,21 +125,26 @@ def build(
     return dataclasses.replace(data, notes=(*notes, *data.notes))
 
 
-def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
-    """Read the rows of tables; the target column may be absent."""
+def read(spec: DataSpec, sources: Sequence[str | Given]) -> Samples:
+    """Read the rows of tables, and rows that were passed in Python; the target column may be absent."""
     merged: _columns.Table = {}
     names: list[str] = []
     notes: list[str] = []
-    for path in sources:
-        table, said = _tables.match_columns(_columns.read_table(path, decode=spec.decode), spec.preprocessing, path)
+    rules = _numbers.Rules.of(spec)
+    for source in sources:
+        if isinstance(source, Given):
+            table, said = _tables.match_columns(_columns.passed(source), spec.preprocessing, str(source))
+            table = _tables.as_spelled(table, spec.preprocessing, rules)
+        else:
+            read = _columns.read_table(source, decode=spec.decode)
+            table, said = _tables.match_columns(read, spec.preprocessing, source)
         notes += said
-        rows = len(next(iter(table.values())))
-        names += [f"{path}:{row}" for row in range(2, rows + 2)]
+        names += _columns.row_names(source, len(next(iter(table.values()))))
         for name, values in table.items():
             merged.setdefault(name, []).extend(values)
-    rules = _numbers.Rules.of(spec)
     samples = _tables.Rows(merged, np.arange(len(names)), {}, spec.preprocessing, names, rules)
-    samples.notes = (*notes, *samples.unseen_notes(listing(map(clean, sources), 3)))
+    where = listing(map(clean, sources), 3)
+    samples.notes = (*notes, *samples.unseen_notes(where), *samples.sentinel_notes(where))
     return samples
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fmeco.core import Data, DataSpec, Doc, FilePath, Ge, Gt, Lt, decode_rule
-from fmeco.datasets import _event_tables, _histories
+from fmeco.core import Data, DataSpec, Doc, FilePath, Ge, Gt, Lt, Spelling, Without, decode_rule
+from fmeco.datasets import _event_tables, _histories, _stored
 from fmeco.datasets._histories import read as read
 
 MODALITY = "events"
 
+SPEC = _stored.Histories
 SENTENCES = True  # `predict` also takes a history itself, or FILE:USER
+TAKES = {"rows": "dicts or a DataFrame with a user, an item and a time per row"}
 TABLES = True  # with a checkpoint of events, --dataset TABLE reads the table as events
 FILES = (".csv", ".tsv", ".parquet")
-LAYOUT = ("user", "item", "time", "columns")
+LAYOUT = ("user", "item", "time", "columns", "missing")
 
 
 def build(
@@ -34,6 +36,7 @@ def build(
         list[str] | None,
         Doc("names of all columns, for a table without a header; null = the checkpoint's, else read the header"),
     ] = None,
+    spelling: Annotated[Spelling, Without("decimal")] = Spelling(),
     length: Annotated[
         int | None,
         Doc("number of last items of a history that the model sees; null = the checkpoint's, else 50"),
@@ -59,7 +62,8 @@ def build(
     ] = 0.1,
 ) -> Data:
     layout = _event_tables.layout(known, user, item, time, columns)
-    events, notes = _event_tables.read_events(path, layout, known)
+    words = _event_tables.words_for_missing(known, spelling)
+    events, notes = _event_tables.read_events(path, layout, known, words)
     if whole:
         parts, more = _event_tables.all_of_it(events), list[str]()
     elif split == "time":
@@ -67,7 +71,7 @@ def build(
     else:
         parts, more = _event_tables.last_ones(events, path)
     return _histories.build_events(
-        known, events, parts, [*notes, *more], layout, where=path, length=length, repeats=repeats
+        known, events, parts, [*notes, *more], layout, missing=words, where=path, length=length, repeats=repeats
     )
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
-from fmeco.core import Data, DataSpec, Doc, FilePath, Pixels, Samples, Splitting, Without, decode_rule
-from fmeco.datasets import _files, _folders, _images
+from fmeco.core import Data, DataSpec, Doc, FilePath, Given, Pixels, Samples, Splitting, Without, decode_rule
+from fmeco.datasets import _files, _folders, _images, _stored
 
 MODALITY = "image"
 
@@ -28,6 +28,8 @@ SUFFIXES = (
 )
 SUFFIXES_OF_RULE_1 = SUFFIXES[:10]  # of files that a checkpoint without later rules looks for
 FALLBACK = True
+SPEC = _stored.Images
+TAKES = {"arrays": "images: uint8 arrays of HxWxC, or images of Pillow"}
 
 
 def shown(spec: DataSpec) -> str:
@@ -66,6 +68,8 @@ def suffixes(known: DataSpec | None) -> tuple[str, ...]:
     return SUFFIXES if decode_rule(known) > 1 else SUFFIXES_OF_RULE_1
 
 
-def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
-    """Read image files, and all images below folders, in the order of `sources`."""
-    return _files.read(_images.ImageFiles, suffixes(spec), spec, sources)
+def read(spec: DataSpec, sources: Sequence[str | Given]) -> Samples:
+    """Read image files, and all images below folders, in the order of `sources`; or images that were passed in Python."""
+    if given := [source for source in sources if isinstance(source, Given)]:
+        return _images.given(given, spec.preprocessing)
+    return _files.read(_images.ImageFiles, suffixes(spec), spec, [str(source) for source in sources])

@@ -15,6 +15,7 @@ from fmeco.core import (
     Doc,
     FilePath,
     Ge,
+    Given,
     Gt,
     InputSpec,
     Lt,
@@ -25,13 +26,17 @@ from fmeco.core import (
     listing,
     same_modality,
 )
-from fmeco.datasets import _gaps, _latest, _series
+from fmeco.datasets import _gaps, _latest, _series, _stored
+from fmeco.datasets._numbers import MISSING, Rules
+from fmeco.datasets._numbers import missing_words as words_for_missing
 
 MODALITY = "series"
 
+TAKES = {"rows": "a DataFrame, or dicts with a time and values per row"}
+SPEC = _stored.Series
 TABLES = True  # with a checkpoint of series, --dataset TABLE reads the table as series
 FILES = (".csv", ".tsv", ".parquet")
-LAYOUT = ("time", "columns", "id", "value", "context", "horizon", "season", "missing", "fill")
+LAYOUT = ("time", "columns", "id", "value", "context", "horizon", "season", "missing", "missing_words", "fill")
 
 CONTEXT, HORIZON = 336, 96
 SHOWN = 12  # most series in one plot
@@ -71,6 +76,13 @@ def build(
         Literal["error", "previous"] | None,
         Doc("missing values: error, or previous = fill with the value before; null = the checkpoint's, else error"),
     ] = None,
+    missing_words: Annotated[
+        list[str | int | float] | None,
+        Doc(
+            "words and numbers for a missing value, such as -9999, compared as text without case; [] = only an empty cell is "
+            "missing; null = the checkpoint's, else na, n/a, nan, null, none and ?"
+        ),
+    ] = None,
     fill: Annotated[
         Literal["forward", "interpolate", "none"] | None,
         Doc(
@@ -100,13 +112,14 @@ def build(
             "leave both keys out",
         )
     layout = _series.Layout(time, columns, id, value, gaps, absent_rows)
-    series, notes = _read(path, layout, old, rule)
+    rules = _rules(old, rule, missing_words)
+    series, notes = _read(path, layout, old, rules)
     shares = {"val": val_fraction, "test": test_fraction} if test_fraction else {"val": val_fraction}
     cuts: dict[str, Any] = {}
     if not whole:
         cuts, note = _series.cut_at(series, shares, path)
         notes.append(note)
-    kept, statistics, more = _prepared(series, old, min(cuts.values(), default=math.inf), period, path)
+    kept, statistics, more = _prepared(series, old, min(cuts.values(), default=math.inf), period, path, rule)
     panel = _series.Panel(kept, statistics)
     bounds = [-math.inf, *cuts.values(), math.inf]
     parts: dict[str, Samples] = {}
@@ -131,6 +144,8 @@ def build(
         prep = {key: x for key, x in prep.items() if key != "fill" or fill is not None}
     else:
         prep |= {"times": _latest.stored(kept), "decode": rule}
+    if rule > 1 or rules.missing != MISSING:
+        prep["missing_words"] = sorted(rules.missing - {""})
     spec = DataSpec(
         "series",
         {"series": InputSpec((length,))},
@@ -143,16 +158,21 @@ def build(
     return Data(spec, parts.get("train"), parts.get("val"), parts.get("test"), notes=(*notes, *more))
 
 
+def _rules(old: Mapping[str, Any], rule: int, words: Sequence[str | float] | None = None) -> Rules:
+    """Choose the words for a missing value: the config's, else the checkpoint's (`old`: its preprocessing), else the defaults."""
+    return Rules(rule, words_for_missing(old.get("missing_words") if words is None else words))
+
+
 def _read(
-    path: str, layout: _series.Layout, old: Mapping[str, Any], rule: int
+    path: str, layout: _series.Layout, old: Mapping[str, Any], rules: Rules
 ) -> tuple[list[_series.Series], list[str]]:
     """Read the series of a table, and fill their gaps. Returns (series, notes).
 
     old: the checkpoint's preprocessing.
-    rule: the decode rule.
+    rules: how the cells of the table are read.
     """
     pattern, expected = _latest.known_times(old)
-    series, notes = _series.read_series(path, layout, rule, pattern)
+    series, notes = _series.read_series(path, layout, rules, pattern)
     for number, s in enumerate(series):
         series[number], gaps = _gaps.filled(s, layout.missing, path)
         if gaps:
@@ -164,7 +184,7 @@ def _read(
 
 
 def _prepared(
-    series: Sequence[_series.Series], old: Mapping[str, Any], first: Any, season: int, path: str
+    series: Sequence[_series.Series], old: Mapping[str, Any], first: Any, season: int, path: str, rule: int
 ) -> tuple[list[_series.Series], list[dict[str, Any]], list[str]]:
     """Find the statistics of each series. Returns (series, statistics, notes).
 
@@ -181,7 +201,10 @@ def _prepared(
             continue
         stats = theirs.get(s.name) or {}
         if not stats or (season != old["season"] and before > season):
-            stats = {**_series.statistics(s, first, season), **{key: stats[key] for key in ("mean", "std") if stats}}
+            stats = {
+                **_series.statistics(s, first, season, rule),
+                **{key: stats[key] for key in ("mean", "std") if stats},
+            }
         kept.append(s)
         statistics.append(dict(stats))
     if still := [stats["name"] for stats in statistics if not stats["naive"]]:
@@ -196,17 +219,18 @@ def _prepared(
     return kept, statistics, notes
 
 
-def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
+def read(spec: DataSpec, sources: Sequence[str | Given]) -> Samples:
     """Read the newest rows of each series of each table, from which `predict` forecasts."""
     prep = spec.preprocessing
     theirs = {x["name"]: x for x in prep["series"]}
     fill = prep.get("fill", "none" if spec.decode == 1 else None)
+    rules = _rules(prep, spec.decode)
     layout = _series.Layout(prep["time"], None, prep["id"], prep["value"], prep["missing"], fill)
     pattern, grid = _latest.known_times(prep)
     latest: list[_latest.Newest] = []
     notes: list[str] = []
     for path in sources:
-        series, more = _series.read_series(path, layout, spec.decode, pattern)
+        series, more = _series.read_series(path, layout, rules, pattern)
         strange = [s.name for s in series if s.name not in theirs]
         if 0 < len(strange) < len(series):
             more.append(f"{clean(path)}: left out: {listing(strange)}, which the model was not trained on")
@@ -216,8 +240,8 @@ def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
                 f"{clean(path)}: the model was not trained on {listing(strange)}: scaled by mean and deviation of this table"
             )
         for s in series:
-            stats = theirs.get(s.name) or _series.statistics(s, math.inf, prep["season"])
-            one, said = _latest.newest(path, s, stats, layout, prep["context"], grid)
+            stats = theirs.get(s.name) or _series.statistics(s, math.inf, prep["season"], spec.decode)
+            one, said = _latest.newest(str(path), s, stats, layout, prep["context"], grid)
             latest.append(one)
             more += said
         notes += more
@@ -226,7 +250,7 @@ def read(spec: DataSpec, sources: Sequence[str]) -> Samples:
     return samples
 
 
-def plot(spec: DataSpec, sources: Sequence[str], rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+def plot(spec: DataSpec, sources: Sequence[str | Given], rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     """Plot the predictions (`rows`) after the newest values of each series, as a PNG file; for `predict --plot`."""
     try:
         from matplotlib.figure import Figure

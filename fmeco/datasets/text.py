@@ -21,13 +21,16 @@ from fmeco.core import (
     decode_rule,
     listing,
 )
-from fmeco.datasets import _documents, _texts, _tokens
+from fmeco.datasets import _documents, _stored, _texts, _tokens
 from fmeco.datasets._texts import read as read
 
 MODALITY = "text"
 
+SPEC = _stored.Texts
 SENTENCES = True  # `predict` also takes texts themselves
+TAKES = {"rows": "dicts or a DataFrame with the text column of training"}
 FILES = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet")
+FOLDERS = True  # a folder of such files is a dataset, too
 LAYOUT = ("text", "label", "columns", "documents", "task", "missing", "decimal")
 STARTER = {"backbone": "transformer"}
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from fmeco.config.arguments import checked
 from fmeco.config.parser import parse_yaml, peek
 from fmeco.config.sections import Carry
 from fmeco.errors import ConfigError, DataError, clean, known_errors
@@ -22,10 +23,11 @@ from fmeco.training.api import finetune
 
 
 @known_errors()
+@checked
 def compare(
     refs: Sequence[str | Path],
     *,
-    dataset: str | None = None,
+    dataset: str | Path | None = None,
     split: str | None = None,
     overrides: Sequence[str] = (),
 ) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from fmeco.config.arguments import checked
 from fmeco.errors import ConfigError, clean, known_errors, listing, nearest
 from fmeco.evaluation.baselines import check_offered, fit_baseline
 from fmeco.evaluation.measure import Measured, measure
@@ -21,10 +22,11 @@ FEW = 10  # a group with fewer samples is marked as `few`, and gets no interval
 
 
 @known_errors()
+@checked
 def evaluate(
     ref: str | Path,
     *,
-    dataset: str | None = None,
+    dataset: str | Path | None = None,
     split: str | None = None,
     overrides: Sequence[str] = (),
     by: str | None = None,

@@ -43,7 +43,7 @@ class Measured(NamedTuple):
 
 
 def measure(
-    ref: str | Path, dataset: str | None, split: str | None, overrides: Sequence[str], model: Model | None = None
+    ref: str | Path, dataset: str | Path | None, split: str | None, overrides: Sequence[str], model: Model | None = None
 ) -> Measured:
     """Measure a checkpoint on a split.
 

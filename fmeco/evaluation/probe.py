@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from fmeco.assembly.model import build_backbone
 from fmeco.assembly.stages import Training
 from fmeco.assembly.training import assemble, calibrate
+from fmeco.config.arguments import checked
 from fmeco.config.load import read_config
 from fmeco.core.data import Samples
 from fmeco.core.model import Backbone
@@ -30,7 +32,8 @@ FEW, MANY = 20, 500  # samples per class from which lp_ft, and then full, is adv
 
 
 @known_errors()
-def probe(ref: str, *, dataset: str | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+@checked
+def probe(ref: str | Path, *, dataset: str | Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Judge the features of a dataset under the weights of `ref`, by nearest neighbours and a linear head.
 
     The head's penalty is chosen on the validation split, and the score computed on the test split. If there is
@@ -39,11 +42,12 @@ def probe(ref: str, *, dataset: str | None, overrides: Sequence[str] = ()) -> di
     Returns {"source", "metrics", "interval", "seconds", ...}.
     """
     training = _assembled(ref, dataset, overrides)
-    return _judge(ref, training, training.objective.product)
+    return _judge(str(ref), training, training.objective.product)
 
 
 @known_errors()
-def rank(refs: Sequence[str], *, dataset: str | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+@checked
+def rank(refs: Sequence[str | Path], *, dataset: str | Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Rank sources for a dataset before any finetuning: `probe` each of them, and random weights as the floor.
 
     A source that cannot be used becomes a row with its error.
@@ -57,11 +61,11 @@ def rank(refs: Sequence[str], *, dataset: str | None, overrides: Sequence[str] =
     for ref in refs:
         try:
             training = _assembled(ref, dataset, overrides)
-            rows.append(_judge(ref, training, training.objective.product))
+            rows.append(_judge(str(ref), training, training.objective.product))
             first_training = first_training or training
         except FmecoError as error:
             first_error = first_error or error
-            rows.append({"source": ref, "error": clean(error.message.splitlines()[0])})
+            rows.append({"source": str(ref), "error": clean(error.message.splitlines()[0])})
     if first_training is None:
         assert first_error is not None
         raise first_error
@@ -103,7 +107,7 @@ def advice(rows: Sequence[dict[str, Any]], training: Training) -> dict[str, str]
     return {"source": best["source"], "strategy": strategy, "reason": f"{reason}; {smallest} {unit}"}
 
 
-def _assembled(ref: str, dataset: str | None, overrides: Sequence[str]) -> Training:
+def _assembled(ref: str | Path, dataset: str | Path | None, overrides: Sequence[str]) -> Training:
     # With a single step, assembly runs none of the benchmarks that only pay in a long run.
     """Assemble a finetuning of `ref` to take its backbone and data from; nothing is trained."""
     fixed = [*overrides, "train.steps=1", "augment=none", "transfer.strategy=probe"]

@@ -9,16 +9,18 @@ from typing import Any
 from fmeco.checkpoints import refs
 from fmeco.config.dataset_argument import section_for_use
 from fmeco.config.load import load_config
-from fmeco.config.parser import parse_yaml
+from fmeco.config.parser import read_tree
+from fmeco.config.resuming import check_unedited
 from fmeco.core.data import Data, DataSpec
-from fmeco.errors import CheckpointError, ConfigError
+from fmeco.core.modality import same_modality
+from fmeco.errors import ConfigError
 from fmeco.inference.model import Model
 
 
 def data_for(
     model: Model,
     ref: str | Path,
-    dataset: str | None,
+    dataset: str | Path | None,
     overrides: Sequence[str],
     known: DataSpec | None = None,
 ) -> tuple[Data, str]:
@@ -34,24 +36,42 @@ def data_for(
     trained_config = model.checkpoint.meta["config"]
     whole = dataset is not None and Path(dataset).exists()
     if dataset is not None:
-        raw: Any = section_for_use(dataset, trained_config.get("dataset", {}), model.spec.reader)
+        raw: Any = section_for_use(str(dataset), trained_config.get("dataset", {}), model.spec.reader)
     else:
         refs.check_needs(model.checkpoint, ref, "datasets")
-        run = Path(ref) / "config.yaml"
-        raw = trained_config.get("dataset")
-        if run.is_file():  # holds absolute paths
-            raw = parse_yaml(run.read_text("utf-8"), str(run))[0].get("dataset")
-        if raw is None:
-            raise ConfigError("this checkpoint was trained on data given in Python", "pass a dataset: --dataset X")
-    config = {"from": "-", "dataset": raw, "train": {"on_bad_sample": trained_config["train"]["on_bad_sample"]}}
-    settings = load_config(config, stage="finetune", overrides=overrides, name="-")
+        raw = _trained_section(model, Path(ref) / "config.yaml")
+    settings = load_config(_config(model, raw), stage="finetune", overrides=overrides, name="-")
     section = settings.dataset
     assert section is not None
+    if section.plugin.modality:
+        same_modality(model.spec, section.plugin.modality, training=False)
     data: Data = section.plugin.build(
         {"known": known or model.spec, "whole": whole, "arch": section.arch}, section.options
     )
-    if data.spec.modality != model.spec.modality:
-        raise CheckpointError(
-            f"the checkpoint is for {model.spec.modality} data, and this dataset holds {data.spec.modality} data"
-        )
+    same_modality(model.spec, data.spec.modality, training=False)
     return data, settings.train.on_bad_sample
+
+
+def _config(model: Model, dataset: Any) -> dict[str, Any]:
+    """Make a config with this dataset's section, and the checkpoint's rule for unreadable samples."""
+    on_bad_sample = model.checkpoint.meta["config"]["train"]["on_bad_sample"]
+    return {"from": "-", "dataset": dataset, "train": {"on_bad_sample": on_bad_sample}}
+
+
+def _trained_section(model: Model, run: Path) -> Any:
+    """Return the section of the dataset that a checkpoint was trained on.
+
+    run: config.yaml of its run, which holds absolute paths and says where moved data is; it may be absent.
+
+    Raises ConfigError if there is no such section, or if it was edited in another key: the splits would be others.
+    """
+    trained = model.checkpoint.meta["config"].get("dataset")
+    if trained is None:
+        raise ConfigError("this checkpoint was trained on data given in Python", "pass a dataset: --dataset X")
+    refs.section_of(model.checkpoint, "dataset")
+    if not run.is_file():
+        return trained
+    here = read_tree(run)[0].get("dataset")
+    now, then = (load_config(_config(model, section), stage="finetune", name="-") for section in (here, trained))
+    check_unedited(run, now, then, hint="--set dataset.KEY=VALUE changes a value for one command")
+    return here

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from fmeco.config.arguments import checked
 from fmeco.errors import known_errors
 from fmeco.files import replacing
 from fmeco.inference.data_for import data_for
@@ -18,11 +19,12 @@ from fmeco.log import say
 
 
 @known_errors()
+@checked
 def embed(
     ref: str | Path,
     *,
-    dataset: str | None,
-    output: Path,
+    dataset: str | Path | None,
+    output: str | Path,
     split: str | None = None,
     overrides: Sequence[str] = (),
     force: bool = False,
@@ -36,6 +38,7 @@ def embed(
     The file holds features (N, D), names, and the labels of each target, if any. Returns {"output", "samples", "width",
     "skipped"}.
     """
+    output = Path(output)
     check_place("--output", output, (".npz",), force)
     model = load(ref)
     # A new dataset has its own labels: take only the preprocessing of inputs from the checkpoint.
@@ -43,7 +46,7 @@ def embed(
     for note in data.notes:
         say(note)
     samples = data.split(split or ("test" if data.test is not None else "val"))
-    features, kept, skipped = model.embed(samples)
+    features, kept, skipped = model.features(samples)
     for message in skipped:
         say(message)
     arrays: dict[str, Any] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,14 @@ from torch import Tensor
 
 from fmeco.checkpoints import format as checkpoint
 from fmeco.checkpoints import refs, transplant
-from fmeco.config.check import choose
+from fmeco.config.arguments import checked
 from fmeco.core.data import Batch, Data, DataSpec, Samples
 from fmeco.core.model import Backbone, Objective
 from fmeco.data.loader import channels_last, evaluation_batches
 from fmeco.data.reading import choose_reading
-from fmeco.data.spec_reader import reader_module
-from fmeco.errors import CheckpointError, ConfigError, clean, known_errors, listing, readable
+from fmeco.errors import CheckpointError, DataError, clean, known_errors, listing, readable
 from fmeco.features import forward
+from fmeco.inference.inputs import has_own_answers, read, sources_of
 from fmeco.log import say
 
 
@@ -40,22 +40,18 @@ class Model:
     precision: str = "fp32"
     channels_last: bool = False
 
-    def predict(self, inputs: Sequence[str | Path], *, batch_size: int = 64) -> list[dict[str, Any]]:
+    def predict(self, inputs: Any, *, batch_size: int = 64) -> list[dict[str, Any]]:
         """Predict each input.
 
-        inputs: files, folders of files, or tables, whose rows count one by one; preprocessed as in training.
+        inputs: a path or several: files, folders of files, or tables, whose rows count one by one. Also texts, dicts, a
+            DataFrame or arrays, where they fit the model. All are preprocessed as in training.
 
         Returns one dict per input, in order: input, prediction, probability (if there is one), further answers of the
-        objective, and error (None if there is none).
+        objective, and error (None if there is none). Raises ConfigError for an input of another kind.
         """
-        if isinstance(inputs, str | Path):
-            inputs = [inputs]
-        samples = _reader(self.spec)(self.spec, [str(path) for path in inputs])
-        for note in samples.notes:
-            say(note)
+        samples = self.read(inputs)
         rows: list[dict[str, Any]] = []
-        has_own_columns = type(samples).answers is not Samples.answers  # its answers have other columns
-        columns: dict[str, None] = {} if has_own_columns else {"prediction": None, "probability": None}
+        columns: dict[str, None] = {} if has_own_answers(samples) else {"prediction": None, "probability": None}
         for batch, positions, bad in self._batches(samples, batch_size):
             decoded = iter(
                 self.objective.decode(forward.forward(self.objective, batch, "predict", self.device, self.precision))
@@ -71,7 +67,26 @@ class Model:
             for row in rows
         ]
 
-    def embed(self, samples: Samples, *, batch_size: int = 64) -> tuple[Tensor, list[int], list[str]]:
+    def embed(self, inputs: Any, *, batch_size: int = 64) -> Tensor:
+        """Compute the features (N, D) of inputs, in order.
+
+        inputs: as for `predict`.
+
+        Raises DataError for an input that cannot be read, and ConfigError for one of another kind.
+        """
+        features, _, skipped = self.features(self.read(inputs), batch_size=batch_size)
+        if skipped:
+            raise DataError(skipped[0], "`predict` gives the error of each input")
+        return features
+
+    def read(self, inputs: Any) -> Samples:
+        """Read inputs, as for `predict`, preprocessed as in training. Reports what there is to say about them."""
+        samples = read(self.spec, sources_of(inputs, self.spec))
+        for note in samples.notes:
+            say(note)
+        return samples
+
+    def features(self, samples: Samples, *, batch_size: int = 64) -> tuple[Tensor, list[int], list[str]]:
         """Compute the features (N, D) of the samples that can be read.
 
         Returns them, their positions in `samples`, and a message for each sample that cannot be read.
@@ -106,6 +121,7 @@ class Model:
 
 
 @known_errors()
+@checked
 def load(ref: str | Path, *, backbone: Backbone | None = None) -> Model:
     """Load a trained model, ready to use. Runs no code from the checkpoint.
 
@@ -115,15 +131,17 @@ def load(ref: str | Path, *, backbone: Backbone | None = None) -> Model:
     Raises ConfigError, CheckpointError.
     """
     saved = refs.find_checkpoint(ref)
-    config, spec = saved.meta["config"], saved.spec
+    config = saved.meta["config"]
     if backbone is None and "backbone" not in config:
         raise CheckpointError(
-            f"{clean(ref)} needs {listing(saved.meta.get('needs', []))}",
+            f"{clean(ref)} needs {listing(saved.meta['needs'])}",
             "pass it: fmeco.load(REF, backbone=...)",
         )
     refs.check_needs(saved, ref, "objectives", *(["backbones"] if backbone is None else []))
-    network = backbone or choose("backbone", config["backbone"]).build(spec=spec)
-    objective: Objective = choose("objective", config["objective"]).build(backbone=network, spec=spec)
+    spec = refs.spec_of(saved)
+    with refs.rebuilding(saved):
+        network = backbone or refs.section_of(saved, "backbone").build(spec=spec)
+        objective: Objective = refs.section_of(saved, "objective").build(backbone=network, spec=spec)
     transplant.load_objective(objective, saved)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     objective.to(device).eval()
@@ -134,15 +152,3 @@ def load(ref: str | Path, *, backbone: Backbone | None = None) -> Model:
     if use_channels_last:
         objective.to(memory_format=torch.channels_last)
     return Model(saved, spec, objective, device, precision, use_channels_last)
-
-
-def _reader(spec: DataSpec) -> Callable[[DataSpec, Sequence[str]], Samples]:
-    """Return the function of the dataset plug-in that reads new inputs. Raises ConfigError if it has none."""
-    reader: Callable[[DataSpec, Sequence[str]], Samples] | None = getattr(reader_module(spec), "read", None)
-    if reader is None:
-        raise ConfigError(
-            f"the dataset plug-in '{clean(spec.reader)}' has no read(spec, sources): it cannot read new inputs"
-            if spec.reader
-            else "the dataset of this checkpoint names no reader, so it cannot read new inputs"
-        )
-    return reader

@@ -14,6 +14,7 @@ from typing import Any, TextIO
 from fmeco.errors import ConfigError
 from fmeco.files import replacing
 
+ERRORS = "backslashreplace"  # halves of surrogate pairs, which UTF-8 cannot hold, become \\ud800, as JSON writes them
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -50,12 +51,12 @@ def write_csv(rows: Rows, file: TextIO) -> None:
 
 
 def _csv_file(rows: Rows, path: Path) -> None:
-    with open(path, "w", encoding="utf-8", newline="") as file:
+    with open(path, "w", encoding="utf-8", newline="", errors=ERRORS) as file:
         write_csv(rows, file)
 
 
 def _jsonl_file(rows: Rows, path: Path) -> None:
-    with open(path, "w", encoding="utf-8", newline="") as file:
+    with open(path, "w", encoding="utf-8", newline="", errors=ERRORS) as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 

@@ -116,10 +116,10 @@ class Pixels:
 
 
 Missing = Annotated[
-    list[str] | None,
+    list[str | int | float] | None,
     Doc(
-        "words for a missing cell, compared without case; [] = only an empty cell is missing; null = the checkpoint's, else "
-        "na, n/a, nan, null, none and ?"
+        "words and numbers for a missing cell, such as -9999, compared as text without case; [] = only an empty cell is missing; "
+        "null = the checkpoint's, else na, n/a, nan, null, none and ?"
     ),
 ]
 

@@ -61,6 +61,7 @@ class Plugin:
     starter: Mapping[str, str]  # for `fmeco init`: "backbone", and "column", the key that names the column to learn
     qualified: bool  # a config must write PLUGIN/NAME, never NAME alone
     open: bool  # accepts PLUGIN/ANYTHING; `names` is not complete
+    folders: bool  # reads a folder that holds files of `files`
     tables: bool  # if a checkpoint's dataset is this one, it also reads any --dataset TABLE used with the checkpoint
     renamed: Mapping[str, str]  # old key -> new key
     paths: tuple[str, ...]  # keys that are files or folders
@@ -324,6 +325,7 @@ def _read(kind: str, name: str, file: Path, module: str) -> Plugin:
         starter=literal(tree, "STARTER", file) or {},
         qualified=bool(literal(tree, "QUALIFIED", file)),
         open=bool(literal(tree, "OPEN", file)),
+        folders=bool(literal(tree, "FOLDERS", file)),
         tables=bool(literal(tree, "TABLES", file)),
         renamed=literal(tree, "RENAMED", file) or {},
         paths=tuple(

@@ -15,7 +15,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from fmeco.errors import ConfigError, FmecoError
+from fmeco.errors import ConfigError, FmecoError, escaped
 from fmeco.files import disk_error, write_all
 from fmeco.log import logger
 from fmeco.reports.tensorboard import Board
@@ -129,7 +129,7 @@ class Log:
             text = str(error)
         else:
             text = "".join(traceback.format_exception(error)) if isinstance(error, Exception) else ""
-        for line in text.splitlines():
+        for line in escaped(text).splitlines():
             self.handler.emit(logging.LogRecord(logger.name, logging.ERROR, "", 0, line, None, None))
         self.close()
 
@@ -157,7 +157,12 @@ def _before_steps(run: Path) -> int:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Read the lines of a run's metrics.jsonl, without incomplete ones; [] if there is no such file."""
+    """Read the lines of a run's metrics.jsonl, without damaged ones; [] if there is no such file."""
     path = run / "metrics.jsonl"
-    lines = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+    logged: list[dict[str, Any]] = []
+    for text in path.read_text("utf-8", "replace").splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError, RecursionError):
+            line = json.loads(text)
+            if isinstance(line, dict) and {"kind", "step", "epoch"} <= line.keys():
+                logged.append(line)
+    return logged

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fmeco.core.data import DataSpec
-from fmeco.errors import clean, listing
+from fmeco.errors import clean, escaped, listing
 
 
 def model_card(meta: Mapping[str, Any]) -> str:
@@ -62,4 +62,4 @@ def model_card(meta: Mapping[str, Any]) -> str:
     if meta["needs"]:
         lines += ["", f"Needs code that is not part of fmeco: {listing(meta['needs'])}."]
     versions = ", ".join(f"{name} {version}" for name, version in meta["versions"].items())
-    return "\n".join([*lines, "", f"Made with {versions}.", ""])
+    return escaped("\n".join([*lines, "", f"Made with {versions}.", ""]))

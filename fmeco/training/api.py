@@ -7,10 +7,8 @@ values.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import json
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,15 +18,27 @@ from typing import Any
 from fmeco.assembly.stages import Training
 from fmeco.assembly.training import assemble
 from fmeco.checkpoints import pointers
-from fmeco.checkpoints.format import Checkpoint, newest, open_checkpoint, steps
+from fmeco.checkpoints.format import META, Checkpoint, newest, open_checkpoint, steps
 from fmeco.checkpoints.refs import check_run
 from fmeco.checkpoints.writer import rehearse, tidy
+from fmeco.config.arguments import checked
 from fmeco.config.load import read_config
+from fmeco.config.resuming import check_overrides, check_unedited, extended, is_sealed, sealed, was_edited
 from fmeco.config.run_config import RunConfig
 from fmeco.core.data import Data
 from fmeco.core.model import Backbone
 from fmeco.distributed.ranks import Ranks, together
-from fmeco.errors import ConfigError, DataError, DiskError, Diverged, FmecoError, Stopped, clean, known_errors
+from fmeco.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DiskError,
+    Diverged,
+    FmecoError,
+    Stopped,
+    clean,
+    known_errors,
+)
 from fmeco.files import absence, free_bytes, replacing
 from fmeco.log import say
 from fmeco.reports.metrics_files import Log
@@ -39,21 +49,6 @@ from fmeco.training.run_directory import abandon, claim, locked, settle, write_c
 from fmeco.training.session import Session, begin, restore
 
 Config = Path | str | Mapping[str, Any] | None
-# Keys that may change on resuming: where the data is, and how it is read, computed and reported.
-CHANGEABLE = (
-    "dataset.path",
-    "dataset.train",
-    "dataset.val",
-    "dataset.test",
-    "dataset.root",
-    "train.workers",
-    "train.keep",
-    "train.log_every",
-    "train.save_every",
-    "train.tensorboard",
-    "train.micro_batch",
-    "train.device",
-)
 
 
 def never() -> bool:
@@ -86,11 +81,12 @@ class Result:
         }
 
 
+@checked
 def pretrain(
     source: Config,
     *,
     ref: str | Path | None = None,
-    dataset: str | None = None,
+    dataset: str | Path | None = None,
     data: Data | None = None,
     backbone: Backbone | None = None,
     overrides: Sequence[str] = (),
@@ -125,11 +121,12 @@ def pretrain(
     return train(config, data=data, backbone=backbone, out=out, force=force, stop=stop)
 
 
+@checked
 def finetune(
     source: Config = None,
     *,
     ref: str | Path | None = None,
-    dataset: str | None = None,
+    dataset: str | Path | None = None,
     data: Data | None = None,
     backbone: Backbone | None = None,
     overrides: Sequence[str] = (),
@@ -180,7 +177,7 @@ def train(
         with locked(run) if ranks.first else contextlib.nullcontext():
             try:
                 if ranks.first:  # from here on the run can be resumed, even if it is killed during set-up
-                    write_config(run, config.to_yaml())
+                    write_config(run, sealed(config.to_yaml()))
                 return _run(run, config, data, backbone, stop, ranks)
             except (FmecoError, KeyboardInterrupt) as error:
                 if ranks.first and not isinstance(error, Diverged | Stopped):
@@ -192,67 +189,66 @@ def train(
 
 
 @known_errors()
+@checked
 def resume(
     run: str | Path,
     *,
     data: Data | None = None,
     backbone: Backbone | None = None,
-    epochs: str | None = None,
+    epochs: str | float | None = None,
     overrides: Sequence[str] = (),
     stop: Callable[[], bool] = never,
 ) -> Result:
     """Continue a run that was stopped or killed, bit for bit.
 
     data, backbone: objects that the run was given must be passed again.
-    epochs: "20" for 20 in all, or "+5" for 5 more; extends a finished run.
+    epochs: "20" or 20 for 20 in all, or "+5" for 5 more; extends a finished run. After an early stop, both count from there.
     overrides: as --set, for the keys in CHANGEABLE: where data is, and how it is read.
     stop: as for `train`.
 
     The schedule is a function of the finished share of the run: with more epochs, the learning rate continues where a
     run of the new length would be.
+
+    Raises ConfigError if config.yaml was edited in a key that must not change, and the errors of fmeco.errors.
     """
     folder = Path(run)
     file = folder / "config.yaml"
     if not file.is_file():
         what = f"config.yaml: {absence(file)}" if file.exists() else "it holds no config.yaml"
         raise ConfigError(f"{clean(run)} is not a run: {what}", "fmeco resume takes the run's directory")
-    for item in overrides:
-        if item.partition("=")[0].strip() not in CHANGEABLE:
-            raise ConfigError(
-                f"--set {clean(item)}: a resumed run must keep this value, which affects its results",
-                f"allowed: {', '.join(CHANGEABLE)}",
-                "to change more, start a new run with --from",
-            )
+    check_overrides(overrides)
     check_run(folder)
     config = read_config(file, overrides=overrides, name=folder.name, own_backbone=backbone is not None)
-    if epochs is not None:
-        config = _extended(config, epochs)
+    written = file.read_text("utf-8")
     with (
         together(config.train.device) as ranks,
         locked(folder) if ranks.first else contextlib.nullcontext(),
     ):
         path = ranks.from_first(lambda: _newest(folder / "checkpoints"))
         saved = open_checkpoint(Path(path)) if path else None
-        return _run(folder, config, data, backbone, stop, ranks, saved, resuming=True)
+        if saved is not None:
+            check_unedited(file, config, _config_of(saved, backbone), own_length=is_sealed(written))
+        elif was_edited(written):
+            say(f"{file} was edited; the run has no checkpoint yet, so all of it follows the edited config")
+        if epochs is not None:
+            config = extended(config, str(epochs), _stopped_at(saved))
+        return _run(folder, config, data, backbone, stop, ranks, saved, resuming=True, longer=epochs is not None)
 
 
-def _extended(config: RunConfig, epochs: str) -> RunConfig:
-    """Apply --epochs N or +N to a config. Raises ConfigError if it does not make the run longer."""
-    current = config.train.epochs
+def _config_of(saved: Checkpoint, backbone: Backbone | None) -> RunConfig:
+    """Read the config in a checkpoint. Keys that its version of fmeco did not have get their defaults."""
     try:
-        total = float(epochs.lstrip("+")) + (current or 0.0 if epochs.startswith("+") else 0.0)
-    except ValueError:
-        raise ConfigError(f"--epochs {clean(epochs)}: expected a number, or +N for N more") from None
-    if current is None:
-        raise ConfigError(
-            "--epochs: the length of this run is given in " + ("steps" if config.train.steps else "time"),
-            "start a new run with --from",
-        )
-    if not math.isfinite(total):
-        raise ConfigError(f"--epochs {clean(epochs)}: expected a finite number")
-    if total <= current:
-        raise ConfigError(f"--epochs {clean(epochs)}: the run already has {current:g} epochs", "to add N more, pass +N")
-    return dataclasses.replace(config, train=config.train.model_copy(update={"epochs": total}))
+        return read_config(saved.meta["config"], own_backbone=backbone is not None)
+    except ConfigError as error:
+        raise CheckpointError(f"{saved.path / META}: config: {error.message}", *error.hints) from None
+
+
+def _stopped_at(saved: Checkpoint | None) -> float | None:
+    """Return the epoch at which early stopping ended a run; None if it did not."""
+    if saved is None:
+        return None
+    state = saved.trainer()["state"]
+    return float(saved.meta["epoch"]) if state["finished"] and state["step"] < state["total"] else None
 
 
 def _newest(folder: Path) -> str:
@@ -275,11 +271,13 @@ def _run(
     resumed: Checkpoint | None = None,
     *,
     resuming: bool = False,
+    longer: bool = False,
 ) -> Result:
     """Assemble the run, train it, and report.
 
     resumed: checkpoint to continue from.
     resuming: whether the run continues, if only from step 0.
+    longer: whether it is to be longer than before.
     """
     ranks.from_first(lambda: str(rehearse(run / "checkpoints")))
     with _log(run, config, ranks, resumed, resuming) as log:
@@ -289,12 +287,12 @@ def _run(
             training = lr_range_test.with_rate(training, lambda with_rate: _begin(run, with_rate, log, stop), log)
         range_test_seconds = time.monotonic() - range_test_began
         if ranks.first:
-            write_config(run, training.config.to_yaml())
+            write_config(run, sealed(training.config.to_yaml()))
             if not resuming:
                 _write_transplant(run, training)
         session = _begin(run, training, log, stop)
         if resumed is not None:
-            _restore(session, resumed)
+            _restore(session, resumed, longer)
         elif config.train.budget is not None:  # the budget includes the range test
             session.state.seconds = session.state.phase_start = range_test_seconds
         if resuming and resumed is None:
@@ -331,7 +329,7 @@ def _write_transplant(run: Path, training: Training) -> None:
             temporary.write_text(json.dumps(transplanted.to_json(), indent=1) + "\n", "utf-8")
 
 
-def _restore(session: Session, saved: Checkpoint) -> None:
+def _restore(session: Session, saved: Checkpoint, longer: bool) -> None:
     """Restore a session from a checkpoint. Raises DataError if the data has changed since."""
     spec = session.training.data.spec
     if saved.spec.fingerprint != spec.fingerprint:
@@ -343,7 +341,7 @@ def _restore(session: Session, saved: Checkpoint) -> None:
         raise DataError(
             f"the data has another spec (inputs, targets or preprocessing) than when {saved.path} was saved"
         )
-    restore(session, saved)
+    restore(session, saved, longer)
     say(f"resuming {session.run} at step {session.state.step}")
     if session.state.finished:
         say("this run is already finished; --epochs +N trains N more")

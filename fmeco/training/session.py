@@ -308,18 +308,26 @@ def restore_optimizer(
     Raises CheckpointError for parameters of another name.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    state = _renumbered(unpack_optimizer(tensors, numbers), order, parameter_names(optimizer), where)
-    for number, values in state.items():
-        like = parameters[number]
-        for key, value in values.items():
-            # Fused kernels walk through memory: a moment must lie there as its parameter does.
-            if isinstance(value, Tensor) and value.shape == like.shape:
-                values[key] = torch.empty_like(like, dtype=value.dtype).copy_(value)
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    try:
+        state = _renumbered(unpack_optimizer(tensors, numbers), order, parameter_names(optimizer), where)
+        for number, values in state.items():
+            like = parameters[number]
+            for key, value in values.items():
+                # Fused kernels walk through memory: a moment must lie there as its parameter does.
+                if isinstance(value, Tensor) and value.shape == like.shape:
+                    values[key] = torch.empty_like(like, dtype=value.dtype).copy_(value)
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    except (ValueError, KeyError, IndexError, TypeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{where}: the optimizer's state does not fit this run: {type(error).__name__}: {clean(error, 200)}"
+        ) from None
 
 
-def restore(s: Session, saved: checkpoint.Checkpoint) -> None:
-    """Continue from a checkpoint: weights, averages, optimizer and state, bit for bit."""
+def restore(s: Session, saved: checkpoint.Checkpoint, longer: bool = False) -> None:
+    """Continue from a checkpoint: weights, averages, optimizer and state, bit for bit.
+
+    longer: whether the run is to be longer than it was. After an early stop, its patience then starts anew.
+    """
     trainer, tensors = saved.trainer(), saved.tensors("trainer")
     raw = {name.removeprefix("raw/"): tensor for name, tensor in tensors.items() if name.startswith("raw/")}
     transplant.load_objective(s.objective, saved)
@@ -330,13 +338,23 @@ def restore(s: Session, saved: checkpoint.Checkpoint) -> None:
         bound = {n.removeprefix("constraint/"): x for n, x in tensors.items() if n.startswith("constraint/")}
         transplant.load_exactly(s.training.constraint.state(), bound, str(saved.path))
     total, state_then = s.state.total, State(**trainer["state"])
+    if state_then.phase >= (phases := len(s.training.model.transfer.phases)):
+        raise CheckpointError(
+            f"{saved.path / checkpoint.TRAINER} is not valid: state.phase: {state_then.phase}, and the run has {phases} phases"
+        )
     s.enter(state_then.phase)  # after loading weights: features of the frozen part depend on them
     restore_optimizer(s.setup.optimizer, tensors, trainer["optimizer"], trainer.get("order"), str(saved.path))
     if s.scaler is not None and trainer["scaler"] is not None:
         s.scaler.load_state_dict(trainer["scaler"])
-    # An extended run continues, even if it was killed before its first checkpoint after the extension.
-    finished = state_then.finished and total <= state_then.total
-    s.state = dataclasses.replace(state_then, total=total, finished=finished)
+    # A longer run continues, even if it was killed before its first checkpoint of the new length.
+    longer = state_then.finished and (longer or total != state_then.total)
+    stopped_early = state_then.step < state_then.total
+    s.state = dataclasses.replace(
+        state_then,
+        total=total,
+        finished=state_then.finished and not longer,
+        waited=0 if longer and stopped_early else state_then.waited,
+    )
     if s.ranks.first and (
         s.state.best_step == s.state.step or s.setup.validate is None
     ):  # killed after the save, before `best` marked it

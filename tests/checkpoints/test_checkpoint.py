@@ -33,12 +33,32 @@ from fmeco.errors import CheckpointError, DiskError, FmecoError
 from fmeco.files import write_durably
 from tests.conftest import Answer, photos, tiny
 
-META = {"spec": DataSpec("image", {}).to_json(), "config": {}}
+META = {
+    "stage": "pretrain",
+    "name": "test",
+    "epoch": 1.0,
+    "spec": DataSpec("image", {}).to_json(),
+    "config": {
+        "stage": "pretrain",
+        "objective": {"name": "classification"},
+        "train": {"on_bad_sample": "error", "channels_last": "auto", "label_fraction": 1.0},
+        "evaluate": {"best": None},
+        "seed": 0,
+    },
+    "parameters": 2007,
+    "metrics": {},
+    "needs": [],
+    "licence": None,
+    "precision": "fp32",
+    "transplant": None,
+    "versions": {},
+}
+TRAINER = {"state": {}, "optimizer": {}, "metrics_size": 0, "threads": 1, "ranks": 1, "scaler": None}
 
 
 def save(folder: Path, step: int = 1, value: float = 1.0) -> Path:
     tensors = {"backbone": {"w": torch.full((50, 40), value)}, "objective": {"h": torch.full((7,), value)}}
-    return writer.write(folder, step, tensors, META, {"state": {}}, ["parent-id"], "# card\n")
+    return writer.write(folder, step, tensors, META, TRAINER, ["parent-id"], "# card\n")
 
 
 def spec(channels: int = 3, size: int = 32) -> DataSpec:

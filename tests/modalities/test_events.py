@@ -133,7 +133,7 @@ def test_splits_and_files() -> None:
     ("content", "options", "said"),
     [
         ("user,item,when\na,b,1", {}, "dataset.time: no column 'time'"),
-        ("user,item,time\na,b,1\na,,2", {}, "no value of column 'item' in row 3"),
+        ("user,item,time\na,b,1\na,,2", {}, "column 'item': no value in row 3"),
         ("user,item,time\na,b,1\na,c,soon", {}, "row 3: 'soon' is not a time"),
         ("a\tb\t1\na\tc\tsoon", {"columns": ["user", "item", "time"]}, "row 2: 'soon' is not a time"),
         ("a\tb\t1\na\tc", {"columns": ["user", "item", "time"]}, "row 2 has 2 values, but the table has 3 columns"),

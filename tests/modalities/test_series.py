@@ -15,6 +15,7 @@ import torch
 from fmeco.cli.tables import comparison_table
 from fmeco.core import Batch, Data, DataSpec, InputSpec, Target
 from fmeco.datasets import _gaps, _latest, _series
+from fmeco.datasets._numbers import Rules
 from fmeco.errors import ConfigError, DataError
 from fmeco.evaluation.measure import measure
 from fmeco.evaluation.verdict import better, verdict
@@ -297,7 +298,7 @@ def test_baselines_equal_their_definitions(fmeco: Fmeco) -> None:
 )
 def test_the_times_that_follow_are_written_like_those_before(times: list[str], wanted: list[str]) -> None:
     write("t.csv", "time,a\n" + "\n".join(f"{time},{i}" for i, time in enumerate(times)))
-    found, _ = _series.read_series("t.csv", _series.Layout("time", None, None, None, "error", None), rule=2)
+    found, _ = _series.read_series("t.csv", _series.Layout("time", None, None, None, "error", None), Rules())
     (regular,), _ = _gaps.regular(found, None, None, "t.csv", named=False)
     assert _latest.following(regular, 2) == wanted
 

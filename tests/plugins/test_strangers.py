@@ -97,9 +97,12 @@ def test_a_folder_of_plugins_trains_predicts_and_is_finetuned(fmeco: Fmeco, run:
     files = [cloud(Path("ball.xyz")), cloud(Path("rod.xyz"), "rod", 90), write("bad.xyz", "1 2\n3")]
     rows = fmeco("predict", run, *files[:2], "--json", *folder).json["predictions"]
     assert [row["prediction"] for row in rows] == ["ball", "rod"]
-    bad = fmeco("predict", run, *files, *folder)
-    assert bad.code == 3
-    assert "bad.xyz: not a file of `x y z` lines" in bad.err
+    *good, bad = fmeco("predict", run, *files, "--json", *folder).json["predictions"]
+    assert [row["prediction"] for row in good] == ["ball", "rod"]
+    assert "bad.xyz: not a file of `x y z` lines" in bad["error"]
+    answer = fmeco("predict", run, "bad.xyz", *folder)
+    assert answer.code == 3
+    assert "bad.xyz: not a file of `x y z` lines" in answer.err
     config = write(
         "c.yaml", {**CONFIG, "dataset": {"name": "clouds", "each": 12}, "transfer": "surgical"} | {"backbone": None}
     )

@@ -300,3 +300,32 @@ def test_an_input_that_is_mostly_padding_is_told() -> None:
     spec: DataSpec = data.spec
     assert spec.decode == 2
     assert reader_module(spec).read(spec, ["t/high/ann_00.wav"]).notes == ()
+
+
+@pytest.mark.situation("recordings with samples that are no sound", "refused by name")
+@pytest.mark.parametrize("kind", INPUTS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30, -1e30], ids=["nan", "inf", "1e30", "-1e30"])
+@pytest.mark.parametrize("subtype", ["FLOAT", "DOUBLE"])
+def test_samples_that_are_no_sound(value: float, subtype: str, kind: str) -> None:
+    """They spoil the loudness of the whole recording, and the weights in training.
+
+    https://github.com/Plachtaa/seed-vc/pull/108, https://github.com/flashlight/wav2letter/issues/386
+    """
+    wave = tone()
+    wave[1600] = value
+    with pytest.raises(DataError, match=r"x.wav: it holds (values that are not finite|a sample of 1e\+30)"):
+        _audio.decode(recording(wave, subtype=subtype), prep(**INPUTS[kind]))
+
+
+@pytest.mark.situation("float recordings on the scale of whole numbers", "read rightly")
+@pytest.mark.parametrize("kind", ["spectrogram", "waveform"])
+@pytest.mark.parametrize("largest", [2**7, 2**15, 2**23, 2**31])
+def test_float_recording_on_the_scale_of_integers(kind: str, largest: int) -> None:
+    """Programs convert whole numbers to floats without dividing them.
+
+    https://github.com/librosa/librosa/issues/696, https://github.com/dscripka/openWakeWord/issues/295
+    """
+    quiet, loud = (
+        _audio.decode(recording(tone() * scale, subtype="FLOAT"), prep(**INPUTS[kind])) for scale in (1, largest)
+    )
+    assert (quiet - loud).abs().max() < 0.02

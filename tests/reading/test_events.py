@@ -1,7 +1,8 @@
-"""Real tables of events: the order of their times, to the last digit and in every format."""
+"""Real tables of events: the order of their times, to the last digit and in every format; their users and items."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -9,6 +10,7 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 import pytest
+import torch
 
 from fmeco.core import Data, DataError, DataSpec
 from fmeco.data.spec_reader import reader_module
@@ -153,3 +155,125 @@ def test_an_old_checkpoint_keeps_the_order_in_which_it_was_trained() -> None:
     samples = reader_module(old).read(old, [shop(backwards, "new.csv", seed=None)])
     items = prep["items"]
     assert [items[n - 2] for n in samples[0]["tokens"].tolist()] == IN_ORDER[0]
+
+
+# ---------------------------------------------------------------- users and items
+
+
+def bought(items: Sequence[object], path: str = "bought.csv", users: Sequence[object] | None = None) -> str:
+    """Write events of eight users in order of time: CSV, or Parquet with the types of the values."""
+    columns = {
+        "user": [f"u{i % 8}" for i in range(len(items))] if users is None else list(users),
+        "item": list(items),
+        "time": list(range(len(items))),
+    }
+    if path.endswith(".parquet"):
+        pytest.importorskip("polars").DataFrame(columns).write_parquet(path)
+        return path
+    rows = [",".join(map(str, row)) for row in zip(*columns.values(), strict=True)]
+    return str(write(path, "\n".join([",".join(columns), *rows]) + "\n"))
+
+
+def shopped(path: str, **keys: Any) -> Data:
+    return build(**{"name": "events", "path": path, "split": "leave_one_out", "length": 10, **keys})
+
+
+def plain(count: int = 240) -> list[object]:
+    return [f"p{i % 11}" for i in range(count)]
+
+
+def old(spec: DataSpec) -> DataSpec:
+    """The spec of a checkpoint that was made before decode rules had numbers, as finetuning passes it on."""
+    prep = {key: value for key, value in spec.preprocessing.items() if key not in ("decode", "missing", "times")}
+    return DataSpec("events", spec.inputs, {}, prep, "events")
+
+
+@pytest.mark.situation("events without an item or a user", "refused by name")
+@pytest.mark.parametrize("word", ["", "NULL", "nan", "None", "N/A", "?"])
+@pytest.mark.parametrize("column", ["item", "user"])
+@pytest.mark.parametrize("command", ["pretrain", "predict"])
+def test_event_without_an_item(word: str, column: str, command: str) -> None:
+    """NULL is not an item that everybody takes, nor one user with a long history.
+
+    https://github.com/lyst/lightfm/issues/561, https://github.com/RUCAIBox/RecBole/pull/204
+    """
+    cells = {"item": plain(), "user": [f"u{i % 8}" for i in range(240)]}
+    good = shopped(bought(cells["item"]))
+    cells[column][4] = cells[column][24] = word
+    path = bought(cells["item"], "bad.csv", cells["user"])
+    said = re.escape(f": '{word}'" if word else "")
+    with pytest.raises(DataError, match=rf"bad.csv: column '{column}': no value in row 6, 26{said}\n"):
+        shopped(path) if command == "pretrain" else reader_module(good.spec).read(good.spec, [path])
+
+
+@pytest.mark.situation("an item or a user that is called NA", "read rightly")
+@pytest.mark.parametrize("word", ["NULL", "NA", "None"])
+def test_an_item_may_be_called_na(word: str) -> None:
+    items = plain()
+    items[4::11] = [word] * len(items[4::11])
+    data = shopped(bought(items), missing=[])
+    assert word in data.spec.preprocessing["items"] and data.spec.preprocessing["missing"] == []
+    new = reader_module(data.spec).read(data.spec, [bought(items[:60], "new.csv"), word])
+    assert len(new) == 9 and new[8]["tokens"].tolist() == [data.spec.preprocessing["items"].index(word) + 2]
+    with pytest.raises(DataError, match=r"no value in row 3: 'gone'"):
+        shopped(bought([items[0], "gone", *items[2:]]), missing=["gone"])
+
+
+@pytest.mark.situation("events of an old checkpoint", "read rightly")
+def test_an_old_checkpoint_keeps_its_words_and_ids() -> None:
+    """By decode rule 1, NULL is an item, and 101.0 is another one than 101."""
+    items = [["NULL", "101.0", "102.0", "p"][i % 4] for i in range(240)]
+    first = old(shopped(bought(plain())).spec)
+    data = shopped(bought(items), known=first)
+    assert set(items) <= set(data.spec.preprocessing["items"])
+    assert not {"decode", "missing"} & data.spec.preprocessing.keys()
+    floats = shopped(bought([float(i % 5) for i in range(240)]), known=old(data.spec))
+    assert {"0.0", "4.0"} <= set(floats.spec.preprocessing["items"]) and not any("floats" in n for n in floats.notes)
+
+
+@pytest.mark.situation("whole ids that were written as floats", "read rightly")
+@pytest.mark.parametrize("path", ["bought.csv", "bought.parquet"])
+@pytest.mark.parametrize("column", ["item", "user"])
+def test_ids_written_as_floats(path: str, column: str) -> None:
+    """In pandas, a column of ids with a missing cell becomes one of floats.
+
+    https://github.com/pandas-dev/pandas/issues/20007
+    """
+    whole = [100_000 + i % 11 for i in range(240)]
+    floats = list(map(float, whole))
+    data = shopped(bought(floats, path) if column == "item" else bought(plain(), path, floats))
+    same = shopped(bought(whole, "whole.csv") if column == "item" else bought(plain(), "whole.csv", whole))
+    assert data.spec.preprocessing["items"] == same.spec.preprocessing["items"]
+    assert data.spec.fingerprint == same.spec.fingerprint
+    assert any(f"'{column}': whole numbers written as floats: 100000.0 is read as 100000" in n for n in data.notes)
+    if column == "item":
+        new = reader_module(data.spec).read(data.spec, [bought(whole, "new.csv"), "100003,100003.0", f"{path}:u3"])
+        assert new[8]["tokens"].tolist() == [5, 5]
+        assert torch.equal(new[9]["tokens"], new[3]["tokens"])
+    else:
+        one, other = reader_module(data.spec).read(data.spec, [f"{path}:100003", f"{path}:100003.0"])
+        assert torch.equal(one["tokens"], other["tokens"])
+
+
+@pytest.mark.situation("ids that are no whole numbers", "read rightly")
+@pytest.mark.parametrize("ids", [["1.0", "1.5", "2.0"], ["12E3", "12E4", "7"], ["007", "08", "1"], ["1.0", "x", "2.0"]])
+def test_other_ids_stay_as_they_are_written(ids: list[str]) -> None:
+    data = shopped(bought([ids[i % 3] for i in range(240)]))
+    assert set(data.spec.preprocessing["items"]) == set(ids)
+
+
+@pytest.mark.situation("ids that lost their last digits", "refused by name")
+@pytest.mark.parametrize("path", ["bought.csv", "bought.parquet"])
+@pytest.mark.parametrize("column", ["item", "user"])
+@pytest.mark.parametrize("start", [9_007_199_254_740_993, 123_456_789_012_345_678])
+def test_large_ids_written_as_floats(path: str, column: str, start: int) -> None:
+    """Of eleven ids, six are left once they were floats.
+
+    https://github.com/pandas-dev/pandas/issues/20007, https://github.com/PorkShoulderHolder/python-libmf/issues/13
+    """
+    whole = [start + i % 11 for i in range(240)]
+    floats = list(map(float, whole))
+    with pytest.raises(DataError, match=rf"{path}: column '{column}', row 2: .* was written as a float"):
+        shopped(bought(floats, path) if column == "item" else bought(plain(), path, floats))
+    data = shopped(bought(whole, path) if column == "item" else bought(plain(), path, whole))
+    assert len(data.spec.preprocessing["items"]) == 11

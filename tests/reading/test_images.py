@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 import fmeco as api
 from fmeco.core import Data, DataError, DataSpec, InputSpec, fit
@@ -408,3 +408,18 @@ def test_a_large_jpeg_differs_little_from_one_that_is_decoded_whole() -> None:
     Image.open("photo.jpg").save("photo.png")
     reduced, whole = (_images.decode(f"photo.{suffix}", how(resize=128, size=128)) for suffix in ("jpg", "png"))
     assert (reduced.float() - whole.float()).abs().mean() < 1
+
+
+@pytest.mark.situation("an image that the camera turned", "read rightly")
+@pytest.mark.parametrize("rule", [1, 2])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_turned_images_are_upright(orientation: int, suffix: str, rule: int) -> None:
+    """Pillow turns a TIFF when it decodes it, and leaves images of other formats as they are."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture(Path("plain.png"), (200, 60, 40), size=(16, 24))
+    Image.open("plain.png").save(f"turned.{suffix}", exif=exif)
+    with Image.open(f"turned.{suffix}") as image:
+        upright = np.asarray(ImageOps.exif_transpose(image)).transpose(2, 0, 1)
+    assert np.array_equal(_images.decode(f"turned.{suffix}", how(decode=rule)).numpy(), upright)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
+import math
+import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -557,3 +560,219 @@ def test_the_dates_of_parquet_are_dates() -> None:
     assert ahead(data.spec, "t.parquet", 2) == ["2023-04-01", "2023-04-02"]
     with open(table(days.to_list())) as file:
         assert [row["time"] for row in csv.DictReader(file)] == [str(day) for day in days]
+
+
+# ---------------------------------------------------------------- midnight, infinite and constant values, sentinels
+
+MIDNIGHTS = {  # a day and an hour from 1 to 24 -> the time
+    "ISO": "{:%Y-%m-%d} {:02}:00",
+    "ISO with seconds": "{:%Y-%m-%dT}{:02}:00:00",
+    "ISO with a zone": "{:%Y-%m-%dT}{:02}:00+01:00",
+    "ISO in nanoseconds": "{:%Y-%m-%d} {:02}:00:00.000000000",
+    "ISO, basic": "{:%Y%m%dT}{:02}0000",
+    "ISO, basic, with a zone": "{:%Y%m%dT}{:02}00+0100",
+    "year first": "{:%Y/%m/%d} {:02}:00",
+    "day first": "{:%d.%m.%Y} {:02}:00",
+    "month first": "{:%m/%d/%Y} {:02}:00:00",
+    "digits": "{:%Y%m%d}{:02}",
+    "digits with minutes": "{:%Y%m%d}{:02}00",
+    "digits with seconds": "{:%Y%m%d}{:02}0000",
+}
+
+
+@pytest.mark.situation("midnight written as 24:00", "read rightly")
+@pytest.mark.parametrize("how", MIDNIGHTS)
+def test_midnight_written_as_24(how: str) -> None:
+    """Power grids and archives of gauges write the end of a day so; it is 00:00 of the next day.
+
+    https://github.com/gyanz/pydsstools/issues/7, https://github.com/springfall2008/batpred/pull/3652
+    """
+    days = every("DAILY", datetime(2023, 12, 28), 5)
+    times = [MIDNIGHTS[how].format(days[i // 24], i % 24 + 1) for i in range(96)]  # 01:00 to 24:00
+    read = _times.read_times(times, "t.csv", "time")
+    assert [read.format.date(int(local)) for local in read.local] == every("HOURLY", datetime(2023, 12, 28, 1), 96)
+    data = series(times)
+    assert not any("gaps" in note for note in data.notes)
+    (after,) = ahead(data.spec, "t.csv", 1)
+    assert after.startswith("2024-01-01T01:00:00" if "basic" in how else MIDNIGHTS[how].format(days[4], 1))
+
+
+@pytest.mark.situation("times of day that do not exist", "refused by name")
+@pytest.mark.parametrize("time", ["2024-01-01 24:01", "2024-01-01 25:00", "2024-02-30 24:00", "01.01.2024 24:00:01"])
+def test_other_times_after_24_are_refused(time: str) -> None:
+    with pytest.raises(DataError, match=rf"column 'time', row 2: '{re.escape(time)}' is not a time"):
+        series([time] * 40)
+
+
+def wide(path: str = "t.csv", **columns: Sequence[object]) -> str:
+    """Write series beside one another, with a time of 0, 1, 2, ...; Parquet keeps the types."""
+    columns = {"time": list(range(len(next(iter(columns.values()))))), **columns}
+    if path.endswith(".parquet"):
+        pytest.importorskip("polars").DataFrame(columns).write_parquet(path)
+        return path
+    rows = [",".join(map(str, row)) for row in zip(*columns.values(), strict=True)]
+    return str(write(path, "\n".join([",".join(columns), *rows]) + "\n"))
+
+
+def built(path: str, **keys: Any) -> Data:
+    return build(**{"name": "series", "path": path, **KEYS, **keys})
+
+
+WAVE = [round(5 + math.sin(i), 2) for i in range(120)]
+
+
+@pytest.mark.situation("infinite values in a series", "refused by name")
+@pytest.mark.parametrize("path", ["t.csv", "t.parquet"])
+@pytest.mark.parametrize("rows", [[40], list(range(0, 120, 3)), list(range(120))], ids=["one", "a third", "all"])
+@pytest.mark.parametrize("value", [float("inf"), float("-inf")])
+def test_infinite_values_in_a_series(path: str, rows: list[int], value: float) -> None:
+    """A column with one infinite value is not left out like one of words.
+
+    https://github.com/autogluon/autogluon/issues/5239, https://github.com/awslabs/gluonts/issues/2037
+    """
+    values = [value if i in rows else x for i, x in enumerate(WAVE)]
+    with pytest.raises(DataError, match=rf"column 'a', row {rows[0] + 2}: '{value}' is not a number"):
+        built(wide(path, a=values, b=WAVE))
+    spec = built(wide(a=WAVE, b=WAVE)).spec
+    with pytest.raises(DataError, match="column 'a', row"):
+        reader_module(spec).read(spec, [wide(path, a=values, b=WAVE)])
+
+
+@pytest.mark.situation("cells of a series that are no numbers", "refused by name")
+@pytest.mark.parametrize("cell", ["-", "#DIV/0!", "<0.1", "1e400", "1e200", "1_20"])
+@pytest.mark.parametrize("keys", [{}, {"columns": ["a"]}, {"id": "b", "value": "a"}], ids=["wide", "named", "long"])
+def test_odd_cells_of_series_are_refused(cell: str, keys: dict[str, Any]) -> None:
+    path = wide(a=[cell if i == 40 else x for i, x in enumerate(WAVE)], b=[1] * 120)
+    with pytest.raises(DataError, match=rf"t.csv: column 'a', row 42: '{cell}' is (not a number|too large)"):
+        built(path, **keys)
+    if cell != "1e200":
+        data = built(path, missing="previous", missing_words=[cell], **keys)
+        assert data.spec.preprocessing["missing_words"] == [cell.lower()]
+
+
+@pytest.mark.situation("a column of words beside the series", "said")
+@pytest.mark.parametrize("word", ["ok", "-"])
+def test_a_column_of_words_is_left_out(word: str) -> None:
+    data = built(wide(a=WAVE, b=[word if i % 9 else i for i in range(120)]))
+    assert any("columns that are not numeric are left out: b" in note for note in data.notes)
+
+
+@pytest.mark.situation("values that are too large beside those of training", "refused by name")
+@pytest.mark.parametrize("command", ["pretrain", "predict"])
+def test_values_that_float32_cannot_hold_are_refused(command: str) -> None:
+    path = wide(a=[1e60 if i == 118 else x for i, x in enumerate(WAVE)])
+    with pytest.raises(DataError, match=r"series 'a', row 120: 1e\+60 is too large beside the numbers of training"):
+        if command == "pretrain":
+            built(path)
+        else:
+            spec = built(wide("good.csv", a=WAVE)).spec
+            reader_module(spec).read(spec, [path])[0]
+
+
+@pytest.mark.situation("a series that does not change in training", "read rightly")
+@pytest.mark.parametrize("value", [0.0, 0.1, 14.62, 1e-9, 1e6 + 0.1])
+def test_series_that_is_constant_in_training(value: float) -> None:
+    """Rounding gives equal values a deviation of 1e-17, and dividing by it would turn a change of 1 into 1e17.
+
+    https://github.com/awslabs/gluonts/issues/3034, https://github.com/scikit-learn/scikit-learn/issues/17794
+    """
+    path = wide(still=[value if i < 90 else value + 1 for i in range(120)], wave=WAVE)
+    data = built(path)
+    assert data.spec.preprocessing["series"][0] == {"name": "still", "mean": value, "std": 1.0, "naive": None}
+    val = data.split("val")
+    contexts = [val[i]["series"].tolist() for i in range(0, len(val), 2)]  # of the first series
+    assert {round(x, 6) for context in contexts for x in context} == {0.0, 1.0}
+    first = DataSpec("series", data.spec.inputs, {}, {"context": 8, "horizon": 2, "season": 1, "series": []}, "series")
+    kept = build(name="series", path=path, val_fraction=0.25, test_fraction=0.0, known=first)
+    assert kept.spec.preprocessing["series"][0]["std"] == (float(np.full(90, value).std()) or 1.0), (
+        "rule 1 keeps its scale"
+    )
+
+
+@pytest.mark.situation("a number that stands for a missing value", "said")
+@pytest.mark.parametrize(
+    "word", ["-9999", "-9999.0", "999999", "-999", "999", "999.9", "1e30", "9.96921e36", "-2147483648"]
+)
+@pytest.mark.parametrize("layout", ["wide", "long"])
+def test_a_number_that_stands_for_a_missing_value(word: str, layout: str) -> None:
+    """A wind of 999 m/s is a wind that was not measured.
+
+    https://github.com/open-ideas/IDEAS/issues/1303, https://github.com/EDmodel/ED2/issues/62
+    """
+    wind = [word if i in (20, 21, 50) else x for i, x in enumerate(WAVE)]
+    if layout == "wide":
+        keys, path = {}, wide(wind=wind, load=[1000 * x for x in WAVE])
+    else:
+        keys = {"id": "name", "value": "value"}
+        rows = [f"wind,{i},{x}" for i, x in enumerate(wind)] + [f"load,{i},{1e6 * x}" for i, x in enumerate(WAVE)]
+        path = str(write("t.csv", "\n".join(["name,time,value", *rows]) + "\n"))
+    data = built(path, **keys)
+    (note,) = (note for note in data.notes if "stands for a missing value" in note)
+    assert f"t.csv: '{word}' is 3 times in series wind" in note and f'"{word.lower()}"]' in note
+    spec = data.spec
+    assert any("stands for a missing value" in note for note in reader_module(spec).read(spec, [path]).notes)
+    words = json.loads(note.partition("dataset.missing_words: ")[2].partition(", and set")[0])
+    filled = built(path, missing="previous", missing_words=words, **keys)
+    assert not any("stands for" in note for note in filled.notes) and any("3 missing values" in n for n in filled.notes)
+    assert 4 < filled.spec.preprocessing["series"][0]["mean"] < 6
+    newest = reader_module(filled.spec).read(filled.spec, [path])  # the checkpoint keeps the words
+    assert not any("stands for" in note for note in newest.notes)
+
+
+@pytest.mark.situation("a number that stands for a missing value", "read rightly")
+def test_a_listed_number_is_missing(fmeco: Fmeco) -> None:
+    """A config may list it without quotes.
+
+    https://github.com/open-ideas/IDEAS/issues/1303
+    """
+    config = {
+        "dataset": {"name": "series", "path": wide(a=["-9999" if i in (20, 21) else x for i, x in enumerate(WAVE)])},
+        "backbone": {"name": "transformer", "width": 16, "depth": 1, "heads": 2, "patch": 4},
+    }
+    config["dataset"] |= {**KEYS, "missing": "previous", "missing_words": [-9999]}
+    answer = fmeco("check", write("c.yaml", config))
+    assert answer.code == 0, answer.err
+    assert "2 missing values are filled" in answer.err and "stands for" not in answer.err
+
+
+def below(names: Sequence[object]) -> str:
+    """Write series below one another."""
+    lines = [f"{name},{i},{x}" for name in names for i, x in enumerate(WAVE)]
+    return str(write("t.csv", "\n".join(["name,time,value", *lines]) + "\n"))
+
+
+LONG = {"id": "name", "value": "value"}
+
+
+@pytest.mark.situation("names of series that are whole numbers written as floats", "read rightly")
+def test_names_of_series_written_as_floats() -> None:
+    """In pandas, a column of ids with a missing cell becomes one of floats.
+
+    https://github.com/pandas-dev/pandas/issues/20007
+    """
+    data = built(below(["101.0", "102.0"]), **LONG)
+    assert [stats["name"] for stats in data.spec.preprocessing["series"]] == ["101", "102"]
+    assert not reader_module(data.spec).read(data.spec, [below([101, 102])]).notes
+
+
+@pytest.mark.situation("rows of a series without a name", "refused by name")
+@pytest.mark.parametrize("word", ["", "NULL", "nan"])
+def test_a_series_without_a_name_is_refused(word: str) -> None:
+    with pytest.raises(DataError, match=rf"t.csv: column 'name': no value in row 122, .*{word}"):
+        built(below(["101", word]), **LONG)
+    if word:
+        data = built(below(["101", word]), missing_words=[], **LONG)
+        assert data.spec.preprocessing["series"][1]["name"] == word
+
+
+@pytest.mark.situation("series of an old checkpoint", "read rightly")
+def test_an_old_checkpoint_keeps_its_columns_and_names() -> None:
+    """By decode rule 1, one odd cell makes a column one of words, 1_20 is 120, and names stay as they are written."""
+    first = DataSpec("series", {}, {}, {"context": 8, "horizon": 2, "season": 1, "series": []}, "series")
+    data = built(wide(a=["inf", *WAVE[1:]], b=["1_20", *WAVE[1:]]), known=first)
+    assert [stats["name"] for stats in data.spec.preprocessing["series"]] == ["b"]
+    assert any("columns that are not numeric are left out: a" in note for note in data.notes)
+    assert data.split("train")[0]["series"][0] * data.spec.preprocessing["series"][0]["std"] > 100
+    data = built(below(["NULL", "101.0"]), known=first, **LONG)
+    assert [stats["name"] for stats in data.spec.preprocessing["series"]] == ["NULL", "101.0"]
+    assert not {"missing_words", "decode"} & data.spec.preprocessing.keys()

@@ -9,7 +9,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -487,9 +487,13 @@ def test_categories_that_are_whole_numbers_keep_their_names(first: str, second: 
     assert [int(new[i]["categories"][0]) for i in range(5)] == [1, 2, 3, 0, 0]
 
 
-@pytest.mark.situation("numbers that stand for a missing value", "read rightly")
-@pytest.mark.parametrize("word", ["-999", "9999", "-1.0", "0"])
-def test_a_number_may_stand_for_a_missing_value(word: str) -> None:
+@pytest.mark.situation("a number that stands for a missing value", "read rightly")
+@pytest.mark.parametrize("word", ["-999", "9999", "-1.0", "0", -999, -1.0])
+def test_a_number_may_stand_for_a_missing_value(word: str | float) -> None:
+    """Once it is listed, it changes neither mean nor deviation.
+
+    https://github.com/open-ideas/IDEAS/issues/1303
+    """
     path = table("t.csv", x=[word, "5", "7.5"] * 20, y=range(100, 160), label=labels(60))
     data = build(name="csv_table", path=path, missing=[word])
     assert data.spec.preprocessing["numeric"][0]["mean"] == pytest.approx(6.25, abs=0.2)
@@ -614,6 +618,151 @@ def test_another_order_of_columns_is_said() -> None:
     assert any("another order than in training" in note for note in new.notes)
     ordered = csv_table.read(data.spec, [table("old.csv", x=[1, 1], y=[50, 50])])
     assert torch.equal(new[0]["columns"], ordered[0]["columns"]) and not ordered.notes
+
+
+@pytest.mark.situation("codes that lost their last digits", "refused by name")
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_large_codes_written_as_floats(suffix: str) -> None:
+    """Of eleven codes, six are left once they were floats.
+
+    https://github.com/pandas-dev/pandas/issues/20007
+    """
+    floats = [float(9_007_199_254_740_993 + i % 11) for i in range(60)]
+    path = table("t.csv", code=floats, label=labels(60))
+    if suffix == "parquet":
+        path = "t.parquet"
+        pytest.importorskip("polars").DataFrame({"code": floats, "label": labels(60)}).write_parquet(path)
+    with pytest.raises(DataError, match=r"column 'code', row 2: '9007199254740992.0' was written as a float"):
+        build(name="csv_table", path=path, categorical=["code"])
+    assert build(name="csv_table", path=path).spec.preprocessing["numeric"][0]["name"] == "code"
+
+
+# ---------------------------------------------------------------- numbers that stand for missing values
+
+SENTINELS = [
+    "-9999",
+    "-9999.0",
+    "999999",
+    "-999",
+    "-99.99",
+    "9999.9",
+    "-888",
+    "1e30",
+    "-1e30",
+    "9.96921e36",
+    "-2147483648",
+]
+WIND = [round(5 + math.sin(i), 2) for i in range(120)]
+
+
+def gusts(word: str, at: Sequence[int] = (20, 21, 50)) -> list[object]:
+    return [word if i in at else x for i, x in enumerate(WIND)]
+
+
+@pytest.mark.situation("a number that stands for a missing value", "said")
+@pytest.mark.parametrize("word", SENTINELS)
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_number_that_stands_for_a_missing_value_is_said(word: str, suffix: str) -> None:
+    """A wind of 999 m/s is a wind that was not measured.
+
+    https://github.com/open-ideas/IDEAS/issues/1303, https://github.com/EDmodel/ED2/issues/62
+    """
+    path = table("t.csv", wind=gusts(word), x=range(120), label=labels(120))
+    if suffix == "parquet":
+        polars = pytest.importorskip("polars")
+        frame = {"wind": list(map(float, map(str, gusts(word)))), "x": range(120), "label": labels(120)}
+        path = "t.parquet"
+        polars.DataFrame(frame).write_parquet(path)
+    data = build(name="csv_table", path=path)
+    (note,) = (note for note in data.notes if "stands for a missing value" in note)
+    assert "column 'wind': '" in note and "is in 3 of 120 rows" in note
+    words = json.loads(note.partition("dataset.missing: ")[2])
+    assert float(words[-1]) == float(word) and {"na", "null"} < set(words), "the default words stay"
+    (stats, _) = build(name="csv_table", path=path, missing=words).spec.preprocessing["numeric"]
+    assert 4 < stats["mean"] < 6 and stats["missing"]
+
+
+@pytest.mark.situation("a number that stands for a missing value", "said")
+def test_each_of_several_numbers_that_stand_for_missing_values_is_said() -> None:
+    wind = [{20: -9999, 21: -9999, 50: 9999, 60: 9999, 70: -8888, 80: -8888}.get(i, x) for i, x in enumerate(WIND)]
+    notes = build(name="csv_table", path=table("t.csv", wind=wind, label=labels(120))).notes
+    assert sum("is in 2 of 120 rows" in note for note in notes) == 3
+
+
+@pytest.mark.situation("a number that stands for a missing value", "said")
+def test_a_target_that_stands_for_a_missing_value_is_said() -> None:
+    data = build(name="csv_table", path=table("t.csv", x=range(120), label=gusts("-9999")))
+    assert any("column 'label': '-9999' is in 3 of 120 rows" in n and "remove these rows" in n for n in data.notes)
+    several = table("u.csv", x=range(120), a=gusts("-9999"), b=labels(120))
+    data = build(name="csv_table", path=several, target=["a", "b"])
+    assert any("column 'a': '-9999' is in 3 of 120 rows" in n and "dataset.missing: [" in n for n in data.notes)
+
+
+@pytest.mark.situation("a number that stands for a missing value", "said")
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_a_number_that_stands_for_a_missing_value_in_a_new_table_is_said(command: str) -> None:
+    spec = build(name="csv_table", path=table("t.csv", wind=WIND, label=labels(120))).spec
+    path = table("new.csv", wind=gusts("-9999"), label=labels(120))
+    notes: Sequence[str] = csv_table.read(spec, [path]).notes
+    if command == "evaluate":
+        notes = build(known=spec, whole=True, name="csv_table", path=path).notes
+    assert any("column 'wind': -9999 is in 3 of 120 rows" in note for note in notes)
+
+
+RNG = np.random.default_rng(0)
+ORDINARY: dict[str, Sequence[object]] = {
+    "0 and 1": [0, 1] * 60,
+    "one-hot": [int(i in (3, 40)) for i in range(120)],
+    "two values": [5, 999] * 60,
+    "grades": [1, 2, 3, 4, 5, 6] * 20,
+    "ages": [20 + i % 79 + i % 2 for i in range(119)] + [99],
+    "percent": [i % 101 for i in range(100)] + [99] * 20,
+    "prices": np.round(np.exp(RNG.normal(3, 1.5, 118)), 2).tolist() + [999.99, 999.99],
+    "prices that end in 9": [9, 19, 49, 99, 199, 499, 999, 1999, 4999, 9999] * 12,
+    "populations": [1200, 2300, 4100, 5200, 37_435_191, 37_435_191] * 20,
+    "incomes, cut off": np.minimum(np.exp(RNG.normal(9, 1.2, 120)), 99_999).round().tolist(),
+    "heavy tails": RNG.standard_cauchy(120).round(2).tolist(),
+    "counts with heavy tails": RNG.zipf(1.5, 120).tolist(),
+    "mostly zero": [0] * 116 + [500, 500, 8000, 8000],
+    "postal codes": [10_115, 20_095, 50_667, 80_331, 99_999, 99_999] * 20,
+    "temperatures": RNG.normal(10, 12, 118).round().tolist() + [-9, -9],
+    "accounts": [*range(-1000, 1000, 17), -999, -999][:120],
+    "one number far outside": [-9999, *WIND[1:]],
+    "memory": [4096, 8192, 16_384, 32_768, 65_536, 131_072] * 20,
+    "a constant": [9999] * 120,
+}
+
+
+@pytest.mark.situation("columns of numbers that are far apart", "read rightly")
+@pytest.mark.parametrize("kind", ORDINARY)
+def test_no_ordinary_number_is_taken_for_a_missing_value(kind: str) -> None:
+    x = list(ORDINARY[kind])
+    data = build(name="csv_table", path=table("t.csv", x=x, label=labels(len(x))))
+    assert not any("stands for a missing value" in note for note in data.notes), data.notes
+
+
+@pytest.mark.situation("midnight written as 24:00", "read rightly")
+@pytest.mark.parametrize("form", ["{:%Y-%m-%d} {:02}:00", "{:%d.%m.%Y} {:02}:00:00", "{:%m/%d/%Y} {:02}:00"])
+def test_midnight_as_24_in_a_column_of_dates(form: str) -> None:
+    """The parts of the date are those of the next day.
+
+    https://github.com/gyanz/pydsstools/issues/7
+    """
+    first = datetime(2023, 12, 20)
+    when = [form.format(first + timedelta(days=i // 24), i % 24 + 1) for i in range(24 * 20)]
+    data = build(name="csv_table", path=table("t.csv", x=when, label=labels(len(when))))
+    wanted = [first + timedelta(hours=i + 1) for i in range(len(when))]
+    assert read_back(data, "x", "day") == near([one.day for one in wanted])
+    assert read_back(data, "x", "hour") == near([one.hour for one in wanted])
+    assert read_back(data, "x", "year") == near([one.year for one in wanted])
+
+
+@pytest.mark.situation("midnight written as 24:00", "read rightly")
+def test_midnight_as_24_in_a_column_of_times_of_day() -> None:
+    data = build(
+        name="csv_table", path=table("t.csv", x=[f"{i % 24 + 1:02}:00" for i in range(120)], label=labels(120))
+    )
+    assert read_back(data, "x", "moment") == near([3600 * (i % 24 + 1) for i in range(120)])
 
 
 # ---------------------------------------------------------------- targets in training

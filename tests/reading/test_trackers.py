@@ -428,18 +428,6 @@ def sound() -> Any:
     return build(path="tones", **SOUND).spec
 
 
-@pytest.mark.situation("recordings with samples that are no numbers", "refused by name")
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30], ids=["nan", "inf", "1e30"])
-@pytest.mark.parametrize("subtype", ["FLOAT", "DOUBLE"])
-def test_recording_with_samples_that_are_no_numbers(value: float, subtype: str, sound: Any) -> None:
-    """https://github.com/Plachtaa/seed-vc/pull/108, https://github.com/flashlight/wav2letter/issues/386"""
-    samples = hum()
-    samples[1600] = value
-    wave("bad.wav", samples, subtype=subtype)
-    with pytest.raises(DataError, match=r"bad\.wav"):
-        heard("bad.wav", sound)
-
-
 @pytest.mark.situation("recordings without a sample", "refused by name")
 def test_recording_without_a_sample(sound: Any) -> None:
     """https://github.com/persephone-tools/persephone/issues/52, https://github.com/embeddings-benchmark/mteb/issues/3977"""
@@ -491,33 +479,6 @@ def test_transcript_that_looks_like_a_missing_value(word: str) -> None:
 KEYS = {"context": 8, "horizon": 2, "val_fraction": 0.25, "test_fraction": 0.0}
 
 
-@pytest.mark.situation("midnight written as 24:00", "read rightly")
-@pytest.mark.parametrize("pattern", ["{:%Y-%m-%d} {:02}:00", "{:%Y-%m-%dT}{:02}:00:00", "{:%d.%m.%Y} {:02}:00"])
-def test_midnight_written_as_24(pattern: str) -> None:
-    """https://github.com/gyanz/pydsstools/issues/7, https://github.com/springfall2008/batpred/pull/3652"""
-    from datetime import datetime, timedelta
-
-    rows = [
-        [pattern.format(datetime(2024, 1, 1) + timedelta(days=i // 24), i % 24 + 1), i] for i in range(96)
-    ]  # 01:00 to 24:00
-    data = build(name="series", path=table("t.csv", ["time", "load"], *rows), **KEYS)
-    assert data.train is not None
-    values = [float(v) for v in data.train[0]["series"]]
-    assert np.allclose(np.diff(values), np.diff(values)[0]), "the hours are in order, and none is missing"
-
-
-@pytest.mark.situation("a series that does not change in training", "read rightly")
-@pytest.mark.parametrize("value", [0.0, 0.1, 14.62, 1e-9, 1e6 + 0.1])
-def test_series_that_is_constant_in_training(value: float) -> None:
-    """https://github.com/awslabs/gluonts/issues/3034, https://github.com/scikit-learn/scikit-learn/issues/17794"""
-    rows = [[i, value if i < 90 else value + 1, np.sin(i)] for i in range(120)]
-    data = build(name="series", path=table("t.csv", ["time", "still", "wave"], *rows), **KEYS)
-    assert data.val is not None
-    largest = max(float(data.val[i]["series"].abs().max()) for i in range(len(data.val)))
-    assert largest < 10, "a change of 1 is not 1e16 standard deviations"
-    assert all(torch.isfinite(data.val[i]["series"]).all() for i in range(len(data.val)))
-
-
 @pytest.mark.situation("a column that does not change in training", "read rightly")
 @pytest.mark.parametrize("value", [0.0, 0.1, 14.62, 1e6 + 0.1])
 def test_table_column_that_is_constant_in_training(value: float) -> None:
@@ -527,17 +488,6 @@ def test_table_column_that_is_constant_in_training(value: float) -> None:
     assert data.test is not None
     at = numeric(data).index("still")
     assert sorted(abs(float(data.test[i]["columns"][at])) for i in range(2)) == pytest.approx([0, 1], abs=1e-3)
-
-
-@pytest.mark.situation("a number that stands for a missing value", "said")
-@pytest.mark.parametrize("dataset", ["series", "csv_table"])
-@pytest.mark.parametrize("sentinel", ["-9999", "-9999.0", "999999"])
-def test_a_number_that_stands_for_a_missing_value(dataset: str, sentinel: str) -> None:
-    """https://github.com/open-ideas/IDEAS/issues/1303 (999 m/s of wind), https://github.com/EDmodel/ED2/issues/62"""
-    rows = [[i, sentinel if i in (20, 21, 50) else f"{5 + np.sin(i):.2f}", LETTERS[i % 60]] for i in range(120)]
-    table("t.csv", ["time", "wind", "label"], *rows)
-    keys = KEYS if dataset == "series" else {"drop": ["time"]}
-    assert sentinel.removesuffix(".0") in told(dataset, path="t.csv", **keys).replace(",", "").replace("\u2212", "-")
 
 
 @pytest.mark.situation("a number that stands for a missing value", "read rightly")
@@ -558,19 +508,6 @@ def test_a_short_series_is_named() -> None:
     assert re.search(r"\bshort\b", told_)
 
 
-@pytest.mark.situation("infinite values in a series", "refused by name")
-@pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_infinite_values_in_a_series(kind: str) -> None:
-    """https://github.com/autogluon/autogluon/issues/5239, https://github.com/awslabs/gluonts/issues/2037"""
-    values = [float("inf") if i == 40 else float(i % 5) for i in range(100)]
-    if kind == "csv":
-        table("t.csv", ["time", "a", "b"], *([i, v, i] for i, v in enumerate(values)))
-    else:
-        frame("t.parquet", time=list(range(100)), a=values, b=list(range(100)))
-    message = told("series", path=f"t.{kind}", **KEYS)
-    assert re.search(r"\ba\b", message) and ("inf" in message or "row 42" in message)
-
-
 # ---------------------------------------------------------------- events
 
 
@@ -580,43 +517,6 @@ def shop(items: Callable[[int], object], count: int = 240) -> list[list[object]]
 
 SHOP = {"name": "events", "split": "leave_one_out", "length": 10}
 HEAD = ["user", "item", "time"]
-
-
-@pytest.mark.situation("events whose item is NULL", "refused by name")
-@pytest.mark.parametrize("word", ["NULL", "nan", "None", "N/A"])
-@pytest.mark.parametrize("column", ["item", "user"])
-def test_event_without_an_item(word: str, column: str) -> None:
-    """https://github.com/lyst/lightfm/issues/561, https://github.com/RUCAIBox/RecBole/pull/204"""
-    rows = shop(lambda i: f"p{i % 11}")
-    for row in rows[::20]:
-        row[HEAD.index(column)] = word
-    with pytest.raises(DataError, match=rf"'{column}'.*row|row.*'{column}'|{word}"):
-        build(path=table("t.csv", HEAD, *rows), **SHOP)
-
-
-@pytest.mark.situation("whole ids that were written as floats", "read rightly")
-@pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_ids_written_as_floats(kind: str) -> None:
-    """https://github.com/pandas-dev/pandas/issues/20007 (an id column with a missing cell becomes one of floats)"""
-    rows = shop(lambda i: float(100 + i % 11))
-    if kind == "csv":
-        table("t.csv", HEAD, *rows)
-    else:
-        frame("t.parquet", **dict(zip(HEAD, zip(*rows, strict=True), strict=True)))
-    data = build(path=f"t.{kind}", **SHOP)
-    assert sorted(data.spec.preprocessing["items"]) == [str(100 + i) for i in range(11)]
-
-
-@pytest.mark.situation("ids that lost their last digits", "refused by name")
-@pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_large_ids_written_as_floats(kind: str) -> None:
-    """https://github.com/pandas-dev/pandas/issues/20007, https://github.com/PorkShoulderHolder/python-libmf/issues/13"""
-    rows = shop(lambda i: float(9_007_199_254_740_993 + i % 11))  # of these eleven ids, six are left
-    if kind == "csv":
-        table("t.csv", HEAD, *rows)
-    else:
-        frame("t.parquet", **dict(zip(HEAD, zip(*rows, strict=True), strict=True)))
-    assert re.search(r"'?item'?.*(digits|float|exact|whole)", told(path=f"t.{kind}", **SHOP))
 
 
 @pytest.mark.situation("a table whose header is repeated below", "read rightly")

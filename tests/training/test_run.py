@@ -377,7 +377,7 @@ def test_python_api_with_own_objects(fmeco: Fmeco) -> None:
     with pytest.raises(CheckpointError, match="a backbone given in Python"):
         api.load("run")
     model = api.load("run", backbone=Body())
-    features, kept, _ = model.embed(Points(5, 2))
+    features, kept, _ = model.features(Points(5, 2))
     assert features.shape == (5, 16)
     assert kept == [0, 1, 2, 3, 4]
     again = api.finetune({"train": {"epochs": 2}}, ref="run", data=data, backbone=Body(), out="again")
