@@ -15,7 +15,8 @@ class Augment(ABC):
 
     @property
     def per_sample(self) -> bool:
-        """Tell whether `sample` changes anything. If not, batches of a split in memory are cut without calling `sample`."""
+        """Tell whether `sample` changes anything. If not, a split can be kept on the device, and batches
+        are indexed out of its tensors."""
         return type(self).sample is not Augment.sample
 
     @property
@@ -36,7 +37,7 @@ class Augment(ABC):
         return self
 
     def sample(self, inputs: Inputs, key: int) -> Inputs:
-        """Augment one sample (no batch dimension) in a loader worker, such as by a random crop."""
+        """Augment one sample (no batch dimension), such as by a random crop. Runs in a loader worker or a thread."""
         return inputs
 
     def batch(self, inputs: Inputs, keys: Tensor) -> Inputs:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from fmeco.core.target import Target
 from fmeco.errors import CheckpointError, ConfigError, DataError, clean
 
-# Newest version of the decode rule: how a dataset plug-in turns a file into stored values. It rises when the same file would give
-# other values. A dataset's own version is `preprocessing["decode"]`, or 1 without that key.
+# Newest version of the decode rule, by which a dataset plug-in turns a file into stored values. The version is raised when a change of
+# the rule gives other values for the same file. A dataset's own version is `preprocessing["decode"]`, or 1 without that key.
 DECODE_RULE = 2
 
 Inputs = dict[str, Tensor]  # "image", "columns", "tokens", ... -> (B, ...); without B for one sample
@@ -75,7 +75,7 @@ class DataSpec:
 
     @property
     def decode(self) -> int:
-        """Version of the decode rule (see DECODE_RULE). A checkpoint keeps it, so that the same file gives it the same values."""
+        """Version of the decode rule (see DECODE_RULE). A checkpoint stores it, so that its model always gets the same values."""
         return int(self.preprocessing.get("decode", 1))
 
     def to_json(self) -> dict[str, Any]:
@@ -133,10 +133,10 @@ class Samples(ABC):
     tensors: input name -> the whole split (N, ...), from which batches are cut; None = samples are read one by one.
     content: hash of the files' names and sizes and of how they are read, to cache decoded samples on disk; "" = do not
         cache.
-    stamps: (N,) int64, a number per sample that is another one once its file may have changed; None = `content` alone
-        identifies the samples.
-    sizes: (N,) int64, the size of each sample's file, or another number that equal samples share, to compare only few of them
-        by `digest`; None = samples are not compared.
+    stamps: (N,) int64, a number per sample, such as from its file's folder and times. A different number means that the file
+        may have changed. None = `content` alone identifies the samples.
+    sizes: (N,) int64, the size of each sample's file, or another number that is the same for duplicates. The search for
+        duplicates compares `digest` only among samples with the same number. None = no search for duplicates.
     origin: where the samples come from, such as a folder, for `fmeco cache`.
     lengths: (N,) lengths of ragged samples; batches are then made of samples of similar length.
     block: number of consecutive samples that resemble each other, such as overlapping windows; the bootstrap resamples
@@ -171,9 +171,9 @@ class Samples(ABC):
         return [dict(answer)]
 
     def digest(self, index: int, *, stored: bool = False) -> bytes | None:
-        """Return a hash (16 bytes) of the bytes of a sample's file; None if it has no file of its own, or a huge one.
+        """Return a hash (16 bytes) of a sample's file or content; None if neither can be hashed cheaply.
 
-        stored: return None rather than read the file, unless a cache holds the hash.
+        stored: return a hash that is already known, such as from a cache; otherwise None, instead of reading the file.
         """
         return None
 
@@ -243,8 +243,8 @@ class Batch:
     index: (B,) positions in the split.
     keys: (V, B) int64 on the CPU, one random key per view and sample. All randomness of augmentation comes from these
         keys, so augmented samples are the same with any number of workers or ranks, and after a resume. The lowest bit of a
-        sample's key alternates from epoch to epoch: an augmentation that mirrors an image if this bit is 1 mirrors it in
-        every other epoch.
+        sample's key alternates from epoch to epoch: an augmentation that mirrors images whose
+        key has this bit set mirrors each image in every other epoch.
     skipped: unreadable samples left out of this batch, each with the reason.
     """
 
@@ -275,8 +275,8 @@ class Batch:
     def split(self, sizes: list[int]) -> Iterator[Batch]:
         """Yield consecutive batches of the given sizes.
 
-        Memory alignment can change how sums are rounded. A newly allocated batch begins at a multiple of
-        64 bytes. Inputs of a yielded batch that do not are therefore copied.
+        Memory alignment can change how sums are rounded. A newly allocated tensor begins at a multiple of
+        64 bytes. If an input of a yielded batch begins elsewhere, it is copied, so that it is aligned, too.
         """
 
         def cut(values: Tensor | list[Any]) -> Sequence[Any]:
@@ -298,7 +298,7 @@ class Batch:
 
 
 def move(x: Tensor, device: torch.device, **options: Any) -> Tensor:
-    """Move a tensor to a device; to MPS, which has no float64, as float32. options: keyword arguments of Tensor.to."""
+    """Move a tensor to a device. A float64 tensor becomes float32 on MPS, which has no float64. options: keyword arguments of Tensor.to."""
     if device.type == "mps" and x.dtype == torch.float64:
         x = x.float()
     return x.to(device, **options)
@@ -321,7 +321,8 @@ def fit(inputs: Inputs, spec: DataSpec, leading: int = 0) -> Inputs:
         x = out[name]
         for dim, size in enumerate(wanted.shape, leading):
             if x.shape[dim] > size:
-                # By rule 2, an odd difference is halved as torchvision and timm do, to the even number.
+                # Half of an odd difference ends in .5. Version 2 of the decode rule rounds it to the nearest even integer, as torchvision
+                # and timm do; version 1 rounds down.
                 extra = x.shape[dim] - size
                 start = extra // 2 if spec.decode == 1 else round(extra / 2)
                 x = x.narrow(dim, 0 if wanted.dtype == "int64" else start, size)

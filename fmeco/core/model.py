@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 from torch import Tensor, nn
@@ -94,7 +94,9 @@ class Backbone(nn.Module, ABC):
         """Run the backbone.
 
         If `inputs` holds precomputed features of the frozen part (`STORED`, shape (B, V, ...)), skip that part and run
-        `rest` on `stored[:, 0]`: in training, one view per sample has been drawn already (V = 1). If everything is frozen, the stored features are already the output vector.
+        `rest` on `stored[:, 0]`. V is the number of stored augmented versions of a sample (`transfer.views`). In training,
+        the augmentation has already picked one of them (V = 1); validation samples have a single version, repeated V times.
+        If everything is frozen, the stored features are already the output vector.
         """
         stored = inputs.get(STORED)
         if stored is not None:
@@ -108,7 +110,8 @@ class Backbone(nn.Module, ABC):
         return self
 
     def adapt(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-        """Reshape foreign tensors to this model where that is well defined (input channels, position embeddings).
+        """Convert tensors of another model to this model's shapes where that is well defined: sum or copy input channels,
+        interpolate position embeddings.
 
         Returns the state and the names it reshaped.
         """
@@ -161,7 +164,8 @@ class Published(NamedTuple):
 
     url: URL of the file, or the path of a local file.
     digits: first hex digits of its SHA-256; "" = not published.
-    spec: description of the inputs; None = not published; the plug-in's `assumed()` then returns a spec.
+    spec: description of the inputs; None = not published. The function `assumed()` of the backbone's
+        plug-in then returns the preprocessing to use, such as ImageNet's.
     licence: licence of the weights; None = not stated.
     shards: further files that hold the rest of the weights.
     """
@@ -180,12 +184,10 @@ class Loss:
 
     sum: scalar tensor, the summed loss.
     count: number of terms in the sum, usually samples.
-    parts: name -> further sums over the same count, for the log.
     """
 
     sum: Tensor
     count: Tensor | float
-    parts: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 # A simple method to compare a model with: (data, samples, rows) -> (the method's own rows, number of training samples that the
@@ -206,7 +208,8 @@ class Objective(nn.Module, ABC):
     probes: names of the probes (knn, linear) that evaluations run on the backbone's vectors by default.
     vectors_only: True if the objective uses inputs only to compute the backbone's vectors; features of a frozen part can then
         be precomputed.
-    directions: metric name -> "max" or "min". The first metric selects the best checkpoint, unless the run has probes or the config names one.
+    directions: metric name -> "max" or "min". The first metric selects the best checkpoint, unless the run has probes (then the first
+        probe's metric does) or `evaluate.best` names a metric.
     about: topic -> note for readers of metrics and predictions, such as which class is the positive one.
     baselines: name -> simple method to compare the model's metrics with.
     """
@@ -283,7 +286,8 @@ class Objective(nn.Module, ABC):
         return None
 
     def begin(self) -> None:
-        """Prepare for the first step, such as by copying the weights to teachers. Called once the initial weights are loaded."""
+        """Prepare for the first step, such as by copying the weights to teachers. Called one time, after the initial weights
+        are loaded."""
 
     def after_step(self, progress: float) -> None:
         """Update teachers and queues after each optimizer step. progress: finished share of the run, 0..1."""

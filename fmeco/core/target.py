@@ -72,8 +72,8 @@ def known(values: Tensor) -> Tensor:
         return values != MISSING_CLASS
     if values.ndim == 1:
         return ~values.isnan()
-    # A row with a NaN has the sum NaN. `values.isnan()` would allocate one entry per value. The rows may be overlapping windows
-    # of a series: `values` is then a strided view, and the mask would take far more memory than `values`.
+    # A row with a NaN has the sum NaN. `values.isnan()` would allocate one entry per value, which may be far more memory than
+    # `values` takes: the rows of a series are overlapping windows, a strided view.
     return ~values.sum(1).isnan()
 
 

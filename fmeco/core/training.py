@@ -46,7 +46,7 @@ class Phase:
     """Describe one phase of a run.
 
     scales: parameter name -> factor on its learning rate; 0 freezes it.
-    share: length of the phase, as a share of the run.
+    share: length of the phase, relative to the other phases: shares are divided by their sum.
     """
 
     scales: Mapping[str, float]
@@ -65,7 +65,7 @@ class Phase:
 
 
 class Constraint(ABC):
-    """Constrain weights during training, such as to a low-rank change (LoRA) or near their start (L2-SP).
+    """Constrain weights during training: allow only a low-rank change (LoRA), or keep them near their initial values (L2-SP).
 
     own: name -> parameter that the constraint adds; these are trained too.
     rate: factor on the learning rate of `own`.
@@ -84,9 +84,11 @@ class Constraint(ABC):
     def gradients(self, rescale: Tensor | float) -> None:
         """Change gradients. Called after the backward pass, before the loop multiplies them by `rescale` and clips them.
 
-        rescale: the number of samples of the step, divided by the number of terms of its loss (`Loss.count`). When this method is called, `p.grad` is the gradient
-            of (summed loss / samples). Multiplying by `rescale` turns it into the gradient of (summed loss / terms), the
-            mean loss. Divide gradients that must not be rescaled, such as those of a penalty, by `rescale`.
+        rescale: the number of samples of the step, divided by the number of terms of its loss (`Loss.count`). When this
+            method is called, `p.grad` is the gradient of (summed loss / samples). Multiplying by `rescale` turns it into the gradient of (summed loss / terms), the
+            mean loss. The loop multiplies every gradient by it afterwards.
+            Divide a gradient that the loop must not rescale, such as a penalty's, by `rescale`: the multiplication then cancels
+            the division.
         """
 
     @abstractmethod
@@ -227,7 +229,7 @@ def matching(patterns: Iterable[str], names: list[str], key: str) -> set[str]:
 
 
 def _tails(name: str) -> list[str]:
-    """Return three forms of a dotted name: all of it, without its first component, and without its first two.
+    """Return up to three forms of a dotted name: the whole name, the name minus its first component, and minus its first two.
 
     Users can thus omit wrappers such as `backbone.net.`.
     """

@@ -121,7 +121,7 @@ def test_the_command_prints_a_line_each(capsys: pytest.CaptureFixture[str]) -> N
     assert command.main([str(STRANGERS), "--set", "lr=1"]) == 2
     assert "holds 6 plug-ins: keys (--set) belong to one file" in capsys.readouterr().err
     assert command.main(["nothing.py"]) == 1
-    assert "nothing.py: read: --plugin nothing.py: no such file or folder" in capsys.readouterr().out
+    assert "nothing.py: read: --plugin nothing.py: no such file" in capsys.readouterr().out
 
 
 def test_what_a_plugin_needs_is_named(capsys: pytest.CaptureFixture[str]) -> None:
