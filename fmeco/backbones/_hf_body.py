@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import importlib
 import re
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from fmeco.backbones._images import fit_channels
 from fmeco.core import Backbone
+
+
+class Pooling(NamedTuple):
+    """Describe how the vectors of tokens become one vector per sample.
+
+    by: "model" (as the model's own classifier does), "mean", "first", "last" or "max".
+    normalize: whether that vector is divided by its length.
+    """
+
+    by: str
+    normalize: bool = False
 
 
 class Body(Backbone):
@@ -22,7 +34,7 @@ class Body(Backbone):
 
     input: str
 
-    def __init__(self, net: nn.Module, pooling: str) -> None:
+    def __init__(self, net: nn.Module, pooling: Pooling) -> None:
         super().__init__()
         self.net, self.pooling = net, pooling
         self.class_layers = () if any(name.startswith("pooler.") for name in net.state_dict()) else ("pooler.",)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fmeco.backbones._hf_body import Body
+from fmeco.backbones._hf_body import Body, Pooling
 from fmeco.backbones._hf_config import network
 from fmeco.backbones._hf_published import local_file, read_json
 from fmeco.backbones._images import image_input
@@ -25,7 +25,7 @@ class Image(Body):
     arguments: further arguments of the network's forward.
     """
 
-    def __init__(self, net: nn.Module, pooling: str, name: str, shape: tuple[int, int, int]) -> None:
+    def __init__(self, net: nn.Module, pooling: Pooling, name: str, shape: tuple[int, int, int]) -> None:
         super().__init__(net, pooling)
         self.input = name
         config: Any = net.config
@@ -50,7 +50,7 @@ class Image(Body):
             before = x.shape[1] - self.cells[0] * self.cells[1]  # class and register tokens
             if before >= 0:
                 grid = self.cells
-        if self.pooling == "mean":
+        if self.pooling.by == "mean":
             pooled = None
         elif pooled is not None:
             pooled = pooled.flatten(1)
@@ -59,9 +59,11 @@ class Image(Body):
         return Features(pooled=pooled, tokens=x[:, max(before, 0) :], grid=grid)
 
 
-def build(config: Any, spec: DataSpec, pooling: str, where: str) -> Backbone:
+def build(config: Any, spec: DataSpec, pooling: Pooling, where: str) -> Backbone:
     """Build a model for the images or spectrograms of a dataset. Raises ConfigError if it returns no vector per image."""
     name, shape = image_input(spec, where)
+    if pooling.by not in ("model", "mean") or pooling.normalize:
+        raise ConfigError(f"backbone.pooling of {where}: images know model and mean, without normalize")
     if hasattr(config, "num_channels"):
         config.num_channels = shape[0]
     made = Image(network(config, "image"), pooling, name, shape)

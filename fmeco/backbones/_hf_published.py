@@ -46,8 +46,8 @@ def local_file(arch: str, name: str) -> Path | None:
         return None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds an object. Raises ConfigError that names the file."""
+def read_json(path: Path, kind: type = dict) -> Any:
+    """Read a JSON file that holds an object, or a list if `kind` is list. Raises ConfigError that names the file."""
     try:
         with open(path, "rb") as file:
             body = file.read(LIMIT + 1)
@@ -56,8 +56,8 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(body)
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{clean(path)} cannot be read as JSON: {clean(error)}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{clean(path)} is not a JSON object {{...}}")
+    if not isinstance(content, kind):
+        raise ConfigError(f"{clean(path)} is not a JSON {'object {...}' if kind is dict else 'list [...]'}")
     return content
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fmeco.backbones._hf_body import Body
+from fmeco.backbones._hf_body import Body, Pooling
 from fmeco.backbones._hf_config import network
 from fmeco.backbones._hf_published import local_file, read_json
 from fmeco.core import Backbone, ConfigError, DataSpec, Features, Inputs, InputSpec, clean, pad
@@ -25,7 +25,7 @@ class Speech(Body):
     """
 
     def __init__(self, net: nn.Module) -> None:
-        super().__init__(net, "mean")
+        super().__init__(net, Pooling("mean"))
         config: Any = net.config
         # The library's own masking uses random numbers that the run's seed does not set; fmeco's augmentation masks instead.
         self.class_layers = ("masked_spec_embed",)
@@ -59,7 +59,7 @@ class Speech(Body):
         return Features(tokens=x, mask=mask)
 
 
-def build(config: Any, spec: DataSpec, pooling: str, where: str) -> Backbone:
+def build(config: Any, spec: DataSpec, pooling: Pooling, where: str) -> Backbone:
     """Build a model for the waveforms of a dataset. The vector of a sample is always the mean of its tokens; `pooling` is ignored.
 
     Raises ConfigError for other inputs.

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fmeco.backbones._hf_body import Body
+from fmeco.backbones._hf_body import Body, Pooling
 from fmeco.backbones._hf_config import network
 from fmeco.backbones._hf_published import local_file, place
+from fmeco.backbones._hf_sentence import read_sentence
 from fmeco.core import (
     BLANK,
     HIDDEN,
@@ -36,7 +37,7 @@ class Text(Body):
     padding: the network's own id for padding.
     """
 
-    def __init__(self, net: nn.Module, pooling: str, offset: int, padding: int) -> None:
+    def __init__(self, net: nn.Module, pooling: Pooling, offset: int, padding: int) -> None:
         super().__init__(net, pooling)
         self.width, self.offset, self.padding = int(net.config.hidden_size), offset, padding  # type: ignore[union-attr, arg-type]
 
@@ -49,13 +50,26 @@ class Text(Body):
             arguments = {"inputs_embeds": torch.where(inputs[HIDDEN].unsqueeze(-1), inputs[BLANK].to(x.dtype), x)}
         out = self.net(**arguments, attention_mask=mask.long())
         x = out.last_hidden_state
-        if self.pooling == "mean":
+        if self.pooling == Pooling("mean"):
             return Features(tokens=x, mask=mask)
-        pooled = getattr(out, "pooler_output", None)
-        if pooled is None:
+        pooled = self._pooled(x, mask, getattr(out, "pooler_output", None))
+        return Features(
+            pooled=nn.functional.normalize(pooled) if self.pooling.normalize else pooled, tokens=x, mask=mask
+        )
+
+    def _pooled(self, x: Tensor, mask: Tensor, own: Tensor | None) -> Tensor:
+        """Turn tokens (B, T, D) into vectors (B, D). own: what the network's own pooler gave."""
+        by = self.pooling.by
+        if by == "model" and own is not None:
+            return own
+        if by == "mean":
+            return Features(tokens=x, mask=mask).vector
+        if by == "max":
+            return x.masked_fill(~mask.unsqueeze(-1), -torch.inf).amax(1)
+        if by == "last" or (by == "model" and self.causal):
             last = mask.sum(1).sub(1).clamp_min(0)  # (B,)
-            pooled = x[torch.arange(len(x), device=x.device), last] if self.causal else x[:, 0]
-        return Features(pooled=pooled, tokens=x, mask=mask)
+            return x[torch.arange(len(x), device=x.device), last]
+        return x[:, 0]
 
     def tokenize(self, inputs: Inputs) -> Tokens:
         return Tokens(inputs["tokens"].ne(0), ids=inputs["tokens"])
@@ -65,7 +79,7 @@ class Text(Body):
         return nn.functional.pad(scores, (self.offset, 0))  # id 0, padding, is never a target
 
 
-def build(config: Any, spec: DataSpec, pooling: str, where: str) -> Backbone:
+def build(config: Any, spec: DataSpec, pooling: Pooling, where: str) -> Backbone:
     """Build a model for the texts of a dataset. Raises ConfigError if the tokenizer's ids do not match the embeddings."""
     if "tokens" not in spec.inputs or spec.modality == "events":
         what = "events" if spec.modality == "events" else ", ".join(spec.inputs)
@@ -95,6 +109,15 @@ def build(config: Any, spec: DataSpec, pooling: str, where: str) -> Backbone:
     return made.train()
 
 
+def _lowercased(content: str) -> str:
+    """Add a conversion to lower case to a tokenizer's JSON."""
+    tokenizers = importlib.import_module("tokenizers")
+    tokenizer = tokenizers.Tokenizer.from_str(content)
+    steps = [tokenizers.normalizers.Lowercase(), *([tokenizer.normalizer] if tokenizer.normalizer is not None else [])]
+    tokenizer.normalizer = tokenizers.normalizers.Sequence(steps)
+    return str(tokenizer.to_str())
+
+
 def preprocessing(arch: str, config: Any) -> DataSpec:
     """Read the model's tokenizer.json. Raises ConfigError if it is invalid or has more ids than the model's embeddings."""
     path = local_file(arch, "tokenizer.json")
@@ -114,6 +137,11 @@ def preprocessing(arch: str, config: Any) -> DataSpec:
         "lowercase": None,
         "length": min(LENGTH, getattr(config, "max_position_embeddings", None) or LENGTH),
     }
+    sentence = read_sentence(arch)
+    if sentence is not None:
+        preparation["length"] = sentence.length or preparation["length"]
+        if sentence.lowercase:
+            preparation["tokenizer"] = _lowercased(content)
     return DataSpec(
         "text",
         {"tokens": InputSpec((preparation["length"],), "int64", ragged=True, offset=offset)},

@@ -5,7 +5,7 @@ A name that begins with . or / is a folder; any other is a model of the hub. Cod
 architecture is read from config.json, which a run writes into its own config, so that a checkpoint needs neither folder
 nor hub. The network is the body of the library's classifier (of sequences, images or recordings), and tensors keep the
 library's names. `pooled` is the input of that classifier's head: pooler_output if the body has one, else the first token,
-or the last token of a causal model.
+or the last token of a causal model. A model of sentence-transformers is pooled as its modules.json says.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import json
 from typing import Annotated, Any, Literal
 
 from fmeco.backbones import _hf_image, _hf_speech, _hf_text
+from fmeco.backbones._hf_body import Pooling
 from fmeco.backbones._hf_config import library_config, parse_config
 from fmeco.backbones._hf_published import licence, place, read_config, weight_files
+from fmeco.backbones._hf_sentence import read_sentence
 from fmeco.backbones._images import assumed as assumed
 from fmeco.core import Backbone, ConfigError, DataSpec, Doc, FilePath, Published, Scalar, clean
 from fmeco.errors import FmecoError
@@ -37,12 +39,19 @@ def build(
         FilePath | None, Doc("pretrained weights: DEFAULT = the model's own, or a file; null = random")
     ] = None,
     pooling: Annotated[
-        Literal["model", "mean"],
+        Literal["model", "mean", "first", "last", "max"] | None,
         Doc(
-            "vector of a sample: model = the input of the model's own classification head; mean = the mean of its tokens, "
-            "which speech models always use"
+            "vector of a sample: model = the input of the model's own classification head; mean or max = of its tokens; first or "
+            "last = that token. null = as sentence-transformers does if the model has a modules.json, else model. Speech models "
+            "always use the mean, and images know model and mean"
         ),
-    ] = "model",
+    ] = None,
+    normalize: Annotated[
+        bool | None,
+        Doc(
+            "divide a text's vector by its length; null = as sentence-transformers does if the model has a modules.json"
+        ),
+    ] = None,
     options: Annotated[dict[str, Scalar], Doc("keys of config.json to change, such as hidden_dropout_prob: 0")] = {},
     config: Annotated[
         str | None, Doc("content of config.json; null = read from the model, and filled in by the run")
@@ -53,7 +62,7 @@ def build(
     raw = parse_config(config, where) if config is not None else read_config(arch)
     made, kind = library_config(raw, options, where)
     try:
-        backbone: Backbone = MODELS[kind].build(made, spec, pooling, where)
+        backbone: Backbone = MODELS[kind].build(made, spec, Pooling(pooling or "model", bool(normalize)), where)
         return backbone
     except FmecoError:
         raise
@@ -65,8 +74,17 @@ def build(
 
 
 def complete(arch: str | None, options: dict[str, Any]) -> dict[str, Any]:
-    """Add the architecture (the content of config.json) to the options of `build`, unless they have it."""
-    return options if options["config"] is not None else {**options, "config": json.dumps(read_config(arch or ""))}
+    """Add the architecture (the content of config.json) and the pooling to the options of `build`, unless they have them."""
+    if options["config"] is not None:
+        return {**options, "pooling": options["pooling"] or "model", "normalize": bool(options["normalize"])}
+    sentence = read_sentence(arch or "")
+    pooling, normalize = ("model", False) if sentence is None else (sentence.pooling, sentence.normalize)
+    return {
+        **options,
+        "config": json.dumps(read_config(arch or "")),
+        "pooling": options["pooling"] or pooling,
+        "normalize": normalize if options["normalize"] is None else options["normalize"],
+    }
 
 
 def pretrained(arch: str, weights: str) -> Published:

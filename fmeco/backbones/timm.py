@@ -152,16 +152,26 @@ def pretrained(arch: str, weights: str) -> Published:
         else published.url
     )
     digits = re.search(r"-([0-9a-f]{8,64})\.", os.path.basename(url))
-    size = published.input_size[-1]
-    spec = DataSpec(
+    return Published(url, digits[1] if digits else "", _spec(published), published.license)
+
+
+def preprocessing(arch: str) -> DataSpec | None:
+    """Return the preprocessing of the architecture's default weights, for a file of weights. None if timm states none."""
+    stated = _import_timm().models.get_pretrained_cfg(arch)
+    return _spec(stated) if stated is not None else None
+
+
+def _spec(stated: Any) -> DataSpec:
+    """Describe images by a configuration of timm."""
+    size = stated.input_size[-1]
+    return DataSpec(
         modality="image",
         reader="image_folder",
-        inputs={"image": InputSpec((3, size, size), "uint8", 1 / 255, tuple(published.mean), tuple(published.std))},
+        inputs={"image": InputSpec((3, size, size), "uint8", 1 / 255, tuple(stated.mean), tuple(stated.std))},
         preprocessing={
             "size": size,
-            "resize": math.floor(size / published.crop_pct),
-            "interpolation": published.interpolation,
+            "resize": math.floor(size / stated.crop_pct),
+            "interpolation": stated.interpolation,
             "color": "rgb",
         },
     )
-    return Published(url, digits[1] if digits else "", spec, published.license)

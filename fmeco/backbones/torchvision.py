@@ -173,8 +173,17 @@ def pretrained(arch: str, weights: str) -> Published:
             "name a file of weights by its path",
         )
     weight = models.get_model_weights(arch)[weights]
-    transforms = weight.transforms()
-    spec = DataSpec(
+    return Published(weight.url, Path(weight.url).stem.rpartition("-")[2], _spec(weight.transforms()))
+
+
+def preprocessing(arch: str) -> DataSpec:
+    """Return the preprocessing of the architecture's default weights, for a file of weights."""
+    return _spec(import_torchvision().models.get_model_weights(arch)["DEFAULT"].transforms())
+
+
+def _spec(transforms: Any) -> DataSpec:
+    """Describe images by the transforms that come with weights of the library."""
+    return DataSpec(
         modality="image",
         reader="image_folder",
         inputs={
@@ -193,4 +202,3 @@ def pretrained(arch: str, weights: str) -> Published:
             "color": "rgb",
         },
     )
-    return Published(weight.url, Path(weight.url).stem.rpartition("-")[2], spec)

@@ -155,6 +155,102 @@ def test_a_text_gives_what_the_librarys_own_classifier_reads(kind: str) -> None:
     assert bool(made.vocabulary) == (kind != "electra"), "its embeddings have another width"
 
 
+def sentence(folder: str, pooling: dict[str, Any], *more: str, **stated: Any) -> None:
+    """Add the files of sentence-transformers to a model: modules.json, and those of its two first modules."""
+    kinds = ["Transformer", "Pooling", *more]
+    paths = ["", *(f"{i}_{kind}" for i, kind in enumerate(kinds[1:], 1))]
+    listed = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (kind, path) in enumerate(zip(kinds, paths, strict=True))
+    ]
+    Path(folder, "modules.json").write_text(json.dumps(listed))
+    Path(folder, "1_Pooling").mkdir(exist_ok=True)
+    Path(folder, "1_Pooling/config.json").write_text(json.dumps({"word_embedding_dimension": 32, **pooling}))
+    Path(folder, "sentence_bert_config.json").write_text(json.dumps({"do_lower_case": False, **stated}))
+
+
+OLD = {f"pooling_mode_{mode}": False for mode in ("cls_token", "mean_tokens", "max_tokens", "lasttoken")}
+WAYS: dict[str, tuple[dict[str, Any], Callable[[Tensor], Tensor]]] = {
+    "mean": ({**OLD, "pooling_mode_mean_tokens": True}, lambda x: x.mean(0)),
+    "cls": ({**OLD, "pooling_mode_cls_token": True}, lambda x: x[0]),
+    "max": ({"pooling_mode": "max"}, lambda x: x.amax(0)),
+    "last": ({"pooling_mode": ["lasttoken"]}, lambda x: x[-1]),
+    "not stated": ({}, lambda x: x.mean(0)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("normalize", [False, True])
+def test_a_sentence_is_pooled_as_its_modules_say(way: str, normalize: bool) -> None:
+    plain = model("m", "bert")
+    stated, pooled = WAYS[way]
+    sentence("m", stated, *(["Normalize"] if normalize else []), max_seq_length=24)
+    made, report, spec = started("./m")
+    assert report.share == 1.0
+    assert spec.inputs["tokens"].shape == (24,) and spec.preprocessing["length"] == 24
+    words = tokenizers.Tokenizer.from_file("m/tokenizer.json")
+    ids = [words.encode(text).ids for text in ("cat", "the cat and the saw saw", "a saw")]
+    batch = torch.zeros(3, max(map(len, ids)), dtype=torch.int64)
+    for i, one in enumerate(ids):
+        batch[i, : len(one)] = torch.tensor(one)
+    with torch.no_grad():
+        found = made({"tokens": batch}).vector
+        for i, one in enumerate(ids):
+            wanted = pooled(plain.base_model(torch.tensor([one])).last_hidden_state[0])
+            same(found[i], wanted / wanted.norm() if normalize else wanted)
+
+
+def test_the_config_and_its_checkpoint_decide_over_modules(fmeco: Fmeco) -> None:
+    model("m", "bert")
+    sentence("m", {"pooling_mode": "mean"}, "Normalize")
+    made, _, _ = started("./m", pooling="model")
+    assert made.pooling.by == "model" and made.pooling.normalize
+    texts(Path("t.jsonl"))
+    answer = fmeco("finetune", "--from", "hf/./m@DEFAULT", "--dataset", "t.jsonl", *SHORT, "--out", "run")
+    assert answer.code == 0, answer.err
+    shutil.rmtree("m")  # the checkpoint holds what the modules said
+    backbone = api.load("run").objective.backbone
+    assert tuple(backbone.pooling) == ("mean", True)
+    assert fmeco("predict", "run", "the cat", "--json").code == 0
+
+
+def test_lower_case_is_part_of_the_tokenizer() -> None:
+    model("m", "bert")
+    sentence("m", {"pooling_mode": "mean"}, do_lower_case=True)
+    _, _, spec = started("./m")
+    words = tokenizers.Tokenizer.from_str(spec.preprocessing["tokenizer"])
+    assert words.encode("The CAT").ids == words.encode("the cat").ids
+
+
+@pytest.mark.parametrize(
+    ("pooling", "more", "message"),
+    [
+        ({"pooling_mode": "mean"}, ["Dense", "Normalize"], "Transformer, Pooling, Dense, Normalize"),
+        ({"pooling_mode": ["mean", "max"]}, [], "pooled by mean, max"),
+        ({**OLD, "pooling_mode_weightedmean_tokens": True}, [], "pooled by weightedmean"),
+        ({"pooling_mode": "attention"}, [], "pooled by attention"),
+    ],
+)
+def test_a_module_that_is_missing_here_is_refused_by_name(
+    pooling: dict[str, Any], more: list[str], message: str, fmeco: Fmeco
+) -> None:
+    model("m", "bert")
+    sentence("m", pooling, *more)
+    texts(Path("t.jsonl"))
+    answer = fmeco("finetune", "--from", "hf/./m@DEFAULT", "--dataset", "t.jsonl", *SHORT)
+    assert answer.code == 2 and message in answer.err and "modules.json" in answer.err
+
+
+def test_a_module_outside_the_models_folder_is_not_read(fmeco: Fmeco) -> None:
+    model("m", "bert")
+    sentence("m", {"pooling_mode": "mean"})
+    listed = json.loads(Path("m/modules.json").read_text())
+    listed[1]["path"] = "../elsewhere"
+    Path("m/modules.json").write_text(json.dumps(listed))
+    with pytest.raises(ConfigError, match="leaves the model's folder"):
+        started("./m")
+
+
 @pytest.mark.parametrize("kind", ["bert", "roberta", "gpt2"])
 def test_a_finetuned_checkpoint_needs_no_folder(kind: str, fmeco: Fmeco) -> None:
     model("m", kind, "ForPreTraining")

@@ -161,3 +161,24 @@ def test_weights_at_an_address_with_a_hash_are_verified() -> None:
     found = pretrained("legacy_seresnet18", "in1k")
     assert found.url.endswith("/seresnet18-4bb0ce65.pth")
     assert found.digits == "4bb0ce65"
+
+
+def test_a_file_of_weights_is_prepared_as_its_architecture_is(fmeco: Fmeco) -> None:
+    """Not as ImageNet's, which a linear head on tf_efficientnet_lite0's features pays for with six points."""
+    choice = choose("backbone", {"name": "timm/tf_efficientnet_lite0"})
+    describe = choice.plugin.load().preprocessing
+    spec = describe("tf_efficientnet_lite0")
+    stated = timm.models.get_pretrained_cfg("tf_efficientnet_lite0")
+    assert spec.inputs["image"].mean == stated.mean == (0.5, 0.5, 0.5)
+    assert spec.preprocessing["interpolation"] == stated.interpolation == "bicubic"
+    photos(Path("photos"), each=4)
+    network = timm.create_model("test_vit2", num_classes=0)
+    save_file(network.state_dict(), "weights.safetensors")
+    answer = fmeco(
+        *("finetune", "--from", "weights.safetensors", "--dataset", "photos", "--out", "run"),
+        *("--set", "backbone=timm/test_vit2", "--set", "dataset.image_size=64", "--set", "train.epochs=1"),
+    )
+    assert answer.code == 0, answer.err
+    assert "assuming that of timm/test_vit2" in answer.err
+    saved = api.load("run").spec
+    assert saved.inputs["image"].mean == describe("test_vit2").inputs["image"].mean

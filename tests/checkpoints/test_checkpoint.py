@@ -482,7 +482,7 @@ def test_the_saved_backbone_is_the_librarys(fmeco: Callable[..., Answer]) -> Non
     )
     assert answer.code == 0, answer.err
     assert "100.0% of the backbone" in answer.err
-    assert "assuming ImageNet's" in answer.err
+    assert "assuming that of torchvision/resnet18" in answer.err
     report = json.loads(Path("tuned/transplant.json").read_text())
     assert report["share"] == 1.0
     assert sorted(report["left_out"]) == ["fc.bias", "fc.weight"]
