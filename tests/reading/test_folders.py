@@ -75,7 +75,7 @@ def test_split_columns_are_known_by_the_same_spellings(words: tuple[str, str]) -
 def test_ambiguous_split_folders_are_refused(folders: tuple[str, ...]) -> None:
     for folder in folders:
         photos(Path("photos", folder), each=2)
-    if len({folder.lower() for folder in os.listdir("photos")}) < len(folders):
+    if len(os.listdir("photos")) < len(folders):
         pytest.skip("this file system does not tell upper from lower case")
     with pytest.raises(
         DataError, match=r"photos: (holds val, test, but no|Train, train can each|val, validation can each)"
