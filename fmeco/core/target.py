@@ -20,7 +20,8 @@ def nfc(names: Sequence[str]) -> list[str]:
 
     macOS decomposes letters such as an umlaut in the names of files (NFD): the names look equal, but differ in bytes.
     """
-    return [name if name.isascii() else unicodedata.normalize("NFC", name) for name in names]
+    changed = {name: unicodedata.normalize("NFC", name) for name in set(names) if not name.isascii()}
+    return [changed.get(name, name) for name in names] if changed else list(names)
 
 
 @dataclass(frozen=True)

@@ -266,6 +266,7 @@ class _Walk:
         except OSError as error:
             raise DataError(f"cannot list the folder {clean(self.root / folder)}: {error.strerror}") from None
         inside.sort(key=operator.itemgetter(0))  # the slash sorts a folder where the paths of its files belong
+        suffixes = self.suffixes
         for name, entry in inside:
             if name[0] == ".":
                 self.skipped["hidden entries"] += 1
@@ -274,7 +275,7 @@ class _Walk:
                     self.skipped["folders of the system, such as " + clean(name[:-1])] += 1
                 elif not entry.is_symlink() or self._follow(entry):
                     self.folder(folder + name)
-            elif name[name.rfind(".") :].lower() in self.suffixes:
+            elif name[name.rfind(".") :].lower() in suffixes:
                 self._file(folder + name, entry)
             else:
                 self.skipped[f"files that are not {self.kind.many}"] += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,7 +45,7 @@ def in_folders(
     for part, folder in folders.items():
         _inspect(kind, suffixes, folder, scanned[part])
         if splitting.classes is None:
-            _check_classes(folder, scanned[part].files.names())
+            _check_classes(folder, scanned[part].files)
 
     # The training folder defines the classes; the class folders of other splits must be among them.
     first = next(iter(scanned))
@@ -228,16 +228,15 @@ def _is_utf8(name: str) -> bool:
     return True
 
 
-def _check_classes(folder: Path, names: Sequence[str]) -> None:
+def _check_classes(folder: Path, files: Files) -> None:
     """Check that class folders do not hold the real class folders, as in images/cat, images/dog, backup/cat, backup/dog.
 
-    names: paths of the files, relative to `folder`. Raises DataError if all files lie in subfolders, and every name of a
-    subfolder occurs in several class folders.
+    Raises DataError if all files lie in subfolders, and every name of a subfolder occurs in several class folders.
     """
     inside: dict[str, set[str]] = {}  # name of a subfolder -> class folders that hold it
     outer = set()
-    for name in names:
-        parts = name.split("/", 2)
+    for index in range(len(files)):
+        parts = files.name(index).split("/", 2)
         if len(parts) < 3:
             return
         outer.add(parts[0])
