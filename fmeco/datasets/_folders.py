@@ -45,7 +45,7 @@ def in_folders(
     for part, folder in folders.items():
         _inspect(kind, suffixes, folder, scanned[part])
         if splitting.classes is None:
-            _check_classes(folder, scanned[part].files)
+            _check_classes(folder, scanned[part])
 
     # The training folder defines the classes; the class folders of other splits must be among them.
     first = next(iter(scanned))
@@ -109,6 +109,19 @@ def _divide(
         at = _splits.limit(files.names(), codes, np.arange(len(files)), splitting)
         parts["train"] = (files.take(at), codes[at])
     return parts
+
+
+# Names of folders that hold pictures, and what belongs to them, of one dataset.
+_PARTS_OF_A_DATASET = {
+    "images",
+    "masks",
+    "labels",
+    "annotations",
+    "segmentation",
+    "segmentations",
+    "gt",
+    "ground_truth",
+}
 
 
 class _Scanned(NamedTuple):
@@ -228,11 +241,18 @@ def _is_utf8(name: str) -> bool:
     return True
 
 
-def _check_classes(folder: Path, files: Files) -> None:
-    """Check that class folders do not hold the real class folders, as in images/cat, images/dog, backup/cat, backup/dog.
+def _check_classes(folder: Path, scanned: _Scanned) -> None:
+    """Check that class folders are classes, and not images beside masks, or images/cat, images/dog, backup/cat, backup/dog.
 
-    Raises DataError if all files lie in subfolders, and every name of a subfolder occurs in several class folders.
+    Raises DataError if their names are those of parts of a dataset, or if all files lie in subfolders, and every name of a
+    subfolder occurs in several class folders.
     """
+    files, tops = scanned.files, set(scanned.labels)
+    if len(tops) > 1 and {name.lower() for name in tops} <= _PARTS_OF_A_DATASET:
+        raise DataError(
+            f"{clean(folder)}: the folders {listing(sorted(tops))} look like pictures and their masks or labels, and not like classes",
+            f"if they are the classes, say so: dataset.classes=[{', '.join(map(clean, sorted(tops)))}]",
+        )
     inside: dict[str, set[str]] = {}  # name of a subfolder -> class folders that hold it
     outer = set()
     for index in range(len(files)):

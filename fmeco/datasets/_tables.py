@@ -190,7 +190,9 @@ def match_columns(
             notes.append(f"{clean(path)}: the columns have another order than in training; they are matched by name")
             break
     if extra := [name for name in table if name not in used]:
-        notes.append(f"{clean(path)}: columns that the model does not use: {listing(extra)}")
+        notes.append(
+            f"{clean(path)}: columns that the model does not use: {listing([name or '(without a name)' for name in extra])}"
+        )
     return matched, notes
 
 

@@ -95,6 +95,17 @@ def test_folders_that_hold_the_same_folders_are_no_classes(folders: tuple[str, .
     assert chosen.spec.targets["label"].classes == folders
 
 
+@pytest.mark.situation("pictures beside their masks", "refused by name")
+@pytest.mark.parametrize("folders", [("images", "masks"), ("Images", "Annotations", "labels")])
+def test_pictures_and_masks_are_no_classes(folders: tuple[str, ...]) -> None:
+    for folder in folders:
+        for i in range(4):
+            picture(Path("cells", folder, f"{i}.png"), (1, 2, 3), seed=i)
+    with pytest.raises(DataError, match="look like pictures and their masks or labels"):
+        build(name="image_folder", path="cells")
+    assert build(name="image_folder", path="cells", classes=list(folders)).spec.targets["label"].classes == folders
+
+
 @pytest.mark.situation("folders of class folders", "read rightly")
 def test_subfolders_of_classes_are_read() -> None:
     photos(Path("photos/cat"), ("red", "blue"), each=2)
