@@ -27,7 +27,7 @@ LAYERS = [
 ]
 ORDER = [folder for layer in LAYERS for folder in layer]
 FOR_PLUGINS = ("core", "nn", "errors", "download")  # what a plug-in may import beside its own folder
-ALSO_FOR_PLUGINS = {"fmeco.data.parquet", "fmeco.data.decoded_cache", "fmeco.files"}
+ALSO_FOR_PLUGINS = {"fmeco.data.parquet", "fmeco.data.delimiters", "fmeco.data.decoded_cache", "fmeco.files"}
 
 
 @functools.cache

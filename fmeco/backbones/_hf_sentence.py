@@ -14,6 +14,7 @@ MODES = {
     "max": "max",
     "lasttoken": "last",
 }  # pooling mode -> the backbone's name for it
+WAY_OUT = "to train the Transformer alone, set backbone.pooling and backbone.normalize"
 # Keys of older files, each of which turns on one mode.
 _OLD_KEYS = {
     "pooling_mode_cls_token": "cls",
@@ -26,45 +27,64 @@ _OLD_KEYS = {
 
 
 class Sentence(NamedTuple):
-    """Hold what the library does beside the network.
+    """Describe how the library turns the vectors of tokens into one.
 
-    pooling: how the vectors of tokens become one.
-    normalize: whether that vector is divided by its length.
-    length: maximum number of tokens of a text; None = not stated.
-    lowercase: whether texts are converted to lower case.
+    pooling: way of pooling.
+    normalize: whether the vector is divided by its length.
     """
 
     pooling: str
     normalize: bool
+
+
+class Limits(NamedTuple):
+    """Describe how the library prepares texts.
+
+    length: maximum number of tokens; None = not stated.
+    lowercase: whether texts are converted to lower case.
+    """
+
     length: int | None
     lowercase: bool
 
 
 def read_sentence(arch: str) -> Sentence | None:
-    """Read the modules of a model; None if it has no modules.json.
+    """Read the modules of a text model; None if it has no modules.json, or one without a Transformer at its start.
 
     Raises ConfigError that names the file for a module or a way of pooling that fmeco does not have.
     """
-    path = local_file(arch, "modules.json")
-    if path is None:
+    where, modules = _modules(arch)
+    kinds = [_kind(module) for module in modules]
+    if kinds[:1] != ["Transformer"]:
         return None
-    where = clean(place(arch, "modules.json"))
-    modules = _list(read_json(path, kind=list), where)
-    kinds = [str(module.get("type")).rpartition(".")[2] for module in modules]
-    if kinds[:2] != ["Transformer", "Pooling"] or kinds[2:] not in ([], ["Normalize"]):
+    if kinds[1:2] != ["Pooling"] or kinds[2:] not in ([], ["Normalize"]):
         raise ConfigError(
             f"{where}: its modules are {listing(kinds)}; fmeco has Transformer, Pooling and then perhaps Normalize",
-            "to train the Transformer alone, remove modules.json, and choose backbone.pooling",
+            WAY_OUT,
         )
-    described = _read(arch, modules[1], "config.json")
+    return Sentence(_mode(_read(arch, modules[1], "config.json"), where), "Normalize" in kinds)
+
+
+def read_limits(arch: str) -> Limits | None:
+    """Read how a text model prepares texts; None if it has no modules.json, or one without a Transformer at its start."""
+    _, modules = _modules(arch)
+    if not modules or _kind(modules[0]) != "Transformer":
+        return None
     stated = _read(arch, modules[0], "sentence_bert_config.json")
     length = stated.get("max_seq_length")
-    return Sentence(
-        pooling=_mode(described, where),
-        normalize="Normalize" in kinds,
-        length=length if isinstance(length, int) and length > 0 else None,
-        lowercase=stated.get("do_lower_case") is True,
-    )
+    return Limits(length if isinstance(length, int) and length > 0 else None, stated.get("do_lower_case") is True)
+
+
+def _modules(arch: str) -> tuple[str, list[dict[str, Any]]]:
+    """Read modules.json. Returns (its place, for messages; the modules, [] if there is no such file)."""
+    path = local_file(arch, "modules.json")
+    where = clean(place(arch, "modules.json"))
+    return where, _list(read_json(path, kind=list), where) if path is not None else []
+
+
+def _kind(module: dict[str, Any]) -> str:
+    """Return the class of a module, without its package."""
+    return str(module.get("type")).rpartition(".")[2]
 
 
 def _list(content: Any, where: str) -> list[dict[str, Any]]:
@@ -90,6 +110,6 @@ def _mode(described: dict[str, Any], where: str) -> str:
     if len(named) != 1 or named[0] not in MODES:
         raise ConfigError(
             f"{where}: texts are pooled by {listing(map(str, named))}; fmeco has {listing(MODES)}, one at a time",
-            "choose one with backbone.pooling, after removing modules.json",
+            WAY_OUT,
         )
     return MODES[named[0]]

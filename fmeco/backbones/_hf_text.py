@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fmeco.backbones._hf_body import Body, Pooling
 from fmeco.backbones._hf_config import network
 from fmeco.backbones._hf_published import local_file, place
-from fmeco.backbones._hf_sentence import read_sentence
+from fmeco.backbones._hf_sentence import read_limits
 from fmeco.core import (
     BLANK,
     HIDDEN,
@@ -137,10 +137,10 @@ def preprocessing(arch: str, config: Any) -> DataSpec:
         "lowercase": None,
         "length": min(LENGTH, getattr(config, "max_position_embeddings", None) or LENGTH),
     }
-    sentence = read_sentence(arch)
-    if sentence is not None:
-        preparation["length"] = sentence.length or preparation["length"]
-        if sentence.lowercase:
+    limits = read_limits(arch)
+    if limits is not None:
+        preparation["length"] = limits.length or preparation["length"]
+        if limits.lowercase:
             preparation["tokenizer"] = _lowercased(content)
     return DataSpec(
         "text",

@@ -77,8 +77,11 @@ def complete(arch: str | None, options: dict[str, Any]) -> dict[str, Any]:
     """Add the architecture (the content of config.json) and the pooling to the options of `build`, unless they have them."""
     if options["config"] is not None:
         return {**options, "pooling": options["pooling"] or "model", "normalize": bool(options["normalize"])}
-    sentence = read_sentence(arch or "")
-    pooling, normalize = ("model", False) if sentence is None else (sentence.pooling, sentence.normalize)
+    pooling, normalize = "model", False
+    if (options["pooling"] is None or options["normalize"] is None) and (
+        sentence := read_sentence(arch or "")
+    ) is not None:
+        pooling, normalize = sentence
     return {
         **options,
         "config": json.dumps(read_config(arch or "")),

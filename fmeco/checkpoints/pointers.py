@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fmeco.checkpoints.format import STEP, Checkpoint, open_checkpoint, step_folder, steps, verify
 from fmeco.errors import CheckpointError
-from fmeco.files import disk_error, sync_folder, temporary_beside, write_durably
+from fmeco.files import disk_error, regular, sync_folder, temporary_beside, write_durably
 from fmeco.log import say
 
 NAMES = ("best", "last")
@@ -44,7 +44,7 @@ def marked(folder: Path, name: str) -> Path | None:
     mark = folder / name
     if mark.is_dir():  # a link, or a copy of the checkpoint
         return mark.resolve()
-    with contextlib.suppress(OSError, UnicodeDecodeError), open(mark, encoding="utf-8") as file:
+    with contextlib.suppress(OSError, UnicodeDecodeError), open(mark, encoding="utf-8", opener=regular) as file:
         target = file.read(_LONGEST).strip()
         if STEP.fullmatch(target) and (folder / target).is_dir():
             return (folder / target).resolve()

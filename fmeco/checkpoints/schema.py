@@ -38,10 +38,15 @@ class TrainSection(Stored):
     on_bad_sample: Literal["error", "skip"]
     channels_last: bool | Literal["auto"]
     label_fraction: Annotated[float, Ge(0), Le(1)]
+    device: str = ""
 
 
 class EvaluateSection(Stored):
     best: str | None
+
+
+class Versions(Stored):
+    torch: str = ""
 
 
 class Config(Stored):
@@ -117,7 +122,7 @@ class Meta(Stored):
     licence: str | None
     precision: Literal["fp32", "bf16", "fp16"]
     transplant: Transplant | None
-    versions: dict[str, str]
+    versions: Versions
     class_rows: dict[str, list[str]] = {}
     aliases: dict[str, str] = {}
 

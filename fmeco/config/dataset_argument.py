@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from fmeco.data import parquet
+from fmeco.data.delimiters import SAMPLE, delimiter
 from fmeco.errors import ConfigError, clean, listing
-from fmeco.files import absence
+from fmeco.files import absence, regular
 from fmeco.plugins.registry import Plugin, find, plugins
 
 
@@ -23,9 +24,9 @@ def table_header(path: Path) -> list[str]:
         return []
     if path.suffix.lower() == ".parquet":
         return parquet.columns(str(path))
-    with open(path, encoding="utf-8-sig", errors="replace") as file:
-        line = file.readline()
-    return [name.strip().strip('"') for name in line.split(max(",;\t", key=line.count))]
+    with open(path, encoding="utf-8-sig", errors="replace", opener=regular) as file:
+        text = file.read(SAMPLE)
+    return [name.strip().strip('"') for name in text.partition("\n")[0].split(delimiter(text))]
 
 
 def dataset_section(text: str, reader: str | None = None, modality: str = "") -> dict[str, Any] | str:
@@ -60,7 +61,7 @@ def section_for_training(text: str, ref: str | Path | None, *, crossing: bool) -
     """
     spec, trained = described(ref) if ref is not None else ({}, {})
     reader = trained.get("name") or spec.get("reader")
-    return dataset_section(text, str(reader), "" if crossing else str(spec.get("modality") or ""))
+    return dataset_section(text, str(reader) if reader else None, "" if crossing else str(spec.get("modality") or ""))
 
 
 def described(ref: str | Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -216,8 +217,9 @@ def _first_row(file: Path, columns: int) -> list[str]:
     with (
         io.StringIO(parquet.as_csv(str(file), 1))
         if file.suffix.lower() == ".parquet"
-        else open(file, encoding="utf-8-sig", errors="replace", newline="")
-    ) as text:
-        first = text.readline()
-        rows = csv.reader(text, delimiter=max(",;\t", key=first.count))
-        return next((row for row in rows if len(row) >= columns), [])
+        else open(file, encoding="utf-8-sig", errors="replace", newline="", opener=regular)
+    ) as table:
+        text = table.read(SAMPLE)
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter(text))
+    next(rows, None)  # the header
+    return next((row for row in rows if len(row) >= columns), [])

@@ -31,10 +31,11 @@ def twins(data: Data, *, whole: bool) -> list[str]:
     """
     splits = {name: samples for name in ("train", "val", "test") if (samples := getattr(data, name)) is not None}
     found: dict[bytes, list[Place]] = defaultdict(list)
+    reads = whole or _bytes(splits) <= LARGEST_READ
     for name, index in _of_equal_size(splits):
         samples = splits[name]
         digest = samples.digest(index, stored=True)
-        if digest is None and (whole or _bytes(splits) <= LARGEST_READ):
+        if digest is None and reads:
             digest = samples.digest(index)
         if digest is not None:
             found[digest].append(Place(name, index, _label(data, samples, index)))
@@ -63,6 +64,7 @@ def _of_equal_size(splits: dict[str, Samples]) -> list[tuple[str, int]]:
 
 
 def _bytes(splits: dict[str, Samples]) -> int:
+    """Add up the sizes of all samples."""
     return sum(int(samples.sizes.sum()) for samples in splits.values() if samples.sizes is not None)
 
 

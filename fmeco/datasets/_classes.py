@@ -20,6 +20,12 @@ def natural(labels: Sequence[str]) -> list[str]:
     return sorted(distinct)
 
 
+def comparable(names: Sequence[str], known: Target | None) -> list[str]:
+    """Normalise class names to Unicode NFC, unless a checkpoint (`known`) has two classes that differ only in form."""
+    apart = known is not None and len(set(nfc(known.classes))) < len(known.classes)
+    return list(names) if apart else nfc(names)
+
+
 def _doubtful(names: Sequence[str], where: str) -> list[str]:
     """Return notes on class names that look like one another, and on -1, which often means "no label"."""
     notes: list[str] = []
@@ -54,16 +60,13 @@ def encode(
     have and for fewer than two classes, ConfigError for `classes` that the data does not have.
     """
     notes: list[str] = []
-    if known is None or len(set(nfc(known.classes))) == len(known.classes):  # else the two spellings are two classes
-        twins = len(set(labels))
-        labels = nfc(labels)
-        if twins > (distinct := len(set(labels))):
-            notes.append(
-                f"{where}: {twins - distinct} class names are written in two ways (Unicode NFC and NFD): one class each"
-            )
-        order = tuple(nfc(known.classes)) if known is not None else ()
-    else:
-        order = known.classes
+    written = len(set(labels))
+    labels = comparable(labels, known)
+    if written > (distinct := len(set(labels))):
+        notes.append(
+            f"{where}: {written - distinct} class names are written in two ways (Unicode NFC and NFD): one class each"
+        )
+    order = tuple(comparable(known.classes, known)) if known is not None else ()
     present = natural(labels)
     if known is None:
         notes += _doubtful(present, where)

@@ -10,6 +10,7 @@ from typing import Any
 
 from fmeco.core import DECODE_RULE, ConfigError, DataError, Given, clean, listing, nearest
 from fmeco.data import parquet
+from fmeco.data.delimiters import delimiter
 from fmeco.datasets import _text_files
 from fmeco.datasets._numbers import cells as cells
 from fmeco.datasets._numbers import is_missing as is_missing
@@ -37,12 +38,12 @@ def read_table(path: str | Given, columns: Sequence[str] | None = None, *, decod
             raise DataError(f"{clean(path)}: {absence(path)}")
         return _parse(parquet.as_csv(path), path, ",", decode, blank_rows=True)
     text = _text_files.read_text(path)
-    return _parse(text, path, _text_files.delimiter(text), decode, blank_rows=False, columns=columns)
+    return _parse(text, path, delimiter(text), decode, blank_rows=False, columns=columns)
 
 
 def has_semicolons(path: str) -> bool:
     """Tell whether a table separates its cells by semicolons."""
-    return Path(path).suffix.lower() != ".parquet" and _text_files.delimiter(_text_files.read_text(path)) == ";"
+    return Path(path).suffix.lower() != ".parquet" and delimiter(_text_files.read_text(path)) == ";"
 
 
 def passed(rows: Given) -> dict[str, list[Any]]:
@@ -86,7 +87,7 @@ def row_names(path: str | Given, count: int) -> list[str]:
 
 
 def _parse(
-    text: str, path: str, delimiter: str, decode: int, blank_rows: bool, columns: Sequence[str] | None = None
+    text: str, path: str, char: str, decode: int, blank_rows: bool, columns: Sequence[str] | None = None
 ) -> Table:
     """Parse the text of a CSV table.
 
@@ -95,7 +96,7 @@ def _parse(
     Raises DataError.
     """
     try:
-        read = _text_files.cells_of(text, path, delimiter, decode)
+        read = _text_files.cells_of(text, path, char, decode)
         rows = [row or [""] for row in read] if blank_rows else list(filter(None, read))
     except csv.Error as error:
         raise DataError(f"{clean(path)}: not a valid CSV table: {error}") from None
@@ -105,7 +106,7 @@ def _parse(
     if len(rows) < 2:
         raise DataError(f"{clean(path)}: {'no rows below the header' if rows else 'the file is empty'}")
     if decode > 1 and not blank_rows and text.count("\n") > len(rows) + _text_files.SWALLOWED:
-        _text_files.check_quotes(rows, path, delimiter, first)
+        _text_files.check_quotes(rows, path, char, first)
     header = [name.strip() for name in rows[0]]
     if twice := {name for name in header if header.count(name) > 1}:
         raise DataError(f"{clean(path)}:1: the column {listing(twice)} appears more than once")
@@ -119,13 +120,12 @@ def _parse(
     }
 
 
-def column(table: Table, name: str, path: str | Given) -> list[str]:
-    """Return a column of a table. Raises ConfigError if there is none of this name."""
+def column(table: Table, name: str, path: str | Given, *hints: str) -> list[str]:
+    """Return a column of a table. Raises ConfigError, with `hints`, if there is none of this name."""
     if name not in table:
         raise ConfigError(
             f"{clean(path)}: no column '{clean(name)}'{nearest(name, table)}; it has: {listing(table, 50)}",
-            "name the target's column: --set dataset.target=COLUMN, or dataset.label_column for a table of files",
-            "dataset.target: null reads a table without labels, to pretrain on it with objective: mask",
+            *hints,
         )
     return table[name]
 

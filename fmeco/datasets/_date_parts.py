@@ -1,4 +1,7 @@
-"""Turn a column of dates into numbers: its year, month, day, weekday and hour, and the moment itself."""
+"""Turn a column of dates into numbers: its year, month, day, weekday and hour, and the moment itself.
+
+Cells may be missing. _dates.py reads columns of times in which every cell must be a date.
+"""
 
 from __future__ import annotations
 

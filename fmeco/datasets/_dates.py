@@ -1,4 +1,7 @@
-"""Read a column of dates that are written as text."""
+"""Read a column of dates that are written as text, for series, events and splits by time: every cell must be a date.
+
+_date_parts.py reads dates as features of a table, where cells may be missing.
+"""
 
 from __future__ import annotations
 

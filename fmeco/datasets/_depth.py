@@ -12,11 +12,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fmeco.core import ConfigError, DataError, DataSpec, Inputs, clean
+from fmeco.core import DECODE_RULE, ConfigError, DataError, DataSpec, Inputs, clean
 from fmeco.data import decoded_cache
 from fmeco.datasets import _files, _pixels
 
-SUFFIXES = (".png", ".tif", ".tiff", ".pgm", ".ppm", ".gif", ".webp")  # of formats with 16 bits or with several frames
+SUFFIXES = (
+    ".png",
+    ".tif",
+    ".tiff",
+    ".pgm",
+    ".ppm",
+    ".gif",
+    ".webp",
+    ".apng",
+)  # of formats with 16 bits or with several frames
 LOOKED_AT = 32  # training files that are opened to see what images there are
 
 
@@ -76,6 +85,8 @@ def _measured(files: _files.Files) -> list[int]:
 
 def _said(found: list[int], parts: Mapping[str, _files.Files], measured: bool) -> str:
     """Describe a range in a note, with the share of the pixels that lie outside it."""
+    if found == _pixels.FULL:
+        return "images of 16 bits per pixel, with their full range of values"
     shares = []
     for part, files in parts.items():
         levels = _levels(files, found).sum(0)
@@ -83,8 +94,6 @@ def _said(found: list[int], parts: Mapping[str, _files.Files], measured: bool) -
             shares.append(f"{(levels[2] + levels[3]) / levels[4]:.2%} of the {part} pixels")
     whose = "the training images have" if measured else "dataset.range is"
     clipped = f"; {', '.join(shares)} lie outside and are clipped" if shares else "; no pixel lies outside"
-    if found == _pixels.FULL:
-        return "images of 16 bits per pixel, with their full range of values"
     return f"images of 16 bits per pixel: {whose} values from {found[0]} to {found[1]}, which become 0 to 255{clipped}"
 
 
@@ -109,7 +118,7 @@ def _look(files: _files.Files) -> tuple[bool, str]:
 
 def _levels(files: _files.Files, levels: list[int]) -> NDArray[np.int64]:
     """Measure the levels (N, 5) of all files that can be read, with threads."""
-    samples = decoded_cache.decoded(Levels(files, {}, {"decode": 2, "levels": levels}), "auto")
+    samples = decoded_cache.decoded(Levels(files, {}, {"decode": DECODE_RULE, "levels": levels}), "auto")
 
     def read(index: int) -> list[int]:
         try:

@@ -14,6 +14,7 @@ import numpy as np
 
 from fmeco.core import DECODE_RULE, ConfigError, DataError, Given, clean, listing, nearest
 from fmeco.data import parquet
+from fmeco.data.delimiters import delimiter
 from fmeco.datasets import _columns, _groups, _text_files
 from fmeco.datasets._splits import Indices
 from fmeco.files import absence
@@ -88,7 +89,11 @@ def read_documents(path: str, layout: Layout) -> Documents:
     else:
         if suffix == ".parquet":
             layout = layout._replace(columns=None)  # Parquet always has a header
-        lines = _json_lines(content, path) if suffix in (".jsonl", ".ndjson") else _rows(content, path, layout, suffix)
+        lines = (
+            _json_lines(content, path, layout.decode)
+            if suffix in (".jsonl", ".ndjson")
+            else _rows(content, path, layout, suffix)
+        )
         read = _fields(lines, path, layout)
     if not read.texts:
         raise DataError(f"{clean(path)}: no texts in this file")
@@ -135,12 +140,15 @@ def _plain(content: str, path: str, layout: Layout) -> tuple[list[str], list[str
 Row = tuple[int, Mapping[str, Any]]  # line, values by name
 
 
-def _json_lines(content: str, path: str) -> Iterator[Row]:
-    """Yield the objects of a JSONL file. Raises DataError that names file and line."""
+def _json_lines(content: str, path: str, decode: int) -> Iterator[Row]:
+    """Yield the objects of a JSONL file. Raises DataError that names file and line.
+
+    decode: by rule 1, the last of several equal keys counts.
+    """
     for number, line in enumerate(content.split("\n"), 1):
         if line.strip():
             try:
-                row = json.loads(line, object_pairs_hook=_with_each_key_once)
+                row = json.loads(line, object_pairs_hook=_with_each_key_once if decode > 1 else None)
                 if "\\u" in line:  # an escape may stand for half of a character
                     json.dumps(row, ensure_ascii=False).encode()
             except UnicodeEncodeError:
@@ -170,11 +178,11 @@ def _rows(content: str, path: str, layout: Layout, suffix: str) -> Iterator[Row]
     """Yield the rows of a CSV file, or of a TSV file, which has no quotes. Raises DataError that names file and line."""
     if suffix == ".tsv":
         csv.field_size_limit(1 << 30)  # the default limit is too short for documents
-        delimiter = "\t"
-        reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, quoting=csv.QUOTE_NONE)
+        char = "\t"
+        reader = csv.reader(io.StringIO(content, newline=""), delimiter=char, quoting=csv.QUOTE_NONE)
     else:
-        delimiter = "," if suffix == ".parquet" else _text_files.delimiter(content)
-        reader = _text_files.cells_of(content, path, delimiter, layout.decode)
+        char = "," if suffix == ".parquet" else delimiter(content)
+        reader = _text_files.cells_of(content, path, char, layout.decode)
     header, before = layout.columns, 0
     try:
         for row in reader:
@@ -191,7 +199,7 @@ def _rows(content: str, path: str, layout: Layout, suffix: str) -> Iterator[Row]
                     f"{clean(path)}:{reader.line_num}: {len(row)} values, but the table has {len(header)} columns", hint
                 )
             if layout.decode > 1 and suffix == ".csv" and reader.line_num - before > _text_files.SWALLOWED:
-                _text_files.check_quotes([row], path, delimiter, before + 1)
+                _text_files.check_quotes([row], path, char, before + 1)
             before = reader.line_num
             yield reader.line_num, dict(zip(header, row, strict=True))
     except csv.Error as error:

@@ -22,6 +22,7 @@ from fmeco.core import (
     nearest,
     same_modality,
 )
+from fmeco.data.delimiters import delimiter
 from fmeco.datasets import _columns, _ids, _text_files, _times
 from fmeco.datasets._numbers import Rules
 from fmeco.datasets._splits import Indices
@@ -133,10 +134,10 @@ def _has_header(path: str | Given, layout: Layout) -> bool:
     if isinstance(path, Given) or Path(path).suffix.lower() == ".parquet":
         return True
     try:
-        line = _text_files.first_line(path)
+        text = _text_files.beginning(path)
     except OSError:
         return False  # reading the table will report the error
-    names = {name.strip() for name in next(csv.reader([line], delimiter=max(",;\t", key=line.count)), [])}
+    names = {name.strip() for name in next(csv.reader(text.splitlines()[:1], delimiter=delimiter(text)), [])}
     return {layout.user, layout.item, layout.time} <= names
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from fmeco.core import ConfigError, DataError, DataSpec, Spelling, Splitting, clean, decode_rule, listing
 from fmeco.datasets import _columns, _groups, _numbers, _splits, _targets, _transcripts
 from fmeco.datasets._files import Files, FileSamples, Labelled, check_once, on_disk, times_of
+from fmeco.files import absence
 
 
 class Layout(NamedTuple):
@@ -113,6 +114,8 @@ def _status(kind: type[FileSamples], file: Path, table: str, line: int) -> tuple
     """Return a file's size in bytes and its `times_of`. Raises DataError if the file does not exist."""
     try:
         status = file.stat()
+        if not file.is_file():
+            raise DataError(f"{clean(table)}:{line}: the {kind.one} {clean(file)}: {absence(file)}")
         return status.st_size, times_of(status)
     except OSError:
         raise DataError(

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fmeco.core import Data, DataError, DataSpec, Given, Inputs, Samples, Target, clean, listing
 from fmeco.datasets import _columns, _splits
-from fmeco.files import absence, disguise
+from fmeco.files import absence, disguise, regular
 
 LARGEST_HASHED = 16 << 20  # bytes; of larger files, such as long recordings, often only a part is decoded
 
@@ -121,7 +121,7 @@ class FileSamples(Samples):
         if stored:
             return None
         try:
-            with open(self.path(index), "rb", buffering=0) as file:
+            with open(self.path(index), "rb", buffering=0, opener=regular) as file:
                 if os.fstat(file.fileno()).st_size > LARGEST_HASHED:
                     return None
                 return hashlib.blake2b(file.read(), digest_size=16).digest()
@@ -239,8 +239,10 @@ def scan(kind: type[FileSamples], suffixes: Collection[str], root: Path, notes: 
     return Files.of(root, walk.paths, walk.sizes, walk.times)
 
 
-def is_skipped(name: str) -> bool:
-    """Tell whether a folder of this name is hidden, or made by the system."""
+def is_skipped(name: str, rule: int) -> bool:
+    """Tell whether a folder of this name is hidden, or made by the system. rule: the decode rule; rule 1 knows one such name."""
+    if rule == 1:
+        return name.startswith((".", "__MACOSX"))
     return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
 
 
@@ -268,10 +270,10 @@ class _Walk:
         inside.sort(key=operator.itemgetter(0))  # the slash sorts a folder where the paths of its files belong
         suffixes = self.suffixes
         for name, entry in inside:
-            if name[0] == ".":
+            if name[0] == "." or (self.rule == 1 and name.startswith("__MACOSX")):
                 self.skipped["hidden entries"] += 1
             elif name[-1] == "/":
-                if is_skipped(name[:-1]):
+                if is_skipped(name[:-1], self.rule):
                     self.skipped["folders of the system, such as " + clean(name[:-1])] += 1
                 elif not entry.is_symlink() or self._follow(entry):
                     self.folder(folder + name)

@@ -43,8 +43,8 @@ def in_folders(
     folders = _folders(path, split_folders, whole, rule, notes)
     scanned = {part: _scan(kind, suffixes, folder, notes, rule) for part, folder in folders.items()}
     for part, folder in folders.items():
-        _inspect(kind, suffixes, folder, scanned[part])
-        if splitting.classes is None:
+        _inspect(kind, suffixes, folder, scanned[part], rule)
+        if splitting.classes is None and (known is None or "label" not in known.targets):
             _check_classes(folder, scanned[part])
 
     # The training folder defines the classes; the class folders of other splits must be among them.
@@ -163,7 +163,7 @@ def _folders(
             )
         folders = present if "train" in present or (whole and present) else {"path": root}
         if folders is present:
-            notes += _unused(root, present)
+            notes += _unused(root, present, rule)
     elif "train" not in folders and not whole:
         raise ConfigError("dataset.train: missing: `val` and `test` need it, too")
     for folder in folders.values():
@@ -191,15 +191,15 @@ def _split_folders(root: Path, rule: int) -> dict[str, Path]:
     return {part: folders[0] for part, folders in present.items() if folders}
 
 
-def _unused(root: Path, present: Mapping[str, Path]) -> list[str]:
+def _unused(root: Path, present: Mapping[str, Path], rule: int) -> list[str]:
     """Return a note on the folders that lie beside those of the splits."""
     used = {folder.name for folder in present.values()}
     others = [entry.name for entry in sorted(root.iterdir()) if entry.is_dir() and entry.name not in used]
-    others = [name for name in others if not is_skipped(name)]
+    others = [name for name in others if not is_skipped(name, rule)]
     return [f"{clean(root)}: not used, beside {listing(sorted(used))}: {listing(others)}"] if others else []
 
 
-def _inspect(kind: type[FileSamples], suffixes: Collection[str], folder: Path, scanned: _Scanned) -> None:
+def _inspect(kind: type[FileSamples], suffixes: Collection[str], folder: Path, scanned: _Scanned, rule: int) -> None:
     """Check a folder's class folders.
 
     Raises DataError for empty class folders, for names that are not UTF-8, or if there are no files.
@@ -209,7 +209,7 @@ def _inspect(kind: type[FileSamples], suffixes: Collection[str], folder: Path, s
         {
             entry.name
             for entry in folder.iterdir()
-            if entry.is_dir() and not entry.is_symlink() and not is_skipped(entry.name)
+            if entry.is_dir() and not entry.is_symlink() and not is_skipped(entry.name, rule)
         }
         - set(labels)
     )

@@ -53,7 +53,9 @@ def newest(
     try:
         (recent,), notes = _gaps.regular([recent], expected, layout.fill, path, named=layout.id is not None)
     except DataError as error:
-        problem = f"{error.message}; add the absent rows to the table: the model was trained without dataset.fill"
+        why = "add the absent rows to the table: the model was trained without dataset.fill"
+        way_out = why if layout.fill is None else error.hints[0] if error.hints else ""
+        problem = f"{error.message}; {way_out}" if way_out else error.message
         return Newest(path, series, statistics, DataError(problem)), []
     return Newest(path, _from(recent, len(recent.values) - context), statistics, None), notes
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from fmeco.files import regular
+
 STEP = 2**-15  # of a 16-bit file; a recording whose samples all lie within one step is silent
 CANCELLED = 1e-3  # share of the channels' power in their mean, below which they cancel each other out
 LOUDEST = 2.0**31  # samples are within -1 to 1, or, in some files of floats, on the scale of 16-bit or 32-bit numbers
@@ -19,7 +21,7 @@ def check_whole(path: str) -> None:
 
     Raises ValueError if more than a hundredth of its samples is absent.
     """
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=regular) as file:
         kind, _, form = struct.unpack("<4sI4s", file.read(12).ljust(12))
         if kind not in (b"RIFF", b"RIFX", b"RF64") or form != b"WAVE":
             return

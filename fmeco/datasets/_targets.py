@@ -85,7 +85,11 @@ def target_columns(
             "rename the column",
         )
     columns = {name: name for name in names} if len(names) > 1 else {"label": names[0]}
-    return {target: column(table, name, path) for target, name in columns.items()}, columns
+    hints = (
+        "name the target's column: --set dataset.target=COLUMN, or dataset.label_column for a table of files",
+        "dataset.target: null reads a table without labels, to pretrain on it with objective: mask",
+    )
+    return {target: column(table, name, path, *hints) for target, name in columns.items()}, columns
 
 
 class Layout(NamedTuple):
@@ -298,11 +302,11 @@ def _multilabel(
     _, _, names, notes = _classes.encode([label for row in sets for label in row], None, known, column.where)
     if known is None and (note := _other_separator(labels, layout.separator, len(names))):
         notes.append(f"{column.where}: {note}")
-    position = {name: code for code, name in enumerate(names)}
+    position = {name: code for code, name in enumerate(_classes.comparable(names, known))}
     full = torch.full((len(column.text), len(names)), math.nan)
     for row, row_labels in zip(labelled, sets, strict=True):
         full[row] = 0.0
-        full[row, [position[label] for label in row_labels]] = 1.0
+        full[row, [position[label] for label in _classes.comparable(row_labels, known)]] = 1.0
     return full, Target("multilabel", names), notes
 
 

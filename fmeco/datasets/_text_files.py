@@ -1,4 +1,4 @@
-"""Read text files, and find how a table in one separates its cells."""
+"""Read text files, and split tables in them into cells."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from fmeco.core import DECODE_RULE, DataError, clean
+from fmeco.data.delimiters import SAMPLE
 from fmeco.files import absence, disguise, regular
 
-DELIMITERS = ",;\t"
 SWALLOWED = 5  # lines of a quoted cell from which it seems to have swallowed rows
-SAMPLE = 1 << 16  # characters that are looked at to find the delimiter
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -38,34 +37,10 @@ def read_text(path: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
-def first_line(path: str) -> str:
-    """Read the first line of a file, which may be anything."""
+def beginning(path: str) -> str:
+    """Read the first lines of a file, which may be anything. Raises OSError."""
     with open(path, encoding="utf-8-sig", errors="replace", opener=regular) as file:
-        return file.readline(SAMPLE)
-
-
-def delimiter(text: str) -> str:
-    """Find the character that separates the cells of a table, by its first rows.
-
-    It is the most frequent one of the header, unless this splits the rows into different numbers of cells and another one
-    does not.
-    """
-    usual = max(DELIMITERS, key=text.partition("\n")[0].count)
-    if _width(text, usual) > 1:
-        return usual
-    best = max(DELIMITERS, key=lambda char: _width(text, char))
-    return best if _width(text, best) > 1 else usual
-
-
-def _width(text: str, char: str) -> int:
-    """Return the number of cells of each of the first rows, if a character separates them; 0 if the numbers differ."""
-    try:
-        rows = [row for row in csv.reader(io.StringIO(text[:SAMPLE], newline=""), delimiter=char, strict=True) if row]
-    except csv.Error:  # also if the sample ends within quotes
-        return 0
-    if len(text) > SAMPLE:
-        rows = rows[:-1]
-    return len(rows[0]) if len({len(row) for row in rows}) == 1 else 0
+        return file.read(SAMPLE)
 
 
 def cells_of(text: str, path: str, char: str, decode: int = DECODE_RULE) -> Any:

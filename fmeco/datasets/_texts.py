@@ -179,7 +179,7 @@ def read(spec: DataSpec, sources: Sequence[str | Given]) -> Samples:
             texts += documents.texts
             names += documents.names
         elif os.path.exists(source):
-            if prep["columns"] is not None and not all(name in _text_files.first_line(source) for name in layout.texts):
+            if prep["columns"] is not None and not _has_header(source, layout):
                 layout = layout._replace(columns=tuple(prep["columns"]))
             documents = read_documents(source, layout)
             texts += documents.texts
@@ -193,9 +193,19 @@ def read(spec: DataSpec, sources: Sequence[str | Given]) -> Samples:
         _check_text(text, name)
     packed = encode(load(prep["tokenizer"], "the checkpoint's tokenizer"), texts, prep["length"])
     samples = Texts(packed, names, {}, prep["length"])
-    if like_paths := [text for text in texts if text in sources and _like_a_path(text)]:
+    spoken = {source for source in sources if isinstance(source, str)}
+    if like_paths := [text for text in texts if text in spoken and _like_a_path(text)]:
         samples.notes += (f"no such file, so read as a text: {listing(like_paths, 3)}",)
     return samples
+
+
+def _has_header(path: str, layout: Layout) -> bool:
+    """Tell whether the first line of a file names the columns of the text."""
+    try:
+        line = _text_files.beginning(path).partition("\n")[0]
+    except OSError:
+        return False  # reading the file will report the error
+    return all(name in line for name in layout.texts)
 
 
 def _check_text(text: str, name: str) -> None:

@@ -76,7 +76,9 @@ def build(
     numbered, notes = _columns.row_numbers(table), list[str]()
     if decode_rule(known) > 1 and features is None and numbered is not None and numbered not in (*targets, *drop):
         drop = [*drop, numbered]
-        notes.append(f"{clean(path)}: the first column, which has no name and numbers the rows, is left out")
+        indexed = numbered.startswith("__index_level_")
+        called = f"the column '{clean(numbered)}', which" if indexed else "the first column, which has no name and"
+        notes.append(f"{clean(path)}: {called} numbers the rows, is left out")
     deciding = [name for name in (split_column, time, group_split) if name is not None]
     left_out = {*targets, *drop, *deciding, *group}
     for name in (*drop, *categorical, *(features or []), *group, *([time] if time is not None else [])):
@@ -102,7 +104,8 @@ def build(
         pass  # all rows go to the test split
     elif time is not None:
         shares = (splitting.val_fraction, splitting.test_fraction)
-        parts, notes = _times.split_by_time(table[time], path, time, *shares, rule=decode_rule(known))
+        parts, more = _times.split_by_time(table[time], path, time, *shares, rule=decode_rule(known))
+        notes += more
     elif group_split is not None and groups is not None:
         _groups.check_named(groups, path, group_split, functools.partial(_columns.is_missing, words=rules.missing))
         parts = _splits.by_group(groups, splitting)  # over all rows, including classes that are not chosen

@@ -26,7 +26,8 @@ SUFFIXES = (
     ".apng",
     ".avif",
 )
-SUFFIXES_OF_RULE_1 = SUFFIXES[:10]  # of files that a checkpoint without later rules looks for
+# of files that a checkpoint without later rules looks for
+SUFFIXES_OF_RULE_1 = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 FALLBACK = True
 SPEC = _stored.Images
 TAKES = {"arrays": "images: uint8 arrays of HxWxC, or images of Pillow"}

@@ -21,7 +21,7 @@ from fmeco.core import (
     decode_rule,
     listing,
 )
-from fmeco.datasets import _documents, _stored, _texts, _tokens
+from fmeco.datasets import _documents, _splits, _stored, _texts, _tokens
 from fmeco.datasets._texts import read as read
 
 MODALITY = "text"
@@ -34,7 +34,11 @@ FOLDERS = True  # a folder of such files is a dataset, too
 LAYOUT = ("text", "label", "columns", "documents", "task", "missing", "decimal")
 STARTER = {"backbone": "transformer"}
 
-_STEMS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test", "testing")}
+_STEMS_OF_RULE_1 = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
 
 
 def shown(spec: DataSpec) -> str:
@@ -88,7 +92,7 @@ def build(
     spelling: Spelling = Spelling(),
     splitting: Splitting = Splitting(),
 ) -> Data:
-    files = _files(path, {"train": train, "val": val, "test": test}, whole)
+    files = _files(path, {"train": train, "val": val, "test": test}, whole, decode_rule(known))
     layout = _documents.Layout(
         text if isinstance(text, str) else tuple(text),
         None if pack else label,
@@ -113,8 +117,10 @@ def build(
     )
 
 
-def _files(path: str | None, parts: dict[str, str | None], whole: bool) -> dict[str, list[str]]:
+def _files(path: str | None, parts: dict[str, str | None], whole: bool, rule: int) -> dict[str, list[str]]:
     """Find the files of each split; {"path": files} if their documents are to be split.
+
+    rule: the decode rule, which decides what names of files mean a split.
 
     Raises ConfigError for keys that do not go together, DataError for a folder without texts, or with several per split.
     """
@@ -133,7 +139,12 @@ def _files(path: str | None, parts: dict[str, str | None], whole: bool) -> dict[
         raise DataError(
             f"{clean(path)}: no texts in this folder", f"texts are read from {', '.join(_documents.SUFFIXES)}"
         )
-    named = {part: [str(f) for f in inside if f.stem.lower() in stems] for part, stems in _STEMS.items()}
+    named = {part: list[str]() for part in _STEMS_OF_RULE_1}
+    for file in inside:
+        stem = file.stem.lower()
+        old = next((part for part, stems in _STEMS_OF_RULE_1.items() if stem in stems), None)
+        if (part := old if rule == 1 else _splits.split_called(file.stem)) is not None:
+            named[part].append(str(file))
     named = {part: files for part, files in named.items() if files}
     if twice := [part for part, files in named.items() if len(files) > 1]:
         raise DataError(

@@ -198,9 +198,14 @@ def _evaluate(s: Session) -> bool:
     return improved
 
 
+def _read_once(s: Session) -> bool:
+    """Tell whether this process has read every training sample: whether a whole epoch began and ended in it."""
+    return s.epoch >= math.ceil(s.read_from) + 1
+
+
 def _check_classes_read(s: Session) -> None:
     """Refuse to go on if, after a whole epoch, no sample of a class could be read. Raises DataError that names it."""
-    if s.read is None or s.epoch - s.read_from < 1:
+    if s.read is None or not _read_once(s):
         return
     read = s.ranks.sum_(s.read.clone()).nonzero()[:, 0]
     if s.ranks.most(len(s.state.bad_samples))[0] > 0:
@@ -209,7 +214,7 @@ def _check_classes_read(s: Session) -> None:
 
 def _say_twins(s: Session) -> None:
     """Report, once and after a whole epoch, samples that occur in several splits or classes. By then they have been read."""
-    if s.ranks.first and not s.compared and s.epoch - s.read_from >= 1:
+    if s.ranks.first and not s.compared and _read_once(s):
         s.compared = True
         for message in twins(s.training.data, whole=False):
             say(f"{message}. `fmeco check` lists them before a run")

@@ -362,10 +362,10 @@ def restore(s: Session, saved: checkpoint.Checkpoint, longer: bool = False) -> N
     for what, then, now in (
         ("threads", trainer["threads"], torch.get_num_threads()),
         ("ranks", trainer["ranks"], s.ranks.world),
-        ("torch", saved.meta["versions"]["torch"], str(torch.__version__)),
-        ("device", saved.meta["config"]["train"]["device"], s.training.config.train.device),
+        ("torch", saved.meta["versions"].get("torch"), str(torch.__version__)),
+        ("device", saved.meta["config"]["train"].get("device"), s.training.config.train.device),
     ):
-        if then != now:
+        if then and then != now:  # checkpoints need not state them
             say(
                 f"{what}: this run had {then} and now has {now}. It continues with the same samples, but not bit for bit"
             )

@@ -151,7 +151,7 @@ def time_probe() -> dict[str, float]:
     cache.clear()
     began = time.perf_counter()
     for split in ("train", "val"):
-        model.embed(data.split(split))
+        model.features(data.split(split))
     pass_seconds = time.perf_counter() - began
     task = {"dataset": PROBE_DATA, "transfer": "probe", "augment": "none", "train": {"epochs": 20, "precision": "fp32"}}
     run = fmeco.finetune(task, ref=source, out="probe", force=True)

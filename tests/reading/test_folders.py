@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import fmeco as api
 from fmeco.core import DataError
@@ -217,6 +218,18 @@ def test_labels_in_tables_are_nfc(dataset: str) -> None:
     data = build(name=dataset, path="t.csv", **keys[dataset])
     assert data.spec.targets["label"].classes == (NFC, "red")
     assert "written in two ways" in "\n".join(data.notes)
+
+
+@pytest.mark.situation("names of classes in Unicode", "read rightly")
+def test_several_labels_of_a_cell_are_nfc() -> None:
+    cells = [f"{NFD}|red", NFC, "red", f"red|{NFC}"]
+    write("t.csv", "text,label\n" + "\n".join(f"word{i},{cells[i % 4]}" for i in range(24)) + "\n")
+    pytest.importorskip("tokenizers")
+    data = build(name="text", path="t.csv", label="label", task="multilabel")
+    assert data.spec.targets["label"].classes == (NFC, "red")
+    assert data.train is not None and data.val is not None
+    rows = torch.cat([data.train.targets["label"], data.val.targets["label"]])  # type: ignore[list-item]
+    assert rows.sum(0).tolist() == [18, 18]
 
 
 @pytest.mark.situation("names of classes in Unicode", "said")
