@@ -11,7 +11,7 @@ import typer
 
 from fmeco.cli.options import Datasets, From, Partial, Sets, command, one_dataset
 from fmeco.cli.tables import table
-from fmeco.errors import clean
+from fmeco.errors import clean, listing
 
 ORDER = 4
 
@@ -61,7 +61,8 @@ def _plan(plan: Mapping[str, Any]) -> str:
             if counts
             else ""
         )
-        rows.append(["target", f"{clean(name)}: {target['kind']}{class_counts}"])
+        classes = f": {listing(target['classes'], 10)}" if counts else ""
+        rows.append(["target", f"{clean(name)}: {target['kind']}{class_counts}{classes}"])
     if plan["unreadable"]:
         rows.append(["unreadable", f"{len(plan['unreadable'])} samples will be skipped"])
     rows += [["twins", line] for line in plan["twins"]]

@@ -108,6 +108,13 @@ def _parse(
     if decode > 1 and not blank_rows and text.count("\n") > len(rows) + _text_files.SWALLOWED:
         _text_files.check_quotes(rows, path, char, first)
     header = [name.strip() for name in rows[0]]
+    if decode > 1 and header.count("") > 1 and set(map(len, rows)) == {len(header)}:
+        # Spreadsheets write empty columns at the end. One is left, which is reported as a column without values.
+        nameless = [at for at, name in enumerate(header) if not name]
+        spare = [at for at in nameless if not any(row[at].strip() for row in rows[1:])]
+        kept = [at for at in range(len(header)) if at not in spare[1:]]
+        rows = [[row[at] for at in kept] for row in rows]
+        header = [header[at] for at in kept]
     if twice := {name for name in header if header.count(name) > 1}:
         raise DataError(f"{clean(path)}:1: the column {listing(twice)} appears more than once")
     if decode > 1 and (again := [row for row, cells in enumerate(rows[1:], first + 1) if cells == rows[0]]):

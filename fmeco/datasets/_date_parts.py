@@ -21,9 +21,9 @@ from fmeco.datasets._splits import Indices
 # Year, month and day in some order, or year and month; then perhaps a time of day and a zone.
 _DATE = re.compile(
     r"(?:([0-9]{1,4})([-/.])([0-9]{1,2})\2([0-9]{1,4})|([0-9]{4})-([0-9]{2}))"
-    r"(?:[T ]([0-9]{2}):([0-9]{2})(?::([0-9]{2})(?:\.([0-9]{1,9}))?)? ?(Z|[+-][0-9]{2}:?[0-9]{2})?)?"
+    r"(?:[T ]([0-9]{1,2}):([0-9]{2})(?::([0-9]{2})(?:\.([0-9]{1,9}))?)? ?(Z|[+-][0-9]{2}:?[0-9]{2})?)?"
 )
-_TIME = re.compile(r"([01][0-9]|2[0-3]|24(?=:00(?::00)?$)):([0-5][0-9])(?::([0-5][0-9]))?")
+_TIME = re.compile(r"([01]?[0-9]|2[0-3]|24(?=:00(?::00)?$)):([0-5][0-9])(?::([0-5][0-9]))?")
 UNITS = ("hours", "minutes", "seconds")
 YEAR_FIRST, DAY_FIRST, MONTH_FIRST, TIME_OF_DAY = "year first", "day first", "month first", "times of day"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ from fmeco.datasets._splits import Indices
 from fmeco.files import absence
 
 SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet")
+
+LONG = 30  # lines of a block, on average, from which a file of text probably has a text per line
 
 Documented = Literal["auto", "line", "block"]
 
@@ -120,12 +123,24 @@ def _plain(content: str, path: str, layout: Layout) -> tuple[list[str], list[str
     Decode rule 1 also ends a line at a form feed and at Unicode's line separators, which may stand within a sentence.
     """
     lines = content.splitlines() if layout.decode == 1 else content.removesuffix("\n").split("\n")
-    documents = layout.documents
-    blocks = documents == "block" or (documents == "auto" and any(not line.strip() for line in lines))
+    documents, first = layout.documents, 1
+    if layout.decode > 1:  # empty lines at the ends separate nothing
+        while lines and not lines[-1].strip():
+            lines.pop()
+        while lines and not lines[0].strip():
+            lines.pop(0)
+            first += 1
+    empty = sum(not line.strip() for line in lines)
+    if layout.decode > 1 and documents == "auto" and 0 < empty * LONG < len(lines):
+        raise DataError(
+            f"{clean(path)}: {len(lines) - empty:,} lines with {empty:,} empty ones between them: is a text a line, or a block of lines?",
+            "say so: dataset.documents=line or dataset.documents=block",
+        )
+    blocks = documents == "block" or (documents == "auto" and empty > 0)
     texts: list[list[str]] = []
     starts: list[int] = []
     fresh = True
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(lines, first):
         if not line.strip():
             fresh = True
         elif fresh or not blocks:
@@ -136,6 +151,8 @@ def _plain(content: str, path: str, layout: Layout) -> tuple[list[str], list[str
             texts[-1].append(line)
     return ["\n".join(text) for text in texts], [f"{path}:{number}" for number in starts]
 
+
+_QUOTED = re.compile(r'(?m)(?:^|\t)"[^"\t\n]*""')  # a quoted cell with a quote in it, as programs write it in TSV, too
 
 Row = tuple[int, Mapping[str, Any]]  # line, values by name
 
@@ -176,18 +193,20 @@ def _with_each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _rows(content: str, path: str, layout: Layout, suffix: str) -> Iterator[Row]:
     """Yield the rows of a CSV file, or of a TSV file, which has no quotes. Raises DataError that names file and line."""
-    if suffix == ".tsv":
+    if suffix == ".tsv" and not (layout.decode > 1 and _QUOTED.search(content)):
         csv.field_size_limit(1 << 30)  # the default limit is too short for documents
         char = "\t"
         reader = csv.reader(io.StringIO(content, newline=""), delimiter=char, quoting=csv.QUOTE_NONE)
     else:
-        char = "," if suffix == ".parquet" else delimiter(content)
+        char = "," if suffix == ".parquet" else "\t" if suffix == ".tsv" else delimiter(content)
         reader = _text_files.cells_of(content, path, char, layout.decode)
-    header, before = layout.columns, 0
+    header, before, rows = layout.columns, 0, 0
     try:
         for row in reader:
             if not row:
                 continue
+            if header is not None and tuple(row) == header and layout.decode > 1 and (rows or layout.columns is None):
+                raise DataError(f"{clean(path)}:{reader.line_num}: the row repeats the header", "remove it")
             if header is None or (tuple(row) == header):
                 header = tuple(name.strip() for name in row)
                 if layout.decode > 1 and (twice := {name for name in header if header.count(name) > 1}):
@@ -200,7 +219,7 @@ def _rows(content: str, path: str, layout: Layout, suffix: str) -> Iterator[Row]
                 )
             if layout.decode > 1 and suffix == ".csv" and reader.line_num - before > _text_files.SWALLOWED:
                 _text_files.check_quotes([row], path, char, before + 1)
-            before = reader.line_num
+            before, rows = reader.line_num, rows + 1
             yield reader.line_num, dict(zip(header, row, strict=True))
     except csv.Error as error:
         raise DataError(f"{clean(path)}:{reader.line_num}: not a valid table: {error}") from None
@@ -227,6 +246,8 @@ def _fields(rows: Iterable[Row], path: str, layout: Layout) -> Documents:
         names.append(f"{path}:{number}")
         if layout.label is not None:
             value = row[layout.label]
+            if isinstance(value, dict):
+                raise DataError(f"{clean(path)}:{number}: the label is an object, and not a text or number")
             labels.append(
                 "" if value is None else "|".join(map(str, value)) if isinstance(value, list) else str(value).strip()
             )

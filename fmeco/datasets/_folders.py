@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -111,6 +112,7 @@ def _divide(
     return parts
 
 
+SHALLOW = 10  # one file in so many may lie beside the inner folders of a class folder
 # Names of folders that hold pictures, and what belongs to them, of one dataset.
 _PARTS_OF_A_DATASET = {
     "images",
@@ -253,12 +255,25 @@ def _check_classes(folder: Path, scanned: _Scanned) -> None:
             f"{clean(folder)}: the folders {listing(sorted(tops))} look like pictures and their masks or labels, and not like classes",
             f"if they are the classes, say so: dataset.classes=[{', '.join(map(clean, sorted(tops)))}]",
         )
+    named = {
+        part for name in tops for word in re.split("[^a-z]+", name.lower()) if (part := _splits.split_called(word))
+    }
+    if len(named) > 1 and "train" in named:
+        raise DataError(
+            f"{clean(folder)}: the folders {listing(sorted(tops))} look like splits, and not like classes",
+            "name the folders of the splits: dataset.train=FOLDER, dataset.val=FOLDER, dataset.test=FOLDER",
+            f"if they are the classes, say so: dataset.classes=[{', '.join(map(clean, sorted(tops)))}]",
+        )
     inside: dict[str, set[str]] = {}  # name of a subfolder -> class folders that hold it
     outer = set()
+    shallow = 0
     for index in range(len(files)):
         parts = files.name(index).split("/", 2)
         if len(parts) < 3:
-            return
+            shallow += 1
+            if SHALLOW * shallow > len(files):
+                return
+            continue
         outer.add(parts[0])
         inside.setdefault(parts[1], set()).add(parts[0])
     if len(outer) > 1 and len(inside) > 1 and all(len(holders) > 1 for holders in inside.values()):

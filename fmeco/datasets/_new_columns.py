@@ -28,6 +28,7 @@ from fmeco.datasets._numbers import (
 )
 from fmeco.datasets._splits import Indices
 
+_GROUPED = re.compile(r"[+-]?[1-9][0-9]{0,2}(?:\.[0-9]{3})+")
 MOSTLY = 0.95  # a column with at least this share of numbers is meant to be one of numbers
 
 _UNIT = "[%\u2030$\u00a2-\u00a5\u20a0-\u20c0]|EUR|USD|GBP|CHF|JPY|CNY|INR|AUD|CAD|SEK|NOK|DKK|PLN|CZK|BRL"
@@ -87,6 +88,8 @@ def numbers(column: Column, rules: Rules) -> Numbers | None:
     found = cells(column.text, PLAIN, rules.missing)
     wanted = rules.decimal.get(column.name)
     if not found.strange.size and wanted != ",":
+        if rules.semicolons and wanted is None:
+            _check_thousands(column, column.present(rules))
         return Numbers(found, PLAIN)
     few = len(found.strange) <= (1 - MOSTLY) * (~found.missing).sum()
     notation = None
@@ -99,6 +102,19 @@ def numbers(column: Column, rules: Rules) -> Numbers | None:
     if found.strange.size:
         raise _odd_cells(column, found.strange, rules)
     return Numbers(found, notation or PLAIN)
+
+
+def _check_thousands(column: Column, present: Iterable[str]) -> None:
+    """Refuse numbers such as 6.411 in a file with semicolons: where these separate cells, points separate thousands."""
+    pointed = [text for text in present if "." in text]
+    if pointed and all(map(_GROUPED.fullmatch, pointed)) and all(map(Notation(",", ".").plain, present)):
+        name, example = clean(column.name), clean(min(pointed), 40)
+        raise DataError(
+            f"{column}: '{example}' may be {example.replace('.', '')} or {example}: its point may separate thousands, because "
+            "semicolons separate the cells of the file",
+            f"set the decimal point: dataset.decimal: {{{name}: '.'}} or {{{name}: ','}}",
+            column.instead,
+        )
 
 
 def _notation(column: Column, texts: Mapping[str, int], wanted: str | None, semicolons: bool) -> Notation | None:

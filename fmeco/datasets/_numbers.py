@@ -124,7 +124,8 @@ PLAIN = Notation()
 # Style of numbers -> its description, and the regular expression and replacement that turn it into the usual one.
 STYLES: Mapping[str, tuple[str, str, str]] = {
     "parentheses": ("negative numbers in parentheses", r"\((.+)\)", r"-\1"),
-    "sign after": ("the sign after the number", rf"(.+?) ?({SIGN})", r"\2\1"),
+    "no cents": ("a dash in place of cents", r"(.*[0-9])[.,][-\u2013\u2014]{1,2}(.*)", r"\1\2"),
+    "sign after": ("the sign after the number", rf"(.*[0-9]) ?({SIGN})", r"\2\1"),
     "fortran": ("exponents after D", r"(.+)[dD]([+-]?[0-9]+)", r"\1e\2"),
 }
 

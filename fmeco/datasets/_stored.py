@@ -113,7 +113,7 @@ class _Notation(Stored):
     decimal: Literal[".", ","] = "."
     thousands: Annotated[str, Field(max_length=1)] = ""
     unit: Annotated[str, Field(max_length=3)] = ""
-    style: Literal["", "parentheses", "sign after", "fortran"] = ""
+    style: Literal["", "parentheses", "no cents", "sign after", "fortran"] = ""
 
 
 class _TablePreprocessing(Stored):

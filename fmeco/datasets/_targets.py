@@ -148,7 +148,7 @@ def read_targets(
         present = [one.text[i] for i in labelled.tolist()]
         known = old.get(name)
         if kinds[name] == "number":
-            full, notation = _numbers(one, gone, rules)
+            full, notation = _numbers(one, gone, rules, new=known is None)
             made.notes.extend(sentinels(one, Cells(full.double().numpy(), gone, np.zeros(0, np.int64)), rules))
             made.targets[name] = known or Target("number")
             if notation != PLAIN:
@@ -265,15 +265,16 @@ def _whole_names(
     return [whole[label] for label in labels]
 
 
-def _numbers(column: Column, gone: NDArray[np.bool_], rules: Rules) -> tuple[Tensor, Notation]:
+def _numbers(column: Column, gone: NDArray[np.bool_], rules: Rules, new: bool) -> tuple[Tensor, Notation]:
     """Parse a target of numbers (N,), nan where a value is missing. Returns its values and their notation.
 
+    new: no checkpoint has decided how the target is read.
     Decode rule 1 keeps float32, in which large numbers of a small spread, such as times, lose their differences.
     Raises DataError that names the row of a bad value.
     """
     notation = rules.notations.get(column.name, PLAIN)
     found = cells(column.text, notation, rules.missing, rules.decode)
-    if rules.decode > 1 and (found.strange.size or column.name in rules.decimal):
+    if rules.decode > 1 and (found.strange.size or column.name in rules.decimal or (new and rules.semicolons)):
         read = numbers(column, rules)
         if read is not None:
             found, notation = read

@@ -902,3 +902,114 @@ def test_a_target_with_a_single_class(dataset: str) -> None:
     table("t.csv", header, *([i if dataset == "csv_table" else f"words {i}", "yes"] for i in range(60)))
     with pytest.raises(FmecoError, match="only one class"):
         build(name=dataset, path="t.csv")
+
+
+# ---------------------------------------------------------------- ordinary exports of spreadsheets and other programs
+
+
+@pytest.mark.situation("points between thousands in a file with semicolons", "refused by name")
+@pytest.mark.parametrize("role", ["feature", "target"])
+def test_points_in_a_file_with_semicolons_may_separate_thousands(role: str) -> None:
+    cells = ["6.411", "6.990", "763", "1.050", "12.500"]
+    name = "label" if role == "target" else "people"
+    rows = [f"{cells[i % 5]};{i}" for i in range(60)]
+    write("t.csv", f"{name};{'x' if role == 'target' else 'label'}\n" + "\n".join(rows) + "\n")
+    with pytest.raises(DataError, match=r"'1\.050' may be 1050 or 1\.050.*semicolons"):
+        build(name="csv_table", path="t.csv", task="auto")
+    data = build(name="csv_table", path="t.csv", decimal={name: ","})
+    if role == "feature":
+        values = sorted(set(read_back(data, "people").values()))
+        assert values == pytest.approx([763, 1050, 6411, 6990, 12500], rel=1e-4)
+
+
+@pytest.mark.situation("a dash in place of cents", "read rightly")
+@pytest.mark.parametrize("unit", ["", "CHF "])
+def test_a_dash_in_place_of_cents_is_no_minus(unit: str) -> None:
+    cells = [f"{unit}{text}" for text in ("5.50", "6.-", "17'069.-", "12.00")]
+    table("t.csv", ["price", "label"], *([cells[i % 4], LETTERS[i]] for i in range(60)))
+    data = build(name="csv_table", path="t.csv")
+    assert sorted(set(read_back(data, "price").values())) == pytest.approx([5.5, 6, 12, 17069], rel=1e-4)
+
+
+@pytest.mark.situation("an empty line at the end of a file of sentences", "read rightly")
+@pytest.mark.parametrize("end", ["\n", "\n\n", "\n \n\n"])
+def test_empty_lines_at_the_ends_separate_nothing(end: str) -> None:
+    pytest.importorskip("tokenizers")
+    write("t.txt", "\n" + "\n".join(f"sentence {i} of the file" for i in range(40)) + end)
+    data = build(name="text", path="t.txt", label=None)
+    assert sum(data.spec.sizes.values()) == 40
+
+
+@pytest.mark.situation("few empty lines between many", "refused by name")
+def test_one_empty_line_between_many_is_undecided() -> None:
+    pytest.importorskip("tokenizers")
+    lines = [f"sentence {i} of the file" for i in range(80)]
+    write("t.txt", "\n".join([*lines[:40], "", *lines[40:]]) + "\n")
+    with pytest.raises(DataError, match="80 lines with 1 empty ones"):
+        build(name="text", path="t.txt", label=None)
+    assert sum(build(name="text", path="t.txt", label=None, documents="line").spec.sizes.values()) == 80
+
+
+@pytest.mark.situation("quotes in a TSV file", "read rightly")
+def test_a_tsv_file_with_quotes_is_read_with_them() -> None:
+    pytest.importorskip("tokenizers")
+    from fmeco.datasets._documents import Layout, read_documents
+
+    rows = [[f'He said "great" {i}', LETTERS[i]] for i in range(60)]
+    table("t.tsv", ["text", "label"], *rows, delimiter="\t")
+    assert read_documents("t.tsv", Layout(label="label")).texts == [text for text, _ in rows]
+    write("plain.tsv", "text\tlabel\n" + "".join(f'5" pipe {i}\t{LETTERS[i]}\n' for i in range(60)))
+    assert read_documents("plain.tsv", Layout(label="label")).texts[0] == '5" pipe 0'
+
+
+@pytest.mark.situation("labels that are objects", "refused by name")
+def test_a_label_that_is_an_object_is_refused() -> None:
+    pytest.importorskip("tokenizers")
+    rows = [json.dumps({"text": f"words {i}", "label": {"name": "x"} if i == 7 else "ab"[i % 2]}) for i in range(20)]
+    write("t.jsonl", "\n".join(rows) + "\n")
+    with pytest.raises(DataError, match=r"t\.jsonl:8: the label is an object"):
+        build(name="text", path="t.jsonl", label="label")
+
+
+@pytest.mark.situation("hours without a zero in front", "read rightly")
+@pytest.mark.parametrize("pattern", ["1/{}/2023 {}:30", "{}.01.2023 {}:30", "2023-01-{:02} {}:30"])
+def test_hours_without_a_zero_are_dates(pattern: str) -> None:
+    table("t.csv", ["made", "label"], *([pattern.format(i % 28 + 1, i % 24), LETTERS[i]] for i in range(60)))
+    data = build(name="csv_table", path="t.csv")
+    assert {"year", "hour"} <= {one.get("part") for one in data.spec.preprocessing["numeric"]}
+
+
+@pytest.mark.situation("empty columns at the end of a table", "said")
+@pytest.mark.parametrize("extra", [1, 2, 3])
+def test_empty_columns_at_the_end_are_left_out(extra: int) -> None:
+    write("t.csv", "x,label" + "," * extra + "\n" + "".join(f"{i},{LETTERS[i]}{',' * extra}\n" for i in range(60)))
+    data = build(name="csv_table", path="t.csv")
+    assert numeric(data) == ["x"] and "no value" in said(data)
+
+
+@pytest.mark.situation("folders whose names hold names of splits", "refused by name")
+@pytest.mark.parametrize(
+    "folders", [("seg_train", "seg_test", "seg_pred"), ("my_train", "my_val"), ("Train_10", "Val_10")]
+)
+def test_folders_with_names_of_splits_are_no_classes(folders: tuple[str, ...]) -> None:
+    for folder in folders:
+        photos(Path("photos", folder), each=2)
+    with pytest.raises(DataError, match="look like splits"):
+        build(name="image_folder", path="photos")
+
+
+@pytest.mark.situation("folders of class folders", "refused by name")
+def test_one_picture_beside_the_class_folders_changes_nothing() -> None:
+    for folder in ("2019", "2020"):
+        photos(Path("photos", folder), each=8)
+    picture(Path("photos/2019/overview.png"), (1, 2, 3))
+    with pytest.raises(DataError, match="all hold the same folders"):
+        build(name="image_folder", path="photos")
+
+
+@pytest.mark.situation("names of classes", "said")
+def test_check_names_the_classes(fmeco: Fmeco) -> None:
+    photos(Path("photos"), each=6)
+    config = tiny(dataset={"name": "image_folder", "path": "photos", **NONE, "image_size": 16})
+    answer = fmeco("check", write("c.yaml", config))
+    assert answer.code == 0 and "blue, green, red" in answer.out
