@@ -31,19 +31,22 @@ def read_table(path: str | Given, columns: Sequence[str] | None = None, *, decod
     decode: the decode rule.
     Raises DataError with file and line.
     """
+    return read_separated(path, columns, decode=decode)[0]
+
+
+def read_separated(
+    path: str | Given, columns: Sequence[str] | None = None, *, decode: int = DECODE_RULE
+) -> tuple[Table, str]:
+    """Read a table as `read_table` does. Returns it, and the character that separates its cells: a comma if it is no text."""
     if isinstance(path, Given):
-        return {name: list(map(str.strip, as_text(values))) for name, values in passed(path).items()}
+        return {name: list(map(str.strip, as_text(values))) for name, values in passed(path).items()}, ","
     if Path(path).suffix.lower() == ".parquet":
         if not Path(path).is_file():
             raise DataError(f"{clean(path)}: {absence(path)}")
-        return _parse(parquet.as_csv(path), path, ",", decode, blank_rows=True)
+        return _parse(parquet.as_csv(path), path, ",", decode, blank_rows=True), ","
     text = _text_files.read_text(path)
-    return _parse(text, path, delimiter(text), decode, blank_rows=False, columns=columns)
-
-
-def has_semicolons(path: str) -> bool:
-    """Tell whether a table separates its cells by semicolons."""
-    return Path(path).suffix.lower() != ".parquet" and delimiter(_text_files.read_text(path)) == ";"
+    char = delimiter(text)
+    return _parse(text, path, char, decode, blank_rows=False, columns=columns), char
 
 
 def passed(rows: Given) -> dict[str, list[Any]]:

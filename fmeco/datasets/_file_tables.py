@@ -40,14 +40,14 @@ def in_table(
     whole: assign all rows to the test split.
     Raises DataError that names the row, ConfigError for an absent column.
     """
-    table = _columns.read_table(path, decode=decode_rule(known))
+    table, char = _columns.read_separated(path, decode=decode_rule(known))
     folder = Path(layout.root or os.path.dirname(path) or ".")
     files = [on_disk(folder, file) for file in _columns.column(table, layout.path_column, path)]
     labels, of_targets = _targets.target_columns(table, layout.label_column, path)
     every = _listed(kind, files, folder, path)
     old = known.targets if known is not None else {}
     texts_of_rows = _transcripts_of(labels, layout, splitting, path) if layout.task == "text" else None
-    rules = _numbers.Rules.of(known, layout.spelling, _columns.has_semicolons(path))
+    rules = _numbers.Rules.of(known, layout.spelling, semicolons=char == ";")
     _targets.check_decimal(rules, list(of_targets.values()))
     targets = (
         _targets.read_targets(

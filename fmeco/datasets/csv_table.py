@@ -70,7 +70,7 @@ def build(
     others = {"split_column": split_column, "group_split": group_split, "split": splitting.split}
     if time is not None and (rivals := [key for key, value in others.items() if value is not None]):
         raise ConfigError(f"dataset.time and {listing(rivals)} both define the splits: set only one of them")
-    table = _columns.read_table(path, decode=decode_rule(known))
+    table, char = _columns.read_separated(path, decode=decode_rule(known))
     labels, of_targets = _targets.target_columns(table, target, path)
     targets = list(of_targets.values())
     numbered, notes = _columns.row_numbers(table), list[str]()
@@ -83,7 +83,7 @@ def build(
     left_out = {*targets, *drop, *deciding, *group}
     for name in (*drop, *categorical, *(features or []), *group, *([time] if time is not None else [])):
         _columns.column(table, name, path)
-    rules = _numbers.Rules.of(known, spelling, _columns.has_semicolons(path))
+    rules = _numbers.Rules.of(known, spelling, semicolons=char == ";")
     groups = _groups.in_column(table, group_split, path) if group_split is not None else None
     used = features if features is not None else [name for name in table if name not in left_out]
     if set(targets) & set(used) or not used:
