@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import datetime
-from collections.abc import Mapping, Sequence
+import gc
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,21 @@ from fmeco.files import absence
 Table = dict[str, list[str]]
 
 FEW_GROUPS = 100  # columns with at most so many distinct values are offered to `evaluate --by`
+
+
+@contextlib.contextmanager
+def collector_paused() -> Iterator[None]:
+    """Stop Python's search for cycles of garbage while many rows are made, none of which is garbage: it takes a third longer.
+
+    Also a decorator. Objects without cycles are still freed at once.
+    """
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def read_table(path: str | Given, columns: Sequence[str] | None = None, *, decode: int = DECODE_RULE) -> Table:
@@ -89,6 +106,7 @@ def row_names(path: str | Given, count: int) -> list[str]:
     return [f"{path}:{line}" for line in range(2, count + 2)]
 
 
+@collector_paused()
 def _parse(
     text: str, path: str, char: str, decode: int, blank_rows: bool, columns: Sequence[str] | None = None
 ) -> Table:
@@ -120,7 +138,8 @@ def _parse(
         header = [header[at] for at in kept]
     if twice := {name for name in header if header.count(name) > 1}:
         raise DataError(f"{clean(path)}:1: the column {listing(twice)} appears more than once")
-    if decode > 1 and (again := [row for row, cells in enumerate(rows[1:], first + 1) if cells == rows[0]]):
+    if decode > 1 and rows.count(rows[0]) > 1:
+        again = [row for row, cells in enumerate(rows[1:], first + 1) if cells == rows[0]]
         raise DataError(f"{clean(path)}: row {listing(again)} repeats the header", "remove it")
     if set(map(len, rows)) != {len(header)}:
         line, row = next((line, row) for line, row in enumerate(rows, first) if len(row) != len(header))

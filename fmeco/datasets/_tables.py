@@ -30,7 +30,7 @@ from fmeco.core import (
 )
 from fmeco.datasets import _date_parts, _sentinels, _splits, _targets
 from fmeco.datasets._column_kinds import fit_columns
-from fmeco.datasets._columns import Table, as_text, take
+from fmeco.datasets._columns import Table, as_text, collector_paused, take
 from fmeco.datasets._date_parts import FIRST_PART
 from fmeco.datasets._new_columns import Column, numbers
 from fmeco.datasets._numbers import MISSING, PLAIN, Rules, category_names, is_missing, is_number, is_whole, to_float
@@ -228,6 +228,7 @@ def as_spelled(table: Mapping[str, Sequence[Any]], prep: Mapping[str, Any], rule
     return spelled
 
 
+@collector_paused()
 def build_table(
     known: DataSpec | None,
     whole: bool,
