@@ -44,7 +44,8 @@ def build_model(run_data: RunData) -> RunModel:
         say(clean(", ".join(f"{key}: {value}" for key, value in objective.about.items())))
     roles = roles_of(objective)
     strategy = config.transfer or choose("transfer", DEFAULT_NAMES["transfer"])
-    planned = checked(strategy.plugin.build({"roles": roles}, strategy.options), roles, str(strategy.plugin.file))
+    values = {"roles": roles, "layer_decay": chosen.plugin.layer_decay if chosen is not None else 1.0}
+    planned = checked(strategy.plugin.build(values, strategy.options), roles, str(strategy.plugin.file))
     transfer = frozen(planned, config.carry.freeze, roles)
     loads = run_source.source is not None and not transfer.fresh
     report = _transplant(run_data, objective) if loads else None

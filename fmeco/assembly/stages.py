@@ -117,6 +117,7 @@ class Training:
     objective, data, ranks: shortcuts to those of the earlier stages.
     constraint: changes gradients and weights in training, as the transfer strategy requires.
     total: steps of the run.
+    solved: whether the head was solved, so that the run begins after its first phase.
     evaluate_every: steps between evaluations.
     validation_size: samples.
     """
@@ -133,3 +134,4 @@ class Training:
     total: int
     evaluate_every: int
     validation_size: int
+    solved: bool = False

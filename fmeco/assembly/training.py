@@ -16,6 +16,7 @@ from fmeco.assembly.model import build_model
 from fmeco.assembly.source import read_source
 from fmeco.assembly.stages import RunModel, Training
 from fmeco.checkpoints.format import Checkpoint
+from fmeco.config.check import DEFAULT_NAMES, choose
 from fmeco.config.run_config import Choice, RunConfig
 from fmeco.config.sections import Train, seconds
 from fmeco.core.data import Data
@@ -26,6 +27,7 @@ from fmeco.data.reading import Reading, choose_reading
 from fmeco.distributed.ranks import ALONE, Ranks
 from fmeco.errors import ConfigError
 from fmeco.log import say
+from fmeco.plugins.registry import FINETUNE_LR, Plugin
 
 FINETUNE_STEPS = 200  # a finetune's default length: this many steps, but 10 to 50 epochs
 MICRO_BATCH = 256  # largest automatic micro-batch
@@ -59,7 +61,7 @@ def prepare_training(model: RunModel) -> Training:
     device = choose_device(config.train, ranks)
     batch_size = _batch_size(config.train, len(data.split("train")))
     loader = _loader(model, batch_size, device)
-    optimizer = _scaled(config.optimizer, config.train.lr_for_batch, loader.batch_size)
+    optimizer = _scaled(_backbone_rate(model), config.train.lr_for_batch, loader.batch_size)
     _place(model, loader)
     if model.fresh:
         calibrate(objective.product, loader)
@@ -166,6 +168,35 @@ def _length(train: Train, stage: str, per_epoch: int) -> tuple[float | None, int
     epochs = 10.0 if stage == "pretrain" else float(min(50, max(10, -(-FINETUNE_STEPS // per_epoch))))
     say(f"training for {epochs:g} epochs of {per_epoch} steps")
     return epochs, max(1, round(epochs * per_epoch))
+
+
+def _backbone_rate(model: RunModel) -> Choice:
+    """Set the learning rate to the backbone's own finetuning rate, if the strategy wants it and the config gives no rate."""
+    optimizer = model.config.optimizer
+    if not model.transfer.backbone_rate or "lr" in optimizer.given:
+        return optimizer
+    rate = backbone_rate(optimizer, model.config.backbone)
+    if rate is None:
+        return optimizer
+    say(f"optimizer.lr: {rate:g}, for the backbone")
+    return dataclasses.replace(optimizer, options={**optimizer.options, "lr": rate})
+
+
+def backbone_rate(optimizer: Choice, backbone: Choice | None) -> float | None:
+    """Return the rate at which an optimizer finetunes a backbone; None if the optimizer's default is no number.
+
+    The backbone's plug-in says it for adamw. For other optimizers it has the same ratio to the optimizer's default.
+    """
+    default = finetune_default(optimizer.plugin)
+    if not isinstance(default, int | float):
+        return None
+    usual = finetune_default(choose("optimizer", DEFAULT_NAMES["optimizer"]).plugin)
+    return float(f"{default / usual * (FINETUNE_LR if backbone is None else backbone.plugin.finetune_lr):.3g}")
+
+
+def finetune_default(optimizer: Plugin) -> Any:
+    """Return an optimizer's default learning rate in finetuning."""
+    return optimizer.finetune.get("lr", optimizer.model.model_fields["lr"].default)
 
 
 def _scaled(optimizer: Choice, lr_for_batch: int | None, size: int) -> Choice:

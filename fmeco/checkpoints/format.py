@@ -47,6 +47,11 @@ def steps(folder: Path) -> list[Path]:
     return sorted(paths, key=lambda path: int(path.name[5:]))
 
 
+def newest_step(folder: Path) -> int:
+    """Return the step of the newest checkpoint in a folder that holds some."""
+    return int(steps(folder)[-1].name[5:])
+
+
 def step_folder(folder: Path, step: int) -> Path:
     """Return the checkpoint directory of a step."""
     return folder / f"step-{step:08d}"

@@ -14,6 +14,7 @@ import typer
 from fmeco.cli.options import Datasets, Force, From, Nproc, Out, Partial, Sets, command, one_dataset, signals
 from fmeco.cli.tables import comparison_table, metrics_table, table
 from fmeco.errors import ConfigError, FmecoError, clean
+from fmeco.evaluation.verdict import SOURCE
 
 if TYPE_CHECKING:
     from fmeco.config.run_config import RunConfig
@@ -35,6 +36,8 @@ def _show(result: Mapping[str, Any]) -> None:
             print(result["plot"])
     else:
         print(metrics_table(f"{result['run']}  ({result['seconds']:.1f} s)", result["metrics"]))
+        if "gain" in result:
+            print(clean(result["gain"]["sentence"]))
         if "comparison" in result:
             print("\n" + comparison_table(result["comparison"]))
 
@@ -72,7 +75,9 @@ def finetune(
     allow_partial: Partial = False,
     control: Annotated[
         str | None,
-        typer.Option(help="Other strategies to train with the same config and compare, as in scratch,probe."),
+        typer.Option(
+            help="Other strategies to train with the same config and compare, as in scratch,probe; source = the source as it is."
+        ),
     ] = None,
     label_fractions: Annotated[
         str | None,
@@ -98,7 +103,8 @@ def finetune(
     if len(set(strategies)) < len(strategies):
         raise ConfigError(f"--control names a strategy twice: {clean(control)}")
     for name in strategies:
-        choose("transfer", name)  # refuse a wrong name before an hour of training
+        if name != SOURCE:
+            choose("transfer", name)  # refuse a wrong name before an hour of training
     dataset_name = one_dataset(dataset)
     settings = [
         read_config(file, stage="finetune", ref=ref, dataset=dataset_name, overrides=set_, allow_partial=allow_partial)
@@ -186,6 +192,9 @@ def _with_controls(settings: RunConfig, out: Path | None, strategies: Sequence[s
 
     trained = api.train(settings, out=out, force=force, stop=signals.stop)
     answer = trained.to_json()
+    gain = compare.gain(trained.run)
+    if gain is not None:
+        answer["gain"] = gain
     if strategies:
         answer["comparison"] = compare.controls(trained.run, strategies, force=force, stop=signals.stop)
     return answer

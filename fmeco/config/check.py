@@ -16,11 +16,12 @@ from fmeco.config.explain import explain, shown
 from fmeco.config.parser import Marks
 from fmeco.config.run_config import PLUGIN_SECTIONS, TOP_KEYS, Choice, RunConfig, Stage
 from fmeco.config.sections import SECTIONS, Carry
-from fmeco.errors import ConfigError, FmecoError, clean, nearest
+from fmeco.errors import ConfigError, FmecoError, clean, listing, nearest
 from fmeco.plugins.registry import find, plugins
 
 # Plug-in of a section that does not name one.
 DEFAULT_NAMES = {"optimizer": "adamw", "schedule": "cosine", "transfer": "full"}
+FINETUNE_STRATEGY = "auto"  # strategy of a finetune that names none
 
 
 class Check:
@@ -61,8 +62,11 @@ class Check:
         transfer = dict(self._mapping(tree, "transfer"))
         common = {key: transfer.pop(key) for key in Carry.model_fields if key in transfer}
         carry = self._section(Carry, common, ("transfer",))
-        if common and not transfer:
-            transfer = {"strategy": DEFAULT_NAMES["transfer"]}
+        default = FINETUNE_STRATEGY if stage == "finetune" else DEFAULT_NAMES["transfer"]
+        if transfer and "strategy" not in transfer:
+            self._unnamed(transfer)
+        if common or transfer or source is not None or stage == "finetune":
+            transfer = {"strategy": default, **transfer}
         if stage == "pretrain" and source is None:
             if transfer:
                 self.say(("transfer",), "only for runs that start from a checkpoint (--from)")
@@ -70,7 +74,7 @@ class Check:
                 self.say(("backbone",), "missing: pretraining needs one, such as `backbone: resnet18`")
         tree = {**tree, "optimizer": tree.get("optimizer") or {}, "schedule": tree.get("schedule") or {}}
         choices = {s: self._choice(tree, s) for s in PLUGIN_SECTIONS if s != "transfer"}
-        if transfer or source is not None or stage == "finetune":
+        if transfer:
             choices["transfer"] = self._choice({"transfer": transfer}, "transfer")
         sections = {name: self._section(model, self._mapping(tree, name), (name,)) for name, model in SECTIONS.items()}
         if self.problems:
@@ -78,6 +82,17 @@ class Check:
         parts: dict[str, Any] = {"transfer": None, "carry": carry, **choices, **sections}
         run_name = re.sub(r"[^A-Za-z0-9._-]+", "-", name or _name_of(choices["dataset"])) or "run"
         return RunConfig(stage=stage, source=source, seed=seed, name=run_name, **parts)
+
+    def _unnamed(self, keys: Mapping[str, Any]) -> None:
+        """Refuse keys of a strategy that is not named: the default one would read them in another sense, or not at all."""
+        owners = [
+            name for name, plugin in plugins("strategies").items() if keys.keys() <= plugin.model.model_fields.keys()
+        ]
+        line = (
+            f"write `strategy: {owners[0]}` beside them" if len(owners) == 1 else "write `strategy: NAME` beside them"
+        )
+        among = f", {'one of ' if len(owners) > 1 else ''}{', '.join(owners)}" if owners else ""
+        self.say(("transfer",), f"names no strategy, and {listing(list(keys))} are keys of a strategy{among}: {line}")
 
     def _mapping(self, tree: Mapping[str, Any], section: str) -> Mapping[str, Any]:
         value = tree.get(section)
@@ -132,6 +147,7 @@ class Check:
                     self.say((*path, old), f"is the old name of '{new}', which is also given")
                 options[new] = options.pop(old)
                 self.marks[*path, new] = self.marks.get((*path, old), self.marks.get(path, ""))
+        given = frozenset(options)
         if self.stage == "finetune":
             options = {**plugin.finetune, **options}
         model = self._section(plugin.model, options, path)
@@ -141,7 +157,7 @@ class Check:
         for key, inner in plugin.nested.items():
             chosen = {part: self._pick(raw or "", inner, (*path, key, part)) for part, raw in checked[key].items()}
             checked[key] = {part: choice.to_dict() for part, choice in chosen.items() if choice is not None}
-        return Choice(kind, plugin.name, arch, checked, plugin)
+        return Choice(kind, plugin.name, arch, checked, plugin, given)
 
     def _section(self, model: type[BaseModel], raw: Mapping[str, Any], path: tuple[Any, ...]) -> BaseModel | None:
         """Check the keys of a section against its schema. Returns None if there are problems."""

@@ -37,6 +37,7 @@ class Choice:
     arch: architecture or dataset of the plug-in's library; None if the plug-in has no library.
     options: value of every key.
     plugin: the plug-in.
+    given: keys that the config gives, and does not leave to their defaults.
     """
 
     kind: str
@@ -44,6 +45,7 @@ class Choice:
     arch: str | None
     options: Mapping[str, Any] = field(hash=False)
     plugin: Plugin = field(compare=False, repr=False)
+    given: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
     @property
     def spelled(self) -> str:
@@ -146,6 +148,12 @@ class RunConfig:
         used = [plugin for choice in choices for plugin in (choice.plugin, *_inner(choice.plugin, choice.options))]
         outside = [f"{plugin.kind}/{plugin.name}" for plugin in used if not plugin.built_in]
         return list(dict.fromkeys(outside))
+
+    def undecided(self) -> RunConfig:
+        """Leave out a learning rate that the config does not give: the strategy is still to choose it."""
+        optimizer = self.optimizer
+        options = {key: value for key, value in optimizer.options.items() if key != "lr" or key in optimizer.given}
+        return dataclasses.replace(self, optimizer=dataclasses.replace(optimizer, options=options))
 
     def replace(self, **changes: Any) -> RunConfig:
         """Return a copy with changed fields."""

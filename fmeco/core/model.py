@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fmeco.core.data import Batch, Data, DataSpec, Inputs, Samples, View
 from fmeco.errors import ConfigError
 
-Mode = Literal["loss", "rows", "predict", "vector", "represent"]
+Mode = Literal["loss", "rows", "predict", "vector", "represent", "head_rows"]
 
 
 @dataclass(slots=True)
@@ -258,6 +258,22 @@ class Objective(nn.Module, ABC):
     def vector(self, batch: Batch) -> dict[str, Tensor]:
         """Compute the backbone's vectors (B, D) of the first view."""
         return {"vector": self.product(batch.views[0]).vector}
+
+    def head_rows(self, batch: Batch) -> dict[str, Tensor]:
+        """Compute the per-sample tensors (B, ...) that `solve` needs: by default "vector", and "target/NAME" for each target."""
+        targets = {f"target/{name}": value for name, value in batch.target.items() if isinstance(value, Tensor)}
+        return {**targets, **self.vector(batch)}
+
+    def solve(self, rows: Mapping[str, Tensor], penalties: Mapping[str, float]) -> dict[str, float]:
+        """Write the head that fits frozen features best, in closed form or by a convex fit.
+
+        rows: `head_rows` of all training samples (N, ...), on the CPU, and "weight" (N,): how often each sample is drawn.
+        penalties: weight penalty of a target's head, by the target's name; those that are absent are chosen by
+            cross-validation on the rows.
+
+        Returns the penalties of all targets whose heads were written; {} = this objective has no head to solve.
+        """
+        return {}
 
     def correct(self, rows: dict[str, Tensor]) -> Tensor | None:
         """Return a bool mask (N,), True = the sample is answered correctly; None if an answer is not simply right or wrong.

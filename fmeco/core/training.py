@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from numbers import Real
 from typing import Any, Literal, NamedTuple
@@ -112,12 +112,20 @@ class Transfer:
 
     phases: phases of the run, in order.
     fresh: do not load the source's weights.
+    penalties: solve the head on frozen features before the first step (`Objective.solve`), with these penalties or, for other
+        targets, chosen ones. If that succeeds, the first phase is skipped: it is for heads that cannot be solved.
+        None = do not solve.
+    backbone_rate: unless the config gives a learning rate, use the backbone's own finetuning rate.
+    keep_statistics: train with the running statistics of the backbone's batch norms, as evaluation does, and keep them.
     bind: function (parameters by name) -> Constraint; None = no constraint.
     """
 
     phases: tuple[Phase, ...]
     fresh: bool = False
     bind: Callable[[Mapping[str, nn.Parameter]], Constraint] | None = None
+    penalties: Mapping[str, float] | None = None
+    backbone_rate: bool = False
+    keep_statistics: bool = False
 
 
 def parameter_groups(
@@ -199,7 +207,7 @@ def frozen(transfer: Transfer, patterns: Iterable[str], roles: Roles) -> Transfe
         assert bind is not None
         return bind({name: p for name, p in parameters.items() if name not in names})
 
-    return Transfer(tuple(phases), transfer.fresh, bind_rest if bind is not None else None)
+    return replace(transfer, phases=tuple(phases), bind=bind_rest if bind is not None else None)
 
 
 def matching(patterns: Iterable[str], names: list[str], key: str) -> set[str]:

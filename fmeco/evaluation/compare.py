@@ -10,12 +10,16 @@ from typing import Any
 
 import torch
 
+from fmeco.assembly.training import backbone_rate
+from fmeco.checkpoints.format import newest_step, open_checkpoint, step_folder
+from fmeco.checkpoints.pointers import marked
 from fmeco.config.arguments import checked
+from fmeco.config.load import load_config
 from fmeco.config.parser import parse_yaml, peek
 from fmeco.config.sections import Carry
 from fmeco.errors import ConfigError, DataError, clean, known_errors
 from fmeco.evaluation.measure import measure
-from fmeco.evaluation.verdict import verdict
+from fmeco.evaluation.verdict import SOURCE, better, verdict
 from fmeco.files import replacing
 from fmeco.log import say
 from fmeco.nn.intervals import METRIC_DRAWS, bootstrap, interval, mcnemar, measure_at
@@ -83,7 +87,8 @@ def controls(
 ) -> dict[str, Any]:
     """Train a finetuning run again with other strategies, and compare. All else stays the same.
 
-    strategies: such as scratch and probe; each run is written to RUN/controls/STRATEGY.
+    strategies: such as scratch and probe; each run is written to RUN/controls/STRATEGY. SOURCE is no strategy, but the
+        source as it is: the run's step 0, where the head was solved.
 
     Returns the result of `compare`, with a `verdict` on each control. It is also written to
     RUN/controls/comparison.json.
@@ -91,10 +96,16 @@ def controls(
     run = Path(run)
     config = parse_yaml((run / "config.yaml").read_text("utf-8"), str(run / "config.yaml"))[0]
     shared = {key: value for key, value in config["transfer"].items() if key in Carry.model_fields}
+    optimizer = _with_own_rate(run, config["optimizer"])
     others = []
     for name in strategies:
+        step_0 = step_folder(run / "checkpoints", 0)
+        if name == SOURCE and step_0.is_dir():
+            others.append(step_0)
+            continue
         say(f"control: {name}")
-        control_config = {**config, "transfer": {**shared, "strategy": name}}
+        transfer = {**shared, "strategy": "probe" if name == SOURCE else name}
+        control_config = {**config, "optimizer": optimizer, "transfer": transfer}
         others.append(finetune(control_config, out=run / "controls" / name, force=force, name=name, stop=stop).run)
     comparison = compare([run, *others])
     for name, row in zip(strategies, comparison["runs"][1:], strict=True):
@@ -102,6 +113,46 @@ def controls(
     with replacing(run / "controls" / "comparison.json") as temporary:
         temporary.write_text(json.dumps(comparison, indent=1) + "\n", "utf-8")
     return comparison
+
+
+def _with_own_rate(run: Path, optimizer: dict[str, Any]) -> dict[str, Any]:
+    """Leave the learning rate out of an optimizer's section if the run's strategy chose it, as others choose their own."""
+    config = load_config(run / "config.yaml", name="-")
+    chosen = backbone_rate(config.optimizer, config.backbone)
+    return {key: value for key, value in optimizer.items() if key != "lr" or value != chosen}
+
+
+@known_errors()
+def gain(run: str | Path) -> dict[str, Any] | None:
+    """Compare a finetune with its step 0: the solved head on the source's backbone, before any training.
+
+    Returns {"metric", "split", "samples", "source", "finetuned", "difference", "sentence"}, on the test split if there is
+    one, and otherwise on the validation split. None for a run without a step 0, or without held-out samples.
+    """
+    folder = Path(run) / "checkpoints"
+    source, best = step_folder(folder, 0), marked(folder, "best")
+    sizes = open_checkpoint(best).spec.sizes if best is not None else {}
+    if best is None or not source.is_dir() or not (sizes.get("test") or sizes.get("val")):
+        return None
+    if best.resolve() == source.resolve():
+        words = "no training step was taken" if newest_step(folder) == 0 else "training did not beat it"
+        return {"sentence": f"the result is the solved head on the source's backbone: {words}"}
+    compared = compare([best, source])
+    metric = compared["metric"]
+    after, before = (run["metrics"][metric] for run in compared["runs"])
+    difference = compared["runs"][1]["difference"]
+    held_out = f"on {compared['samples']:,} {compared['split']} samples"
+    where = held_out if compared["split"] == "test" else f"{held_out}, the ones that chose it"
+    words, between = better(difference)
+    return {
+        "metric": metric,
+        "split": compared["split"],
+        "samples": compared["samples"],
+        "source": before,
+        "finetuned": after,
+        "difference": difference,
+        "sentence": f"{metric}: the source as it is {before:.4f}, finetuned {after:.4f} ({words}, {between}) {where}",
+    }
 
 
 @known_errors()

@@ -21,14 +21,12 @@ from fmeco.config.arguments import checked
 from fmeco.config.load import read_config
 from fmeco.core.data import Samples
 from fmeco.core.model import Backbone
-from fmeco.core.random import mix, seed_torch
+from fmeco.core.random import seed_torch
 from fmeco.core.target import Target
 from fmeco.errors import CheckpointError, ConfigError, DataError, FmecoError, clean, known_errors
 from fmeco.features.extractor import Extractor
-from fmeco.nn.probes import PENALTIES, Split, interval, knn, linear, logme, score
-
-HELD_OUT = 0.2  # share of the training samples to choose the penalty on, if there is only one other split
-FEW, MANY = 20, 500  # samples per class from which lp_ft, and then full, is advised
+from fmeco.nn.linear_head import choose_penalty, fit
+from fmeco.nn.probes import Split, examples, interval, knn, logme, score
 
 
 @known_errors()
@@ -36,8 +34,8 @@ FEW, MANY = 20, 500  # samples per class from which lp_ft, and then full, is adv
 def probe(ref: str | Path, *, dataset: str | Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Judge the features of a dataset under the weights of `ref`, by nearest neighbours and a linear head.
 
-    The head's penalty is chosen on the validation split, and the score computed on the test split. If there is
-    only one of these splits, the penalty is chosen on a part of the training samples, and the score computed on that split.
+    The head is the one that `transfer: probe` and `transfer: auto` solve: its penalty is chosen by cross-validation on the
+    training samples. The score is computed on the test split, or on the validation split if there is no other.
 
     Returns {"source", "metrics", "interval", "seconds", ...}.
     """
@@ -103,8 +101,7 @@ def advice(rows: Sequence[dict[str, Any]], training: Training) -> dict[str, str]
             "strategy": "full",
             "reason": f"no source is clearly better than random weights ({reason}): also train from scratch, and compare",
         }
-    strategy = "probe" if smallest < FEW else "lp_ft" if smallest < MANY else "full"
-    return {"source": best["source"], "strategy": strategy, "reason": f"{reason}; {smallest} {unit}"}
+    return {"source": best["source"], "strategy": "auto", "reason": f"{reason}; {smallest} {unit}"}
 
 
 def _assembled(ref: str | Path, dataset: str | Path | None, overrides: Sequence[str]) -> Training:
@@ -140,21 +137,18 @@ def _judge(ref: str, training: Training, backbone: Backbone) -> dict[str, Any]:
         return Split(vectors, values)
 
     train = split("train")
-    if data.test is not None and len(data.test):
-        fit_split, val_split, score_split, score_name = train, split("val") if data.val else None, split("test"), "test"
-    else:
-        fit_split, val_split, score_split, score_name = train, None, split("val"), "val"
+    score_name = "test" if data.test is not None and len(data.test) else "val"
+    score_split = split(score_name)
     feature_seconds = time.monotonic() - began
+    wanted = examples(train, target)
+    penalty = choose_penalty(wanted)
+    outputs = fit(wanted, penalty)(score_split.x)
     mean, std = train.x.mean(0), train.x.std(0).clamp_min(1e-6)
-    scaled = [None if s is None else Split((s.x - mean) / std, s.y) for s in (fit_split, val_split, score_split)]
-    fit_on, penalty_val, score_on = scaled
-    assert fit_on is not None and score_on is not None
-    penalty_train, penalty_val = (fit_on, penalty_val) if penalty_val is not None else _hold_out(fit_on)
-    penalty = _best_penalty(penalty_train, penalty_val, target)
-    weights = linear(fit_on, target, penalty)
-    outputs = score_on.x @ weights[:-1] + weights[-1]
     metric = target.traits.metric
-    metrics = {metric: score(outputs, score_on.y, target), "logme": logme(fit_on.x, fit_on.y, target)}
+    metrics = {
+        metric: score(outputs, score_split.y, target),
+        "logme": logme((train.x - mean) / std, train.y, target),
+    }
     if not math.isfinite(metrics[metric]):
         raise DataError(f"{metric} is not defined on the {score_name} split: its targets do not vary")
     if target.traits.one_class:
@@ -164,31 +158,13 @@ def _judge(ref: str, training: Training, backbone: Backbone) -> dict[str, Any]:
         "metric": metric,
         "split": score_name,
         "metrics": {name: value for name, value in metrics.items() if math.isfinite(value)},
-        "interval": list(interval(outputs, score_on.y, target)),
+        "interval": list(interval(outputs, score_split.y, target)),
         "penalty": penalty,
         "samples": {"train": len(train.x), score_name: len(score_split.x)},
         "width": int(train.x.shape[1]),
         "feature_seconds": round(feature_seconds, 3),
         "seconds": round(time.monotonic() - began, 3),
     }
-
-
-def _hold_out(train: Split) -> tuple[Split, Split]:
-    """Split training samples at random: those to fit on, and a share of HELD_OUT to choose the penalty on."""
-    order = mix(0x70726F62, torch.arange(len(train.x))).argsort(stable=True)
-    cut = max(1, round(len(order) * HELD_OUT))
-    return Split(train.x[order[cut:]], train.y[order[cut:]]), Split(train.x[order[:cut]], train.y[order[:cut]])
-
-
-def _best_penalty(train: Split, held_out: Split, target: Target) -> float:
-    """Choose the penalty with the best score on held-out samples; among equals, the strongest."""
-    best, penalty, weights = -math.inf, PENALTIES[0], None
-    for candidate in PENALTIES:
-        weights = linear(train, target, candidate, weights)
-        value = score(held_out.x @ weights[:-1] + weights[-1], held_out.y, target)
-        if value > best:
-            best, penalty = value, candidate
-    return penalty
 
 
 def _target(training: Training) -> tuple[str, Target]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+SOURCE = "source"  # name of the control that is no strategy, but the source as it is
+
 
 def better(difference: Sequence[float], digits: int = 4) -> tuple[str, str]:
     """Describe a difference as "better by" or "worse by" a positive number.

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fmeco.core.target import Target
+from fmeco.nn import linear_head
 from fmeco.nn.intervals import bootstrap
+from fmeco.nn.linear_head import Examples, one_hot
 from fmeco.nn.metrics import average_precision, votes
 
-PENALTIES = tuple(10.0**n for n in range(2, -7, -1))  # weight penalties of the linear head, strongest first
 # Number of bootstrap draws of a probe's score: for accuracy and R2, and for mean average precision, which takes longer.
 DRAWS, FEW_DRAWS = 1000, 200
 
@@ -37,54 +37,14 @@ def knn(train: Split, test: Split, classes: int) -> Tensor:
     return torch.cat([votes(part @ x.T, train.y, classes) for part in parts])
 
 
-def linear(train: Split, target: Target, penalty: float, start: Tensor | None = None) -> Tensor:
-    """Fit a linear head. Returns its weights (D + 1, C); the last row is the bias.
-
-    Minimises the mean loss plus penalty / 2 times the squared weights. The loss is cross-entropy for classes, binary
-    cross-entropy for labels and the squared error for numbers (C = 1). The squared error is solved in closed form, the
-    others by L-BFGS to convergence.
-
-    start: initial weights (D + 1, C) for L-BFGS; None = zeros.
-    """
-    ones = torch.ones(len(train.x), 1)
-    x = torch.cat([train.x, ones], 1)
-    free = torch.ones(x.shape[1], 1)
-    free[-1] = 0  # the bias is not penalised
-    loss_name = target.traits.loss
-    if loss_name == "squares":
-        y = ((train.y - target.mean) / target.std).float()[:, None]
-        gram = x.T @ x / len(x) + penalty * torch.diag(free[:, 0])
-        solution: Tensor = torch.linalg.lstsq(gram.double(), (x.T @ y / len(x)).double(), driver="gelsd").solution
-        return solution.float()
-    from scipy.optimize import minimize
-    from threadpoolctl import threadpool_limits
-
-    shape = (x.shape[1], len(target.classes))
-    decayed = penalty * free.numpy()
-    wanted = (F.one_hot(train.y, shape[1]) if loss_name == "softmax" else train.y).float().numpy()
-    terms = len(x) if loss_name == "softmax" else wanted.size
-
-    def loss(flat: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
-        """Compute the objective and its gradient, whose data term is x.T @ (probabilities - wanted) / terms."""
-        weights = flat.reshape(shape).astype(np.float32)
-        scores = (x @ torch.from_numpy(weights)).numpy()
-        if loss_name == "softmax":
-            scores -= scores.max(1, keepdims=True)
-            answers = np.exp(scores)
-            sums = answers.sum(1, keepdims=True)
-            answers /= sums
-            fit = (np.log(sums).sum(dtype=float) - (scores * wanted).sum(dtype=float)) / terms
-        else:
-            answers = 1 / (1 + np.exp(-scores))
-            fit = (np.logaddexp(0, scores) - scores * wanted).sum(dtype=float) / terms
-        gradient = (x.T @ torch.from_numpy((answers - wanted) / terms)).numpy() + decayed * weights
-        return fit + float((decayed * np.square(weights)).sum()) / 2, gradient.ravel().astype(float)
-
-    begin = np.zeros(shape[0] * shape[1]) if start is None else start.double().flatten().numpy()
-    options = {"maxiter": 500, "ftol": 1e-7, "gtol": 1e-5}
-    with threadpool_limits(1, "blas"):  # idle BLAS threads of scipy slow down torch's threads fivefold
-        solved = minimize(loss, begin, jac=True, method="L-BFGS-B", options=options)
-    return torch.from_numpy(solved.x).float().view(shape)
+def examples(train: Split, target: Target) -> Examples:
+    """Collect what a linear head is fitted to. Numbers are wanted in standard deviations from their mean."""
+    loss = target.traits.loss
+    assert loss is not None, "a linear head can predict the target"
+    if loss == "softmax":
+        return linear_head.examples(train.x, one_hot(train.y, len(target.classes)), loss)
+    y = (train.y - target.mean) / target.std if loss == "squares" else train.y
+    return linear_head.examples(train.x, y, loss)
 
 
 def score(outputs: Tensor, y: Tensor, target: Target) -> float:

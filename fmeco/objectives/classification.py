@@ -28,6 +28,7 @@ from fmeco.core import (
     nearest,
     nfc,
 )
+from fmeco.nn import linear_head
 from fmeco.nn.layers import Head
 from fmeco.nn.metrics import average_precision, calibration_error, recall_at_precision, roc_auc
 from fmeco.nn.mixing import mix_batch
@@ -286,6 +287,16 @@ class Classification(Objective):
             return probability.argmax(1)
         claimed = probability[:, self.two.positive] >= self.two.threshold
         return torch.where(claimed, self.two.positive, 1 - self.two.positive)
+
+    def solve(self, rows: Mapping[str, Tensor], penalties: Mapping[str, float]) -> dict[str, float]:
+        label = rows[f"target/{self.target}"]
+        weight = rows["weight"] if self.weights is None else rows["weight"] * self.weights.cpu()[label]
+        wanted = linear_head.one_hot(label, len(self.classes), self.smoothing)
+        in_loss = weight > 0
+        data = linear_head.examples(rows["vector"][in_loss], wanted[in_loss], "softmax", weight[in_loss])
+        if not linear_head.fits(data):
+            return {}
+        return {self.target: linear_head.write(self.head, data, penalties.get(self.target))}
 
     def correct(self, rows: dict[str, Tensor]) -> Tensor:
         return self.answers(rows["logits"].double().softmax(1)) == rows["label"]

@@ -6,10 +6,12 @@ import functools
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fmeco.core import Backbone, Batch, ConfigError, DataSpec, Doc, Ge, Inputs, Loss, Lt, Objective
+from fmeco.nn import linear_head
 from fmeco.nn.layers import Head, by_instance, trial
 from fmeco.objectives import _linear_forecast
 
@@ -99,6 +101,33 @@ class Forecast(Objective):
             error = got[..., 0] - future
             each = (error.square() if self.kind == "mse" else error.abs()).mean(1)
         return Loss(each.sum(), len(each))
+
+    def head_rows(self, batch: Batch) -> dict[str, Tensor]:
+        """Compute what the head reads and wants, in units of each window's deviation, and these deviations."""
+        normal, mean, std = by_instance(batch.views[0]["series"])
+        future = batch.target[self.target]
+        assert isinstance(future, Tensor)
+        tokens = flat(self.backbone, {**batch.views[0], "series": normal})
+        return {"tokens": tokens.float(), "wanted": (future - mean) / std, "std": std[:, 0]}
+
+    def solve(self, rows: Mapping[str, Tensor], penalties: Mapping[str, float]) -> dict[str, float]:
+        """Write the head by ridge regression. Quantiles are those of the errors of windows that were left out of a fit."""
+        # The loss is in the inputs' units, so the windows that vary most count most.
+        weight = rows["weight"] * (rows["std"].square() if self.kind == "mse" else rows["std"])
+        data = linear_head.examples(rows["tokens"], rows["wanted"], "squares", weight)
+        if not linear_head.fits(data):
+            return {}
+        penalty = penalties.get(self.target)
+        penalty = linear_head.choose_penalty(data, in_order=True) if penalty is None else penalty
+        head = linear_head.fit(data, penalty)
+        bias = head.bias[:, None].expand(-1, len(self.levels))  # (H, Q)
+        if self.kind != "mse":
+            errors = data.y - linear_head.held_out_outputs(data, penalty, in_order=True)  # (N, H)
+            bias = bias + torch.from_numpy(np.quantile(errors.numpy(), self.levels, axis=0)).float().T
+        with torch.no_grad():
+            self.head.weight.copy_(head.weight.repeat_interleave(len(self.levels), 0))
+            self.head.bias.copy_(bias.flatten())
+        return {self.target: penalty}
 
     def rows(self, batch: Batch) -> dict[str, Tensor]:
         future = batch.target[self.target]

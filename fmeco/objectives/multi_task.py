@@ -167,6 +167,18 @@ class MultiTask(Objective):
                 scores.append(measured[self.main[name]])
         return ({"score": sum(scores) / len(scores)} if scores else {}) | out
 
+    def solve(self, rows: Mapping[str, Tensor], penalties: Mapping[str, float]) -> dict[str, float]:
+        """Write the head of each task, from the samples that have its label."""
+        solved: dict[str, float] = {}
+        for name, part in self._named():
+            label = rows[f"target/{name}"]
+            labelled = known(label)
+            own = {key: rows[key][labelled] for key in ("vector", "weight")} | {"target/label": label[labelled]}
+            given = {"label": penalties[name]} if name in penalties else {}
+            if found := part.solve(own, given):
+                solved[name] = next(iter(found.values()))
+        return solved if len(solved) == len(self.main) else {}
+
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         blind = dataclasses.replace(batch, target={})
         return {

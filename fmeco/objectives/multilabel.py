@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fmeco.core import Backbone, Batch, ConfigError, DataSpec, Doc, Ge, Gt, Loss, Lt, Objective
+from fmeco.nn import linear_head
 from fmeco.nn.layers import Head
 from fmeco.nn.metrics import average_precision, roc_auc
 
@@ -101,6 +102,16 @@ class Multilabel(Objective):
             for c, name in enumerate(self.classes)
             if label[:, c].any()
         }
+
+    def solve(self, rows: Mapping[str, Tensor], penalties: Mapping[str, float]) -> dict[str, float]:
+        label = rows[f"target/{self.target}"].float()
+        weight = rows["weight"][:, None]
+        if self.weights is not None:
+            weight = weight * (1 + (self.weights.cpu() - 1) * label)
+        data = linear_head.examples(rows["vector"], label, "sigmoid", weight)
+        if not linear_head.fits(data):
+            return {}
+        return {self.target: linear_head.write(self.head, data, penalties.get(self.target))}
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         return {"probability": self.logits(batch).sigmoid()}

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fmeco.core import Backbone, Batch, ConfigError, DataSpec, Doc, Ge, Gt, Loss, Lt, Objective, Target
+from fmeco.nn import linear_head
 from fmeco.nn.layers import Head
 from fmeco.objectives import _boosted_trees
 
@@ -75,6 +76,14 @@ class Regression(Objective):
         out = {"rmse": float(error.square().mean().sqrt()), "mae": float(error.abs().mean())}
         spread = float((value - value.mean()).square().sum())
         return out | ({"r2": 1 - float(error.square().sum()) / spread} if spread > 0 else {})
+
+    def solve(self, rows: Mapping[str, Tensor], penalties: Mapping[str, float]) -> dict[str, float]:
+        """Write the head by ridge regression, whichever loss training has."""
+        wanted = (rows[f"target/{self.target}"] - self.scale.mean) / self.scale.std
+        data = linear_head.examples(rows["vector"], wanted, "squares", rows["weight"])
+        if not linear_head.fits(data):
+            return {}
+        return {self.target: linear_head.write(self.head, data, penalties.get(self.target))}
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         return {"value": self.unscaled(self.scaled(batch).to("cpu", torch.float64))}

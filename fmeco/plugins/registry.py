@@ -36,8 +36,9 @@ INJECTED: dict[str, tuple[str, ...]] = {
     "augment": ("spec", "arch", "train"),
     "optimizers": ("params",),
     "schedules": ("step", "total", "history"),
-    "strategies": ("roles",),
+    "strategies": ("roles", "layer_decay"),
 }
+FINETUNE_LR = 1e-4  # of backbones whose plug-in names no other
 _HERE = Path(__file__).parent.parent
 
 
@@ -72,6 +73,8 @@ class Plugin:
     default_for: tuple[str, ...]  # kinds of targets for which this objective is the default
     combines: str  # key that holds one objective per target, for an objective that combines them; "" = none
     finetune: Mapping[str, Any]  # key -> its default when finetuning
+    finetune_lr: float  # rate of adamw at which a published backbone of this plug-in is finetuned
+    layer_decay: float  # factor on that rate from one twelfth of the layers to the twelfth below
 
     @property
     def built_in(self) -> bool:
@@ -340,6 +343,8 @@ def _read(kind: str, name: str, file: Path, module: str) -> Plugin:
         default_for=tuple(literal(tree, "DEFAULT_FOR", file) or ()),
         combines=literal(tree, "COMBINES", file) or "",
         finetune=literal(tree, "FINETUNE", file) or {},
+        finetune_lr=literal(tree, "FINETUNE_LR", file) or FINETUNE_LR,
+        layer_decay=literal(tree, "LAYER_DECAY", file) or 1.0,
     )
 
 

@@ -34,3 +34,21 @@ def head_and(roles: Roles, chosen: Callable[[str, Role], bool], what: str) -> Sc
 def layers_of(roles: Roles) -> list[int]:
     """List the depths of the backbone's layers, from the input to the output."""
     return sorted({role.depth for role in roles.values() if role.depth is not None})
+
+
+BLOCKS = 12  # any number of layers decays like the 12 blocks of a ViT-B
+
+
+def decayed(roles: Roles, decay: float, head: float, start: int = 0) -> Scales:
+    """Train all parameters, with scales that decay from the last layer of the backbone to the first.
+
+    decay: factor from one twelfth of the layers to the twelfth below.
+    head: scale of the head.
+    start: power of the decay at the last layer.
+    """
+    layers = layers_of(roles)
+    height = {depth: (at + 1) / len(layers) for at, depth in enumerate(layers)}
+    return {
+        name: head if role.depth is None else decay ** (start + BLOCKS * (1 - height[role.depth]))
+        for name, role in roles.items()
+    }

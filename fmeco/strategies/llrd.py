@@ -9,9 +9,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from fmeco.core import Doc, Gt, Le, Phase, Roles, Transfer
-from fmeco.strategies._roles import layers_of
-
-BLOCKS = 12  # any number of layers decays like the 12 blocks of a ViT-B
+from fmeco.strategies._roles import decayed
 
 
 def build(
@@ -24,10 +22,4 @@ def build(
         Le(1),
     ] = 0.9,
 ) -> Transfer:
-    layers = layers_of(roles)
-    height = {depth: (at + 1) / len(layers) for at, depth in enumerate(layers)}
-    scales = {
-        name: 1.0 if role.depth is None else decay ** (1 + BLOCKS * (1 - height[role.depth]))
-        for name, role in roles.items()
-    }
-    return Transfer((Phase(scales),))
+    return Transfer((Phase(decayed(roles, decay, 1.0, start=1)),))

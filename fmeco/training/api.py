@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fmeco.assembly.solved_head import with_solved_head
 from fmeco.assembly.stages import Training
 from fmeco.assembly.training import assemble
 from fmeco.checkpoints import pointers
@@ -177,7 +178,7 @@ def train(
         with locked(run) if ranks.first else contextlib.nullcontext():
             try:
                 if ranks.first:  # from here on the run can be resumed, even if it is killed during set-up
-                    write_config(run, sealed(config.to_yaml()))
+                    write_config(run, sealed(config.undecided().to_yaml()))
                 return _run(run, config, data, backbone, stop, ranks)
             except (FmecoError, KeyboardInterrupt) as error:
                 if ranks.first and not isinstance(error, Diverged | Stopped):
@@ -282,10 +283,12 @@ def _run(
     ranks.from_first(lambda: str(rehearse(run / "checkpoints")))
     with _log(run, config, ranks, resumed, resuming) as log:
         training = assemble(config, data=data, backbone=backbone, resumed=resumed, ranks=ranks)
-        range_test_began = time.monotonic()
+        preparing_began = time.monotonic()
+        if resumed is None:
+            training = with_solved_head(training)
         if training.config.optimizer.options["lr"] == "auto":
             training = lr_range_test.with_rate(training, lambda with_rate: _begin(run, with_rate, log, stop), log)
-        range_test_seconds = time.monotonic() - range_test_began
+        preparing_seconds = time.monotonic() - preparing_began
         if ranks.first:
             write_config(run, sealed(training.config.to_yaml()))
             if not resuming:
@@ -293,8 +296,8 @@ def _run(
         session = _begin(run, training, log, stop)
         if resumed is not None:
             _restore(session, resumed, longer)
-        elif config.train.budget is not None:  # the budget includes the range test
-            session.state.seconds = session.state.phase_start = range_test_seconds
+        elif config.train.budget is not None:  # the budget includes the range test and the solved head
+            session.state.seconds = session.state.phase_start = preparing_seconds
         if resuming and resumed is None:
             say(f"resuming {run} at step 0: it stopped before its first checkpoint")
         _announce(session)

@@ -9,13 +9,14 @@ import time
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
+from fmeco.assembly.solved_head import extractor_of
 from fmeco.assembly.stages import Training
 from fmeco.core.augment import Augment
 from fmeco.core.data import Data, InputSpec
 from fmeco.core.model import STORED
 from fmeco.data import disk_cache as cache
 from fmeco.data.loader import first_batch
-from fmeco.features.extractor import Extractor, OneOf, Stored
+from fmeco.features.extractor import OneOf, Stored
 from fmeco.features.split_network import Cut, cut
 from fmeco.log import say
 from fmeco.nn.precision import autocast
@@ -35,7 +36,8 @@ def stored(training: Training, epochs: float) -> tuple[Data, Augment] | None:
     adapts = training.config.carry.batch_norm == "adapt" and any(isinstance(m, BatchNorm) for m in product.modules())
     if not any(frozen) or not training.objective.vectors_only or adapts or configured == 0:
         return None
-    augments = training.model.augment.varies
+    # A head that could not be solved begins where a solved one would: at one view of each sample, as it is.
+    augments = training.model.augment.varies and (configured is not None or training.model.transfer.penalties is None)
     if all(frozen):
         views, place = (configured or VIEWS) if augments else 1, None
     else:  # trainable layers need more variety than a head: store only as many views as the config says
@@ -45,17 +47,7 @@ def stored(training: Training, epochs: float) -> tuple[Data, Augment] | None:
             if place is not None:
                 say("part of the backbone is frozen; to compute it only once, set transfer.views=3 or augment=none")
             return None
-    extractor = Extractor(
-        product,
-        training.data,
-        training.device,
-        training.config.train.precision,
-        training.loader.channels_last,
-        training.ranks,
-        training.config.backbone,
-        place,
-        training.config.source,
-    )
+    extractor = extractor_of(training, place)
     train, val = training.data.split("train"), training.data.val
     needed = float(math.prod(extractor.shape)) * extractor.dtype.itemsize * (views * len(train) + len(val or ()))
     if training.ranks.most(float(needed > cache.free_memory() / 2))[0]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from fmeco.checkpoints.format import step_folder
 from fmeco.data.reading import check_classes
 from fmeco.data.twins import twins
 from fmeco.errors import ConfigError, Diverged, Stopped, clean, listing
@@ -59,15 +60,48 @@ def train(s: Session) -> None:
         if s.entered is None:
             enter(state.phase)
         s.read_from = s.epoch
-        _phase(s, pace, clock, agree, bar)
-        while not state.finished and not pace.last:
-            state.phase_start, state.phase_history, state.waited = pace.position, len(state.history), 0
-            enter(state.phase + 1)
+        if s.training.solved:
+            _keep_source(s, pace, clock)
+        try:
             _phase(s, pace, clock, agree, bar)
+            while not state.finished and not pace.last:
+                state.phase_start, state.phase_history, state.waited = pace.position, len(state.history), 0
+                enter(state.phase + 1)
+                _phase(s, pace, clock, agree, bar)
+        except Diverged as error:
+            _back_to_source(s, error)
     state.seconds = time.monotonic() - started
     _say_where_time_went(s)
     if pace.timed and state.history and not _enough(s):
         say(more_time(state.history, s.training.measures.sign, s.training.measures.best, s.epoch, s.error))
+
+
+def _keep_source(s: Session, pace: Pace, clock: Clock) -> None:
+    """Evaluate and save the solved head on the source's backbone, as step 0: what training has to beat."""
+    state, began = s.state, time.monotonic()
+    if s.setup.validate is not None:
+        _evaluate(s)
+        clock.charge("evaluate", began)
+        pace.evaluated(*s.ranks.most(time.monotonic() - began))
+    began = time.monotonic()
+    if not state.finished and pace.over():
+        state.finished = True
+        say("the time is used up: the solved head on the source's backbone is the result")
+    save(s, full=True, best=True)
+    clock.charge("save", began)
+    say(f"saved the solved head as step 0: {s.run / 'checkpoints'}")
+
+
+def _back_to_source(s: Session, error: Diverged) -> None:
+    """End a diverged run with the best checkpoint so far, if the head was solved; otherwise raise the error."""
+    s.writer.wait()
+    source = step_folder(s.run / "checkpoints", 0)
+    if s.training.model.transfer.penalties is None or not source.is_dir():
+        raise error
+    s.state.finished = True
+    result = "the solved head on the source's backbone" if s.state.best_step == 0 else f"step {s.state.best_step}"
+    say(clean(f"training diverged: {error.message}"))
+    say(f"the run ends here, and {result} is the result: it was the best on the validation split")
 
 
 def _phase(s: Session, pace: Pace, clock: Clock, agree: Callable[[], bool], bar: Any) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 
 from fmeco.assembly.stages import Training
+from fmeco.assembly.training import finetune_default
 from fmeco.config.sections import seconds
 from fmeco.errors import ConfigError
 from fmeco.log import say
@@ -95,8 +96,8 @@ def with_rate(training: Training, begin: Callable[[Training], Session], log: Log
     rate, curve = range_test(begin(_filled_in(training, 1.0)), budget)
     if rate is None:
         plugin = config.optimizer.plugin
-        default = plugin.model.model_fields["lr"].default
-        default_rate = plugin.finetune.get("lr", default) if config.stage == "finetune" else default
+        usual = plugin.model.model_fields["lr"].default
+        default_rate = finetune_default(plugin) if config.stage == "finetune" else usual
         finding = f"a range test of {len(curve)} steps found no rate at which the loss falls"
         if not isinstance(default_rate, int | float):
             raise ConfigError(f"optimizer.lr: {finding}", "set a learning rate")

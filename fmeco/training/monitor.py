@@ -24,8 +24,9 @@ from fmeco.data.loader import evaluation_batches
 from fmeco.data.reading import choose_reading
 from fmeco.data.subset import Part
 from fmeco.features import forward
+from fmeco.nn.linear_head import fit
 from fmeco.nn.metrics import alignment, neighbours_agree, retrieved, uniformity
-from fmeco.nn.probes import Split, linear, score
+from fmeco.nn.probes import Split, examples, score
 
 WATCHED, VIEWED = 4096, 1024  # validation samples to probe, evenly spread; those to make two views of
 SHARES = ("knn", "linear", UNLABELLED)  # probes that are a share of samples
@@ -127,6 +128,6 @@ def _linear(x: Tensor, labels: Tensor, target: Target) -> float:
     halves = mix(0x68616C66, torch.arange(len(x))).argsort(stable=True).chunk(2)
     correct = 0.0
     for fitted, held_out in (halves, halves[::-1]):
-        weights = linear(Split(x[fitted], labels[fitted]), target, PENALTY)
-        correct += score(x[held_out] @ weights[:-1] + weights[-1], labels[held_out], target) * len(held_out)
+        head = fit(examples(Split(x[fitted], labels[fitted]), target), PENALTY)
+        correct += score(head(x[held_out]), labels[held_out], target) * len(held_out)
     return correct / len(x)

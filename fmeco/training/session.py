@@ -118,7 +118,12 @@ def begin(
         meta=describe_run(training),
         log=log,
         stop=stop,
-        state=State(total=training.total),
+        # The first phase is for heads that cannot be solved. If there is no other one, the solved head is the result.
+        state=State(
+            total=training.total,
+            phase=int(training.solved and len(training.model.transfer.phases) > 1),
+            finished=training.solved and len(training.model.transfer.phases) == 1,
+        ),
         average={n: t.detach().clone() for n, t in training.objective.state_dict().items()}
         if config.train.ema
         else None,
@@ -223,7 +228,7 @@ def save(s: Session, *, full: bool, best: bool = False) -> None:
             pointers.point(folder, "last", path)
         if best or pointers.marked(folder, "best") is None:
             pointers.point(folder, "best", path)
-        writer.tidy(folder, s.train.keep)
+        writer.tidy(folder, s.train.keep, source=s.training.model.transfer.penalties is not None)
 
     s.writer.start(write)
 

@@ -159,14 +159,15 @@ def train_mode(s: Session) -> None:
     """Set training mode, but keep frozen modules in eval mode.
 
     Dropout in them would only add noise, and their batch-norm statistics must keep matching the frozen weights, unless
-    `transfer.batch_norm` is "adapt".
+    `transfer.batch_norm` is "adapt". The same holds for all batch norms, if the strategy keeps the statistics.
     """
     s.objective.train()
+    keep = s.training.model.transfer.keep_statistics
     for module in s.objective.product.modules():
         parameters = list(module.parameters())
         weight = module.weight if isinstance(module, BatchNorm) and module.affine else None
         if (parameters and not any(p.requires_grad for p in parameters)) or (
-            weight is not None and not weight.requires_grad
+            isinstance(module, BatchNorm) and (keep or (weight is not None and not weight.requires_grad))
         ):
             module.eval()
     if s.training.config.carry.batch_norm == "adapt":

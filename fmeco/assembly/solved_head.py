@@ -1,0 +1,130 @@
+"""Solve the head of a run on the frozen features of its training samples, before the first step."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+
+import torch
+from torch import Tensor
+
+from fmeco.assembly.stages import Training
+from fmeco.core.data import Data, InputSpec, Samples
+from fmeco.core.model import STORED, Objective
+from fmeco.data import disk_cache as cache
+from fmeco.data.loader import evaluation_batches
+from fmeco.data.reading import choose_reading
+from fmeco.errors import DataError, clean
+from fmeco.features import forward
+from fmeco.features.extractor import Extractor, Stored
+from fmeco.features.split_network import Cut
+from fmeco.log import say
+
+
+def with_solved_head(training: Training) -> Training:
+    """Solve the head, if the transfer strategy asks for it and the objective can.
+
+    Returns the training with the chosen penalties in its config, and `solved` set.
+    """
+    transfer, objective = training.model.transfer, training.objective
+    heads = [name for name, role in training.model.roles.items() if role.depth is None]
+    trained = {name for phase in transfer.phases for name in heads if phase.scales[name] > 0}
+    if transfer.penalties is None or not trained:
+        return training
+    began = time.monotonic()
+    if type(objective).solve is Objective.solve:
+        return _unsolved(training, "this objective's head has no direct solution")
+    rows = _rows(training)
+    if rows is None:
+        return _unsolved(training, "its features of the training samples could not be collected")
+    penalties = json.loads(
+        training.ranks.from_first(lambda: json.dumps(objective.solve(rows, transfer.penalties or {})))
+    )
+    if not penalties:
+        return _unsolved(training, "this objective's head has no direct solution")
+    training.ranks.broadcast_(list(objective.parameters()))
+    shown = ", ".join(f"{clean(name)} {penalty:.3g}" for name, penalty in penalties.items())
+    say(
+        f"the head is solved on the frozen features of {len(rows['index']):,} samples in {time.monotonic() - began:.1f} s "
+        f"(weight penalty: {shown})"
+    )
+    strategy = training.config.transfer
+    assert strategy is not None
+    strategy = dataclasses.replace(strategy, options={**strategy.options, "penalty": penalties})
+    return dataclasses.replace(training, solved=True, config=dataclasses.replace(training.config, transfer=strategy))
+
+
+def _unsolved(training: Training, why: str) -> Training:
+    say(f"{why}: the first part of the run trains the head alone")
+    return training
+
+
+def _rows(training: Training) -> dict[str, Tensor] | None:
+    """Compute the rows that the objective solves its head from, and how often each sample is drawn.
+
+    Returns None if they do not fit into memory, or if a sample cannot be read.
+    """
+    samples, objective = training.data.split("train"), training.objective
+    data: Data | None = training.data
+    if objective.vectors_only:
+        data = _vectors(training, samples)
+    if data is None:
+        return None
+    try:
+        rows = _computed(training, data)
+    except DataError:
+        if training.config.train.on_bad_sample == "skip":
+            return None
+        raise
+    rows["weight"] = torch.ones(len(rows["index"]))
+    if (classes := training.loader.balance) is not None:
+        chosen = classes[rows["index"]]
+        rows["weight"] = 1.0 / chosen.bincount()[chosen]
+    return rows
+
+
+def _vectors(training: Training, samples: Samples) -> Data | None:
+    """Replace the training split by its features, from the cache if they are there."""
+    extractor = extractor_of(training)
+    needed = float(math.prod(extractor.shape)) * extractor.dtype.itemsize * len(samples)
+    if training.ranks.most(float(needed > cache.free_memory() / 4))[0]:
+        return None
+    values = extractor.values(samples, "train")
+    if values is None:
+        return None
+    spec = dataclasses.replace(training.data.spec, inputs={STORED: InputSpec((1, *extractor.shape))})
+    return dataclasses.replace(training.data, spec=spec, train=Stored(samples, values[:, None]), collate=None)
+
+
+def _computed(training: Training, data: Data) -> dict[str, Tensor]:
+    """Run the objective over the training split of `data`, as it is. Raises DataError for a sample that cannot be read."""
+    samples = data.split("train")
+    batches = evaluation_batches(
+        data,
+        samples,
+        batch_size=training.config.evaluate.batch_size or 2 * training.loader.micro_batch,
+        reading=choose_reading("auto", data, samples, training.device, once=True),
+        device=training.device,
+        channels_last=training.loader.channels_last,
+        rank=training.ranks.rank,
+        world=training.ranks.world,
+    )
+    precision = training.config.train.precision
+    return forward.rows_of(training.objective, batches, "head_rows", training.device, precision, ranks=training.ranks)
+
+
+def extractor_of(training: Training, place: Cut | None = None) -> Extractor:
+    """Build what computes the features of a run's backbone, or of its part below a cut."""
+    return Extractor(
+        training.objective.product,
+        training.data,
+        training.device,
+        training.config.train.precision,
+        training.loader.channels_last,
+        training.ranks,
+        training.config.backbone,
+        place,
+        training.config.source,
+    )
