@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fmeco.assembly import defaults
 from fmeco.assembly.stages import Origin, RunData, RunModel, RunSource
-from fmeco.checkpoints.transplant import Report, carry_rows, split_state, transplant
+from fmeco.checkpoints.transplant import Naming, Report, carry_rows, split_state, transplant
 from fmeco.config.check import DEFAULT_NAMES, choose
 from fmeco.config.run_config import Choice
 from fmeco.core.augment import Augment
@@ -60,7 +60,7 @@ def build_model(run_data: RunData) -> RunModel:
     return RunModel(
         run_data=run_data,
         config=dataclasses.replace(
-            config, backbone=backbone_section, objective=objective_section, augment=augment_section
+            config, backbone=backbone_section, backbone_keys=None, objective=objective_section, augment=augment_section
         ),
         objective=objective,
         augment=augment,
@@ -137,7 +137,12 @@ def _transplant(run_data: RunData, objective: Objective) -> Report:
     source, carry, spec = run_data.run_source.source, run_data.run_source.config.carry, run_data.data.spec
     assert source is not None
     report = transplant(
-        objective.product, source.state, source=source.ref, allow_partial=carry.allow_partial, prefix=carry.prefix
+        objective.product,
+        source.state,
+        source=source.ref,
+        allow_partial=carry.allow_partial,
+        naming=Naming(carry.prefix, carry.rename, carry.match),
+        architecture=source.backbone.spelled if source.checkpoint is None and source.backbone is not None else "",
     )
     if source.spec.modality != spec.modality:
         report.crossing = f"{source.spec.modality} -> {spec.modality}"
