@@ -83,9 +83,8 @@ def rename(names: Sequence[str], rules: Mapping[str, str], source: str) -> tuple
                 "make a rule fit only one of them, with ^ for the start and $ for the end of a name",
             )
         first[new] = old
-    return dict(zip(names, changed, strict=True)), {
-        pattern: int(count) for (pattern, _), count in zip(listed, counts, strict=True)
-    }
+    fitted = {f"'{rule}' -> '{new}'": int(count) for (rule, new), count in zip(listed, counts, strict=True)}
+    return dict(zip(names, changed, strict=True)), fitted
 
 
 def _last_rule(announced: str | bytes | None) -> int:

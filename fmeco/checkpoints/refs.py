@@ -93,7 +93,7 @@ def find_checkpoint(ref: str | Path) -> checkpoint.Checkpoint:
         if found is None:
             if (path / "config.yaml").exists():
                 raise CheckpointError(f"{clean(ref)} has no checkpoint yet", f"fmeco resume {clean(ref)}")
-            if _weights_of_others(path) is not None:
+            if weights_of_others(path) is not None:
                 raise _no_checkpoint(path, ref)
             runs = [str(run.parent) for run in sorted(path.glob("*/config.yaml"))]
             hint = f"it holds the runs {listing(runs)}" if runs else ""
@@ -112,8 +112,14 @@ def _no_checkpoint(path: Path, ref: str | Path) -> FmecoError:
     return CheckpointError(f"{clean(ref)} {what}: {NO_HEAD}", TAKERS)
 
 
-def _weights_of_others(path: Path) -> Path | None:
-    """Return the weights in a folder of another tool; None if there are none, or it is a run or checkpoint of fmeco."""
+def is_bare(ref: str | Path) -> bool:
+    """Tell whether a REF names weights that no run of fmeco made: a file, a folder of another tool, or published ones."""
+    path = pointers.follow(Path(ref))
+    return _is_published(str(ref)) if not path.exists() else weights_of_others(path) is not None
+
+
+def weights_of_others(path: Path) -> Path | None:
+    """Return the weights in a file or folder of another tool; None if there are none, or it is a run or checkpoint."""
     if any((path / name).exists() for name in (checkpoint.MANIFEST, "config.yaml", "checkpoints")):
         return None
     return shards.find_weights(path)
@@ -212,7 +218,7 @@ def _resolve(ref: str, backbone: Choice | None, keys: Mapping[str, Any] | None) 
     path = pointers.follow(Path(ref))
     if path.is_file():
         return _file(path, ref, backbone)
-    if path.is_dir() and (inside := _weights_of_others(path)) is not None:
+    if path.is_dir() and (inside := weights_of_others(path)) is not None:
         return _file(inside, ref, backbone)
     if path.exists() or "@" not in ref:
         return _saved(ref, backbone, keys)

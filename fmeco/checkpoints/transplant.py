@@ -64,7 +64,8 @@ class Report:
             out.append(f"  across modalities, {self.crossing}: --control scratch measures whether they help there")
         if self.prefix:
             out.append(f"  removed the prefix '{self.prefix}' from their names")
-        out += [f"  renamed by '{clean(rule, 120)}': {count} names" for rule, count in self.renamed.items()]
+        for rule, count in self.renamed.items():
+            out.append(f"  renamed by {clean(rule, 200)}: {count} name{'' if count == 1 else 's'}")
         if self.match == "order":
             out.append(f"  {len(self.pairs)} tensors paired by order, in the source and in the backbone:")
             out += [f"    {clean(theirs, 120)} -> {mine}" for theirs, mine in self.pairs.items()]
