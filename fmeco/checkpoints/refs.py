@@ -258,7 +258,7 @@ def as_model(path: Path) -> str:
     if not readers or not (path.parent / "config.json").is_file():
         return ""
     folder = os.path.relpath(path.parent)
-    folder = folder if folder.startswith((".", "/")) else f"./{folder}"
+    folder = os.path.abspath(folder) if folder.startswith("..") else f"./{folder}"
     return f"its folder is a model with a config.json: {clean(f'{readers[0]}/{folder}@DEFAULT')} knows its architecture"
 
 

@@ -44,7 +44,8 @@ def parse(body: bytes, source: Path, more_types: Collection[str] = ()) -> dict[s
                 raise ValueError(
                     f"the tensor {clean(name, 80)} of type {clean(entry['dtype'], 20)} has a name or type that is not allowed"
                 )
-        tensors: dict[str, Tensor] = safetensors.load(body)
+        loaded: dict[str, Tensor] = safetensors.load(body)
+        tensors = {name: loaded[name] for name in header}  # the library returns them in no order
     except (
         SafetensorError,
         ValueError,
