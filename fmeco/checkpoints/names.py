@@ -123,7 +123,8 @@ def in_order(state: Mapping[str, Tensor], backbone: Backbone) -> tuple[dict[str,
     counted = any(name.endswith(COUNTER) for name in state)
     wanted = [name for name in expected if counted or not name.endswith(COUNTER)]
     names = list(state)
-    pairs = dict(zip(names, wanted, strict=False))
+    both = min(len(names), len(wanted))
+    pairs = dict(zip(names[:both], wanted[:both], strict=True))
     extra = [state[name] for name in names[len(wanted) :]]
     if len(names) < len(wanted):
         return pairs, f"the source has {len(names)} tensors, the backbone {len(wanted)}"

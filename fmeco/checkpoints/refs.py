@@ -283,7 +283,7 @@ def _saved(ref: str, backbone: Choice | None, keys: Mapping[str, Any] | None) ->
     chosen, before = choose("backbone", {**raw, **(keys or {})}), chosen
     for key, old in before.options.items():
         if chosen.options[key] != old and key != "weights":  # which only says where values came from
-            say(f"backbone.{key}: {clean(chosen.options[key], 80)}; {clean(old, 80)} in {clean(ref)}")
+            say(f"backbone.{key}: {clean(chosen.options[key], 80)} instead of {clean(old, 80)} in {clean(ref)}")
     return Source(str(ref), chosen, saved.tensors("backbone"), spec_of(saved), saved, saved.meta["licence"])
 
 

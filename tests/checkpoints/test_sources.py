@@ -36,7 +36,7 @@ def test_keys_of_the_sources_backbone_change_and_the_others_stay(fmeco: Fmeco) -
     command = ("finetune", config, "--from", "source", "--set", "backbone.dropout=0.5")
     answer = fmeco(*command, "--control", "scratch", "--out", "a")
     assert answer.code == 0, answer.err
-    assert "backbone.dropout: 0.5; 0.0 in source" in answer.err
+    assert "backbone.dropout: 0.5 instead of 0.0 in source" in answer.err
     for run in ("a", "a/controls/scratch"):
         assert section(run) == {"name": "mlp", "hidden": [32], "batch_norm": True, "dropout": 0.5, "embedding": 8}
     assert "Dropout(p=0.5" in str(api.load("a").objective)
@@ -54,7 +54,7 @@ def test_keys_of_the_sources_backbone_change_and_the_others_stay(fmeco: Fmeco) -
         ("backbone.dropuot=0.5", 2, "backbone.dropuot: unknown key (did you mean 'dropout'?)"),
         ("backbone.dropout=2", 2, "backbone.dropout: expected a number < 1.0, got 2"),
         ("backbone=cnn", 2, "(cnn) contradicts the checkpoint's (mlp)"),
-        ("backbone.hidden=[16]", 4, "of another shape: layers.0.weight"),
+        ("backbone.hidden=[16]", 4, "of another shape: layers.0.bias (32,) for (16,)"),
     ):
         answer = fmeco("finetune", config, "--from", "source", "--set", setting)
         assert answer.code == code, answer.err
