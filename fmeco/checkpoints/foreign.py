@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import json
 import re
+import tarfile
 import threading
 import warnings
 import zipfile
@@ -148,6 +149,8 @@ def _why(path: Path, message: str) -> str:
     """Say why torch refuses a file. message: torch's own, which advises to switch safety off."""
     if named := _refused_types(path, message):
         return f"it holds objects that are no tensors, and would run code to make them: {listing(named, 5)}"
+    if "legacy .tar format" in message or tarfile.is_tarfile(path):
+        return "it is an archive of several files; unpack it, and name the file of weights in it"
     if "TorchScript" in message:
         return "it is a program of TorchScript, which would run code"
     if "weights_only" in message.lower() or "unsupported" in message.lower() or "reduce" in message:

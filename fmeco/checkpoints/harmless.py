@@ -1,4 +1,4 @@
-"""List the types that pickled weights files may hold besides tensors, and stand-ins that are read in their place."""
+"""List the types that files of torch may hold besides tensors, and stand-ins that are read in their place."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Place(Record):
         return "/".join(map(str, self.arguments)).replace("//", "/")
 
 
-# Type, as pickles name it -> its stand-in. Torch refuses every other type that is not part of a tensor.
+# Type, as files name it -> its stand-in. Torch refuses every other type that is not part of a tensor.
 HARMLESS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(
         (

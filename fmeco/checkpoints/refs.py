@@ -93,7 +93,7 @@ def find_checkpoint(ref: str | Path) -> checkpoint.Checkpoint:
         if found is None:
             if (path / "config.yaml").exists():
                 raise CheckpointError(f"{clean(ref)} has no checkpoint yet", f"fmeco resume {clean(ref)}")
-            if weights_of_others(path) is not None:
+            if _has_weights(path):
                 raise _no_checkpoint(path, ref)
             runs = [str(run.parent) for run in sorted(path.glob("*/config.yaml"))]
             hint = f"it holds the runs {listing(runs)}" if runs else ""
@@ -119,10 +119,19 @@ def is_bare(ref: str | Path) -> bool:
 
 
 def weights_of_others(path: Path) -> Path | None:
-    """Return the weights in a file or folder of another tool; None if there are none, or it is a run or checkpoint."""
-    if any((path / name).exists() for name in (checkpoint.MANIFEST, "config.yaml", "checkpoints")):
+    """Return the weights in a file or folder of another tool; None if there are none, or it is a run or checkpoint, or holds runs."""
+    ours = [path / name for name in (checkpoint.MANIFEST, "config.yaml", "checkpoints")]
+    if any(file.exists() for file in ours) or any(path.glob("*/config.yaml")):
         return None
     return shards.find_weights(path)
+
+
+def _has_weights(path: Path) -> bool:
+    """Tell whether a folder holds weights of another tool, if only several that a REF must choose from."""
+    try:
+        return weights_of_others(path) is not None
+    except ConfigError:
+        return True
 
 
 def _is_published(ref: str) -> bool:

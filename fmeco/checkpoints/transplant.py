@@ -226,7 +226,7 @@ def _by_order(
     if problem:
         raise CheckpointError(
             f"transfer.match: order: {report.source} does not fit this backbone in order: {problem}",
-            "pair them by name, with rules of transfer.rename where the names differ",
+            "" if report.renamed else "pair them by name, with rules of transfer.rename where the names differ",
         )
     report.left_out += sorted(theirs[name] for name in state if name not in pairs)
     return {mine: theirs[name] for name, mine in pairs.items()}

@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import pickle
+import tarfile
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -183,3 +184,17 @@ def test_shards_are_read_as_one_and_none_is_missed(suffix: str, fmeco: Fmeco) ->
     (folder / "model.safetensors").unlink(missing_ok=True)
     with pytest.raises(ConfigError, match="several files of weights"):
         shards.find_weights(folder)
+
+
+def test_a_folder_of_runs_or_an_archive_is_not_taken_for_weights(fmeco: Fmeco) -> None:
+    Path("runs/a").mkdir(parents=True)
+    Path("runs/a/config.yaml").write_text("")
+    torch.save(network().state_dict(), "runs/stray.pth")
+    answer = fmeco("info", "runs")
+    assert answer.code == 4
+    assert "it holds the runs runs/a" in answer.err
+    with tarfile.open("weights.tar", "w") as archive:
+        archive.add("runs/stray.pth")
+    answer = fmeco("info", "weights.tar")
+    assert answer.code == 4
+    assert "it is an archive of several files; unpack it" in answer.err
