@@ -271,6 +271,13 @@ def as_model(path: Path) -> str:
     return f"its folder is a model with a config.json: {clean(f'{readers[0]}/{folder}@DEFAULT')} knows its architecture"
 
 
+def _resolved(backbone: Choice) -> str:
+    """Return the name of a backbone, with the path of a folder in it made absolute."""
+    arch = backbone.arch or ""
+    is_path = backbone.plugin.open and arch.startswith((".", "/"))
+    return f"{backbone.name}/{os.path.realpath(arch)}" if is_path else backbone.spelled
+
+
 def _saved(ref: str, backbone: Choice | None, keys: Mapping[str, Any] | None) -> Source:
     """Load the backbone of a run or checkpoint. Raises ConfigError if the config names another backbone."""
     saved = find_checkpoint(ref)
@@ -282,7 +289,7 @@ def _saved(ref: str, backbone: Choice | None, keys: Mapping[str, Any] | None) ->
             "pass it again: fmeco.finetune(..., backbone=...)",
         )
     chosen = section_of(saved, "backbone")
-    if backbone is not None and backbone.spelled != chosen.spelled:
+    if backbone is not None and _resolved(backbone) != _resolved(chosen):
         raise ConfigError(
             f"the config's backbone ({backbone.spelled}) contradicts the checkpoint's ({chosen.spelled})",
             "remove `backbone:` from the config, or its name: the checkpoint's is used, with the keys that you set",
