@@ -106,7 +106,7 @@ def open_foreign(path: Path) -> Contents:
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
     loaded = _load(path)
-    state = _find_state(loaded)
+    state = _find_state(loaded, set())
     if state is None:
         raise CheckpointError(
             f"{path} holds no state dict", "expected named tensors, alone or under 'state_dict' or 'model'"
@@ -119,13 +119,13 @@ def open_foreign(path: Path) -> Contents:
             or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
         ):
             raise CheckpointError(f"{path}: the tensor {clean(name, 80)} claims more data than the file holds")
-    return Contents("written by torch.save", state, plain_values(loaded))
+    return Contents("written by torch.save", state, plain_values(loaded, set()))
 
 
 def _metadata(body: bytes) -> dict[str, str | int | float | bool]:
     """Return the texts in the header of a safetensors file, which `parse` has checked."""
     header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
-    return plain_values(header.get("__metadata__") or {})
+    return plain_values(header.get("__metadata__") or {}, set())
 
 
 def _load(path: Path) -> Any:
@@ -190,17 +190,20 @@ def _check_zip(path: Path) -> None:
         raise CheckpointError(f"{path} is not an archive written by torch.save")
 
 
-def _find_state(loaded: Any, depth: int = 0) -> dict[str, Tensor] | None:
+def _find_state(loaded: Any, seen: set[int], depth: int = 0) -> dict[str, Tensor] | None:
     """Find the largest mapping of names to tensors, at most three levels down; None if there is none.
 
     Several mappings of similar size (such as of a teacher and a student) are joined, with their keys as name prefixes.
     The state of an optimizer, which numbers its tensors or has its own key, is left out.
+
+    seen: ids of the mappings that were searched; each is searched once, since a file may nest one in itself a thousand times.
     """
-    if not isinstance(loaded, Mapping) or depth > 3:
+    if not isinstance(loaded, Mapping) or depth > 3 or id(loaded) in seen:
         return None
+    seen.add(id(loaded))
     named = {key: value for key, value in loaded.items() if isinstance(key, str) and not key.startswith("optimizer")}
     tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
-    inner = {key: state for key, value in named.items() if (state := _find_state(value, depth + 1))}
+    inner = {key: state for key, value in named.items() if (state := _find_state(value, seen, depth + 1))}
     most = max(map(len, inner.values()), default=0)
     if len(tensors) >= most:
         return tensors or None

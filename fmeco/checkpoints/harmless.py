@@ -77,17 +77,21 @@ def stand_ins() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     return [(stand_in, name) for name, stand_in in HARMLESS.items()]
 
 
-def plain_values(loaded: Any, name: str = "", depth: int = 0) -> dict[str, str | int | float | bool]:
-    """Collect the texts and numbers of a loaded file by dotted name, at most three levels down, such as args.model."""
+def plain_values(loaded: Any, seen: set[int], name: str = "", depth: int = 0) -> dict[str, str | int | float | bool]:
+    """Collect the texts and numbers of a loaded file by dotted name, at most three levels down, such as args.model.
+
+    seen: ids of the mappings that were searched; each is searched once.
+    """
     if isinstance(loaded, Place):
         loaded = str(loaded)
     if isinstance(loaded, str | int | float | bool):
         return {name: loaded}
     inner = loaded.fields if isinstance(loaded, Record) else loaded
-    if not isinstance(inner, Mapping) or depth > 3:
+    if not isinstance(inner, Mapping) or depth > 3 or id(inner) in seen:
         return {}
+    seen.add(id(inner))
     found: dict[str, str | int | float | bool] = {}
     for key, value in inner.items():
         if isinstance(key, str):
-            found |= plain_values(value, f"{name}.{key}" if name else key, depth + 1)
+            found |= plain_values(value, seen, f"{name}.{key}" if name else key, depth + 1)
     return found

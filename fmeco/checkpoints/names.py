@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from fmeco.errors import CheckpointError, ConfigError, clean, listing
 HANDED_ON = ("teacher", "encoder_q", "online", "online_network", "online_encoder")
 COUNTER = "num_batches_tracked"  # of a batch norm; it does not change outputs, and old files lack it
 PATIENCE = 20.0  # seconds for all rules of transfer.rename
+HEADS = ("in the source, without a place", "wanted, not in the source")
 SHOWN = 12  # rows of names that an error shows side by side
 
 # A process of its own applies the rules: a regular expression may backtrack for ever, and within a process nothing can
@@ -112,12 +114,23 @@ def best_prefix(names: Sequence[str], expected: Mapping[str, Tensor], source: st
     )
 
 
-def in_order(state: Mapping[str, Tensor], backbone: Backbone) -> tuple[dict[str, str], str]:
+class Ordered(NamedTuple):
+    """Hold tensors of a source that were paired with those of a backbone by order.
+
+    pairs: source's name -> backbone's name.
+    problem: why they do not fit; "" if all shapes agree.
+    at: number of the first pair that does not agree; None if the problem is another.
+    """
+
+    pairs: dict[str, str]
+    problem: str = ""
+    at: int | None = None
+
+
+def in_order(state: Mapping[str, Tensor], backbone: Backbone) -> Ordered:
     """Pair the tensors of a source with those of a backbone in the order in which each lists them.
 
     The counters of batch norms may be missing in the source, and a class layer may follow at its end.
-
-    Returns (source's name -> backbone's name, why they do not fit), the second "" if all shapes agree.
     """
     expected = backbone.library.state_dict()
     counted = any(name.endswith(COUNTER) for name in state)
@@ -127,25 +140,24 @@ def in_order(state: Mapping[str, Tensor], backbone: Backbone) -> tuple[dict[str,
     pairs = dict(zip(names[:both], wanted[:both], strict=True))
     extra = [state[name] for name in names[len(wanted) :]]
     if len(names) < len(wanted):
-        return pairs, f"the source has {len(names)} tensors, the backbone {len(wanted)}"
+        return Ordered(pairs, f"the source has {len(names)} tensors, the backbone {len(wanted)}")
     if any(not tensor.ndim for tensor in extra) or len({tensor.shape[0] for tensor in extra}) > 1:
-        return (
-            pairs,
-            f"the source has {len(names)} tensors, the backbone {len(wanted)}, and the others are no class layer",
+        return Ordered(
+            pairs, f"the source has {len(names)} tensors, the backbone {len(wanted)}, and the others are no class layer"
         )
     plain = [name for name in names if not name.endswith(COUNTER)]
     if len(plain) > 1 and plain == sorted(plain):
-        return (
-            pairs,
-            "the source lists its tensors by the alphabet, as safetensors does, and not as the network was built",
+        return Ordered(
+            pairs, "the source lists its tensors by the alphabet, as safetensors does, and not as the network was built"
         )
     fitted, _ = backbone.adapt({mine: state[theirs] for theirs, mine in pairs.items()})
     ends = {_end(name) for name in wanted}
-    for theirs, mine in pairs.items():
+    for at, (theirs, mine) in enumerate(pairs.items()):
         same = fitted[mine].shape == expected[mine].shape
         if not same or (_end(theirs) in ends and _end(theirs) != _end(mine)):
-            return pairs, f"{described(theirs, state[theirs])} is beside {described(mine, expected[mine])}"
-    return pairs, ""
+            problem = f"{described(theirs, state[theirs])} is beside {described(mine, expected[mine])}"
+            return Ordered(pairs, problem, at)
+    return Ordered(pairs)
 
 
 def _end(name: str) -> str:
@@ -158,12 +170,15 @@ def described(name: str, tensor: Tensor) -> str:
     return f"{clean(name, 120)} {tuple(tensor.shape)}"
 
 
-def side_by_side(theirs: Sequence[str], wanted: Sequence[str]) -> list[str]:
-    """Format names of a source and of a backbone as the lines of a table; counts those that it does not show."""
+def side_by_side(theirs: Sequence[str], wanted: Sequence[str], heads: tuple[str, str] = HEADS) -> list[str]:
+    """Format names of a source and of a backbone as the lines of a table; counts those that it does not show.
+
+    heads: of the two columns.
+    """
     rows = list(itertools.zip_longest(theirs[:SHOWN], wanted[:SHOWN], fillvalue=""))
     more = [f"and {len(names) - SHOWN} more" if len(names) > SHOWN else "" for names in (theirs, wanted)]
     if any(more):
         rows.append((more[0], more[1]))
-    rows.insert(0, ("in the source, without a place", "wanted, not in the source"))
+    rows.insert(0, heads)
     width = max(len(left) for left, _ in rows)
     return [f"{left:<{width}}  {right}".rstrip() for left, right in rows]

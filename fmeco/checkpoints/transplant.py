@@ -173,7 +173,7 @@ def _ways_out(
             '--set \'transfer.rename={"^their_name": "our_name"}\''
         )
     inside = {name: tensor for name, tensor in state.items() if name.startswith(naming.prefix or "")}
-    if naming.match == "names" and report.missing and not in_order(inside, backbone)[1]:
+    if naming.match == "names" and report.missing and not in_order(inside, backbone).problem:
         hints.append(
             "in their order, all tensors agree in shape: --set transfer.match=order pairs them so, and prints each pair to check"
         )
@@ -222,10 +222,19 @@ def _by_order(
     theirs: name in `state` -> source's name.
     report: to which tensors that are left out are added.
     """
-    pairs, problem = in_order(state, backbone)
+    pairs, problem, at = in_order(state, backbone)
     if problem:
+        lines = [f"transfer.match: order: {report.source} does not fit this backbone in order: {problem}"]
+        if at is not None:
+            expected = backbone.library.state_dict()
+            near = list(pairs.items())[max(0, at - 3) : at + 4]
+            left, right = zip(
+                *((described(theirs[name], state[name]), described(mine, expected[mine])) for name, mine in near),
+                strict=True,
+            )
+            lines += side_by_side(left, right, ("in the source", "in the backbone"))
         raise CheckpointError(
-            f"transfer.match: order: {report.source} does not fit this backbone in order: {problem}",
+            "\n  ".join(lines),
             "" if report.renamed else "pair them by name, with rules of transfer.rename where the names differ",
         )
     report.left_out += sorted(theirs[name] for name in state if name not in pairs)

@@ -198,3 +198,13 @@ def test_a_folder_of_runs_or_an_archive_is_not_taken_for_weights(fmeco: Fmeco) -
     answer = fmeco("info", "weights.tar")
     assert answer.code == 4
     assert "it is an archive of several files; unpack it" in answer.err
+
+
+def test_a_file_that_nests_itself_is_read_in_no_time(fmeco: Fmeco) -> None:
+    nested: dict[str, Any] = {"w": torch.zeros(2)}
+    for _ in range(4):
+        nested = {f"k{number}": nested for number in range(2000)}
+    nested["itself"] = nested
+    torch.save({"state_dict": network().state_dict(), "args": nested}, "laughs.pth")
+    assert len(foreign.read_foreign(Path("laughs.pth"))) == 6
+    assert fmeco("info", "laughs.pth", "--json").json["tensors"] == 6

@@ -114,6 +114,10 @@ def test_order_is_proposed_taken_when_asked_and_only_where_all_agrees() -> None:
         with pytest.raises(CheckpointError, match=why) as caught:
             transplant(one, dict(wrong), source="x", naming=order, allow_partial=True)
         assert "match=order" not in "".join(caught.value.hints)
+    with pytest.raises(
+        CheckpointError, match=r"(?s)in the source +in the backbone\n *op0\.weight \(64, 3, 7, 7\) +conv1\.weight"
+    ):
+        transplant(one, dict([items[0], items[2], items[1], *items[3:]]), source="x", naming=order)
 
 
 class Stack(Backbone):
