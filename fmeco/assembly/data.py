@@ -25,15 +25,17 @@ def read_data(run_source: RunSource, own_data: Data | None = None) -> RunData:
 
     Raises ConfigError, DataError, and CheckpointError for data of another modality than the source's.
     """
-    data = own_data or _build(run_source)
+    data = own_data or build_data(run_source)
     if run_source.source is not None:
-        _check_modality(run_source, data.spec)
+        check_modality(run_source, data.spec)
     data = fraction(_cached(data, run_source.config), run_source.config.train.label_fraction, run_source.config.seed)
     return RunData(run_source, described(data))
 
 
-def _build(run_source: RunSource) -> Data:
+def build_data(run_source: RunSource, *, whole: bool = False) -> Data:
     """Build the dataset.
+
+    whole: use a path without split folders as one split.
 
     With transfer.cross_modality, data of another modality is not preprocessed as the source's was: only weights are
     transferred.
@@ -43,7 +45,7 @@ def _build(run_source: RunSource) -> Data:
         raise ConfigError("dataset: missing", "add `dataset: {name: ...}` to the config, or --dataset X")
 
     def build(known: DataSpec | None) -> Data:
-        data: Data = chosen.plugin.build({"known": known, "whole": False, "arch": chosen.arch}, chosen.options)
+        data: Data = chosen.plugin.build({"known": known, "whole": whole, "arch": chosen.arch}, chosen.options)
         return data
 
     modality = chosen.plugin.modality
@@ -54,7 +56,7 @@ def _build(run_source: RunSource) -> Data:
     return build(known) if not modality and data.spec.modality == known.modality else data
 
 
-def _check_modality(run_source: RunSource, spec: DataSpec) -> None:
+def check_modality(run_source: RunSource, spec: DataSpec) -> None:
     """Refuse data of another modality than the source's, unless transfer.cross_modality is set."""
     source = run_source.source
     assert source is not None

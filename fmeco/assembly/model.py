@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from fmeco.assembly import defaults
 from fmeco.assembly.stages import Origin, RunData, RunModel, RunSource
-from fmeco.checkpoints.transplant import Report, carry_rows, split_state, transplant
+from fmeco.checkpoints.refs import Source
+from fmeco.checkpoints.transplant import Naming, Report, carry_rows, split_state, transplant
 from fmeco.config.check import DEFAULT_NAMES, choose
 from fmeco.config.run_config import Choice
+from fmeco.config.sections import Carry
 from fmeco.core.augment import Augment
 from fmeco.core.data import Data
 from fmeco.core.model import Backbone, Objective
@@ -61,7 +63,7 @@ def build_model(run_data: RunData) -> RunModel:
     return RunModel(
         run_data=run_data,
         config=dataclasses.replace(
-            config, backbone=backbone_section, objective=objective_section, augment=augment_section
+            config, backbone=backbone_section, backbone_keys=None, objective=objective_section, augment=augment_section
         ),
         objective=objective,
         augment=augment,
@@ -133,13 +135,24 @@ def roles_of(objective: Objective) -> Roles:
     return {name: role(name, p) for name, p in learning.items()}
 
 
+def load_weights(backbone: Backbone, source: Source, carry: Carry) -> Report:
+    """Load a source's weights into a backbone, as the keys of `transfer:` say. Raises CheckpointError, ConfigError."""
+    by_user = source.backbone if source.checkpoint is None else None
+    return transplant(
+        backbone,
+        source.state,
+        source=source.ref,
+        allow_partial=carry.allow_partial,
+        naming=Naming(carry.prefix, carry.rename, carry.match),
+        architecture=by_user.spelled if by_user is not None else "",
+    )
+
+
 def _transplant(run_data: RunData, objective: Objective) -> Report:
     """Load the source's backbone, and the head rows of classes that both tasks have."""
     source, carry, spec = run_data.run_source.source, run_data.run_source.config.carry, run_data.data.spec
     assert source is not None
-    report = transplant(
-        objective.product, source.state, source=source.ref, allow_partial=carry.allow_partial, prefix=carry.prefix
-    )
+    report = load_weights(objective.product, source, carry)
     if source.spec.modality != spec.modality:
         report.crossing = f"{source.spec.modality} -> {spec.modality}"
     rows: Mapping[str, Sequence[str]] = {}

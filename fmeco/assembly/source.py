@@ -26,7 +26,7 @@ def read_source(config: RunConfig, ranks: Ranks, backbone: Backbone | None, resu
     Raises ConfigError, CheckpointError, ResourceError.
     """
     section = refs.completed(config.backbone) if config.backbone is not None else None
-    source = _source(config.source, section, backbone) if resumed is None else None
+    source = _source(config, section, backbone) if resumed is None else None
     teachers = _teachers(config.objective, resumed)
     known: DataSpec | None
     if resumed is not None:  # the data is read as it was before the run was stopped
@@ -38,14 +38,14 @@ def read_source(config: RunConfig, ranks: Ranks, backbone: Backbone | None, resu
     return RunSource(complete, ranks, source, teachers, resumed, backbone, known)
 
 
-def _source(ref: str | None, section: Choice | None, own_backbone: Backbone | None) -> refs.Source | None:
+def _source(config: RunConfig, section: Choice | None, own_backbone: Backbone | None) -> refs.Source | None:
     """Load the weights that --from names, or else the backbone's `weights`; None if neither is set."""
-    weights = _weights(section)
+    ref, weights = config.source, _weights(section)
     if ref is not None and own_backbone is not None:
         saved = refs.find_checkpoint(ref)
         return refs.Source(ref, None, saved.tensors("backbone"), refs.spec_of(saved), saved, saved.meta["licence"])
     if ref is not None:
-        return refs.resolve(ref, section)
+        return refs.resolve(ref, section, config.backbone_keys)
     if section is None or weights is None:
         return None
     if os.path.exists(weights):

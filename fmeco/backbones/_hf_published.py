@@ -79,24 +79,26 @@ def read_config(arch: str) -> dict[str, Any]:
 
 
 def weight_files(arch: str) -> list[str]:
-    """List the file names of a model's weights: model.safetensors, its shards, or pytorch_model.bin.
+    """List the file names of a model's weights: model.safetensors or pytorch_model.bin, or the shards of either.
 
     Raises ConfigError if the model has none of them.
     """
-    if local_file(arch, "model.safetensors") is not None:
-        return ["model.safetensors"]
-    index = local_file(arch, "model.safetensors.index.json")
-    if index is not None:
-        files = read_json(index).get("weight_map")
-        names = sorted(set(files.values())) if isinstance(files, dict) else []
-        if not names or not all(
-            isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*\.safetensors", name) for name in names
-        ):
-            raise ConfigError(f"{clean(index)}: weight_map must name .safetensors files of the same folder")
-        return names
-    if local_file(arch, "pytorch_model.bin") is not None:
-        return ["pytorch_model.bin"]
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if local_file(arch, name) is not None:
+            return [name]
+        index = local_file(arch, f"{name}.index.json")
+        if index is not None:
+            return _shards(index, name.rpartition(".")[2])
     raise ConfigError(f"{clean(place(arch, 'model.safetensors'))}: no such file, and no pytorch_model.bin")
+
+
+def _shards(index: Path, suffix: str) -> list[str]:
+    """List the files that an index names. Raises ConfigError for one with another suffix, or outside the folder."""
+    files = read_json(index).get("weight_map")
+    names = list(files.values()) if isinstance(files, dict) else []
+    if not names or not all(isinstance(name, str) and re.fullmatch(rf"[\w-][\w.-]*\.{suffix}", name) for name in names):
+        raise ConfigError(f"{clean(index)}: weight_map must name .{suffix} files of the same folder")
+    return sorted(set(names))
 
 
 def licence(arch: str) -> str | None:

@@ -23,21 +23,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors import torch as safetensors
 from torch import Tensor
 
 from fmeco.checkpoints import schema
+from fmeco.checkpoints.tensors import parse, refuse_nonfinite
 from fmeco.core.data import DECODE_RULE, DataSpec
-from fmeco.errors import CheckpointError, clean, listing
+from fmeco.errors import CheckpointError, clean
 from fmeco.files import regular
 
 FORMAT = 1
 # format number -> pure function that turns its meta.json into that of the next format
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 MANIFEST, META, TRAINER = "manifest.json", "meta.json", "trainer.json"
-_DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
-_NAME = re.compile(r"[A-Za-z0-9_.\-/:\[\]]{1,300}")
 STEP = re.compile(r"step-(\d{8,})")  # name of a checkpoint directory
 
 
@@ -194,47 +191,5 @@ def _read_file(path: Path, limit: int) -> bytes:
 
 
 def unpack(body: bytes, source: Path) -> dict[str, Tensor]:
-    """Parse the named tensors of a safetensors file. source: path for messages.
-
-    Stricter than the format: raises CheckpointError also for duplicate names, unusual names or types, NaN and infinity.
-    """
-
-    def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len({key for key, _ in pairs}) < len(pairs):
-            raise ValueError("a name appears twice")
-        return dict(pairs)
-
-    try:
-        size = int.from_bytes(body[:8], "little")
-        if size > min(len(body), 100 << 20):
-            raise ValueError("the header is longer than the file")
-        header = json.loads(body[8 : 8 + size], object_pairs_hook=without_duplicates)
-        header.pop("__metadata__", None)
-        for name, entry in header.items():
-            if not _NAME.fullmatch(name) or entry["dtype"] not in _DTYPES:
-                raise ValueError(f"the tensor {clean(name, 80)} has a name or type that is not allowed")
-        tensors: dict[str, Tensor] = safetensors.load(body)
-    except (
-        SafetensorError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-        MemoryError,
-        OverflowError,
-    ) as error:
-        raise CheckpointError(f"{source} is not a valid safetensors file: {clean(error, 200)}") from None
-    return refuse_nonfinite(tensors, source)
-
-
-def refuse_nonfinite(tensors: dict[str, Tensor], source: Path) -> dict[str, Tensor]:
-    """Return the tensors. Raises CheckpointError if one contains NaN or infinity."""
-    if bad := nonfinite(tensors):
-        raise CheckpointError(f"{source}: not finite (NaN or infinity) in {listing(bad, 5)}")
-    return tensors
-
-
-def nonfinite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Return the names of the tensors that contain NaN or infinity."""
-    return [name for name, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]
+    """Parse the named tensors of a safetensors file, as `parse` does. Raises CheckpointError also for NaN and infinity."""
+    return refuse_nonfinite(parse(body, source), source)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fmeco.checkpoints import foreign, pointers
+from fmeco.checkpoints import foreign, pointers, shards
 from fmeco.checkpoints import format as checkpoint
 from fmeco.checkpoints.schema import HINT, check
 from fmeco.config.check import choose
@@ -27,7 +28,11 @@ from fmeco.files import absence
 from fmeco.log import say
 from fmeco.plugins.registry import plugins, require
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
+NO_HEAD = "this command needs a run or a checkpoint, which has a trained head and knows its data"
+TAKERS = (
+    "finetune and pretrain (--from), check, probe, rank, embed and info take such weights; a file needs --set backbone=NAME, "
+    "except for info"
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Source:
     licence: str | None = None
 
 
-_sources: dict[tuple[str, str], Source] | None = None  # cache of `held`; None = do not cache
+_sources: dict[tuple[str, str, str], Source] | None = None  # cache of `held`; None = do not cache
 
 
 @contextlib.contextmanager
@@ -71,19 +76,25 @@ def find_checkpoint(ref: str | Path) -> checkpoint.Checkpoint:
     """
     path = pointers.follow(Path(ref))
     if not path.exists():
+        if _is_published(str(ref)):
+            raise ConfigError(f"{clean(ref)} names published weights: {NO_HEAD}", TAKERS)
         runs = [str(run) for run in Path("runs").glob("*")]
         raise ConfigError(
             f"{clean(ref)}: no such run, checkpoint or file{nearest(str(ref), runs)}",
             "a REF is a path; pretrain, finetune, probe and rank also accept published weights: torchvision/resnet18@DEFAULT",
         )
     if not path.is_dir():
-        what = "it is a file" if path.is_file() else absence(path)
+        if path.is_file():
+            raise _no_checkpoint(path, ref)
+        what = absence(path)
         raise CheckpointError(f"{clean(ref)}: {what}, and not the directory of a run or checkpoint")
     if not (path / checkpoint.MANIFEST).exists():
         found = pointers.find(path / "checkpoints" if (path / "checkpoints").is_dir() else path, "best")
         if found is None:
             if (path / "config.yaml").exists():
                 raise CheckpointError(f"{clean(ref)} has no checkpoint yet", f"fmeco resume {clean(ref)}")
+            if _has_weights(path):
+                raise _no_checkpoint(path, ref)
             runs = [str(run.parent) for run in sorted(path.glob("*/config.yaml"))]
             hint = f"it holds the runs {listing(runs)}" if runs else ""
             raise CheckpointError(
@@ -91,6 +102,44 @@ def find_checkpoint(ref: str | Path) -> checkpoint.Checkpoint:
             )
         path = found
     return checkpoint.open_checkpoint(path.resolve())
+
+
+def _no_checkpoint(path: Path, ref: str | Path) -> FmecoError:
+    """Make the error for a path that a command takes for a run or checkpoint, and that holds other weights, or none."""
+    if path.is_file() and shards.find_weights(path) is None:
+        return CheckpointError(f"{clean(ref)}: it is a file, and not the directory of a run or checkpoint")
+    what = "is a file of weights" if path.is_file() else "is a folder with weights of another tool"
+    return CheckpointError(f"{clean(ref)} {what}: {NO_HEAD}", TAKERS)
+
+
+def is_bare(ref: str | Path) -> bool:
+    """Tell whether a REF names weights that no run of fmeco made: a file, a folder of another tool, or published ones."""
+    path = pointers.follow(Path(ref))
+    return _is_published(str(ref)) if not path.exists() else weights_of_others(path) is not None
+
+
+def weights_of_others(path: Path) -> Path | None:
+    """Return the weights in a file or folder of another tool; None if there are none, or it is a run or checkpoint, or holds runs."""
+    ours = [path / name for name in (checkpoint.MANIFEST, "config.yaml", "checkpoints")]
+    if any(file.exists() for file in ours) or any(path.glob("*/config.yaml")):
+        return None
+    return shards.find_weights(path)
+
+
+def _has_weights(path: Path) -> bool:
+    """Tell whether a folder holds weights of another tool, if only several that a REF must choose from."""
+    try:
+        return weights_of_others(path) is not None
+    except ConfigError:
+        return True
+
+
+def _is_published(ref: str) -> bool:
+    """Tell whether a REF is spelled as published weights, SOURCE/ARCH@WEIGHTS, of a backbone that there is."""
+    name, at, _ = ref.partition("@")
+    with contextlib.suppress(FmecoError):
+        return bool(at) and choose("backbone", {"name": name}).arch is not None
+    return False
 
 
 def check_needs(saved: checkpoint.Checkpoint, ref: str | Path, *kinds: str) -> None:
@@ -157,32 +206,35 @@ def _named(kind: str, section: Any) -> Iterator[tuple[str, str]]:
                 yield from _named(inner, nested)
 
 
-def resolve(ref: str, backbone: Choice | None) -> Source:
+def resolve(ref: str, backbone: Choice | None, keys: Mapping[str, Any] | None = None) -> Source:
     """Load the weights that a REF names.
 
     backbone: backbone section of the config. A file of another tool needs it; for other weights it may be None.
+    keys: keys of that section that the config sets; the others are the REF's. None for all.
 
     Raises ConfigError, CheckpointError and ResourceError.
     """
     if _sources is None:
-        return _resolve(ref, backbone)
-    key = (ref, repr(backbone))
+        return _resolve(ref, backbone, keys)
+    key = (ref, repr(backbone), repr(keys))
     if key not in _sources:
-        _sources[key] = _resolve(ref, backbone)
+        _sources[key] = _resolve(ref, backbone, keys)
     return _sources[key]
 
 
-def _resolve(ref: str, backbone: Choice | None) -> Source:
+def _resolve(ref: str, backbone: Choice | None, keys: Mapping[str, Any] | None) -> Source:
     """Load the weights that a REF names, without the cache of `held`."""
     path = pointers.follow(Path(ref))
     if path.is_file():
         return _file(path, ref, backbone)
+    if path.is_dir() and (inside := weights_of_others(path)) is not None:
+        return _file(inside, ref, backbone)
     if path.exists() or "@" not in ref:
-        return _saved(ref, backbone)
+        return _saved(ref, backbone, keys)
     name, _, weights = ref.partition("@")
-    chosen = choose("backbone", {"name": name})
     if backbone is None:
-        return published(completed(chosen), weights)
+        return published(completed(choose("backbone", {"name": name, **(keys or {})})), weights)
+    chosen = choose("backbone", {"name": name})
     if backbone.spelled != chosen.spelled:
         raise ConfigError(f"the config's backbone ({backbone.spelled}) contradicts {clean(ref)}")
     return published(backbone, weights)
@@ -190,12 +242,15 @@ def _resolve(ref: str, backbone: Choice | None) -> Source:
 
 def _file(path: Path, ref: str, backbone: Choice | None) -> Source:
     """Load the weights in a file of another tool."""
-    if path.suffix not in SUFFIXES:
-        raise ConfigError(f"{clean(ref)} is not a file of weights", f"supported suffixes: {', '.join(SUFFIXES)}")
+    if shards.find_weights(path) is None:
+        raise ConfigError(
+            f"{clean(ref)} is not a file of weights", f"supported suffixes: {', '.join(foreign.SUFFIXES)}"
+        )
     if backbone is None:
         raise ConfigError(
             f"{clean(ref)} does not state its architecture",
             "add the line `backbone: NAME` to the config, or --set backbone=NAME; `fmeco list backbones` shows the names",
+            as_model(path),
         )
     describe = getattr(backbone.plugin.load(), "preprocessing", None)
     spec = describe(backbone.arch) if describe is not None else None
@@ -203,11 +258,28 @@ def _file(path: Path, ref: str, backbone: Choice | None) -> Source:
     if spec is None:
         whose, spec = _assumed(backbone, ref)
     say(f"{path.name} does not state its preprocessing; assuming {whose} ({show_preprocessing(spec)})")
-    return Source(str(path), backbone, foreign.read_foreign(path), _decoded_anew(spec))
+    return Source(str(path), backbone, shards.read_weights(path), _decoded_anew(spec))
 
 
-def _saved(ref: str, backbone: Choice | None) -> Source:
-    """Load the backbone of a run or checkpoint. Raises ConfigError if the config's backbone differs from it."""
+def as_model(path: Path) -> str:
+    """Say how to name a folder of another library's model as a REF; "" if `path` is not the weights of one."""
+    readers = [plugin.name for plugin in plugins("backbones").values() if plugin.open]
+    if not readers or not (path.parent / "config.json").is_file():
+        return ""
+    folder = os.path.relpath(path.parent)
+    folder = os.path.abspath(folder) if folder.startswith("..") else f"./{folder}"
+    return f"its folder is a model with a config.json: {clean(f'{readers[0]}/{folder}@DEFAULT')} knows its architecture"
+
+
+def _resolved(backbone: Choice) -> str:
+    """Return the name of a backbone, with the path of a folder in it made absolute."""
+    arch = backbone.arch or ""
+    is_path = backbone.plugin.open and arch.startswith((".", "/"))
+    return f"{backbone.name}/{os.path.realpath(arch)}" if is_path else backbone.spelled
+
+
+def _saved(ref: str, backbone: Choice | None, keys: Mapping[str, Any] | None) -> Source:
+    """Load the backbone of a run or checkpoint. Raises ConfigError if the config names another backbone."""
     saved = find_checkpoint(ref)
     check_needs(saved, ref, "backbones")
     raw = saved.meta["config"].get("backbone")
@@ -217,12 +289,17 @@ def _saved(ref: str, backbone: Choice | None) -> Source:
             "pass it again: fmeco.finetune(..., backbone=...)",
         )
     chosen = section_of(saved, "backbone")
-    if backbone is not None and (backbone.spelled != chosen.spelled or _structure(backbone) != _structure(chosen)):
+    if backbone is not None and _resolved(backbone) != _resolved(chosen):
         raise ConfigError(
-            f"the config's backbone ({backbone.spelled} {dict(backbone.options)}) contradicts the checkpoint's "
-            f"({chosen.spelled} {dict(chosen.options)})",
-            "remove `backbone:` from the config: the checkpoint's is used",
+            f"the config's backbone ({backbone.spelled}) contradicts the checkpoint's ({chosen.spelled})",
+            "remove `backbone:` from the config, or its name: the checkpoint's is used, with the keys that you set",
         )
+    if keys is None and backbone is not None:
+        keys = backbone.options
+    chosen, before = choose("backbone", {**raw, **(keys or {})}), chosen
+    for key, old in before.options.items():
+        if chosen.options[key] != old and key != "weights":  # which only says where values came from
+            say(f"backbone.{key}: {clean(chosen.options[key], 80)} instead of {clean(old, 80)} in {clean(ref)}")
     return Source(str(ref), chosen, saved.tensors("backbone"), spec_of(saved), saved, saved.meta["licence"])
 
 
@@ -286,8 +363,3 @@ def _assumed(backbone: Choice, ref: str) -> tuple[str, DataSpec]:
         )
     whose, spec = assume()
     return whose, spec
-
-
-def _structure(backbone: Choice) -> dict[str, Any]:
-    """Return the options that define the architecture, without `weights`, which only says where values come from."""
-    return {key: value for key, value in backbone.options.items() if key != "weights"}

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fmeco.checkpoints.format import Checkpoint
+from fmeco.checkpoints.names import COUNTER, best_prefix, described, in_order, rename, side_by_side
 from fmeco.core.model import Backbone, Objective
 from fmeco.core.target import nfc
 from fmeco.errors import CheckpointError, clean, listing
-
-# Names of the network to load if a file holds several and no `prefix` is set, as in the papers: DINO's teacher, MoCo's
-# query encoder, BYOL's online network.
-HANDED_ON = ("teacher", "encoder_q", "online", "online_network", "online_encoder")
 
 MINIMUM = 0.95  # share of the backbone's parameters below which loading is refused
 
@@ -30,6 +26,9 @@ class Report:
     share: share of the backbone's parameters that were loaded, 0..1.
     crossing: such as "image -> audio", if the source's data has another modality; "" = the same.
     prefix: prefix that was removed from the source's names.
+    renamed: rules of `transfer.rename`, with the number of names that each fitted.
+    match: how tensors were paired: by "names" or by "order".
+    pairs: source's name -> backbone's name of each loaded tensor, if they were renamed or paired by order.
     loaded: tensors that were loaded.
     reshaped: those of them that were reshaped first (`Backbone.adapt`).
     missing: tensors of the backbone that the source lacks; they keep their initial values.
@@ -44,6 +43,9 @@ class Report:
     share: float = 0.0
     crossing: str = ""
     prefix: str = ""
+    renamed: dict[str, int] = field(default_factory=dict)
+    match: str = "names"
+    pairs: dict[str, str] = field(default_factory=dict)
     loaded: list[str] = field(default_factory=list)
     reshaped: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -62,6 +64,11 @@ class Report:
             out.append(f"  across modalities, {self.crossing}: --control scratch measures whether they help there")
         if self.prefix:
             out.append(f"  removed the prefix '{self.prefix}' from their names")
+        for rule, count in self.renamed.items():
+            out.append(f"  renamed by {clean(rule, 200)}: {count} name{'' if count == 1 else 's'}")
+        if self.match == "order":
+            out.append(f"  {len(self.pairs)} tensors paired by order, in the source and in the backbone:")
+            out += [f"    {clean(theirs, 120)} -> {mine}" for theirs, mine in self.pairs.items()]
         for label, names in (
             ("reshaped", self.reshaped),
             ("not in the source, kept as initialised", self.missing),
@@ -80,34 +87,116 @@ class Report:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Naming:
+    """Say which tensor of a source belongs to which of a backbone.
+
+    prefix: prefix of the backbone's tensor names in the source; None = find it.
+    rename: regular expression -> replacement, applied to the source's names in order.
+    match: pair tensors by their names, or by their order.
+    """
+
+    prefix: str | None = None
+    rename: Mapping[str, str] = field(default_factory=dict)
+    match: Literal["names", "order"] = "names"
+
+
+class Sorted(NamedTuple):
+    """Hold the tensors of a source, sorted by what is done with them.
+
+    accepted: tensors to load, by the backbone's names.
+    strange: descriptions of the tensors that have no place in the backbone.
+    report: with all but the share.
+    """
+
+    accepted: dict[str, Tensor]
+    strange: list[str]
+    report: Report
+
+
 def transplant(
     backbone: Backbone,
     state: Mapping[str, Tensor],
     *,
     source: str,
     allow_partial: bool = False,
-    prefix: str | None = None,
+    naming: Naming = Naming(),
+    architecture: str = "",
 ) -> Report:
     """Load weights into a backbone. Returns a report on every tensor.
 
     state: tensors of the source, by name.
     source: REF of the weights, for messages.
     allow_partial: load the tensors that fit, whatever the others are.
-    prefix: prefix of the backbone's tensor names in `state`; None = find it.
+    architecture: name of the backbone, if the user chose it for these weights.
 
     Unless `allow_partial`, raises CheckpointError if less than MINIMUM of the parameters would be loaded, batch-norm
-    statistics are missing, or the source has tensors of another architecture.
+    statistics are missing, or the source has tensors of another architecture. Always raises it if no parameter would be.
     """
     library = backbone.library
     expected = library.state_dict()
+    accepted, strange, report = _sort(backbone, state, source, naming)
+    weights = {name: parameter.numel() for name, parameter in library.named_parameters()}
+    report.share = sum(n for name, n in weights.items() if name in accepted) / max(1, sum(weights.values()))
+    # Without its running statistics a trained batch norm gives wrong outputs, so one missing tensor of them is an error.
+    statistics = [name for name in report.missing if name not in weights]
+    nothing = not any(name in accepted for name in weights)
+    if nothing or ((report.share < MINIMUM or report.unexpected or statistics) and not allow_partial):
+        what = "no parameter" if nothing else f"{report.share:.1%} of its parameters"
+        lines = [f"of another shape: {listing(report.mismatched, 6)}"] if report.mismatched else []
+        if strange or report.missing:
+            counted = any(name.endswith(COUNTER) for name in report.unexpected)  # then both sides count alike
+            absent = {*report.missing, *(name for name in expected if counted and name.endswith(COUNTER))}
+            wanted = [name for name in expected if name in absent and name not in accepted]
+            lines += side_by_side(strange, [described(name, expected[name]) for name in wanted])
+        raise CheckpointError(
+            "\n  ".join([f"{source} does not fit this backbone: {what} would be loaded", *lines]),
+            *_ways_out(backbone, state, report, naming, architecture),
+            ""
+            if nothing or allow_partial
+            else "--allow-partial loads the tensors that fit and leaves the others as initialised",
+        )
+    with torch.no_grad():
+        for name, tensor in accepted.items():
+            expected[name].copy_(tensor)
+    return report
+
+
+def _ways_out(
+    backbone: Backbone, state: Mapping[str, Tensor], report: Report, naming: Naming, architecture: str
+) -> list[str]:
+    """Suggest keys that the user has not given yet, for weights that do not fit."""
+    hints = []
+    if report.unexpected and report.missing and not naming.rename:
+        hints.append(
+            "the same network under other names? transfer.rename changes names by regular expressions: "
+            '--set \'transfer.rename={"^their_name": "our_name"}\''
+        )
+    inside = {name: tensor for name, tensor in state.items() if name.startswith(naming.prefix or "")}
+    if naming.match == "names" and report.missing and not in_order(inside, backbone).problem:
+        hints.append(
+            "in their order, all tensors agree in shape: --set transfer.match=order pairs them so, and prints each pair to check"
+        )
+    if architecture:
+        hints.append(f"another architecture than {architecture}? `fmeco list backbones WORD` finds names")
+    return hints
+
+
+def _sort(backbone: Backbone, state: Mapping[str, Tensor], source: str, naming: Naming) -> Sorted:
+    """Sort the tensors of a source by their names in the backbone, without loading them. Raises CheckpointError, ConfigError."""
+    expected = backbone.library.state_dict()
+    new_names, counts = rename(list(state), naming.rename, source)
+    prefix = naming.prefix
     if prefix is None:
-        prefix = _best_prefix(state, expected, source)
-    elif not any(name.startswith(prefix) for name in state):
+        prefix = best_prefix(list(new_names.values()), expected, source) if naming.match == "names" else ""
+    elif not any(name.startswith(prefix) for name in new_names.values()):
         raise CheckpointError(f"transfer.prefix: no tensor of {source} begins with '{clean(prefix)}'")
-    report = Report(source, prefix=prefix)
-    available = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-    report.left_out = sorted(name for name in state if not name.startswith(prefix))
-    available, report.reshaped = backbone.adapt(available)
+    report = Report(source, prefix=prefix, renamed=counts, match=naming.match)
+    report.left_out = sorted(old for old, new in new_names.items() if not new.startswith(prefix))
+    theirs = {new.removeprefix(prefix): old for old, new in new_names.items() if new.startswith(prefix)}
+    if naming.match == "order":
+        theirs = _by_order(backbone, {new: state[old] for new, old in theirs.items()}, theirs, report)
+    available, report.reshaped = backbone.adapt({new: state[old] for new, old in theirs.items()})
     accepted: dict[str, Tensor] = {}
     for name, tensor in available.items():
         if name not in expected:
@@ -118,51 +207,38 @@ def transplant(
         else:
             accepted[name] = tensor
             report.loaded.append(name)
-    # Old files lack batch norm's counters, which do not change outputs.
-    report.missing = [name for name in expected if name not in available and not name.endswith("num_batches_tracked")]
-    weights = {name: parameter.numel() for name, parameter in library.named_parameters()}
-    report.share = sum(n for name, n in weights.items() if name in accepted) / max(1, sum(weights.values()))
-    # Without its running statistics a trained batch norm gives wrong outputs, so one missing tensor of them is an error.
-    statistics = [name for name in report.missing if name not in weights]
-    if (report.share < MINIMUM or report.unexpected or statistics) and not allow_partial:
-        problems = [
-            f"{label}: {listing(names, 6)}"
-            for label, names in (
-                ("of another shape", report.mismatched),
-                ("not in the source", report.missing),
-                ("no place for", report.unexpected),
+    report.missing = [name for name in expected if name not in available and not name.endswith(COUNTER)]
+    if naming.rename or naming.match == "order":
+        report.pairs = {theirs[name]: name for name in report.loaded if name in theirs}
+    strange = [described(theirs.get(name, name), available[name]) for name in report.unexpected]
+    return Sorted(accepted, strange, report)
+
+
+def _by_order(
+    backbone: Backbone, state: Mapping[str, Tensor], theirs: Mapping[str, str], report: Report
+) -> dict[str, str]:
+    """Pair all tensors by order. Returns backbone's name -> source's name. Raises CheckpointError if they do not agree.
+
+    theirs: name in `state` -> source's name.
+    report: to which tensors that are left out are added.
+    """
+    pairs, problem, at = in_order(state, backbone)
+    if problem:
+        lines = [f"transfer.match: order: {report.source} does not fit this backbone in order: {problem}"]
+        if at is not None:
+            expected = backbone.library.state_dict()
+            near = list(pairs.items())[max(0, at - 3) : at + 4]
+            left, right = zip(
+                *((described(theirs[name], state[name]), described(mine, expected[mine])) for name, mine in near),
+                strict=True,
             )
-            if names
-        ]
+            lines += side_by_side(left, right, ("in the source", "in the backbone"))
         raise CheckpointError(
-            f"{source} does not fit this backbone: {report.share:.1%} of its parameters would be loaded\n  "
-            + "\n  ".join(problems),
-            "set the architecture of the weights: --set backbone=NAME",
-            "--allow-partial loads the tensors that fit and leaves the others as initialised",
+            "\n  ".join(lines),
+            "" if report.renamed else "pair them by name, with rules of transfer.rename where the names differ",
         )
-    with torch.no_grad():
-        for name, tensor in accepted.items():
-            expected[name].copy_(tensor)
-    return report
-
-
-def _best_prefix(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> str:
-    """Find the prefix to remove so that most names fit the backbone. Raises CheckpointError if several fit equally well."""
-    fitting: collections.Counter[str] = collections.Counter()
-    for name in state:
-        starts = [0, *(at + 1 for at, letter in enumerate(name) if letter == ".")]
-        fitting.update(name[:start] for start in starts if name[start:] in expected)
-    most = max(fitting.values(), default=0)
-    best = sorted((prefix for prefix, count in fitting.items() if count == most), key=len)
-    if len(best) < 2 or best[0] == "":
-        return best[0] if best else ""
-    for word in HANDED_ON:
-        if named := [prefix for prefix in best if word in prefix.split(".")]:
-            return named[0]
-    raise CheckpointError(
-        f"{source} holds several networks that fit this backbone: {listing(best)}",
-        f"choose one, such as: --set transfer.prefix={best[0]}",
-    )
+    report.left_out += sorted(theirs[name] for name in state if name not in pairs)
+    return {mine: theirs[name] for name, mine in pairs.items()}
 
 
 def carry_rows(objective: Objective, old: Mapping[str, Tensor], old_rows: Mapping[str, Sequence[str]]) -> list[str]:

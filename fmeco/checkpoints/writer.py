@@ -14,8 +14,9 @@ from typing import Any
 from safetensors import torch as safetensors
 from torch import Tensor
 
-from fmeco.checkpoints.format import FORMAT, MANIFEST, META, nonfinite, step_folder, steps
+from fmeco.checkpoints.format import FORMAT, MANIFEST, META, step_folder, steps
 from fmeco.checkpoints.pointers import NAMES, discard, marked, point
+from fmeco.checkpoints.tensors import nonfinite
 from fmeco.errors import DiskError, Diverged, listing
 from fmeco.files import TEMPORARY, disk_error, sync_folder, temporary_beside, write_durably
 

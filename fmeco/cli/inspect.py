@@ -106,7 +106,7 @@ def _show_cache(result: Mapping[str, Any]) -> None:
 
 @command(_show_info, plugins=False)
 def info(ref: Ref) -> Any:
-    """Show what a checkpoint is, after verifying its files byte by byte."""
+    """Show what a checkpoint is, after verifying its files byte by byte, or what a file of weights holds."""
     from fmeco.inference import info as describing
 
     return describing.info(ref)

@@ -59,7 +59,7 @@ def embed(
     set_: Sets = [],
     force: Force = False,
 ) -> Any:
-    """Write the backbone's features of a dataset to a file."""
+    """Write the features of a dataset to a file: those of a checkpoint, a file of weights, or published weights."""
     from fmeco.inference import embed as embedding
 
     return embedding.embed(ref, dataset=one_dataset(dataset), output=output, split=split, overrides=set_, force=force)

@@ -72,14 +72,20 @@ class Check:
                 self.say(("transfer",), "only for runs that start from a checkpoint (--from)")
             if tree.get("backbone") is None and not own_backbone:
                 self.say(("backbone",), "missing: pretraining needs one, such as `backbone: resnet18`")
+        keys = None
+        if source is not None and not own_backbone and tree.get("backbone") is not None:
+            tree, keys = self._keys_of_source(tree)
         tree = {**tree, "optimizer": tree.get("optimizer") or {}, "schedule": tree.get("schedule") or {}}
         choices = {s: self._choice(tree, s) for s in PLUGIN_SECTIONS if s != "transfer"}
         if transfer:
             choices["transfer"] = self._choice({"transfer": transfer}, "transfer")
+        if keys and (named := choices["backbone"]) is not None:
+            names = [named.plugin.renamed.get(key, key) for key in keys]
+            keys = {key: named.options[key] for key in names if key in named.options}
         sections = {name: self._section(model, self._mapping(tree, name), (name,)) for name, model in SECTIONS.items()}
         if self.problems:
             return None
-        parts: dict[str, Any] = {"transfer": None, "carry": carry, **choices, **sections}
+        parts: dict[str, Any] = {"transfer": None, "carry": carry, "backbone_keys": keys, **choices, **sections}
         run_name = re.sub(r"[^A-Za-z0-9._-]+", "-", name or _name_of(choices["dataset"])) or "run"
         return RunConfig(stage=stage, source=source, seed=seed, name=run_name, **parts)
 
@@ -93,6 +99,21 @@ class Check:
         )
         among = f", {'one of ' if len(owners) > 1 else ''}{', '.join(owners)}" if owners else ""
         self.say(("transfer",), f"names no strategy, and {listing(list(keys))} are keys of a strategy{among}: {line}")
+
+    def _keys_of_source(self, tree: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """Split off the keys that the config sets in the backbone of its source.
+
+        Returns (the tree, without a backbone that has no name; the keys, None if the section is no mapping or name).
+        """
+        section = tree["backbone"]
+        if isinstance(section, str):
+            return tree, {}
+        if not isinstance(section, Mapping):
+            return tree, None
+        keys = {key: value for key, value in section.items() if key != "name"}
+        if "name" in section:
+            return tree, keys
+        return {**tree, "backbone": None}, keys
 
     def _mapping(self, tree: Mapping[str, Any], section: str) -> Mapping[str, Any]:
         value = tree.get(section)

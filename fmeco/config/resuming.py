@@ -67,6 +67,8 @@ def check_unedited(file: Path, now: RunConfig, then: RunConfig, *, own_length: b
     own_length: fmeco itself wrote the length of the run; `resume --epochs` does so before it trains.
     hint: another way out.
     """
+    # A checkpoint of an older version lacks keys that this one has: complete sections are compared.
+    then, now = (config.replace(backbone_keys=None) if config.backbone else config for config in (then, now))
     free = (*CHANGEABLE, *((_LENGTH,) if own_length else ()))
     edited = [(key, old, new) for key, old, new in _differences(then, now) if key not in free]
     if not edited:

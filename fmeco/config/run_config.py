@@ -68,6 +68,8 @@ class RunConfig:
     stage: pretrain or finetune.
     source: REF of --from; None = start from new weights.
     dataset, backbone, objective, augment: plug-in sections; None = chosen later from the data or the checkpoint.
+    backbone_keys: keys of the source's backbone that the config sets, and that are to be changed; None once `backbone` is
+        complete.
     optimizer, schedule: plug-in sections.
     transfer: transfer strategy; None = the run does not start from other weights.
     carry: keys of `transfer:` that all strategies have.
@@ -90,6 +92,7 @@ class RunConfig:
     evaluate: Evaluate
     seed: int
     name: str
+    backbone_keys: Mapping[str, Any] | None = None
 
     def to_dict(self, paths: Literal["given", "absolute", "relative", "names"] = "given") -> dict[str, Any]:
         """Return the config as nested dicts.
@@ -127,6 +130,9 @@ class RunConfig:
                 for key in choice.plugin.paths:
                     if isinstance(choice.options[key], str):
                         out[section][key] = convert(choice.options[key])
+        if self.backbone_keys is not None:  # the source decides on the other keys
+            section = out.get("backbone", self.backbone_keys)
+            out["backbone"] = {key: section[key] for key in ("name", *self.backbone_keys) if key in section}
         if self.transfer is not None:
             out["transfer"] |= self.carry.model_dump()
         return out | {

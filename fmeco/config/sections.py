@@ -190,6 +190,20 @@ class Carry(BaseModel):
         str | None,
         Doc("prefix of the backbone's tensor names in the source, such as student.backbone.; null = find it"),
     ] = None
+    rename: Annotated[
+        dict[str, str],
+        Doc(
+            "changes the source's tensor names before they are compared: {regular expression: replacement}, applied in order "
+            "to all names; groups work, as in {'^_blocks[.](\\d+)': 'blocks.\\1'}"
+        ),
+    ] = {}
+    match: Annotated[
+        Literal["names", "order"],
+        Doc(
+            "how tensors of the source are paired with the backbone's: by names, or by the order in which both list them, "
+            "if all shapes agree"
+        ),
+    ] = "names"
     freeze: Annotated[list[str], Doc("names or patterns of parameters to freeze, such as [conv1, 'layer1.*']")] = []
     cross_modality: Annotated[
         bool,
@@ -209,6 +223,18 @@ class Carry(BaseModel):
         ),
         Ge(0),
     ] = None
+
+    @field_validator("rename")
+    @classmethod
+    def _rules(cls, value: dict[str, str]) -> dict[str, str]:
+        for rule, replacement in value.items():
+            try:
+                re.compile(rule).sub(replacement, "")
+            except (re.error, IndexError, OverflowError, RecursionError) as error:
+                raise ValueError(
+                    f"'{clean(rule, 120)}' with the replacement '{clean(replacement, 120)}' is no valid rule: {clean(error)}"
+                ) from None
+        return value
 
 
 SECTIONS: dict[str, type[BaseModel]] = {"train": Train, "evaluate": Evaluate}

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from fmeco.checkpoints import refs
 from fmeco.config.arguments import checked
 from fmeco.errors import known_errors
 from fmeco.files import replacing
+from fmeco.inference.bare import data_and_features
 from fmeco.inference.data_for import data_for
 from fmeco.inference.model import load
 from fmeco.inference.outputs import check_place
@@ -31,6 +33,7 @@ def embed(
 ) -> dict[str, Any]:
     """Compute the features of a dataset, and write them to an .npz file.
 
+    ref: a run, a checkpoint, a file of weights (with `backbone=NAME` in `overrides`), or SOURCE/ARCH@WEIGHTS.
     dataset: as --dataset; None for the dataset that the checkpoint was trained on.
     split: default test if there is one, else val.
     force: replace an existing file.
@@ -40,13 +43,17 @@ def embed(
     """
     output = Path(output)
     check_place("--output", output, (".npz",), force)
-    model = load(ref)
-    # A new dataset has its own labels: take only the preprocessing of inputs from the checkpoint.
-    data, _ = data_for(model, ref, dataset, overrides, known=model.spec.preprocessing_only() if dataset else None)
+    if refs.is_bare(ref):
+        data, compute = data_and_features(ref, dataset, overrides)
+    else:
+        model = load(ref)
+        # A new dataset has its own labels: take only the preprocessing of inputs from the checkpoint.
+        known = model.spec.preprocessing_only() if dataset else None
+        data, compute = data_for(model, ref, dataset, overrides, known=known)[0], model.features
     for note in data.notes:
         say(note)
     samples = data.split(split or ("test" if data.test is not None else "val"))
-    features, kept, skipped = model.features(samples)
+    features, kept, skipped = compute(samples)
     for message in skipped:
         say(message)
     arrays: dict[str, Any] = {

@@ -91,33 +91,44 @@ class Model:
 
         Returns them, their positions in `samples`, and a message for each sample that cannot be read.
         """
-        vectors: list[Tensor] = []
-        positions: list[int] = []
-        skipped: list[str] = []
-        for batch in self._once(samples, batch_size):
-            skipped += batch.skipped
-            if len(batch):
-                vectors.append(forward.forward(self.objective, batch, "vector", self.device, self.precision)["vector"])
-                positions += batch.index.tolist()
-        return torch.cat(vectors) if vectors else torch.zeros(0, self.objective.product.width), positions, skipped
-
-    def _once(self, samples: Samples, size: int) -> Iterator[Batch]:
-        """Iterate over the samples once, in batches."""
-        data = Data(self.spec, test=samples)
-        reading = choose_reading("auto", data, samples, self.device, once=True)
-        return evaluation_batches(
-            data, samples, batch_size=size, reading=reading, device=self.device, channels_last=self.channels_last
-        )
+        batches = batches_once(self.spec, samples, batch_size, self.device, self.channels_last)
+        return vectors_of(self.objective, batches, self.device, self.precision)
 
     def _batches(self, samples: Samples, size: int) -> Iterator[tuple[Batch, range, dict[int, str]]]:
         """Yield each batch, the positions that it covers, and the error of each of these that cannot be read."""
         start = 0
-        for batch in self._once(samples, size):
+        for batch in batches_once(self.spec, samples, size, self.device, self.channels_last):
             stop = min(start + size, len(samples))
             good = set(batch.index.tolist())
             missing = [i for i in range(start, stop) if i not in good]
             yield batch, range(start, stop), dict(zip(missing, batch.skipped, strict=True))
             start = stop
+
+
+def batches_once(
+    spec: DataSpec, samples: Samples, size: int, device: torch.device, use_channels_last: bool
+) -> Iterator[Batch]:
+    """Iterate over samples once, in batches."""
+    data = Data(spec, test=samples)
+    reading = choose_reading("auto", data, samples, device, once=True)
+    return evaluation_batches(
+        data, samples, batch_size=size, reading=reading, device=device, channels_last=use_channels_last
+    )
+
+
+def vectors_of(
+    objective: Objective, batches: Iterator[Batch], device: torch.device, precision: str
+) -> tuple[Tensor, list[int], list[str]]:
+    """Compute the features (N, D) of the samples that can be read. Returns them as `Model.features` does."""
+    vectors: list[Tensor] = []
+    positions: list[int] = []
+    skipped: list[str] = []
+    for batch in batches:
+        skipped += batch.skipped
+        if len(batch):
+            vectors.append(forward.forward(objective, batch, "vector", device, precision)["vector"])
+            positions += batch.index.tolist()
+    return torch.cat(vectors) if vectors else torch.zeros(0, objective.product.width), positions, skipped
 
 
 @known_errors()

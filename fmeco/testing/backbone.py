@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fmeco.checkpoints.transplant import transplant
+from fmeco.checkpoints.transplant import Naming, transplant
 from fmeco.config.run_config import Choice
 from fmeco.core.data import Batch, Data, Inputs
 from fmeco.core.model import Backbone, Features
@@ -109,7 +109,7 @@ def _state(make: Callable[[], Backbone], batch: Batch) -> str | None:
     if strange := sorted(set(state) ^ set(other.library.state_dict())):
         raise Broken(f"two builds have other names in their state dict: {listing(strange, 5)}")
     try:
-        transplant(other, state, source="the state dict", prefix="")
+        transplant(other, state, source="the state dict", naming=Naming(prefix=""))
     except CheckpointError as error:
         raise Broken(" ".join(error.message.split())) from None
     inputs = batch.views[0]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -687,8 +688,41 @@ def test_older_names_and_buffers_are_the_librarys_to_translate() -> None:
     with torch.no_grad():
         same(made({"tokens": ids}).tokens, plain(ids).last_hidden_state)
     save_file({**old, "bert.encoder.extra": torch.zeros(2)}, "m/model.safetensors")
-    with pytest.raises(CheckpointError, match=r"no place for: encoder\.extra"):
+    with pytest.raises(CheckpointError, match=r"(?s)without a place.*encoder\.extra \(2,\)"):
         started("./m")
+
+
+def test_shards_of_bin_train_and_embed_and_a_run_of_a_folder_has_controls(fmeco: Fmeco) -> None:
+    model("m", "bert")
+    whole = load_file("m/model.safetensors")
+    names = list(whole)
+    files = {"pytorch_model-1.bin": names[:9], "pytorch_model-2.bin": names[9:]}
+    for file, part in files.items():
+        torch.save({name: whole[name] for name in part}, f"m/{file}")
+    index = {"weight_map": {name: file for file, part in files.items() for name in part}}
+    Path("m/pytorch_model.bin.index.json").write_text(json.dumps(index))
+    Path("m/model.safetensors").unlink()
+    texts(Path("t.jsonl"))
+    short = ("--dataset", "t.jsonl", "--set", "train.steps=2", "--set", "train.batch_size=8")
+    answer = fmeco("finetune", "--from", "hf/./m@DEFAULT", *short, "--set", "backbone.pooling=mean", "--out", "run")
+    assert answer.code == 0, answer.err
+    assert "100.0% of the backbone" in answer.err
+    section = yaml.safe_load(Path("run/config.yaml").read_text())["backbone"]
+    assert section["pooling"] == "mean"
+    answer = fmeco("finetune", "--from", "run", *short, "--control", "scratch", "--out", "again")
+    assert answer.code == 0, answer.err
+    answer = fmeco("embed", "m", "--dataset", "t.jsonl", "--output", "e.npz")
+    assert answer.code == 2
+    assert "hf/./m@DEFAULT knows its architecture" in answer.err
+    for ref, *given in (("hf/./m@DEFAULT",), ("m", "--set", "backbone=hf/./m")):
+        answer = fmeco("embed", ref, "--dataset", "t.jsonl", "--output", "e.npz", "--force", *given)
+        assert answer.code == 0, answer.err
+        features = torch.from_numpy(np.load("e.npz")["features"])
+        rows = [json.loads(line)["text"] for line in Path("t.jsonl").read_text().splitlines()]
+        assert features.shape == (len(rows), 32)
+    assert fmeco("info", "hf/./m@DEFAULT", "--json").json["tensors"] == len(whole)
+    shown = fmeco("info", "m", "--json").json
+    assert (shown["tensors"], shown["format"]) == (len(whole), "2 shards with an index")
 
 
 def test_a_hub_serves_shards_and_a_licence(server: str, fmeco: Fmeco, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -182,3 +184,33 @@ def test_a_file_of_weights_is_prepared_as_its_architecture_is(fmeco: Fmeco) -> N
     assert "assuming that of timm/test_vit2" in answer.err
     saved = api.load("run").spec
     assert saved.inputs["image"].mean == describe("test_vit2").inputs["image"].mean
+
+
+def test_the_rules_in_the_docs_load_another_librarys_names() -> None:
+    """As efficientnet_pytorch names its tensors; docs/transfer.md has the rules."""
+    first = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
+    layers = {"conv_pw": "_expand_conv", "bn1": "_bn0", "conv_dw": "_depthwise_conv", "bn2": "_bn1"}
+    layers |= {"conv_pwl": "_project_conv", "bn3": "_bn2"}
+    starts = (0, 1, 3, 5, 8, 11, 15)  # of the stages
+    outer = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1", "classifier": "_fc"}
+    theirs = {}
+    for name, tensor in state("tf_efficientnet_lite0").items():
+        word, _, rest = name.partition(".")
+        if word == "blocks":
+            stage, block, layer, what = rest.split(".")
+            number = starts[int(stage)] + int(block)
+            theirs[f"_blocks.{number}.{(first if number == 0 else layers)[layer]}.{what}"] = tensor
+        else:
+            theirs[f"{outer[word]}.{rest}"] = tensor
+    docs = (Path(__file__).parents[2] / "docs" / "transfer.md").read_text("utf-8")
+    config = yaml.safe_load(next(part for part in re.findall(r"```yaml\n(.*?)```", docs, re.S) if "_blocks" in part))
+    made = build(config["backbone"].removeprefix("timm/"), 32)
+    rules = config["transfer"]["rename"]
+    report = transplant.transplant(made, theirs, source="x", naming=transplant.Naming(rename=rules))
+    assert report.share == 1.0
+    own = made.library.state_dict()
+    assert len(report.pairs) == len(own)
+    assert all(torch.equal(own[mine], theirs[name]) for name, mine in report.pairs.items())
+    ordered = build("tf_efficientnet_lite0", 32)
+    paired = transplant.transplant(ordered, theirs, source="x", naming=transplant.Naming(match="order"))
+    assert paired.pairs == report.pairs
