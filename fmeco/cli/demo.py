@@ -73,7 +73,7 @@ def run(out: Path, seeds: int, stop: Callable[[], bool]) -> dict[str, Any]:
                 stop=stop,
             )
             scratch = pretrain(
-                {**task, "backbone": peek(folder / "pretrain.yaml")["backbone"]},
+                {**task, "transfer": None, "backbone": peek(folder / "pretrain.yaml")["backbone"]},
                 overrides=[*overrides, *_control_overrides(pretrained.run, finetuned.run)],
                 out=out / f"scratch-{seed}",
                 force=True,

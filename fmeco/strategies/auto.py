@@ -12,6 +12,8 @@ from typing import Annotated
 from fmeco.core import Doc, Ge, Gt, Le, Lt, Phase, Roles, Transfer
 from fmeco.strategies._roles import decayed, head_alone
 
+HEAD_ALONE = 5.0  # factor on the head's rate while it trains alone, on features that do not change
+
 
 def build(
     roles: Roles,
@@ -34,7 +36,7 @@ def build(
 ) -> Transfer:
     everything = decayed(roles, layer_decay if decay is None else decay, head_lr)
     return Transfer(
-        (Phase(head_alone(roles, 10 * head_lr), head_share), Phase(everything, 1 - head_share)),
+        (Phase(head_alone(roles, HEAD_ALONE * head_lr), head_share), Phase(everything, 1 - head_share)),
         penalties=penalty,
         backbone_rate=True,
         keep_statistics=True,

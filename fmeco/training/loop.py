@@ -81,6 +81,7 @@ def _keep_source(s: Session, pace: Pace, clock: Clock) -> None:
     state, began = s.state, time.monotonic()
     if s.setup.validate is not None:
         _evaluate(s)
+        state.source = state.history[-1]
         clock.charge("evaluate", began)
         pace.evaluated(*s.ranks.most(time.monotonic() - began))
     began = time.monotonic()
@@ -224,11 +225,14 @@ def _evaluate(s: Session) -> bool:
         raise Diverged(f"step {s.state.step}: {problem}", "evaluate.health: warn continues in spite of it")
     if problem is not None:
         say(f"step {s.state.step}: {problem}")
+    highest = s.state.best
     improved = _score(s)
     s.log.write("val", s.state.step, s.epoch, s.metrics)
     _say_twins(s)
     shown = ", ".join(f"{name} {value:.4f}" for name, value in s.metrics.items() if "/" not in name)
-    say(f"epoch {s.epoch:g}, step {s.state.step}: {shown}{'  *' if improved else ''}")
+    say(
+        f"epoch {s.epoch:g}, step {s.state.step}: {shown}{'  *' if highest is None or s.state.history[-1] > highest else ''}"
+    )
     return improved
 
 
@@ -290,10 +294,11 @@ def more_time(history: list[float], sign: int, metric: str, epochs: float, error
 
 
 def _score(s: Session) -> bool:
-    """Add the newest metrics to the history. Returns whether the weights are the best so far.
+    """Add the newest metrics to the history. Returns whether the weights replace those that are kept as the best.
 
-    They are if their score is within one standard error of the highest: a smaller difference is noise, and later
-    weights have trained longer (one-standard-error rule, https://doi.org/10.1007/978-0-387-84858-7 section 7.10).
+    They do if their score is within one standard error of the highest: a smaller difference is noise, and later
+    weights have trained longer (one-standard-error rule, https://doi.org/10.1007/978-0-387-84858-7 section 7.10). But they
+    must not be worse than the kept ones in both score and loss, nor score below the solved head that training began with.
 
     Raises Diverged for a metric that is not finite, and ConfigError if `evaluate.best` was not measured.
     """
@@ -310,7 +315,10 @@ def _score(s: Session) -> bool:
         s.state.best, s.state.waited = score, 0
     else:
         s.state.waited += 1
-    if score < s.state.best - s.error:
+    loss = [s.metrics["loss"]] if s.training.measures.directions.get("loss") == "min" and "loss" in s.metrics else []
+    kept, source = s.state.kept, s.state.source
+    worse = kept is not None and score < kept[0] and len(kept) > 1 and bool(loss) and loss[0] > kept[1]
+    if score < s.state.best - s.error or worse or (source is not None and score < source):
         return False
-    s.state.best_step = s.state.step
+    s.state.best_step, s.state.kept = s.state.step, [score, *loss]
     return True

@@ -27,6 +27,8 @@ class State:
     history: validation scores; higher is better.
     best: the highest score.
     best_step: step of the checkpoint that is kept as the best.
+    kept: its score and, where there is one, its loss.
+    source: score of the solved head, before any training; None if no head was solved.
     waited: evaluations since the highest score.
     bad_samples: samples that could not be read.
     window: loss, gradient norm and samples of the steps that are not logged yet.
@@ -44,6 +46,8 @@ class State:
     history: list[float] = field(default_factory=list)
     best: float | None = None
     best_step: int = 0
+    kept: list[float] | None = None
+    source: float | None = None
     waited: int = 0
     bad_samples: list[str] = field(default_factory=list)
     window: list[tuple[float, float, int]] = field(default_factory=list)

@@ -330,7 +330,10 @@ def test_a_catalogue_grows_when_finetuning(fmeco: Call) -> None:
     shop("other.csv", items=16, users=12)  # i12 to i15 are new
     shop("short.csv", items=8, users=12)
     source = run(fmeco, "pretrain", write("p.yaml", settings()), "--out", "run")
-    f = write("f.yaml", {"train": {"epochs": 2, "batch_size": 8, "tensorboard": False}, "optimizer": {"lr": 1e-6}})
+    f = write(
+        "f.yaml",
+        {"transfer": "full", "train": {"epochs": 2, "batch_size": 8, "tensorboard": False}, "optimizer": {"lr": 1e-6}},
+    )
     answer = fmeco("finetune", f, "--from", "run", "--dataset", "other.csv", "--out", "tuned")
     assert answer.code == 0, answer.err
     assert "4 new items are appended to the checkpoint's 12" in answer.err

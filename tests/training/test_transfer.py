@@ -30,7 +30,8 @@ from fmeco.training import loop
 from tests.conftest import write
 
 DATA = {"name": "digits", "classes": [0, 1, 2], "image_size": 16, "limit_per_class": 24}
-STRATEGIES = list(plugins("strategies"))
+STRATEGIES = [name for name in plugins("strategies") if name != "probe"]  # which takes no step
+HEAD = {"strategy": "full", "freeze": ["backbone"]}  # trains the head alone
 
 
 class Vision(Backbone):
@@ -82,7 +83,6 @@ def tensors(path: Path, file: str = "backbone") -> dict[str, torch.Tensor]:
 def trained_by(strategy: str, names: list[str], norms: set[str]) -> set[str]:
     """The backbone's parameters that a strategy says it trains."""
     return {
-        "probe": set[str](),
         "bn": norms,
         "bias": {name for name in names if name.endswith("bias")},
         "lora": {name for name in names if not name.endswith("bias") and name not in norms},
@@ -105,7 +105,7 @@ def test_a_strategy_trains_what_it_says_and_resumes_bit_for_bit(
     last = tensors(whole.run / "checkpoints/last")
     changed = {name for name in names if not torch.equal(before[name], last[name])}
     assert changed == trained_by(strategy, names, norms)
-    if strategy in ("probe", "lora", "bias"):
+    if strategy in ("lora", "bias"):
         assert all(torch.equal(before[name], after[name]) for name in before if "running" in name)
     if strategy == "lora":
         factors = tensors(whole.run / "checkpoints/last", "adapter")
@@ -219,7 +219,7 @@ def test_what_is_frozen_is_computed_once_with_the_same_result(
     runs = {}
     for name, views in (("cached", None), ("again", None), ("anew", 0)):
         passes.clear()
-        transfer = {"strategy": "probe", "views": views}
+        transfer = {**HEAD, "views": views}
         train = {"precision": "fp32"}  # auto would try a step
         runs[name] = finetune(sources[kind], tmp_path / name, transfer, kind, sections=plain, train=train)
         samples = json.loads((runs[name].checkpoint / "meta.json").read_text())["spec"]["sizes"]
@@ -294,7 +294,7 @@ def test_a_network_is_cut_only_where_its_parts_are_the_whole(how: str, cuts: boo
 
 def test_views_of_frozen_features_vary_and_are_kept(sources: dict[str, Path], tmp_path: Path) -> None:
     light = {"augment": "light"}
-    finetune(sources["cnn"], tmp_path / "two", {"strategy": "probe", "views": 2}, "cnn", sections=light)
+    finetune(sources["cnn"], tmp_path / "two", {**HEAD, "views": 2}, "cnn", sections=light)
     kept = [np.load(one["file"]) for one in cache.entries()]
     whole = [one for one in kept if len(one) == 72]
     assert len(whole) == 2
@@ -314,23 +314,6 @@ def test_a_file_of_features_that_is_cut_short_is_made_anew(sources: dict[str, Pa
 
 
 # ---------------------------------------------------------------- sources, judged
-
-
-def test_the_linear_probe_is_that_of_scikit_learn() -> None:
-    from sklearn.linear_model import LogisticRegression, Ridge
-
-    torch.manual_seed(0)
-    x, y = torch.randn(200, 6), torch.randint(0, 3, (200,))
-    x[:, 0] += y
-    found = probes.linear(probes.Split(x, y), Target("class", ("a", "b", "c")), 0.1)
-    theirs = LogisticRegression(C=1 / (0.1 * len(x)), tol=1e-8, max_iter=1000).fit(x.numpy(), y.numpy())
-    ours = (torch.cat([x, torch.ones(200, 1)], 1) @ found).softmax(1)
-    np.testing.assert_allclose(ours, theirs.predict_proba(x.numpy()), atol=2e-3)
-    value = x[:, 0] * 2 + torch.randn(200)
-    target = Target("number").described(value)
-    found = probes.linear(probes.Split(x, value), target, 0.1)
-    ridge = Ridge(alpha=0.1 * len(x)).fit(x.numpy(), ((value - target.mean) / target.std).numpy())
-    np.testing.assert_allclose(found[:-1, 0], ridge.coef_, atol=1e-4)
 
 
 def test_logme_is_the_largest_evidence() -> None:
@@ -387,7 +370,7 @@ def test_controls_are_trained_and_compared(fmeco: Any, sources: dict[str, Path])
         *("--set", "dataset.classes=[0, 1, 2]", "--set", "train.steps=30"),
     )
     assert answer.code == 0, answer.err
-    assert "full instead of scratch" in answer.out
+    assert "auto instead of scratch" in answer.out
     found = json.loads(Path("tuned/controls/comparison.json").read_text())
     main, scratch, probe = found["runs"]
     assert scratch["difference"][0] == pytest.approx(main["metrics"]["accuracy"] - scratch["metrics"]["accuracy"])
@@ -415,8 +398,8 @@ def test_labels_are_worth_what_the_curve_says(fmeco: Any, sources: dict[str, Pat
     assert answer.code == 0, answer.err
     rows = answer.json["rows"]
     assert [(row["strategy"], row["fraction"]) for row in rows] == [
-        *(("full", 0.1), ("scratch", 0.1)),
-        *(("full", 1.0), ("scratch", 1.0)),
+        *(("auto", 0.1), ("scratch", 0.1)),
+        *(("auto", 1.0), ("scratch", 1.0)),
     ]
     few, many = rows[0]["samples"], rows[2]["samples"]
     assert few == pytest.approx(many / 10, abs=2)
