@@ -39,7 +39,7 @@ def _show(result: Mapping[str, Any]) -> None:
             print("\n" + comparison_table(result["comparison"]))
 
 
-@command(_show)
+@command(_show, downloads=True)
 def pretrain(
     config: Annotated[Path, typer.Argument(help="A YAML file; `fmeco init` writes one.")],
     ref: From = None,
@@ -59,7 +59,7 @@ def pretrain(
     return api.train(settings, out=out, force=force, stop=signals.stop).to_json()
 
 
-@command(_show)
+@command(_show, downloads=True)
 def finetune(
     configs: Annotated[
         list[Path] | None, typer.Argument(metavar="[CONFIG]...", help="YAML files, one per task.")
@@ -128,7 +128,7 @@ def finetune(
             }
 
 
-@command(_show)
+@command(_show, downloads=True)
 def resume(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's directory.")],
     epochs: Annotated[str | None, typer.Option(help="Extend the run to N epochs in all, or by +N.")] = None,
