@@ -45,7 +45,7 @@ class File:
     url: address of the file.
     path: place of the copy, which may not exist yet.
     size: in bytes; 0 = not known.
-    digest: ALGORITHM:HEX, such as sha256:f37072fd, or its first digits; "" = not published.
+    digest: ALGORITHM:HEX, such as sha256:f37072fd, or its first digits; "" = not known.
     licence: licence of the content; None = not stated.
     name: name of the file in its own folder, such as config.json; "" = the last part of the URL.
     bring: command that fetches it on a machine with a network, for messages.
@@ -65,12 +65,10 @@ class File:
         return self.path.is_file()
 
     def __str__(self) -> str:
-        facts = [
-            show_size(self.size) if self.size else "size not known",
-            f"{self.digest.replace(':', ' ')}" if self.digest else "no hash published",
-            f"licence {clean(self.licence)}" if self.licence else "licence not stated",
-        ]
-        return f"{clean(self.url)} ({', '.join(facts)})"
+        facts = [show_size(self.size)] if self.size else []
+        facts += [self.digest.replace(":", " ")] if self.digest else []
+        facts += [f"licence {clean(self.licence)}"] if self.licence else []
+        return clean(self.url) + (f" ({', '.join(facts)})" if facts else "")
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as a command prints them with --json."""

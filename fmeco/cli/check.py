@@ -98,7 +98,7 @@ def _published(file: Mapping[str, Any]) -> str:
 
     facts = [
         show_size(file["size"]) if file["size"] else "size not known",
-        str(file["digest"] or "no hash published").replace(":", " "),
+        str(file["digest"] or "no hash known").replace(":", " "),
         f"licence {clean(file['licence'])}" if file["licence"] else "licence not stated",
     ]
     return f"{clean(file['url'])} ({', '.join(facts)}), in {clean(file['path'])}"
