@@ -34,7 +34,8 @@ def _show(result: Mapping[str, Any]) -> None:
         if result["plot"]:
             print(result["plot"])
     else:
-        print(metrics_table(f"{result['run']}  ({result['seconds']:.1f} s)", result["metrics"]))
+        title = f"{result['run']}  ({result['seconds']:.1f} s)"
+        print(metrics_table(title, result["metrics"], result["directions"]))
         if "comparison" in result:
             print("\n" + comparison_table(result["comparison"]))
 
