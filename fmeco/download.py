@@ -161,6 +161,7 @@ def get(file: File) -> Path:
             raise _refusal(file)
         given, file = file.digest, ask(file)
         say(f"downloading {file}")
+        _digest_note(file).unlink(missing_ok=True)  # of an earlier copy
         _download(file)
         _mark(file, absent=False)
         if file.digest and not given:  # a later load compares with it, too

@@ -94,8 +94,9 @@ def fetch(
 def _fetch_weights(ref: str, out: Path, force: bool) -> dict[str, Any]:
     """Fetch published weights into a folder."""
     if refs.is_local(ref):
-        what = "is on this machine: copy it" if Path(ref).exists() else "names no published weights"
-        raise ConfigError(f"{clean(ref)} {what}", "published weights are written SOURCE/ARCH@WEIGHTS")
+        if Path(ref).exists():
+            raise ConfigError(f"{clean(ref)} is on this machine: copy it")
+        raise ConfigError(f"{clean(ref)} names no published weights", "they are written SOURCE/ARCH@WEIGHTS")
     carried.check_free(out, force=force)
     with recorded() as found:
         chosen, weights = refs.named(ref, None)

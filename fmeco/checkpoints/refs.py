@@ -87,7 +87,9 @@ def find_checkpoint(ref: str | Path) -> checkpoint.Checkpoint:
             runs = [str(run.parent) for run in sorted(path.glob("*/config.yaml"))]
             hint = f"it holds the runs {listing(runs)}" if runs else ""
             if carried.is_carried(path):
-                hint = "it holds published weights without a head: pretrain, finetune, check, probe and rank take it"
+                hint = (
+                    "it holds published weights without a head: pretrain, finetune, check, probe, rank and info take it"
+                )
             raise CheckpointError(
                 f"{clean(ref)} is neither a run nor a checkpoint: it holds no {checkpoint.MANIFEST}", hint
             )
@@ -208,6 +210,7 @@ def named(ref: str, backbone: Choice | None) -> tuple[Choice, str]:
 def _carried(path: Path, ref: str, backbone: Choice | None) -> Source:
     """Load published weights from a folder that `fmeco fetch` wrote. Raises ConfigError if the config's backbone is another one."""
     about, spec, files = carried.read(path)
+    require(clean(ref), [("backbones", about["backbone"]["name"])])
     try:
         chosen = choose("backbone", about["backbone"])
     except ConfigError as error:

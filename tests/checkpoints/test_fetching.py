@@ -179,6 +179,9 @@ def test_a_fetched_folder_gives_the_same_features_without_a_network(
         assert torch.equal(features("hf/./elsewhere@DEFAULT")[0], vectors)
     assert hub.asked == []
 
+    described = fmeco("info", "elsewhere", "--json").json
+    assert described["weights"] == ref
+    assert described["licence"] == (licence or "not stated")
     answer = fmeco("evaluate", "elsewhere", "--dataset", data)
     assert answer.code == 4
     assert "published weights without a head" in answer.err
@@ -225,6 +228,10 @@ def test_a_carried_folder_is_verified_and_never_written_over(hub: Hub, fmeco: Fm
         answer = fmeco(*command)
         assert answer.code == 4, answer.err
         assert "carried/published.json" in answer.err and named in answer.err
+    Path("carried/published.json").write_text(json.dumps({**about, "backbone": {"name": "mine/small"}}))
+    answer = fmeco(*command)
+    assert answer.code == 2
+    assert "carried needs backbones/mine/small: --plugin FILE.py" in answer.err
     Path("carried/published.json").write_text(json.dumps(about))
     body = bytearray(file.read_bytes())
     body[-1] ^= 1
@@ -232,6 +239,7 @@ def test_a_carried_folder_is_verified_and_never_written_over(hub: Hub, fmeco: Fm
     answer = fmeco(*command)
     assert answer.code == 4
     assert f"carried/{file.name} was modified" in answer.err
+    assert fmeco("info", "carried").code == 4
     Path("carried", file.name).unlink()
     assert "no such file" in fmeco(*command).err
 
