@@ -118,9 +118,7 @@ def recorded() -> Iterator[dict[Path, File]]:
 def record(file: File) -> File:
     """Add a file to the ones that `recorded` lists. Returns it, with the size of its copy, and the hash noted beside it."""
     if file.here:
-        noted = _digest_note(file)
-        digest = noted.read_text("utf-8").strip() if not file.digest and noted.is_file() else file.digest
-        file = dataclasses.replace(file, size=file.path.stat().st_size, digest=digest)
+        file = dataclasses.replace(file, size=file.path.stat().st_size, digest=file.digest or _noted_digest(file))
     if _recorded is not None:
         _recorded[file.path] = file
     return file
@@ -255,6 +253,15 @@ def _marker(file: File) -> Path:
 def _digest_note(file: File) -> Path:
     """Return the path of the small file with the hash that the server stated."""
     return file.path.with_name(f"{file.path.name}.digest")
+
+
+def _noted_digest(file: File) -> str:
+    """Read the hash that the server stated when the file was downloaded; "" if there is none."""
+    try:
+        noted = _digest_note(file).read_text("utf-8")
+    except (OSError, ValueError):
+        return ""
+    return noted if re.fullmatch("sha256:[0-9a-f]{64}", noted) else ""
 
 
 def _mark(file: File, *, absent: bool) -> None:
