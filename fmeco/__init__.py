@@ -12,9 +12,24 @@ from typing import TYPE_CHECKING, Any
 
 from fmeco._version import __version__ as __version__
 
-__all__ = ["FmecoError", "embed", "evaluate", "finetune", "load", "predict", "pretrain", "probe", "rank", "resume"]
+__all__ = [
+    "FmecoError",
+    "embed",
+    "evaluate",
+    "fetch",
+    "finetune",
+    "load",
+    "offline",
+    "predict",
+    "pretrain",
+    "probe",
+    "rank",
+    "resume",
+]
 
 if TYPE_CHECKING:
+    from fmeco.checkpoints.fetching import fetch
+    from fmeco.download import offline
     from fmeco.errors import FmecoError
     from fmeco.evaluation.evaluate import evaluate
     from fmeco.evaluation.probe import probe, rank
@@ -27,8 +42,10 @@ _HOMES = {  # name -> module below fmeco that defines it; imported on first use
     "FmecoError": "errors",
     "embed": "inference.embed",
     "evaluate": "evaluation.evaluate",
+    "fetch": "checkpoints.fetching",
     "finetune": "training.api",
     "load": "inference.model",
+    "offline": "download",
     "predict": "inference.predict",
     "pretrain": "training.api",
     "probe": "evaluation.probe",

@@ -31,19 +31,33 @@ def local_file(arch: str, name: str) -> Path | None:
 
     Raises ConfigError for a name that the hub cannot have, ResourceError if the download fails.
     """
-    from fmeco.download import NotPublished, fetch
+    from fmeco.download import NotPublished, get
 
     where = place(arch, name)
     if is_folder(arch):
         return Path(where) if os.path.isfile(where) else None
+    try:
+        return get(_hub_file(arch, name))
+    except NotPublished:
+        return None
+
+
+def has_file(arch: str, name: str) -> bool:
+    """Tell whether a model has a file, without downloading it. Raises the errors of `local_file`."""
+    from fmeco.download import exists
+
+    return os.path.isfile(place(arch, name)) if is_folder(arch) else exists(_hub_file(arch, name))
+
+
+def _hub_file(arch: str, name: str) -> Any:
+    """Describe a file of the hub, as fmeco.download does. Raises ConfigError for a name that the hub cannot have."""
+    from fmeco.download import weights_file
+
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", arch):
         raise ConfigError(
             f"hf/{clean(arch)}: not a valid model name of the hub", "a folder is written hf/./FOLDER or hf//FOLDER"
         )
-    try:
-        return fetch(where)
-    except NotPublished:
-        return None
+    return weights_file(place(arch, name), name=name, bring=f"fmeco fetch hf/{arch}@DEFAULT --out FOLDER")
 
 
 def read_json(path: Path, kind: type = dict) -> Any:
@@ -84,7 +98,7 @@ def weight_files(arch: str) -> list[str]:
     Raises ConfigError if the model has none of them.
     """
     for name in ("model.safetensors", "pytorch_model.bin"):
-        if local_file(arch, name) is not None:
+        if has_file(arch, name):
             return [name]
         index = local_file(arch, f"{name}.index.json")
         if index is not None:

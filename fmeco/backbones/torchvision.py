@@ -173,7 +173,8 @@ def pretrained(arch: str, weights: str) -> Published:
             "name a file of weights by its path",
         )
     weight = models.get_model_weights(arch)[weights]
-    return Published(weight.url, Path(weight.url).stem.rpartition("-")[2], _spec(weight.transforms()))
+    size = int(weight.meta.get("_file_size", 0) * 2**20)  # stated in MiB
+    return Published(weight.url, Path(weight.url).stem.rpartition("-")[2], _spec(weight.transforms()), size=size)
 
 
 def preprocessing(arch: str) -> DataSpec:

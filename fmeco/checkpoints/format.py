@@ -126,6 +126,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return opened
 
 
+def read_json(path: Path, limit: int) -> dict[str, Any]:
+    """Read a JSON object from a regular file of at most `limit` bytes. Raises CheckpointError."""
+    body = _read_file(path, limit)
+    if len(body) > limit:
+        raise CheckpointError(f"{path} is larger than {limit >> 20} MB")
+    return _json(body, path)
+
+
 def _json(body: bytes, path: Path) -> dict[str, Any]:
     """Parse a JSON object in a file of a checkpoint. Raises CheckpointError, also for NaN and infinity."""
 

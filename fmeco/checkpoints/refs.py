@@ -6,14 +6,14 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from fmeco.checkpoints import foreign, pointers, shards
+from fmeco.checkpoints import carried, foreign, pointers, shards
 from fmeco.checkpoints import format as checkpoint
 from fmeco.checkpoints.schema import HINT, check
 from fmeco.config.check import choose
@@ -22,7 +22,7 @@ from fmeco.config.run_config import PLUGIN_SECTIONS, Choice
 from fmeco.core.data import DECODE_RULE, DataSpec
 from fmeco.core.model import Published
 from fmeco.data.spec_reader import reader_module, show_preprocessing
-from fmeco.download import fetch
+from fmeco.download import File, get, record, weights_file
 from fmeco.errors import CheckpointError, ConfigError, FmecoError, clean, known_errors, listing, nearest
 from fmeco.files import absence
 from fmeco.log import say
@@ -97,6 +97,10 @@ def find_checkpoint(ref: str | Path) -> checkpoint.Checkpoint:
                 raise _no_checkpoint(path, ref)
             runs = [str(run.parent) for run in sorted(path.glob("*/config.yaml"))]
             hint = f"it holds the runs {listing(runs)}" if runs else ""
+            if carried.is_carried(path):
+                hint = (
+                    "it holds published weights without a head: pretrain, finetune, check, probe, rank and info take it"
+                )
             raise CheckpointError(
                 f"{clean(ref)} is neither a run nor a checkpoint: it holds no {checkpoint.MANIFEST}", hint
             )
@@ -227,17 +231,50 @@ def _resolve(ref: str, backbone: Choice | None, keys: Mapping[str, Any] | None) 
     path = pointers.follow(Path(ref))
     if path.is_file():
         return _file(path, ref, backbone)
+    if carried.is_carried(path):
+        return _carried(path, ref, backbone, keys)
     if path.is_dir() and (inside := weights_of_others(path)) is not None:
         return _file(inside, ref, backbone)
-    if path.exists() or "@" not in ref:
+    if is_local(ref):
         return _saved(ref, backbone, keys)
+    return published(*named(ref, backbone, keys))
+
+
+def is_local(ref: str) -> bool:
+    """Tell whether a REF is a path, rather than published weights SOURCE/ARCH@WEIGHTS."""
+    return pointers.follow(Path(ref)).exists() or "@" not in ref
+
+
+def named(ref: str, backbone: Choice | None, keys: Mapping[str, Any] | None = None) -> tuple[Choice, str]:
+    """Return the backbone and the name of the weights of a REF SOURCE/ARCH@WEIGHTS.
+
+    backbone: backbone section of the config, if any. Raises ConfigError if it is another one.
+    keys: of the backbone, which the config sets without naming it.
+    """
     name, _, weights = ref.partition("@")
     if backbone is None:
-        return published(completed(choose("backbone", {"name": name, **(keys or {})})), weights)
+        return completed(choose("backbone", {"name": name, **(keys or {})})), weights
     chosen = choose("backbone", {"name": name})
     if backbone.spelled != chosen.spelled:
         raise ConfigError(f"the config's backbone ({backbone.spelled}) contradicts {clean(ref)}")
-    return published(backbone, weights)
+    return backbone, weights
+
+
+def _carried(path: Path, ref: str, backbone: Choice | None, keys: Mapping[str, Any] | None) -> Source:
+    """Load published weights from a folder that `fmeco fetch` wrote. Raises ConfigError if the config's backbone is another one."""
+    about, spec, files = carried.read(path)
+    require(clean(ref), [("backbones", about["backbone"]["name"])])
+    try:
+        chosen = choose("backbone", {**about["backbone"], **(keys or {})})
+    except ConfigError as error:
+        raise CheckpointError(f"{path / carried.ABOUT}: backbone: {error.message}", *error.hints) from None
+    if backbone is not None and backbone.spelled != chosen.spelled:
+        raise ConfigError(
+            f"the config's backbone ({backbone.spelled}) contradicts {clean(ref)} ({chosen.spelled})",
+            "remove `backbone:` from the config: the folder's is used",
+        )
+    say(f"{clean(ref)}: {clean(about['ref'])}: preprocessing of these weights: {_described(spec, about['licence'])}")
+    return Source(ref, backbone or chosen, read_all(files), _decoded_anew(spec), licence=about["licence"])
 
 
 def _file(path: Path, ref: str, backbone: Choice | None) -> Source:
@@ -310,6 +347,42 @@ def published(backbone: Choice, weights: str) -> Source:
 
     Raises ConfigError, CheckpointError and ResourceError.
     """
+    found = find_release(backbone, weights)
+    for file in found.files:
+        if "://" not in file.url:
+            continue
+        path = get(file)
+        if not record(file).digest:
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            say(f"{found.ref}: the publisher states no hash to compare with; SHA-256 {digest}")
+    state = read_all([file.path for file in found.files])
+    say(f"{found.ref}: {found.note}: {_described(found.spec, found.licence)}")
+    return Source(found.ref, backbone, state, _decoded_anew(found.spec), licence=found.licence)
+
+
+@dataclass(frozen=True)
+class Release:
+    """Describe published weights that may not be on this machine yet.
+
+    ref: REF that names them.
+    files: files of weights.
+    spec: description of the inputs, with the preprocessing.
+    note: words for the user about the origin of the preprocessing.
+    licence: licence of the weights; None = not stated.
+    """
+
+    ref: str
+    files: list[File]
+    spec: DataSpec
+    note: str
+    licence: str | None
+
+
+def find_release(backbone: Choice, weights: str) -> Release:
+    """Find the weights that a library publishes for an architecture, without downloading them.
+
+    Raises ConfigError, and ResourceError for descriptions such as config.json that cannot be downloaded.
+    """
     find = getattr(backbone.plugin.load(), "pretrained", None)
     if find is None or backbone.arch is None:
         raise ConfigError(f"the backbone {backbone.spelled} has no published weights")
@@ -319,19 +392,30 @@ def published(backbone: Choice, weights: str) -> Source:
     if spec is None:
         whose, spec = _assumed(backbone, ref)
         note = f"these weights do not state their preprocessing; assuming {whose}"
+    facts: dict[str, Any] = {"licence": release.licence, "bring": f"fmeco fetch {ref} --out FOLDER"}
+    files = [
+        record(weights_file(url, release.digits, size=0 if release.shards else release.size, **facts))
+        if "://" in url
+        else File(url, Path(url), **facts)
+        for url in (release.url, *release.shards)
+    ]
+    return Release(ref, files, spec, note, release.licence)
+
+
+def _described(spec: DataSpec, licence: str | None) -> str:
+    """Describe the preprocessing and licence of weights in a line."""
+    return show_preprocessing(spec) + (f"; licence: {clean(licence)}" if licence else "")
+
+
+def read_all(files: Iterable[Path]) -> dict[str, Tensor]:
+    """Read the tensors of several files. Raises CheckpointError for a name that two of them hold."""
     state: dict[str, Tensor] = {}
-    for url in (release.url, *release.shards):
-        remote = "://" in url
-        path = fetch(url, release.digits) if remote else Path(url)
-        if remote and not release.digits:
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            say(f"{ref}: the publisher states no hash to compare with; SHA-256 {digest}")
+    for path in files:
         part = foreign.read_foreign(path)
         if twice := sorted(set(part) & set(state)):
             raise CheckpointError(f"{path} and another file of these weights both hold {listing(twice, 5)}")
         state |= part
-    say(f"{ref}: {note}: {show_preprocessing(spec)}" + (f"; licence: {release.licence}" if release.licence else ""))
-    return Source(ref, backbone, state, _decoded_anew(spec), licence=release.licence)
+    return state
 
 
 def _decoded_anew(spec: DataSpec) -> DataSpec:

@@ -134,7 +134,7 @@ class Spent(Stored):
 
 
 class RunState(Stored):
-    """Declare the progress of a run: the fields of training's State."""
+    """Declare the progress of a run: the fields of training's State. A test holds their names and defaults equal."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -25,7 +25,7 @@ def _show(result: Mapping[str, Any]) -> None:
         print(_plan(plan))
 
 
-@command(_show)
+@command(_show, downloads=True)
 def check(
     configs: Annotated[list[Path] | None, typer.Argument(metavar="[CONFIG]...")] = None,
     ref: From = None,
@@ -36,7 +36,7 @@ def check(
         bool, typer.Option("--profile", help="Write a profiler trace of a few steps, and show what costs most.")
     ] = False,
 ) -> Any:
-    """Show what a run would do, without running it: errors, data, parameter groups, time and memory."""
+    """Show what a run would do, without running it: errors, files to download, data, parameter groups, time and memory."""
     from fmeco.config.load import read_config
 
     read = functools.partial(
@@ -66,6 +66,7 @@ def _plan(plan: Mapping[str, Any]) -> str:
     if plan["unreadable"]:
         rows.append(["unreadable", f"{len(plan['unreadable'])} samples will be skipped"])
     rows += [["twins", line] for line in plan["twins"]]
+    rows += [["file", _published(file)] for file in plan["files"]]
     rows += [["weights", line] for line in plan["transplant"]]
     name, size = plan["config"].get("backbone", {}).get("name", "given"), plan["parameters"]
     trained = f"{size['trained']:,} trained, {plan['frozen']} tensors frozen"
@@ -89,6 +90,18 @@ def _plan(plan: Mapping[str, Any]) -> str:
         ["ok", "no problems found: this run can start"],
     ]
     return table(rows, ["<10", "<"], gap=" ")
+
+
+def _published(file: Mapping[str, Any]) -> str:
+    """Format a published file: its address, size, hash and licence, and where its copy is."""
+    from fmeco.download import show_size
+
+    facts = [
+        show_size(file["size"]) if file["size"] else "size not known",
+        str(file["digest"] or "no hash known").replace(":", " "),
+        f"licence {clean(file['licence'])}" if file["licence"] else "licence not stated",
+    ]
+    return f"{clean(file['url'])} ({', '.join(facts)}), in {clean(file['path'])}"
 
 
 def _costs(profile: Mapping[str, Any]) -> list[list[str]]:

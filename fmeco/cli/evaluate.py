@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
 def _show_evaluation(result: Mapping[str, Any]) -> None:
     about = "".join(f", {key} {value}" for key, value in result["about"].items())
     title = f"{result['split']} split, {result['samples']} samples, {result['checkpoint']}{about}"
-    print(metrics_table(title, result["metrics"]))
+    print(metrics_table(title, result["metrics"], result["directions"]))
     if "groups" in result:
         print("\n" + _groups(result))
     if "baseline" in result:
@@ -36,7 +36,7 @@ def _show_ranking(result: Mapping[str, Any]) -> None:
     print(f"\nfinetune {advice['source']} with transfer.strategy={advice['strategy']}: {advice['reason']}")
 
 
-@command(_show_evaluation)
+@command(_show_evaluation, downloads=True)
 def evaluate(
     ref: Ref,
     dataset: Datasets = [],
@@ -61,7 +61,7 @@ def evaluate(
     return evaluation.evaluate(ref, dataset=one_dataset(dataset), split=split, overrides=set_, by=by, baseline=baseline)
 
 
-@command(lambda result: print(comparison_table(result)))
+@command(lambda result: print(comparison_table(result)), downloads=True)
 def compare(
     refs: Annotated[list[str], typer.Argument(metavar="REF REF...")],
     dataset: Datasets = [],
@@ -74,7 +74,7 @@ def compare(
     return comparing.compare(refs, dataset=one_dataset(dataset), split=split, overrides=set_)
 
 
-@command(lambda result: print(_ranking([result])))
+@command(lambda result: print(_ranking([result])), downloads=True)
 def probe(ref: Ref, dataset: Datasets = [], set_: Sets = []) -> Any:
     """Judge a checkpoint's features on a dataset by nearest neighbours and a linear head; no network is trained."""
     from fmeco.evaluation import probe as probing
@@ -82,7 +82,7 @@ def probe(ref: Ref, dataset: Datasets = [], set_: Sets = []) -> Any:
     return probing.probe(ref, dataset=one_dataset(dataset), overrides=set_)
 
 
-@command(_show_ranking)
+@command(_show_ranking, downloads=True)
 def rank(refs: Annotated[list[str], typer.Argument(metavar="REF...")], dataset: Datasets = [], set_: Sets = []) -> Any:
     """Rank several sources for a dataset by probing their features; nothing is finetuned."""
     from fmeco.evaluation import probe as probing

@@ -32,6 +32,9 @@ Plugins = Annotated[
     list[Path], typer.Option("--plugin", metavar="PATH", help="Load plug-ins from a file or folder. Repeatable.")
 ]
 Partial = Annotated[bool, typer.Option("--allow-partial", help="Load the weights that fit, even if they are few.")]
+Offline = Annotated[
+    bool, typer.Option("--offline", help="Download nothing: refuse files that are not on this machine.")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Nproc = Annotated[
     int | None, typer.Option("--nproc", metavar="N", min=1, help="Train with N processes on this machine, one per GPU.")
@@ -65,22 +68,29 @@ class Shown(NamedTuple):
     show: Show
 
 
-def command(show: Show | None = None, *, plugins: bool = True) -> Callable[[Callable[..., Any]], Callable[..., None]]:
+def command(
+    show: Show | None = None, *, plugins: bool = True, downloads: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., None]]:
     """Turn a function that takes its own options and returns a result into a command.
 
     show: prints the result; a `Shown` brings its own printer.
     plugins: whether the command takes --plugin.
+    downloads: whether the command may download files, so that it takes --offline.
 
     --json and --debug are added to every command. With --json, the result is printed as one JSON object. A failure ends
     with a message and an exit code.
     """
 
     def make(work: Callable[..., Any]) -> Callable[..., None]:
-        def run(*, json_: bool, debug: bool, plugin: Sequence[Path] = (), **options: Any) -> None:
-            _answer(functools.partial(work, **options), show, json_, debug, plugin)
+        def run(
+            *, json_: bool, debug: bool, plugin: Sequence[Path] = (), offline: bool = False, **options: Any
+        ) -> None:
+            with _offline() if offline else contextlib.nullcontext():
+                _answer(functools.partial(work, **options), show, json_, debug, plugin)
 
         command_line: Any = functools.update_wrapper(run, work)
         shared: list[tuple[str, Any, Any]] = [("plugin", Plugins, [])] if plugins else []
+        shared += [("offline", Offline, False)] if downloads else []
         shared += [("json_", Json, False), ("debug", Debug, False)]
         hints = get_type_hints(work, include_extras=True)
         parameters = [
@@ -96,6 +106,13 @@ def command(show: Show | None = None, *, plugins: bool = True) -> Callable[[Call
         return run
 
     return make
+
+
+def _offline() -> contextlib.AbstractContextManager[None]:
+    """Refuse downloads inside the context. Imported when it is needed: the modules for the network take time to load."""
+    from fmeco.download import offline
+
+    return offline()
 
 
 def _answer(

@@ -26,7 +26,7 @@ def _show_predictions(result: Mapping[str, Any]) -> None:
         write_csv(result["predictions"], sys.stdout)
 
 
-@command(_show_predictions)
+@command(_show_predictions, downloads=True)
 def predict(
     ref: Ref,
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Files, folders, or tables.")],
@@ -48,7 +48,9 @@ def predict(
     return {"predictions": rows, "output": str(output.resolve()) if output else None}
 
 
-@command(lambda result: print(f"{result['samples']} x {result['width']} features in {result['output']}"))
+@command(
+    lambda result: print(f"{result['samples']} x {result['width']} features in {result['output']}"), downloads=True
+)
 def embed(
     ref: Ref,
     output: Annotated[Path, typer.Option(help="The .npz file to write: features, names, labels.")],

@@ -38,10 +38,17 @@ def table(
     )
 
 
-def metrics_table(title: str, metrics: Mapping[str, float]) -> str:
-    """Format metrics by name below a title, one per line."""
-    rows = [["  " + clean(name), f"{value:.4f}"] for name, value in metrics.items()]
-    return "\n".join([clean(title), *([table(rows, ["<26", "<"], gap=" ", widest=26)] if rows else [])])
+def metrics_table(title: str, metrics: Mapping[str, float], directions: Mapping[str, str]) -> str:
+    """Format metrics by name below a title, one per line.
+
+    directions: "max" for a metric that is better if it is higher, else "min".
+    """
+    words = {"max": "higher is better", "min": "lower is better"}
+    rows = [
+        ["  " + clean(name), f"{value:.4f}", words.get(directions.get(name, ""), "")] for name, value in metrics.items()
+    ]
+    lines = table(rows, ["<26", "<", "<"], gap=" ", widest=26).splitlines()
+    return "\n".join([clean(title), *(line.rstrip() for line in lines)])
 
 
 def comparison_table(comparison: Mapping[str, Any]) -> str:

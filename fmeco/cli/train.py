@@ -35,14 +35,15 @@ def _show(result: Mapping[str, Any]) -> None:
         if result["plot"]:
             print(result["plot"])
     else:
-        print(metrics_table(f"{result['run']}  ({result['seconds']:.1f} s)", result["metrics"]))
+        title = f"{result['run']}  ({result['seconds']:.1f} s)"
+        print(metrics_table(title, result["metrics"], result["directions"]))
         if "gain" in result:
             print(clean(result["gain"]["sentence"]))
         if "comparison" in result:
             print("\n" + comparison_table(result["comparison"]))
 
 
-@command(_show)
+@command(_show, downloads=True)
 def pretrain(
     config: Annotated[Path, typer.Argument(help="A YAML file; `fmeco init` writes one.")],
     ref: From = None,
@@ -62,7 +63,7 @@ def pretrain(
     return api.train(settings, out=out, force=force, stop=signals.stop).to_json()
 
 
-@command(_show)
+@command(_show, downloads=True)
 def finetune(
     configs: Annotated[
         list[Path] | None, typer.Argument(metavar="[CONFIG]...", help="YAML files, one per task.")
@@ -134,7 +135,7 @@ def finetune(
             }
 
 
-@command(_show)
+@command(_show, downloads=True)
 def resume(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's directory.")],
     epochs: Annotated[str | None, typer.Option(help="Extend the run to N epochs in all, or by +N.")] = None,

@@ -168,6 +168,7 @@ class Published(NamedTuple):
         plug-in then returns the preprocessing to use, such as ImageNet's.
     licence: licence of the weights; None = not stated.
     shards: further files that hold the rest of the weights.
+    size: bytes of the file at `url`, perhaps rounded; 0 = not stated.
     """
 
     url: str
@@ -175,6 +176,7 @@ class Published(NamedTuple):
     spec: DataSpec | None
     licence: str | None = None
     shards: tuple[str, ...] = ()
+    size: int = 0
 
 
 @dataclass(slots=True)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 
 from fmeco.core import (
+    CheckpointError,
     Data,
     DataError,
     DataSpec,
@@ -24,6 +29,8 @@ from fmeco.core import (
     clean,
 )
 from fmeco.datasets import _classes, _images, _splits
+from fmeco.download import File, NotHere, get
+from fmeco.errors import ResourceError
 from fmeco.nn.libraries import import_torchvision
 
 MODALITY = "image"
@@ -94,8 +101,8 @@ def build(
     pixels: Annotated[Pixels, Without("background", "range")] = Pixels(),
 ) -> Data:
     """Build the dataset. `test` and `val` are the published splits; without a published `val`, it is split off training."""
-    kind, published, size = _SOURCES[arch]
-    sets = {part: _open(kind, root, download, arguments) for part, arguments in published.items()}
+    _, published, size = _SOURCES[arch]
+    sets = {part: _open(arch, root, download, arguments) for part, arguments in published.items()}
     native: Literal["gray", "rgb"] = "gray" if arch in _GRAY else "rgb"
     spec = _images.image_spec(
         known,
@@ -163,21 +170,83 @@ class _Images(Samples):
         return {"image": _images.canonical(image, self.prep)}
 
 
-def _open(kind: str, root: str, download: bool, arguments: dict[str, Any]) -> Any:
+def files(arch: str, options: Mapping[str, Any]) -> list[File]:
+    """List the files that `build` downloads with these options, as the library states them. [] if the data is complete."""
+    kind, published, _ = _SOURCES[arch]
+    asked: dict[Path, File] = {}
+    existed = os.path.exists(options["root"])
+    for arguments in published.values() if options["download"] else ():
+        # The archives that were only asked for are missing, which the library reports by errors of many classes.
+        with (
+            _downloads(arch, lambda file: asked.setdefault(file.path, file), unpack=False),
+            contextlib.suppress(Exception),
+        ):
+            getattr(import_torchvision().datasets, kind)(options["root"], download=True, **arguments)
+    if not existed:  # the library makes folders before it downloads
+        for folder, _, _ in os.walk(options["root"], topdown=False):
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
+    return list(asked.values())
+
+
+@contextlib.contextmanager
+def _downloads(arch: str, handle: Callable[[File], Any], *, unpack: bool) -> Iterator[None]:
+    """Call `handle` for every file that the library would download inside the `with` block, in place of its own download.
+
+    unpack: whether the library then unpacks archives.
+    """
+    datasets = import_torchvision().datasets
+    kind = getattr(datasets, _SOURCES[arch][0])
+
+    def download_url(url: str, root: Any, filename: Any = None, md5: str | None = None, *_: Any) -> None:
+        path = Path(os.path.expanduser(root)) / (filename or os.path.basename(url))
+        bring = f"fmeco fetch --dataset torchvision/{arch} --out FOLDER"
+        handle(File(url, path, digest=f"md5:{md5}" if md5 else "", bring=bring))
+
+    def download_archive(
+        url: str, download_root: Any, *_: Any, filename: Any = None, md5: Any = None, **__: Any
+    ) -> None:
+        download_url(url, download_root, filename, md5)
+
+    replaced = {"download_url": download_url} | ({} if unpack else {"download_and_extract_archive": download_archive})
+    places = {id(module): module for cls in kind.__mro__ if (module := sys.modules.get(cls.__module__)) is not None}
+    with contextlib.ExitStack() as stack:
+        for module in (datasets.utils, *places.values()):
+            for name, function in replaced.items():
+                if hasattr(module, name):
+                    stack.callback(setattr, module, name, getattr(module, name))
+                    setattr(module, name, function)
+        yield
+
+
+def _get(file: File) -> None:
+    """Download a file. Raises URLError, which lets the library try its next mirror, NotHere and DataError."""
+    from urllib.error import URLError
+
+    try:
+        get(file)
+    except NotHere:
+        raise
+    except ResourceError as error:
+        raise URLError(error.message) from None
+    except CheckpointError as error:
+        raise DataError(error.message, *error.hints) from None
+
+
+def _open(arch: str, root: str, download: bool, arguments: dict[str, Any]) -> Any:
     """Open one split of the library's dataset, and download it if needed.
 
     Raises ResourceError if the download fails, DataError if files are absent or damaged.
     """
     from urllib.error import URLError
 
-    from fmeco.errors import ResourceError
-
-    torchvision = import_torchvision()
+    kind = _SOURCES[arch][0]
     try:
-        return getattr(torchvision.datasets, kind)(root, download=download, **arguments)
-    except (URLError, ConnectionError, TimeoutError) as error:
+        with _downloads(arch, _get, unpack=True):
+            return getattr(import_torchvision().datasets, kind)(root, download=download, **arguments)
+    except URLError as error:
         raise ResourceError(
-            f"could not download {kind}: {clean(error)}",
+            f"could not download {kind}: {clean(error.reason)}",
             f"check the network connection, or put the files under {clean(root)} yourself",
         ) from None
     except (RuntimeError, OSError) as error:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from fmeco.assembly.optimizer import build_optimizer, phase_groups
 from fmeco.assembly.stages import Training
 from fmeco.assembly.training import assemble
+from fmeco.checkpoints.fetching import announce, needed
 from fmeco.config.run_config import RunConfig
 from fmeco.core.data import Samples
 from fmeco.core.training import Groups
@@ -39,6 +40,7 @@ def check(config: RunConfig, *, profile: bool = False) -> dict[str, Any]:
 
     Raises the error that the run would end with; for unreadable samples one DataError that lists them.
     """
+    announce(files := needed(config))
     training = assemble(config)
     bad = _unreadable(training)
     phases = [
@@ -57,6 +59,7 @@ def check(config: RunConfig, *, profile: bool = False) -> dict[str, Any]:
         "config": training.config.to_dict(),
         **_about_data(training, bad),
         **_about_parameters(training, phases, section.options, automatic),
+        "files": [file.to_json() for file in files],
         "transplant": training.model.report.lines() if training.model.report else [],
         "steps": total,
         "steps_per_epoch": training.loader.steps_per_epoch,

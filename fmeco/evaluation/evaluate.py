@@ -41,7 +41,8 @@ def evaluate(
     baseline: also compute the metrics of this plain method, which the checkpoint's objective offers, fitted to the
         run's training samples.
 
-    Returns {"checkpoint", "split", "samples", "about", "metrics"}, metrics named SPLIT_NAME. With `by` or `baseline`
+    Returns {"checkpoint", "split", "samples", "about", "metrics", "directions"}, metrics named SPLIT_NAME, and for each
+    whether "max" or "min" is better. With `by` or `baseline`
     also "metric", which selected the run's best checkpoint, and "groups" or "baseline".
 
     Raises ConfigError, DataError, CheckpointError.
@@ -61,6 +62,7 @@ def evaluate(
         "samples": len(measured.names),
         "about": dict(measured.model.objective.about),
         "metrics": named(measured.metrics),
+        "directions": {f"{measured.split}_{name}": way for name, way in measured.model.objective.directions.items()},
     }
     if by is not None:
         rows = [{**row, "metrics": named(row["metrics"])} for row in groups(measured, by, metric)]

@@ -1,4 +1,4 @@
-"""Describe a checkpoint: what it was trained from, on which data, and its metrics. Describe weights of other tools."""
+"""Describe a checkpoint: what it was trained from, on which data, and its metrics; or weights that no run made."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from fmeco.checkpoints import carried, pointers, refs, shards
 from fmeco.checkpoints import format as checkpoint
-from fmeco.checkpoints import pointers, refs, shards
 from fmeco.checkpoints.foreign import NARROW
 from fmeco.checkpoints.tensors import nonfinite
 from fmeco.core.data import DataSpec
@@ -18,11 +18,15 @@ from fmeco.errors import listing
 
 
 def info(ref: str | Path) -> dict[str, Any]:
-    """Describe a checkpoint, after checking its files against the manifest; or the weights in a file of another tool.
+    """Describe a checkpoint, or a folder that `fmeco fetch` wrote, after checking its files against their hashes.
+
+    Also describes the weights in a file of another tool, and weights that a library publishes.
 
     Raises CheckpointError for a file that is missing or damaged.
     """
     path = pointers.follow(Path(ref))
+    if carried.is_carried(path):
+        return _carried(path)
     if not path.exists() and refs.is_bare(ref):
         return _published(str(ref))
     if (file := refs.weights_of_others(path)) is not None:
@@ -102,6 +106,21 @@ def _tensors(state: Mapping[str, Tensor]) -> dict[str, Any]:
 def _shape(tensor: Tensor) -> str:
     """Describe a tensor by type and shape."""
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+
+def _carried(folder: Path) -> dict[str, Any]:
+    """Describe a folder of published weights."""
+    about, spec, files = carried.read(folder)
+    return {
+        "folder": str(folder.resolve()),
+        "weights": about["ref"],
+        "verified": len(files),
+        "format": about["format"],
+        "backbone": about["backbone"]["name"],
+        "modality": spec.modality,
+        "preprocessing": _preprocessing(spec),
+        "licence": about["licence"] or "not stated",
+    }
 
 
 def _preprocessing(spec: DataSpec) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import functools
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +65,14 @@ class Result:
     checkpoint: the best one.
     metrics: of that checkpoint.
     seconds: of training.
+    directions: "max" for a metric that is better if it is higher, else "min".
     """
 
     run: Path
     checkpoint: Path
     metrics: dict[str, float]
     seconds: float
+    directions: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as a command prints it with --json."""
@@ -78,6 +80,7 @@ class Result:
             "run": str(self.run.resolve()),
             "checkpoint": str(self.checkpoint.resolve()),
             "metrics": self.metrics,
+            "directions": self.directions,
             "seconds": round(self.seconds, 3),
         }
 
@@ -387,4 +390,5 @@ def _result(session: Session) -> Result:
         say(f"skipped {len(bad)} samples that could not be read; they are listed in {run / 'bad_samples.txt'}")
     if session.ranks.first:
         report(run)
-    return Result(run, best.path, dict(best.meta["metrics"]), session.state.seconds)
+    directions = {f"val_{name}": str(way) for name, way in session.training.measures.directions.items()}
+    return Result(run, best.path, dict(best.meta["metrics"]), session.state.seconds, directions)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
 from typing import Any
 
@@ -21,6 +21,9 @@ from fmeco.training.session import Session, evaluated_weights, pack_optimizer, s
 from fmeco.training.step import settle, take_step, train_mode
 
 MIN_SECONDS_BETWEEN_SAVES = 20.0  # with save_every: auto
+# Fewest evaluations, steps and validation samples from which to predict what more time would do: the standard error of a
+# share of 100 samples is up to 5 points.
+ENOUGH_EVALUATIONS, ENOUGH_STEPS, ENOUGH_SAMPLES = 4, 100, 100
 
 
 def train(s: Session) -> None:
@@ -73,7 +76,9 @@ def train(s: Session) -> None:
     state.seconds = time.monotonic() - started
     _say_where_time_went(s)
     if pace.timed and state.history and not _enough(s):
-        say(more_time(state.history, s.training.measures.sign, s.training.measures.best, s.epoch, s.error))
+        measures, size = s.training.measures, s.training.validation_size
+        told = more_time(state.history, measures.sign, measures.best, s.epoch, s.error, steps=state.step, samples=size)
+        say(told)
 
 
 def _keep_source(s: Session, pace: Pace, clock: Clock) -> None:
@@ -195,6 +200,7 @@ def _log(s: Session, clock: Clock) -> str:
     loss, norm = (sum(step[k] for step in window) / len(window) for k in (0, 1))
     training, data = clock.lap()
     rate = sum(step[2] for step in window) / training
+    s.loss = loss
     values = {
         "loss": loss,
         "grad_norm": norm,
@@ -211,11 +217,15 @@ def _evaluate(s: Session) -> bool:
     """Evaluate on the validation split. Returns whether the weights are the best so far."""
     assert s.setup.validate is not None
     settle(s)
+    if window := s.state.window:
+        s.loss = sum(step[0] for step in window) / len(window)
     s.writer.wait()  # fork loader workers while no other thread runs
     _check_classes_read(s)
     s.ranks.broadcast_(list(s.objective.buffers()))
     with evaluated_weights(s):
         s.metrics, bad, s.error = s.setup.validate()
+    if s.measured_at < 0:
+        say(ways({"training loss": "min", **s.training.measures.directions}, ["training loss", *s.metrics]))
     s.measured_at = s.state.step
     s.state.bad_samples = list(dict.fromkeys([*s.state.bad_samples, *bad]))
     train_mode(s)
@@ -229,10 +239,10 @@ def _evaluate(s: Session) -> bool:
     improved = _score(s)
     s.log.write("val", s.state.step, s.epoch, s.metrics)
     _say_twins(s)
-    shown = ", ".join(f"{name} {value:.4f}" for name, value in s.metrics.items() if "/" not in name)
-    say(
-        f"epoch {s.epoch:g}, step {s.state.step}: {shown}{'  *' if highest is None or s.state.history[-1] > highest else ''}"
-    )
+    figures = {**({} if s.loss is None else {"training loss": s.loss}), **s.metrics}
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in figures.items() if "/" not in name)
+    star = "  *" if highest is None or s.state.history[-1] > highest else ""
+    say(f"epoch {s.epoch:g}, step {s.state.step}: {shown}{star}")
     return improved
 
 
@@ -271,18 +281,38 @@ def _say_where_time_went(s: Session) -> None:
     say(f"{state.seconds:.1f} s: {spent}; {rate:,.0f} samples/s in training")
 
 
-def more_time(history: list[float], sign: int, metric: str, epochs: float, error: float = 0.0) -> str:
+def ways(directions: Mapping[str, str], names: Iterable[str]) -> str:
+    """Say which metrics are better if they are higher, and which if they are lower. Those of single classes are left out."""
+    shown = [name for name in names if "/" not in name]
+    groups = {
+        words: [name for name in shown if directions.get(name) == way]
+        for way, words in (("max", "higher is better"), ("min", "lower is better"))
+    }
+    return "; ".join(f"{words}: {', '.join(group)}" for words, group in groups.items() if group)
+
+
+def more_time(
+    history: list[float], sign: int, metric: str, epochs: float, error: float = 0.0, *, steps: int, samples: int
+) -> str:
     """Predict from its evaluations what more time would do for a run that a budget ended.
 
     history: scores of the evaluations; higher is better.
     sign: -1 if a lower metric is better, else +1.
     error: standard error of the metric; smaller differences are noise.
+    steps: of the run.
+    samples: of the validation split.
     """
     passed = f"the budget was enough for {epochs:.3g} epochs"
-    if len(history) < 4:
+    if len(history) < ENOUGH_EVALUATIONS:
         return f"{passed}; too few evaluations to predict what more time would do"
+    if samples < ENOUGH_SAMPLES:
+        return f"{passed}; {samples} validation samples are too few to tell what more time would do"
     late = len(history) * 3 // 4
     before, after = max(history[:late]), max(history[late:])
+    if after <= before + error and steps < ENOUGH_STEPS:
+        return (
+            f"{passed}; {metric} did not improve lately, but {steps} steps are too few to tell what more time would do"
+        )
     if after < before - error:
         at = history.index(before) + 1
         return f"{passed}; {metric} was best in evaluation {at} of {len(history)}: more time would not help, but more or other data might"

@@ -41,6 +41,7 @@ class Session:
     stop: polled before each step; True asks to save and leave.
     average: EMA of every tensor of the objective, by name.
     metrics, measured_at, error: of the newest evaluation, its step, and its standard error.
+    loss: mean training loss of the newest logged steps; None before them.
     scaler: of the loss, for fp16.
     pending: steps whose results are still on the device.
     skipped: steps in a row that were not finite.
@@ -64,6 +65,7 @@ class Session:
     metrics: dict[str, float] = field(default_factory=dict)
     measured_at: int = -1
     error: float = 0.0
+    loss: float | None = None
     scaler: torch.amp.GradScaler | None = None
     writer: Writer = field(default_factory=Writer)
     pending: list[Outcome] = field(default_factory=list)

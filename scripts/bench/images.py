@@ -8,9 +8,9 @@ Run it with the Python that has fmeco. The job: torchvision's resnet18 with 10 c
 resized crop and flip, SGD with momentum, cross-entropy, on 1,000 generated JPEGs of 400 x 533 pixels. Every contender runs
 in its own process under steps.py. A round runs all of them, and each round starts with another one.
 
-`bare` is the limit that speeds are divided by, round by round: a loop in bfloat16 over one batch in memory. A peer runs
-with its default settings for the job. Its `best` has the fastest settings that we know for a CPU: bfloat16, channels_last,
-one worker. fmeco has no flags, and adds colour jitter to the augmentation. lightly-train uses AdamW, which cannot be
+`bare` is the limit that speeds are divided by, round by round: a loop over one batch in memory, in the faster precision of
+this CPU, which is measured before the first round. A peer runs with its default settings for the job. Its `best` has the
+fastest settings that we know for a CPU: that precision, channels_last, one worker. fmeco has no flags, and adds colour jitter to the augmentation. lightly-train uses AdamW, which cannot be
 changed.
 
 timm's train.py is not in its package: download it from its repository, and pass its path as --timm-train.
@@ -22,6 +22,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import statistics
@@ -126,23 +127,46 @@ def timm(train: Path, *flags: str) -> Command:
     return command
 
 
-def contenders(timm_train: Path | None) -> list[Contender]:
-    """List all contenders; timm only with the path of its train.py."""
+def contenders(timm_train: Path | None, precision: str) -> list[Contender]:
+    """List all contenders; timm only with the path of its train.py.
+
+    precision: the faster one on this CPU, bf16 or fp32.
+    """
     listed = [
-        Contender("bare", None, script("bare.py")),
-        Contender("bare retained", None, script("bare.py", "--retained")),
+        Contender("bare", None, script("bare.py", "--precision", precision)),
+        Contender("bare retained", None, script("bare.py", "--precision", precision, "--retained")),
         Contender("fmeco", None, fmeco),
     ]
     if timm_train is not None:
-        best = ("--amp", "--amp-dtype", "bfloat16", "--channels-last", "--workers", "1")
+        amp = ("--amp", "--amp-dtype", "bfloat16") if precision == "bf16" else ()
+        best = (*amp, "--channels-last", "--workers", "1")
         listed += [
             Contender("timm", "timm", timm(timm_train.resolve())),
             Contender("timm best", "timm", timm(timm_train.resolve(), *best)),
         ]
     for peer in ("lightning", "transformers", "fastai", "lightly-train"):
         name = f"with_{peer.removesuffix('-train')}.py"
-        listed += [Contender(peer, peer, script(name)), Contender(f"{peer} best", peer, script(name, "--best"))]
+        listed += [
+            Contender(peer, peer, script(name)),
+            Contender(f"{peer} best", peer, script(name, "--best", "--precision", precision)),
+        ]
     return listed
+
+
+def faster_precision(job: Job) -> dict[str, Any]:
+    """Measure which precision this CPU is faster in, in a process of its own. Returns what peers/precision.py prints."""
+    command = [sys.executable, str(HERE / "peers" / "precision.py"), "--size", str(job.size), "--batch", str(job.batch)]
+    found: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    print(
+        f"precision: {found['precision']} (a step takes {found['bf16']} s in bf16, {found['fp32']} s in fp32)",
+        flush=True,
+    )
+    return found
+
+
+def precision_of(session: dict[str, Any]) -> str:
+    """Return the precision of `bare` and `best` in a session. Sessions that do not say it were all in bf16."""
+    return str(session.get("precision", {"precision": "bf16"})["precision"])
 
 
 # --- environments ---
@@ -210,9 +234,12 @@ def draw(file: Path, seed: list[int], width: int = 400, height: int = 533) -> No
 # --- run ---
 
 
-def run(work: Path, out: Path, job: Job, chosen: list[Contender], rounds: int, limit: float) -> int:
+def run(
+    work: Path, out: Path, job: Job, chosen: list[Contender], precision: dict[str, Any], rounds: int, limit: float
+) -> int:
     """Run some more rounds. Returns the number of failures.
 
+    precision: as `faster_precision` returned it.
     Each result is written to `out` as soon as its process ends.
     """
     results: dict[str, Any] = {"job": asdict(job), "sessions": [], "runs": []}
@@ -220,11 +247,17 @@ def run(work: Path, out: Path, job: Job, chosen: list[Contender], rounds: int, l
         results = json.loads(out.read_text())
     if results["job"] != asdict(job):
         sys.exit(f"{out} holds results of another job, {results['job']}: choose another --out")
+    if others := {precision_of(session) for session in results["sessions"]} - {precision["precision"]}:
+        sys.exit(
+            f"{out} holds results in {others.pop()}, and this CPU is faster in {precision['precision']}: choose another --out"
+        )
     data = make_data(work, job.images)
     packages = {
         peer or "fmeco": versions(python_of(work, peer)) for peer in {contender.peer: None for contender in chosen}
     }
-    results["sessions"].append({"start": time.strftime("%F %T"), "machine": machine(), "versions": packages})
+    results["sessions"].append(
+        {"start": time.strftime("%F %T"), "machine": machine(), "precision": precision, "versions": packages}
+    )
     first, failures = 1 + max((contender["round"] for contender in results["runs"]), default=-1), 0
     for number in range(first, first + rounds):
         offset = number % len(chosen)
@@ -267,6 +300,8 @@ def measure(work: Path, job: Job, data: Path, contender: Contender, limit: float
             process.wait()
     file = folder / "steps.json"
     record = json.loads(file.read_text()) if file.exists() else {"wall": []}
+    if (config := folder / "run" / "config.yaml").exists() and contender.name == "fmeco":
+        record["precision"] = re.search(r"^ +precision: (\w+)$", config.read_text(), re.MULTILINE)[1]
     if len(record["wall"]) < step_count:
         record["error"] = f"{len(record['wall'])} of {step_count} steps, see {folder / 'log.txt'}"
     return {**record, "load": load}
@@ -335,10 +370,12 @@ def rows(results: dict[str, Any]) -> list[str]:
     Ratios are to `bare` of the same round.
     """
     by_label: dict[str, dict[int, Measured]] = {}
+    precisions: dict[str, set[str]] = {}
     for record in results["runs"]:
         if "error" not in record:
             for label, figures in measured(record, Job(**results["job"])).items():
                 by_label.setdefault(label, {})[record["round"]] = figures
+                precisions.setdefault(label, set()).add(record_precision(record, results))
     bare = by_label.get("bare", {})
     table = []
     for label, by_round in by_label.items():
@@ -346,6 +383,7 @@ def rows(results: dict[str, Any]) -> list[str]:
         speeds = [figures.speed for figures in rounds]
         cells = [
             label,
+            " or ".join(sorted(precisions[label])),
             spread(speeds, ".1f"),
             spread(
                 [figures.speed / bare[number].speed for number, figures in by_round.items() if number in bare], ".2f"
@@ -357,10 +395,18 @@ def rows(results: dict[str, Any]) -> list[str]:
         ]
         table.append((statistics.median(speeds), f"| {' | '.join(cells)} |"))
     return [
-        "| contender | images/s | share of the limit | CPU s per 1,000 images | first step, s | peak MB | n |",
-        "|---|---|---|---|---|---|---|",
+        "| contender | precision | images/s | share of the limit | CPU s per 1,000 images | first step, s | peak MB | n |",
+        "|---|---|---|---|---|---|---|---|",
         *(row for _, row in sorted(table, reverse=True)),
     ]
+
+
+def record_precision(record: dict[str, Any], results: dict[str, Any]) -> str:
+    """Return the precision of a run: as measured for `bare` and `best`, as chosen by fmeco, else the peer's default."""
+    name = record["name"]
+    if name.startswith("bare") or (name.endswith(" best") and name != "lightly-train best"):
+        return precision_of(results["sessions"][-1])
+    return str(record.get("precision", "not recorded")) if name == "fmeco" else "its default"
 
 
 def spread(values: list[float], form: str) -> str:
@@ -391,7 +437,7 @@ def main() -> int:
     verb.add_argument("--work", type=Path, required=True, help="folder for environments, images and results")
     verb.add_argument("--out", type=Path, help="results file (default: WORK/images.json)")
     verb.add_argument("--rounds", type=int, default=1)
-    verb.add_argument("--only", nargs="+", choices=[contender.name for contender in contenders(Path())])
+    verb.add_argument("--only", nargs="+", choices=[contender.name for contender in contenders(Path(), "fp32")])
     verb.add_argument("--timm-train", type=Path, help="train.py of timm's repository")
     verb.add_argument("--images", type=int, default=1000)
     verb.add_argument("--size", type=int, default=224)
@@ -414,15 +460,16 @@ def main() -> int:
         parser.error(f"--steps must be more than {WARM_UP}, and fit in an epoch")
     if args.timm_train is None:
         print("skipping timm: no --timm-train", flush=True)
+    precision = faster_precision(job)
     chosen = []
-    for contender in contenders(args.timm_train):
+    for contender in contenders(args.timm_train, precision["precision"]):
         if args.only and contender.name not in args.only:
             continue
         if python_of(work, contender.peer).exists():
             chosen.append(contender)
         else:
             print(f"skipping {contender.name}: it has no environment; `setup` creates one", flush=True)
-    failures = run(work, (args.out or work / "images.json").resolve(), job, chosen, args.rounds, args.limit)
+    failures = run(work, (args.out or work / "images.json").resolve(), job, chosen, precision, args.rounds, args.limit)
     return 1 if failures else 0
 
 

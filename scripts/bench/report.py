@@ -40,13 +40,16 @@ def peers(trained: dict[str, Any]) -> list[str]:
     machine = trained["sessions"][-1]["machine"]
     versions = {name: packages for session in trained["sessions"] for name, packages in session["versions"].items()}
     job = images.Job(**trained["job"])
+    precision = {"bf16": "bfloat16", "fp32": "float32"}[images.precision_of(trained["sessions"][-1])]
     return [
         f"resnet18 at {job.size} pixels, batches of {job.batch}, {job.images:,} generated photographs of 400x533 pixels, on",
         f"{machine['cores']} cores of an {machine['cpu']}, torch {versions['fmeco']['torch']}.",
         "",
-        "- `bare`: a bfloat16 channels_last loop over one batch in memory. It reads no data, so it is the upper limit.",
-        "- fmeco: no flags.",
-        "- A peer's name alone: its defaults. `best`: the fastest CPU settings that we know for it; the script lists them.",
+        f"- `bare`: a channels_last loop over one batch in memory, in {precision}, the faster precision of this CPU. It reads no data, so it",
+        "  is the upper limit.",
+        "- fmeco: no flags; it measures which precision is faster.",
+        "- A peer's name alone: its defaults. `best`: the fastest CPU settings that we know for it, with the precision of `bare`; the script lists",
+        "  them.",
         "",
         "```",
         "python scripts/bench/images.py setup --work W && python scripts/bench/images.py run --work W --rounds 5 --timm-train TRAIN.PY",
@@ -68,7 +71,7 @@ def pieces(measured: dict[str, Any]) -> list[str]:
         "`python scripts/bench/parts.py run --work W`",
         "",
         "- Loop: an MLP on 8x8 digits, batches of 32, one thread, with metrics.jsonl and TensorBoard on. `bare` is the same model on tensors",
-        "  in memory. Both take turns of 100 steps in one process.",
+        "  in memory. Both compute in float32, and take turns of 100 steps in one process.",
         "- Checkpoint pause: how long training stops. A thread writes the rest during training.",
         "- Memory: the whole process tree.",
         "",

@@ -69,7 +69,7 @@ def test_two_ranks_do_what_one_does(fmeco: Callable[..., Answer]) -> None:
     out, err = child.communicate(timeout=120)
     for code, answer, said in ((alone.code, alone.out, alone.err), (child.returncode, out, err)):
         assert code == 0, said
-        assert set(json.loads(answer)) == {"run", "checkpoint", "metrics", "seconds"}, "one rank speaks"
+        assert set(json.loads(answer)) == {"run", "checkpoint", "metrics", "directions", "seconds"}, "one rank speaks"
         assert said.count("epoch 1,") == 1
     one, two = weights("one"), weights("two")
     assert all(tensor.dtype == torch.float64 for tensor in one.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -15,12 +16,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from pydantic import ValidationError
 
 import fmeco as api
 from fmeco.assembly import optimizer
 from fmeco.checkpoints import format as checkpoint
 from fmeco.checkpoints import pointers
+from fmeco.checkpoints.schema import RunState
 from fmeco.errors import ConfigError, DataError, Stopped
+from fmeco.training.state import State
 from tests.conftest import Answer, photos, process, tiny, write
 
 
@@ -222,6 +226,38 @@ def test_longer_runs_and_what_may_not_change() -> None:
     (Path("moved") / "red" / "00.png").unlink()
     with pytest.raises(DataError, match="not what it was"):
         api.resume("files", epochs="+1")
+
+
+def test_trainer_json_declares_the_fields_of_the_state() -> None:
+    """`RunState` checks what `State` stores: the same names and defaults, and for every field a type that holds its values."""
+    state = State()
+    assert {name: field.default for name, field in RunState.model_fields.items() if name != "spent"} == {
+        name: value for name, value in dataclasses.asdict(state).items() if name != "spent"
+    }
+    assert RunState().spent.model_dump() == state.spent
+    changed = State(
+        step=3,
+        total=9,
+        phase=1,
+        phase_start=2.5,
+        phase_history=4,
+        seconds=7.25,
+        spent={"data": 0.5, "evaluate": 1.5, "save": 2.5},
+        samples=48,
+        history=[0.5, -1.25],
+        best=0.5,
+        best_step=2,
+        waited=1,
+        bad_samples=["a.png"],
+        window=[(0.5, 1.5, 16)],
+        finished=True,
+    )
+    assert all(getattr(changed, field.name) != getattr(state, field.name) for field in dataclasses.fields(State))
+    written = json.loads(json.dumps(dataclasses.asdict(changed)))
+    assert RunState.model_validate(written).model_dump() == written
+    for name in written:
+        with pytest.raises(ValidationError, match=name):
+            RunState.model_validate({**written, name: "x"})
 
 
 def test_a_resume_does_not_need_the_source() -> None:

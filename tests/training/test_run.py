@@ -38,7 +38,7 @@ def test_pretrain_finetune_evaluate_predict_embed(fmeco: Fmeco) -> None:
     }
     answer = fmeco("pretrain", write("c.yaml", config), "--out", "one", "--json")
     assert answer.code == 0, answer.err
-    assert set(answer.json) == {"run", "checkpoint", "metrics", "seconds"}
+    assert set(answer.json) == {"run", "checkpoint", "metrics", "directions", "seconds"}
     assert answer.json["run"] == str(Path("one").resolve())
     assert answer.json["metrics"]["val_accuracy"] == 1.0
     for name in ("config.yaml", "metrics.jsonl", "run.log", "tensorboard", "report.html", "checkpoints/best/README.md"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -335,6 +337,22 @@ def test_resizing_is_pillows_to_one_level() -> None:
         theirs = np.asarray(smooth.resize((68, 48), how)).astype(int)
         assert ours.shape == (3, 48, 68)
         assert np.abs(ours.permute(1, 2, 0).numpy().astype(int) - theirs).max() <= 1
+
+
+def test_a_benchmarks_table_says_which_precision_it_was() -> None:
+    """The limit is in the precision that is faster on the CPU at hand, so a table of another machine is read rightly."""
+    script = Path(__file__).parents[2] / "scripts/bench/images.py"
+    run = {"start": 0.0, "wall": [float(i) for i in range(1, 9)], "cpu": [0.5 * i for i in range(8)], "peak_mb": 9}
+    for session, words in (({"precision": {"precision": "fp32"}}, "fp32"), ({}, "bf16")):
+        results = {
+            "job": {"images": 128, "size": 8, "batch": 32, "steps": 8},
+            "sessions": [session],
+            "runs": [{**run, "round": 0, "name": name} for name in ("bare", "timm", "timm best")],
+        }
+        write("r.json", json.dumps(results))
+        table = subprocess.run([sys.executable, script, "table", "r.json"], capture_output=True, text=True, check=True)
+        for name, precision in (("bare", words), ("timm best", words), ("timm", "its default")):
+            assert f"| {name} | {precision} | 32.0 |" in table.stdout
 
 
 def test_the_mean_of_an_image_and_its_mirror_image_is_what_test_flip_answers() -> None:

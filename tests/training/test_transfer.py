@@ -4,6 +4,7 @@ before finetuning, and runs compared after it."""
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from fmeco.plugins.registry import plugins
 from fmeco.strategies.l2sp import Anchor
 from fmeco.strategies.lora import Adapters
 from fmeco.training import loop
-from tests.conftest import write
+from tests.conftest import tiny, write
 
 DATA = {"name": "digits", "classes": [0, 1, 2], "image_size": 16, "limit_per_class": 24}
 STRATEGIES = [name for name in plugins("strategies") if name != "probe"]  # which takes no step
@@ -459,13 +460,49 @@ def test_a_range_test_that_tells_nothing_leaves_the_default(sources: dict[str, P
 
 
 def test_what_more_time_would_do() -> None:
-    assert "too few" in loop.more_time([0.5, 0.6], 1, "accuracy", 2.0)
-    assert "likely to help" in loop.more_time([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8], 1, "accuracy", 8.0)
-    assert "from 0.6000 to 0.8000" in loop.more_time([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8], 1, "accuracy", 8.0)
-    assert "from 0.6000 to 0.4000" in loop.more_time([-0.9, -0.8, -0.6, -0.4], -1, "rmse", 8.0)
-    assert "change little" in loop.more_time([0.5, 0.7, 0.75, 0.76], 1, "accuracy", 8.0, error=0.02)
-    assert "not help" in loop.more_time([0.5, 0.9, 0.8, 0.8, 0.7, 0.7], 1, "accuracy", 6.0)
-    assert "change little" in loop.more_time([0.5, 0.6, 0.7, 0.9, 0.9, 0.9, 0.9, 0.9], 1, "accuracy", 8.0)
+    def told(history: list[float], sign: int = 1, metric: str = "accuracy", **other: Any) -> str:
+        return loop.more_time(history, sign, metric, 8.0, **{"steps": 400, "samples": 200, **other})
+
+    rising = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
+    assert "too few evaluations" in told([0.5, 0.6])
+    assert "likely to help" in told(rising)
+    assert "from 0.6000 to 0.8000" in told(rising)
+    assert "from 0.6000 to 0.4000" in told([-0.9, -0.8, -0.6, -0.4], -1, "rmse")
+    assert "change little" in told([0.5, 0.7, 0.75, 0.76], error=0.02)
+    assert "not help" in told([0.5, 0.9, 0.8, 0.8, 0.7, 0.7])
+    assert "change little" in told([0.5, 0.6, 0.7, 0.9, 0.9, 0.9, 0.9, 0.9])
+    # What a few samples or steps cannot show is not said.
+    flat, falling = [0.5, 0.6, 0.6, 0.6, 0.6], [0.5, 0.9, 0.8, 0.8, 0.7]
+    for history in (flat, falling, rising):
+        assert "15 validation samples are too few to tell" in told(history, samples=15)
+    for history in (flat, falling):
+        assert "24 steps are too few to tell" in told(history, steps=24)
+    assert "likely to help" in told(rising, steps=24)
+
+
+def test_a_short_budget_claims_nothing_and_figures_say_which_way_is_good(fmeco: Any) -> None:
+    data = {"classes": [0, 1], "val_fraction": 0.1}
+    config = tiny(dataset=data, train={"epochs": None, "budget": "4s", "batch_size": 16}, evaluate={"every": 0.1})
+    write("c.yaml", {**config, "objective": "simclr", "augment": "standard"})
+    answer = fmeco("pretrain", "c.yaml", "--out", "run")
+    assert answer.code == 0, answer.err
+    assert "change little" not in answer.err and "would not help" not in answer.err
+    assert "validation samples are too few to tell what more time would do" in answer.err
+    lines = [line for line in answer.err.splitlines() if line.startswith("epoch ")]
+    assert len(lines) >= 4
+    assert all(re.search(r": training loss \d+\.\d{4}, knn ", line) for line in lines), lines
+    told = [line for line in answer.err.splitlines() if "lower is better: " in line]
+    assert told == [
+        "higher is better: knn, effective_rank, projection_rank, spread; lower is better: training loss, alignment, uniformity"
+    ]
+    assert re.search(r"val_knn +\d\.\d{4} +higher is better", answer.out)
+    assert re.search(r"val_alignment +\d\.\d{4} +lower is better", answer.out)
+    tuned = fmeco("finetune", "--from", "run", "--dataset", "digits", "--set", "train.steps=1", "--out", "tuned")
+    assert tuned.code == 0, tuned.err
+    answer = fmeco("evaluate", "tuned")
+    assert re.search(r"test_accuracy +\d\.\d{4} +higher is better", answer.out)
+    assert re.search(r"test_loss +\d\.\d{4} +lower is better", answer.out)
+    assert fmeco("evaluate", "tuned", "--json").json["directions"]["test_ece"] == "min"
 
 
 def test_several_tasks_read_their_source_once(

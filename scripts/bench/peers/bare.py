@@ -1,5 +1,6 @@
-"""Repeat a training step in bfloat16 on one batch of random tensors in memory: the limit of speed.
+"""Repeat a training step on one batch of random tensors in memory: the limit of speed.
 
+--precision: the faster one on this CPU, which precision.py finds out; auto does so here.
 --retained: glibc keeps freed memory instead of returning it to the system, which saves page faults in every step.
 """
 
@@ -16,6 +17,7 @@ def main() -> None:
     parser.add_argument("data", help="not read")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--precision", choices=("bf16", "fp32", "auto"), default="auto")
     parser.add_argument("--retained", action="store_true")
     args = parser.parse_args()
     if args.retained:
@@ -27,13 +29,18 @@ def main() -> None:
     import torch.nn.functional as F
     from torchvision.models import resnet18
 
+    precision = args.precision
+    if precision == "auto":
+        from precision import faster
+
+        precision = faster(args.size, args.batch)["precision"]
     layout = torch.channels_last
     model = resnet18(num_classes=10).to(memory_format=layout)
     images = torch.randn(args.batch, 3, args.size, args.size).contiguous(memory_format=layout)
     labels = torch.randint(10, (args.batch,))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     while True:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             loss = F.cross_entropy(model(images), labels)
         optimizer.zero_grad()
         loss.backward()

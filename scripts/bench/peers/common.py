@@ -15,6 +15,7 @@ def command_line() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--best", action="store_true")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="fp32", help="of --best")
     return parser.parse_args()
 
 

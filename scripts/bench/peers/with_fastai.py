@@ -1,6 +1,6 @@
 """Train with fastai as in its documentation, with torch's SGD.
 
---best: bfloat16 and channels_last by a wrapper around the model, as fastai's callbacks for them support CUDA only; and
+--best: the faster precision and channels_last by a wrapper around the model, as fastai's callbacks for them support CUDA only; and
 one loader worker.
 """
 
@@ -25,14 +25,15 @@ from torchvision.models import resnet18
 
 
 class Fast(nn.Module):
-    """Run a model in bfloat16 and channels_last."""
+    """Run a model in a precision, bf16 or fp32, and channels_last."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, precision: str) -> None:
         super().__init__()
+        self.precision = precision
         self.model = model.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
             return self.model(images.contiguous(memory_format=torch.channels_last)).float()
 
 
@@ -50,7 +51,7 @@ def main() -> None:
     model = resnet18(num_classes=10)
     learner = Learner(
         loaders,
-        Fast(model) if args.best else model,
+        Fast(model, args.precision) if args.best else model,
         loss_func=CrossEntropyLossFlat(),
         opt_func=partial(OptimWrapper, opt=torch.optim.SGD, momentum=0.9),
     )
