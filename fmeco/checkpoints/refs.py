@@ -258,8 +258,8 @@ def published(backbone: Choice, weights: str) -> Source:
 
 
 def _decoded_anew(spec: DataSpec) -> DataSpec:
-    """Add the newest decode rule to the preprocessing of weights that no fmeco checkpoint holds."""
-    return dataclasses.replace(spec, preprocessing={**spec.preprocessing, "decode": DECODE_RULE})
+    """Add the newest decode rule to the preprocessing of weights that no fmeco checkpoint holds, and let the config change it."""
+    return dataclasses.replace(spec, preprocessing={**spec.preprocessing, "decode": DECODE_RULE}, published=True)
 
 
 def completed(backbone: Choice) -> Choice:

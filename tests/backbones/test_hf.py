@@ -88,6 +88,7 @@ def model(folder: str, kind: str, head: str = "", **changes: Any) -> Any:
         words.save(f"{folder}/tokenizer.json")
     else:
         how = {"size": {"height": 32, "width": 32}, "resample": 3, "image_mean": [0.4] * 3, "image_std": [0.3] * 3}
+        how |= {"image_processor_type": "ViTImageProcessor"}
         Path(folder, "preprocessor_config.json").write_text(json.dumps(how))
     return made
 
@@ -414,7 +415,7 @@ def test_images_of_another_size_and_one_channel(fmeco: Fmeco) -> None:
     photos(Path("p"), each=5)
     answer = fmeco("finetune", "--from", "hf/./m@DEFAULT", "--dataset", "p", "--out", "run", *SHORT)
     assert answer.code == 0, answer.err
-    assert "32 pixels from 32, bicubic" in answer.err
+    assert "32 pixels from 32 squashed, bicubic, rgb, mean 0.4, std 0.3" in answer.err
     shutil.rmtree("m")
     assert fmeco("predict", "run", "p/red/00.png").code == 0
 
