@@ -86,7 +86,7 @@ def _differences(known: DataSpec, pixels: Pixels) -> Iterator[_Change]:
             if new is not None and not all(map(math.isclose, new, stored)):
                 yield _Change(key, _shown(stored), _shown(new))
     for key, value, stored in (
-        ("interpolation", pixels.interpolation, old["interpolation"]),
+        ("interpolation", pixels.interpolation, old.get("interpolation", "bilinear")),
         ("fit", pixels.fit, old.get("fit", "crop")),
     ):
         if value not in (None, stored):
