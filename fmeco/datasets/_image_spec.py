@@ -64,7 +64,7 @@ def changes(known: DataSpec | None, pixels: Pixels) -> list[str]:
     if known is None:
         return []
     return [
-        f"dataset.{change.key} is {change.new}; these weights were trained with {change.old}"
+        f"dataset.{change.key} is {change.new}, in place of {change.old} for these weights"
         for change in _differences(known, pixels)
     ]
 

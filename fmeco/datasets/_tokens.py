@@ -226,7 +226,7 @@ def changes(known: DataSpec | None, prep: Mapping[str, Any]) -> list[str]:
     """Return a note if the prompt differs from the one of the published preprocessing (`known`)."""
     if known is None or (old := known.preprocessing.get("prompt", "")) == (new := prep.get("prompt", "")):
         return []
-    return [f"dataset.prompt is {_quoted(new)}; the default of these weights is {_quoted(old)}"]
+    return [f"dataset.prompt is {_quoted(new)}, in place of {_quoted(old)} for these weights"]
 
 
 def _quoted(prompt: str) -> str:

@@ -265,7 +265,7 @@ def test_a_prompt_is_put_before_each_text(fmeco: Fmeco) -> None:
     assert "prompt" not in fmeco(*command, "--out", "plain").err
     answer = fmeco(*command, "--set", "dataset.prompt_name=query", "--out", "named")
     assert "after the prompt 'the cat: '" in answer.err, answer.err
-    assert "dataset.prompt is 'the cat: '; the default of these weights is none" in answer.err
+    assert "dataset.prompt is 'the cat: ', in place of none for these weights" in answer.err
     plain, named = api.load("plain"), api.load("named")
     assert torch.equal(named.read(["a saw"])[0]["tokens"], plain.read(["the cat: a saw"])[0]["tokens"])
     rewritten("m", "config_sentence_transformers.json", default_prompt_name="query")

@@ -259,8 +259,8 @@ def test_a_key_beside_published_weights_is_taken_and_said(fmeco: Fmeco) -> None:
         ),
     )
     assert answer.code == 0, answer.err
-    assert "dataset.std is [0.2, 0.2, 0.2]; these weights were trained with [0.5, 0.5, 0.5]" in answer.err
-    assert "dataset.fit is squash; these weights were trained with crop" in answer.err
+    assert "dataset.std is [0.2, 0.2, 0.2], in place of [0.5, 0.5, 0.5] for these weights" in answer.err
+    assert "dataset.fit is squash, in place of crop for these weights" in answer.err
     assert "dataset.mean is" not in answer.err, "it is the library's own"
     meta = json.loads(Path("run/checkpoints/best/meta.json").read_text())["spec"]
     assert meta["preprocessing"]["fit"] == "squash" and meta["inputs"]["image"]["std"] == [0.2] * 3
