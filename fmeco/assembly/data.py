@@ -13,6 +13,7 @@ from fmeco.core.data import Data, DataSpec
 from fmeco.core.modality import same_modality
 from fmeco.core.target import known
 from fmeco.data.decoded_cache import decoded
+from fmeco.data.spec_reader import shown_by_reader
 from fmeco.data.subset import fraction
 from fmeco.errors import ConfigError, DataError, clean, listing
 from fmeco.log import say
@@ -28,6 +29,8 @@ def read_data(run_source: RunSource, own_data: Data | None = None) -> RunData:
     data = own_data or build_data(run_source)
     if run_source.source is not None:
         check_modality(run_source, data.spec)
+    if (shown := shown_by_reader(data.spec)) is not None:
+        say(f"inputs: {shown}")
     data = fraction(_cached(data, run_source.config), run_source.config.train.label_fraction, run_source.config.seed)
     return RunData(run_source, described(data))
 

@@ -10,12 +10,9 @@ from torch import nn
 
 from fmeco.backbones._hf_body import Body, Pooling
 from fmeco.backbones._hf_config import network
-from fmeco.backbones._hf_published import local_file, read_json
+from fmeco.backbones._hf_processor import read_processor
 from fmeco.backbones._images import image_input
-from fmeco.core import Backbone, ConfigError, DataSpec, Features, Inputs, InputSpec, clean
-
-# Pillow's number -> fmeco's name; fmeco has no Lanczos, and bicubic is the closest.
-INTERPOLATIONS = {0: "nearest", 1: "bicubic", 2: "bilinear", 3: "bicubic"}  # 1 is Lanczos
+from fmeco.core import Backbone, ConfigError, DataSpec, Features, Inputs
 
 
 class Image(Body):
@@ -76,39 +73,5 @@ def build(config: Any, spec: DataSpec, pooling: Pooling, where: str) -> Backbone
 
 
 def preprocessing(arch: str, config: Any) -> DataSpec | None:
-    """Translate preprocessor_config.json into a DataSpec: resize the shorter side, then crop the centre.
-
-    Returns None if the model has no such file. Raises ConfigError for values that fmeco cannot follow.
-    """
-    path = local_file(arch, "preprocessor_config.json")
-    if path is None:
-        return None
-    raw = {"size": 224, "crop_size": None, "crop_pct": None, "resample": 2, "rescale_factor": 1 / 255} | read_json(path)
-    try:
-        short = _side(raw["size"])
-        size = _side(raw["crop_size"]) if raw["crop_size"] and raw.get("do_center_crop") else short
-        if raw["crop_pct"] and size == short:
-            short = int(short / float(raw["crop_pct"]))
-        scale = float(raw["rescale_factor"]) if raw.get("do_rescale", True) else 1.0
-        mean, std = (
-            tuple(float(x) for x in raw[key]) if raw.get("do_normalize", True) else (default,) * 3
-            for key, default in (("image_mean", 0.0), ("image_std", 1.0))
-        )
-        if not (0 < size <= short < 1 << 14 and len(mean) == len(std) == 3 and min(std) > 0 and scale > 0):
-            raise ValueError("size, crop_size, image_mean, image_std or rescale_factor is out of range")
-        interpolation = INTERPOLATIONS.get(raw["resample"], "bilinear")
-    except (TypeError, ValueError, KeyError, ArithmeticError) as error:
-        raise ConfigError(f"{clean(path)}: not a valid image preprocessing: {clean(error)}") from None
-    return DataSpec(
-        "image",
-        {"image": InputSpec((3, size, size), "uint8", scale, mean, std)},
-        preprocessing={"size": size, "resize": max(short, size), "interpolation": interpolation, "color": "rgb"},
-        reader="image_folder",
-    )
-
-
-def _side(size: Any) -> int:
-    """Read the side of a square image from 224, {"height": 224, "width": 224} or {"shortest_edge": 224}."""
-    if isinstance(size, dict):
-        size = size["shortest_edge"] if "shortest_edge" in size else min(size["height"], size["width"])
-    return int(size)
+    """Read a model's preprocessing; None if it states none. Raises ConfigError for values that fmeco cannot follow."""
+    return read_processor(arch, str(config.model_type))

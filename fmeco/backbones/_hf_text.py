@@ -137,9 +137,11 @@ def preprocessing(arch: str, config: Any) -> DataSpec:
         "lowercase": None,
         "length": min(LENGTH, getattr(config, "max_position_embeddings", None) or LENGTH),
     }
-    limits = read_limits(arch)
+    limits = read_limits(arch, getattr(config, "max_position_embeddings", None))
     if limits is not None:
         preparation["length"] = limits.length or preparation["length"]
+        preparation |= {"prompts": limits.prompts} if limits.prompts else {}
+        preparation |= {"prompt": limits.prompt} if limits.prompt else {}
         if limits.lowercase:
             preparation["tokenizer"] = _lowercased(content)
     return DataSpec(

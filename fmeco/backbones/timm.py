@@ -35,6 +35,8 @@ from fmeco.core import (
 )
 from fmeco.nn.libraries import import_torchvision
 
+FITS = {"center": "crop", "squash": "squash", "border": "letterbox"}  # timm's crop mode -> fmeco's name for it
+
 QUALIFIED = True  # torchvision has many of the same names
 HUB = "https://huggingface.co/{}/resolve/main/{}"
 
@@ -173,5 +175,9 @@ def _spec(stated: Any) -> DataSpec:
             "resize": math.floor(size / stated.crop_pct),
             "interpolation": stated.interpolation,
             "color": "rgb",
+            "fit": (fit := FITS.get(stated.crop_mode, "crop")),
+            "crop_share": stated.crop_pct,
+            # timm fills the rest of the square with its mean colour.
+            **({"background": [round(255 * value) for value in stated.mean]} if fit == "letterbox" else {}),
         },
     )

@@ -201,5 +201,7 @@ def _spec(transforms: Any) -> DataSpec:
             "resize": transforms.resize_size[0],
             "interpolation": transforms.interpolation.value,
             "color": "rgb",
+            "fit": "crop",
+            "crop_share": transforms.crop_size[0] / transforms.resize_size[0],
         },
     )

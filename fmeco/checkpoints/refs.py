@@ -419,8 +419,8 @@ def read_all(files: Iterable[Path]) -> dict[str, Tensor]:
 
 
 def _decoded_anew(spec: DataSpec) -> DataSpec:
-    """Add the newest decode rule to the preprocessing of weights that no fmeco checkpoint holds."""
-    return dataclasses.replace(spec, preprocessing={**spec.preprocessing, "decode": DECODE_RULE})
+    """Add the newest decode rule to the preprocessing of weights that no fmeco checkpoint holds, and let the config change it."""
+    return dataclasses.replace(spec, preprocessing={**spec.preprocessing, "decode": DECODE_RULE}, published=True)
 
 
 def completed(backbone: Choice) -> Choice:

@@ -58,6 +58,7 @@ class DataSpec:
     reader: dataset plug-in whose `read` applies `preprocessing`.
     sizes: samples per split.
     fingerprint: hash of the training data.
+    published: a library states this preprocessing for its weights, so keys of the config may change it. Not stored.
     """
 
     modality: str
@@ -67,6 +68,7 @@ class DataSpec:
     reader: str = ""
     sizes: Mapping[str, int] = field(default_factory=dict)
     fingerprint: str = ""
+    published: bool = False
 
     @property
     def ragged(self) -> bool:
@@ -80,7 +82,7 @@ class DataSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON, for meta.json."""
-        return dataclasses.asdict(self)
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "published"}
 
     @staticmethod
     def from_json(raw: Mapping[str, Any]) -> DataSpec:
@@ -336,10 +338,10 @@ def fit(inputs: Inputs, spec: DataSpec, leading: int = 0) -> Inputs:
         x = out[name]
         for dim, size in enumerate(wanted.shape, leading):
             if x.shape[dim] > size:
-                # Half of an odd difference ends in .5. Version 2 of the decode rule rounds it to the nearest even integer, as torchvision
-                # and timm do; version 1 rounds down.
-                extra = x.shape[dim] - size
-                start = extra // 2 if spec.decode == 1 else round(extra / 2)
+                # Half of an odd difference ends in .5. It is rounded to the nearest even integer, as torchvision and timm do; version 1
+                # of the decode rule rounds down, and so does "crop_rounding", as transformers does.
+                extra, down = x.shape[dim] - size, spec.decode == 1 or "crop_rounding" in spec.preprocessing
+                start = extra // 2 if down else round(extra / 2)
                 x = x.narrow(dim, 0 if wanted.dtype == "int64" else start, size)
         shape = tuple(x.shape[leading:])
         if shape != wanted.shape and not (wanted.ragged and shape[1:] == wanted.shape[1:]):

@@ -26,13 +26,18 @@ def reader_module(spec: DataSpec) -> ModuleType | None:
     return find("datasets", spec.reader)[0].load()
 
 
-def show_preprocessing(spec: DataSpec) -> str:
-    """Describe the preprocessing in a few words: by the reader's `shown`, or by the plain values in `spec.preprocessing`."""
+def shown_by_reader(spec: DataSpec) -> str | None:
+    """Describe the preprocessing in a few words by the reader's `shown`; None if it has none."""
     try:
         shown = getattr(reader_module(spec), "shown", None)
     except ConfigError:  # the reader's plug-in is not loaded
-        shown = None
-    if shown is not None:
-        return str(shown(spec))
+        return None
+    return None if shown is None else str(shown(spec))
+
+
+def show_preprocessing(spec: DataSpec) -> str:
+    """Describe the preprocessing in a few words: by the reader's `shown`, or by the plain values in `spec.preprocessing`."""
+    if (shown := shown_by_reader(spec)) is not None:
+        return shown
     plain = {name: value for name, value in spec.preprocessing.items() if isinstance(value, str | int | float)}
     return ", ".join(f"{clean(name)} {clean(value, 60)}" for name, value in plain.items()) or f"{spec.modality} data"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,105 +14,19 @@ from PIL import Image
 from torch import Tensor
 
 from fmeco.core import (
-    ConfigError,
     Data,
     DataError,
     DataSpec,
     Given,
     Inputs,
-    InputSpec,
     Pixels,
     Samples,
     Splitting,
     Target,
-    decode_rule,
-    same_modality,
 )
-from fmeco.datasets import _classes, _depth, _files, _pixels, _splits
+from fmeco.datasets import _classes, _depth, _files, _geometry, _image_spec, _pixels, _splits
 
 MAX_RESIZED = 32_000_000  # pixels after resizing: a line of 10,000 x 1 pixels would become 2,240,000 x 224
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-WHITE = [255, 255, 255]
-
-
-def image_spec(
-    known: DataSpec | None,
-    pixels: Pixels,
-    *,
-    default_size: int = 224,
-    native: Literal["rgb", "gray"] = "rgb",
-    mirror: bool = True,
-) -> DataSpec:
-    """Describe how images become inputs: by the keys, else as in the checkpoint (`known`), else by default.
-
-    default_size, native: the data's own size and colour mode.
-    mirror: whether a mirror image shows the same thing, which is false for digits and text.
-    By default the short side is resized to 8/7 of `size` (256 for 224) and the centre is cropped. At 96 pixels and below,
-    the whole short side is used, because small images show objects that fill the frame.
-
-    Raises ConfigError that names a key with a wrong value.
-    """
-    same_modality(known, "image")
-    old: Mapping[str, Any] = known.preprocessing if known is not None else {}
-    wanted = pixels.image_size or old.get("size") or default_size
-    mode = pixels.color or old.get("color") or native
-    if old and wanted == old["size"]:
-        resize = old["resize"]
-    elif old:
-        resize = round(wanted * old["resize"] / old["size"])
-    else:
-        resize = wanted if wanted <= 96 else round(wanted * 8 / 7)
-    if old and mode == old["color"] and known is not None:
-        mean, std = known.inputs["image"].mean, known.inputs["image"].std
-    elif mode == "gray":
-        mean, std = (0.449,), (0.226,)  # ImageNet's, averaged over the channels
-    else:
-        mean, std = IMAGENET_MEAN, IMAGENET_STD
-    channels = 1 if mode == "gray" else 3
-    return DataSpec(
-        modality="image",
-        reader="image_folder",
-        inputs={"image": InputSpec((channels, wanted, wanted), "uint8", 1 / 255, tuple(mean), tuple(std))},
-        preprocessing={
-            "size": wanted,
-            "resize": resize,
-            "interpolation": old.get("interpolation", "bilinear"),
-            "color": mode,
-            "mirror": mirror,
-            **_decoding(known, pixels),
-        },
-    )
-
-
-def _decoding(known: DataSpec | None, pixels: Pixels) -> dict[str, Any]:
-    """Return the part of the preprocessing that came with rule 2: decode, background and, if it is known, range.
-
-    Raises ConfigError that names a key with a wrong value, or one that a checkpoint of rule 1 cannot have.
-    """
-    set_here = {"background": pixels.background, "range": pixels.range}
-    if decode_rule(known) == 1:
-        if key := next((key for key, value in set_here.items() if value is not None), None):
-            raise ConfigError(
-                f"dataset.{key}: the checkpoint is older than this key, and its images are read as they were then",
-                "leave the key out, or train from published weights",
-            )
-        return {}
-    if pixels.background is not None and (
-        len(pixels.background) != 3 or not all(0 <= c <= 255 for c in pixels.background)
-    ):
-        raise ConfigError(f"dataset.background: {pixels.background}: expected [red, green, blue] of 0 to 255")
-    if pixels.range is not None:
-        if len(pixels.range) != 2 or not -32768 <= pixels.range[0] < pixels.range[1] <= 65535:
-            raise ConfigError(
-                f"dataset.range: {pixels.range}: expected [LOW, HIGH], from -32768 to 65535, such as [0, 4095]"
-            )
-    old = known.preprocessing if known is not None else {}
-    range_ = pixels.range or old.get("range")
-    return {
-        "decode": decode_rule(known),
-        "background": pixels.background or old.get("background") or WHITE,
-        **({"range": list(range_)} if range_ is not None else {}),
-    }
 
 
 def image_data(known: DataSpec | None, spec: DataSpec, labelled: _files.Labelled, pixels: Pixels) -> Data:
@@ -121,6 +35,7 @@ def image_data(known: DataSpec | None, spec: DataSpec, labelled: _files.Labelled
     known: the checkpoint's spec. pixels: keys of the config.
     """
     files, _ = next(iter(labelled.parts.values()))
+    labelled.notes.extend(_image_spec.changes(known, pixels))
     if known is None and pixels.image_size is None:
         labelled.notes.extend(_small_note(Path(files.root, files.name(0)), spec))
     if spec.decode > 1:
@@ -145,41 +60,36 @@ def _small_note(file: Path, spec: DataSpec) -> list[str]:
 
 
 def canonical(image: Image.Image, prep: Mapping[str, Any], facts: _pixels.Facts | None = None) -> Tensor:
-    """Convert a PIL image to uint8 (C, h, w) with min(h, w) = prep["resize"]: a pure function of image and spec.
+    """Convert a PIL image to uint8 (C, h, w), a pure function of image and spec.
 
+    By `prep["fit"]`, min(h, w) is prep["resize"] (crop), or both are (squash, letterbox).
     facts: of the file that the image is a copy of; None = the image is as it was opened.
 
     Training crops, evaluation and prediction all start from this. Raises ValueError for an image that cannot be converted to
     8 bits, or that would have more than MAX_RESIZED pixels.
     """
-    short = prep["resize"]
+    fit = prep.get("fit", "crop")
     mode = "L" if prep["color"] == "gray" else "RGB"
-    scale = short / min(image.size)
-    if scale > 1 and image.width * scale * image.height * scale > MAX_RESIZED:
+    scale = prep["resize"] / min(image.size)
+    if fit == "crop" and scale > 1 and image.width * scale * image.height * scale > MAX_RESIZED:
         raise ValueError(
-            f"{image.width}x{image.height} pixels: enlarged to a short side of {short}, it would have more than "
+            f"{image.width}x{image.height} pixels: enlarged to a short side of {prep['resize']}, it would have more than "
             f"{MAX_RESIZED:,} pixels"
         )
     first_rule, facts = prep.get("decode", 1) == 1, facts or _pixels.facts(image)
     if image.format == "JPEG":
-        # Decodes at 1/2, 1/4 or 1/8 of the size if that still leaves this many pixels. With only `short` of them, the picture
-        # would differ visibly from one that is decoded whole and resized.
-        least = short if first_rule else 2 * short
-        image.draft(mode, (least, least))
+        # Decodes at 1/2, 1/4 or 1/8 of the size if that still leaves this many pixels. With only as many as are wanted, the
+        # picture would differ visibly from one that is decoded whole and resized.
+        image.draft(mode, _geometry.least(*image.size, prep["resize"], fit, first_rule))
     image = _pixels.eight_bit(_pixels.upright(image), mode, prep, facts)
     pixels = torch.from_numpy(np.array(image, dtype=np.uint8))  # a copy, because torch needs writable memory
     pixels = pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1)  # (C, h, w)
-    w, h = image.size
-    scale = short / min(w, h)
-    if first_rule:
-        size = (max(short, round(h * scale)), max(short, round(w * scale)))
-    else:  # as torchvision and timm do
-        size = (int(short * h / min(w, h)), int(short * w / min(w, h)))
-    if size == (h, w):
-        return pixels
-    mode = prep["interpolation"]
-    # The same resampling as Pillow's, twice as fast; results differ by at most one of 255 levels.
-    return F.interpolate(pixels[None], size, mode=mode, antialias=mode != "nearest")[0]
+    size = _geometry.resized(*image.size, prep["resize"], fit, first_rule)
+    if size != (image.height, image.width):
+        how = prep["interpolation"]
+        # The same resampling as Pillow's, twice as fast; results differ by at most one of 255 levels.
+        pixels = F.interpolate(pixels[None], size, mode=how, antialias=how in ("bilinear", "bicubic"))[0]
+    return _geometry.boxed(pixels, prep["resize"], prep["background"]) if fit == "letterbox" else pixels
 
 
 def decode(path: str, prep: Mapping[str, Any]) -> Tensor:
@@ -253,8 +163,9 @@ def build_arrays(
     names: Sequence[str],
     where: str,
     splitting: Splitting,
+    pixels: Pixels,
 ) -> Data:
-    """Build a Data from images in memory, all of the same size. labels: class name of each image."""
+    """Build a Data from images in memory, all of the same size. labels: class name of each image. pixels: keys of the config."""
     old = known.targets.get("label") if known is not None else None
     kept, codes, order, notes = _classes.encode(list(labels), splitting.classes, old, where)
     chosen = [names[i] for i in kept]
@@ -262,8 +173,8 @@ def build_arrays(
     parts["train"] = _splits.limit(chosen, codes, parts["train"], splitting)
     made: dict[str, Samples] = {}
     for part, at in parts.items():
-        pixels = torch.stack([canonical(images[kept[i]], spec.preprocessing) for i in at])
-        made[part] = ImageArrays(pixels, [chosen[i] for i in at], {"label": torch.from_numpy(codes[at])})
+        decoded = torch.stack([canonical(images[kept[i]], spec.preprocessing) for i in at])
+        made[part] = ImageArrays(decoded, [chosen[i] for i in at], {"label": torch.from_numpy(codes[at])})
     spec = dataclasses.replace(
         spec,
         targets={"label": Target("class", order)},
@@ -272,4 +183,6 @@ def build_arrays(
             [(chosen[i], images[kept[i]].tobytes().hex(), labels[kept[i]]) for at in parts.values() for i in at]
         ),
     )
-    return Data(spec, made.get("train"), made.get("val"), made.get("test"), notes=tuple(notes))
+    return Data(
+        spec, made.get("train"), made.get("val"), made.get("test"), notes=(*notes, *_image_spec.changes(known, pixels))
+    )

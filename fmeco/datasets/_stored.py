@@ -21,8 +21,11 @@ class _ImageInputs(Stored):
 class _ImagePreprocessing(Stored):
     size: Annotated[int, Gt(0), Le(16_384)]
     resize: Annotated[int, Gt(0), Le(32_768)]
-    interpolation: Literal["nearest", "bilinear", "bicubic"]
+    interpolation: Literal["nearest", "nearest-exact", "bilinear", "bicubic"]
     color: Literal["rgb", "gray"]
+    fit: Literal["crop", "squash", "letterbox"] = "crop"
+    crop_share: Annotated[float, Gt(0), Le(1)] = 1.0
+    crop_rounding: Literal["down"] = "down"  # absent: to the nearest even number
     mirror: bool = True
     decode: int = 1
     background: Annotated[list[Annotated[int, Ge(0), Le(255)]], Field(min_length=3, max_length=3)] | None = None
@@ -32,6 +35,8 @@ class _ImagePreprocessing(Stored):
     def _complete(self) -> Self:
         if self.decode > 1 and self.background is None:
             raise ValueError("background is missing, which decode 2 needs")
+        if self.decode == 1 and self.fit != "crop":
+            raise ValueError(f"fit is {self.fit}, which decode 1 does not have")
         if self.range is not None and not self.range[0] < self.range[1]:
             raise ValueError("range needs a low and a higher value")
         return self
@@ -141,6 +146,8 @@ class _TextPreprocessing(Stored):
     vocabulary: int | None = None
     lowercase: bool | None = None
     columns: list[str] | None = None
+    prompt: str = ""
+    prompts: dict[str, str] = {}
 
 
 class Texts(Stored):

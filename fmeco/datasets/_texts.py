@@ -31,7 +31,18 @@ from fmeco.datasets import _columns, _splits, _targets, _text_files
 from fmeco.datasets._documents import SUFFIXES, Documents, Layout, given_documents, read_documents
 from fmeco.datasets._numbers import Rules
 from fmeco.datasets._splits import Indices
-from fmeco.datasets._tokens import Packed, Wanted, encode, library, load, pieces, preprocessing, separator_id
+from fmeco.datasets._tokens import (
+    Packed,
+    Wanted,
+    changes,
+    encode,
+    library,
+    load,
+    pieces,
+    preprocessing,
+    separator_id,
+    with_prompt,
+)
 from fmeco.nn.ids import numbering
 
 _BLANK = " \t\n\r\u00a0\u00ad\u200b\ufeff"  # spaces, and characters without a shape
@@ -108,8 +119,7 @@ def build_texts(
             where=where,
             names=documents.names,
         )
-    kept, codes, notes = targets.kept, targets.codes, targets.notes
-    notes += _empty(documents, kept, where)
+    kept, codes, notes = targets.kept, targets.codes, targets.notes + _empty(documents, targets.kept, where)
     # Texts are split by a hash of their content, so moving the file or adding lines moves no text to another split.
     chosen = [documents.texts[i] for i in kept.tolist()]
     groups = [documents.groups[i] for i in kept.tolist()] if documents.groups is not None else None
@@ -125,7 +135,8 @@ def build_texts(
     _, offset = numbering(tokenizer)
     made: dict[str, Texts] = {}
     for part, at in parts.items():
-        packed = encode(tokenizer, [chosen[i] for i in at.tolist()], None if pack else length)
+        own = with_prompt({} if pack else prep, (chosen[i] for i in at.tolist()))
+        packed = encode(tokenizer, own, None if pack else length)
         names = [documents.names[i] for i in kept[at].tolist()]
         if pack:
             packed = pieces(packed, length, separator_id(tokenizer, where) + offset)
@@ -143,7 +154,7 @@ def build_texts(
         sizes={part: len(samples) for part, samples in made.items()},
         fingerprint=_splits.fingerprint([(chosen[i], int(codes[i])) for i in range(len(chosen))]),
     )
-    return Data(spec, made.get("train"), made.get("val"), made.get("test"), notes=tuple(notes))
+    return Data(spec, made.get("train"), made.get("val"), made.get("test"), notes=(*notes, *changes(known, prep)))
 
 
 def _empty(documents: Documents, kept: Indices, where: str) -> list[str]:
@@ -191,7 +202,7 @@ def read(spec: DataSpec, sources: Sequence[str | Given]) -> Samples:
             names.append(source)
     for text, name in zip(texts, names, strict=True):
         _check_text(text, name)
-    packed = encode(load(prep["tokenizer"], "the checkpoint's tokenizer"), texts, prep["length"])
+    packed = encode(load(prep["tokenizer"], "the checkpoint's tokenizer"), with_prompt(prep, texts), prep["length"])
     samples = Texts(packed, names, {}, prep["length"])
     spoken = {source for source in sources if isinstance(source, str)}
     if like_paths := [text for text in texts if text in spoken and _like_a_path(text)]:

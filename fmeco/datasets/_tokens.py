@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fmeco.core import ConfigError, DataError, DataSpec, clean, decode_rule, library_errors
+from fmeco.core import ConfigError, DataError, DataSpec, clean, decode_rule, library_errors, listing, nearest
 from fmeco.datasets._documents import Layout
 from fmeco.datasets._splits import Indices
 from fmeco.nn.ids import numbering
@@ -150,12 +150,14 @@ def pieces(packed: Packed, length: int, separator: int) -> Packed:
 
 
 class Wanted(NamedTuple):
-    """Hold the config's keys for the tokenizer; None = the checkpoint's, else the default."""
+    """Hold the config's keys for the tokenizer and the prompt; None = the checkpoint's, else the default."""
 
     vocabulary: int | None
     tokenizer: str | None
     lowercase: bool | None
     length: int | None
+    prompt: str | None = None
+    prompt_name: str | None = None
 
 
 def separator_id(tokenizer: Any, where: str) -> int:
@@ -182,14 +184,14 @@ def preprocessing(known: DataSpec | None, wanted: Wanted, layout: Layout, texts:
         Path(wanted.tokenizer).read_text("utf-8") if wanted.tokenizer and Path(wanted.tokenizer).is_file() else None
     )
     if known is not None and "tokenizer" in known.preprocessing:
-        prep = dict(known.preprocessing)
+        prep = {key: value for key, value in known.preprocessing.items() if key not in ("prompt", "prompts")}
         for key, value in (("vocabulary", wanted.vocabulary), ("lowercase", wanted.lowercase), ("tokenizer", content)):
             if value is not None and value != prep[key]:
                 raise ConfigError(
                     f"dataset.{key}: differs from the checkpoint's tokenizer, which cannot change",
                     f"leave out dataset.{key}",
                 )
-        return {**prep, "length": wanted.length or prep["length"], **_places(layout)}
+        return {**prep, "length": wanted.length or prep["length"], **_places(layout), **_prompts(known, wanted)}
     if wanted.tokenizer is not None:
         if content is None:
             raise ConfigError(f"dataset.tokenizer: {clean(wanted.tokenizer)}: no such file")
@@ -210,7 +212,55 @@ def preprocessing(known: DataSpec | None, wanted: Wanted, layout: Layout, texts:
         "length": wanted.length or LENGTH,
         "decode": decode_rule(known),
         **_places(layout),
+        **_prompts(known, wanted),
     }
+
+
+def with_prompt(prep: Mapping[str, Any], texts: Iterable[str]) -> list[str]:
+    """Put the prompt before each text that is not empty."""
+    prompt = prep.get("prompt", "")
+    return [prompt + text if text else text for text in texts]
+
+
+def changes(known: DataSpec | None, prep: Mapping[str, Any]) -> list[str]:
+    """Return a note if the prompt differs from the one of the published preprocessing (`known`)."""
+    if known is None or (old := known.preprocessing.get("prompt", "")) == (new := prep.get("prompt", "")):
+        return []
+    return [f"dataset.prompt is {_quoted(new)}, in place of {_quoted(old)} for these weights"]
+
+
+def _quoted(prompt: str) -> str:
+    return f"'{clean(prompt)}'" if prompt else "none"
+
+
+def _prompts(known: DataSpec | None, wanted: Wanted) -> dict[str, Any]:
+    """Return the keys `prompt`, the text before each text, and `prompts`, the named ones of the model; absent = none.
+
+    Raises ConfigError for a name that the model does not have, and for another prompt than a checkpoint's.
+    """
+    old: Mapping[str, Any] = known.preprocessing if known is not None else {}
+    prompts: Mapping[str, str] = old.get("prompts", {})
+    prompt, key = old.get("prompt", ""), "prompt"
+    if wanted.prompt is not None:
+        prompt = wanted.prompt
+    if wanted.prompt_name is not None:
+        key = "prompt_name"
+        if wanted.prompt is not None:
+            raise ConfigError("dataset.prompt_name: set either this or dataset.prompt")
+        if wanted.prompt_name not in prompts:
+            raise ConfigError(
+                f"dataset.prompt_name: no prompt '{clean(wanted.prompt_name)}'{nearest(wanted.prompt_name, prompts)}; "
+                f"the model has: {listing(prompts) or 'none'}",
+                "dataset.prompt: TEXT puts any text before each text",
+            )
+        prompt = prompts[wanted.prompt_name]
+    if known is not None and not known.published and prompt != old.get("prompt", ""):
+        raise ConfigError(
+            f"dataset.{key}: {_quoted(prompt)}: the checkpoint's texts were prepared with {_quoted(old.get('prompt', ''))}, "
+            "which cannot change",
+            f"leave dataset.{key} out",
+        )
+    return {**({"prompts": dict(prompts)} if prompts else {}), **({"prompt": prompt} if prompt else {})}
 
 
 def _places(layout: Layout) -> dict[str, Any]:

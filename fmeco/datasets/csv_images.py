@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from fmeco.core import Data, DataSpec, Doc, FilePath, Pixels, Spelling, Splitting
-from fmeco.datasets import _file_tables, _images
+from fmeco.datasets import _file_tables, _image_spec, _images
 
 MODALITY = "image"
 FILES = (".csv", ".tsv", ".parquet")
@@ -35,7 +35,7 @@ def build(
     splitting: Splitting = Splitting(),
     pixels: Pixels = Pixels(),
 ) -> Data:
-    spec = _images.image_spec(known, pixels)
+    spec = _image_spec.image_spec(known, pixels)
     layout = _file_tables.Layout(
         split_column, root, image_column, label_column, task, separator=separator, spelling=spelling
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from fmeco.core import Data, DataSpec, Pixels, Splitting, Without
-from fmeco.datasets import _images
+from fmeco.datasets import _image_spec, _images
 
 MODALITY = "image"
 
@@ -21,7 +21,7 @@ def build(
 
     raw = load_digits()
     values = (raw.images * (255 / 16)).round().astype("uint8")  # (N, 8, 8), 0..16 in the source
-    spec = _images.image_spec(known, pixels, default_size=32, native="gray", mirror=False)
+    spec = _image_spec.image_spec(known, pixels, default_size=32, native="gray", mirror=False)
     return _images.build_arrays(
         known,
         spec,
@@ -30,4 +30,5 @@ def build(
         names=[f"digit-{i:04}" for i in range(len(values))],
         where="digits",
         splitting=splitting,
+        pixels=pixels,
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fmeco.core import Data, DataSpec, Doc, Ge, Gt, Pixels, Splitting, Without
-from fmeco.datasets import _images
+from fmeco.datasets import _image_spec, _images
 
 MODALITY = "image"
 
@@ -24,7 +24,7 @@ def build(
     import numpy as np
     from PIL import Image
 
-    spec = _images.image_spec(known, pixels, default_size=32)
+    spec = _image_spec.image_spec(known, pixels, default_size=32)
     rng = np.random.default_rng(pattern_seed)
     side = spec.preprocessing["size"]
     patterns = rng.standard_normal((num_classes, 8, 8, 3))
@@ -42,6 +42,7 @@ def build(
         names=[f"fake-{i:05}" for i in range(samples)],
         where="fake_images",
         splitting=splitting,
+        pixels=pixels,
     )
 
 

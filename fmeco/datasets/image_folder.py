@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from fmeco.core import Data, DataSpec, Doc, FilePath, Given, Pixels, Samples, Splitting, Without, decode_rule
-from fmeco.datasets import _files, _folders, _images, _stored
+from fmeco.datasets import _files, _folders, _image_spec, _images, _stored
 
 MODALITY = "image"
 
@@ -36,8 +36,19 @@ TAKES = {"arrays": "images: uint8 arrays of HxWxC, or images of Pillow"}
 def shown(spec: DataSpec) -> str:
     """Describe in a few words how images are prepared."""
     prep = spec.preprocessing
-    shown = f"{prep['size']} pixels from {prep['resize']}, {prep['interpolation']}, {prep['color']}"
-    return shown + (f", 16-bit values {prep['range'][0]} to {prep['range'][1]}" if "range" in prep else "")
+    fit = {"squash": " squashed", "letterbox": " letterboxed"}.get(prep.get("fit", "crop"), "")
+    parts = [f"{prep['size']} pixels from {prep['resize']}{fit}", prep["interpolation"], prep["color"]]
+    if (image := spec.inputs.get("image")) is not None and image.mean:
+        factor = image.scale * 255
+        parts += [f"{name} {_numbers(values, factor)}" for name, values in (("mean", image.mean), ("std", image.std))]
+    if "range" in prep:
+        parts.append(f"16-bit values {prep['range'][0]} to {prep['range'][1]}")
+    return ", ".join(parts)
+
+
+def _numbers(values: Sequence[float], factor: float) -> str:
+    """Write one value per channel; equal ones once. factor: of pixels of 0 to 1."""
+    return " ".join(dict.fromkeys(f"{value / factor:.4g}" for value in values))
 
 
 def build(
@@ -51,7 +62,7 @@ def build(
     splitting: Annotated[Splitting, Without("test_fraction")] = Splitting(),
     pixels: Pixels = Pixels(),
 ) -> Data:
-    spec = _images.image_spec(known, pixels)
+    spec = _image_spec.image_spec(known, pixels)
     labelled = _folders.in_folders(
         _images.ImageFiles,
         suffixes(known),

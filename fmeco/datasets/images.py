@@ -24,7 +24,7 @@ from fmeco.core import (
     clean,
     decode_rule,
 )
-from fmeco.datasets import _files, _groups, _images, _splits, _text_files
+from fmeco.datasets import _files, _groups, _image_spec, _images, _splits, _text_files
 from fmeco.datasets.image_folder import SUFFIXES as IMAGES
 from fmeco.datasets.image_folder import read as read
 from fmeco.datasets.image_folder import suffixes
@@ -43,7 +43,7 @@ def build(
     splitting: Annotated[Splitting, Without("classes", "limit_per_class", "limit_seed")] = Splitting(val_fraction=0.1),
     pixels: Pixels = Pixels(),
 ) -> Data:
-    spec = _images.image_spec(known, pixels)
+    spec = _image_spec.image_spec(known, pixels)
     notes: list[str] = []
     files = _list_files(path, notes, known)
     if not len(files):

@@ -43,7 +43,9 @@ _STEMS_OF_RULE_1 = {
 
 def shown(spec: DataSpec) -> str:
     """Describe in a few words how texts are prepared."""
-    return f"a tokenizer of {spec.preprocessing['ids']} ids" if "ids" in spec.preprocessing else "no tokenizer"
+    prep = spec.preprocessing
+    shown = f"a tokenizer of {prep['ids']} ids, texts of up to {prep['length']}" if "ids" in prep else "no tokenizer"
+    return shown + (f", after the prompt '{clean(prep['prompt'])}'" if "prompt" in prep else "")
 
 
 def build(
@@ -88,10 +90,19 @@ def build(
     length: Annotated[
         int | None, Doc("maximum number of tokens of a text; null = the checkpoint's, else 128"), Gt(1)
     ] = None,
+    prompt: Annotated[
+        str | None, Doc("put this text before each text, such as 'query: '; null = the checkpoint's, else none")
+    ] = None,
+    prompt_name: Annotated[
+        str | None,
+        Doc("the same with one of the model's own prompts, by its name in config_sentence_transformers.json"),
+    ] = None,
     pack: Annotated[bool, Doc("join documents and cut them into pieces of `length` tokens, without labels")] = False,
     spelling: Spelling = Spelling(),
     splitting: Splitting = Splitting(),
 ) -> Data:
+    if pack and (prompt or prompt_name):
+        raise ConfigError("dataset.pack: documents that are joined have no prompt", "leave out dataset.prompt")
     files = _files(path, {"train": train, "val": val, "test": test}, whole, decode_rule(known))
     layout = _documents.Layout(
         text if isinstance(text, str) else tuple(text),
@@ -106,7 +117,7 @@ def build(
         known,
         documents_read,
         None if "path" in parts else parts,
-        _tokens.Wanted(vocabulary, tokenizer, lowercase, length),
+        _tokens.Wanted(vocabulary, tokenizer, lowercase, length, prompt, prompt_name),
         layout,
         where=clean(path or train or test),
         whole=whole,

@@ -28,7 +28,7 @@ from fmeco.core import (
     Without,
     clean,
 )
-from fmeco.datasets import _classes, _images, _splits
+from fmeco.datasets import _classes, _image_spec, _images, _splits
 from fmeco.download import File, NotHere, get
 from fmeco.errors import ResourceError
 from fmeco.nn.libraries import import_torchvision
@@ -104,7 +104,7 @@ def build(
     _, published, size = _SOURCES[arch]
     sets = {part: _open(arch, root, download, arguments) for part, arguments in published.items()}
     native: Literal["gray", "rgb"] = "gray" if arch in _GRAY else "rgb"
-    spec = _images.image_spec(
+    spec = _image_spec.image_spec(
         known,
         pixels,
         default_size=size,
@@ -113,7 +113,7 @@ def build(
     )
     old = known.targets.get("label") if known is not None else None
     where = f"torchvision/{arch}"
-    notes: list[str] = []
+    notes: list[str] = _image_spec.changes(known, pixels)
     parts: dict[str, tuple[str, _splits.Indices, _splits.Indices]] = {}  # split -> (published split, positions, codes)
     target = old
     for part, dataset in sets.items():

@@ -101,6 +101,42 @@ DeepRange = Annotated[
     ),
 ]
 
+Mean = Annotated[
+    list[float] | None,
+    Doc(
+        "what is subtracted from pixels of 0 to 1, a value per channel such as [0.485, 0.456, 0.406]; null = the checkpoint's, else "
+        "ImageNet's"
+    ),
+]
+
+Std = Annotated[
+    list[float] | None,
+    Doc("what pixels are divided by after `mean` is subtracted; null = the checkpoint's, else ImageNet's"),
+]
+
+Interpolation = Annotated[
+    Literal["nearest", "nearest-exact", "bilinear", "bicubic"] | None,
+    Doc("how images are resized; nearest-exact is what Pillow calls nearest. null = the checkpoint's, else bilinear"),
+]
+
+Fit = Annotated[
+    Literal["crop", "squash", "letterbox"] | None,
+    Doc(
+        "how an image becomes a square: crop = resize its short side and cut the centre out; squash = resize both sides to one "
+        "length; letterbox = resize its long side and fill up with `background`. null = the checkpoint's, else crop"
+    ),
+]
+
+CropShare = Annotated[
+    float | None,
+    Doc(
+        "side of the centre crop, as a share of the side that images are resized to: 0.875 resizes to 256 for 224. null = the "
+        "checkpoint's; without one 0.875, or 1 up to 96 pixels and for squash and letterbox"
+    ),
+    Gt(0),
+    Le(1),
+]
+
 
 @dataclass(frozen=True)
 class Pixels:
@@ -113,6 +149,11 @@ class Pixels:
     color: Color = None
     background: Background = None
     range: DeepRange = None
+    mean: Mean = None
+    std: Std = None
+    interpolation: Interpolation = None
+    fit: Fit = None
+    crop_share: CropShare = None
 
 
 Missing = Annotated[

@@ -89,6 +89,7 @@ def model(folder: str, kind: str, head: str = "", **changes: Any) -> Any:
         words.save(f"{folder}/tokenizer.json")
     else:
         how = {"size": {"height": 32, "width": 32}, "resample": 3, "image_mean": [0.4] * 3, "image_std": [0.3] * 3}
+        how |= {"image_processor_type": "ViTImageProcessor"}
         Path(folder, "preprocessor_config.json").write_text(json.dumps(how))
     return made
 
@@ -221,6 +222,101 @@ def test_lower_case_is_part_of_the_tokenizer() -> None:
     _, _, spec = started("./m")
     words = tokenizers.Tokenizer.from_str(spec.preprocessing["tokenizer"])
     assert words.encode("The CAT").ids == words.encode("the cat").ids
+
+
+SIX = {
+    "Transformer": "base.modules.transformer",
+    "Pooling": "sentence_transformer.modules.pooling",
+    "Normalize": "base.modules.normalize",
+}
+
+
+def rewritten(folder: str, name: str, **keys: Any) -> None:
+    """Change keys of a JSON file; a value of None removes one."""
+    path = Path(folder, name)
+    content = {**(json.loads(path.read_text()) if path.exists() else {}), **keys}
+    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+def test_a_folder_of_version_6_states_length_and_prompts_elsewhere() -> None:
+    """As SentenceTransformer.save_pretrained of 6.2 writes it: modules by their full place, the length beside the tokenizer."""
+    model("m", "bert")
+    sentence("m", {"pooling_mode": "mean", "include_prompt": True}, "Normalize")
+    listed = json.loads(Path("m/modules.json").read_text())
+    for module in listed:
+        kind = module["type"].rpartition(".")[2]
+        module["type"] = f"sentence_transformers.{SIX[kind]}.{kind}"
+    Path("m/modules.json").write_text(json.dumps(listed))
+    Path("m/sentence_bert_config.json").write_text('{"transformer_task": "feature-extraction"}')
+    Path("m/tokenizer_config.json").write_text('{"model_max_length": 1000000000000000019884624838656}')
+    made, _, spec = started("./m")
+    assert tuple(made.pooling) == ("mean", True)
+    assert spec.preprocessing["length"] == 40, "the network's positions"
+    Path("m/tokenizer_config.json").write_text('{"model_max_length": 24}')
+    assert started("./m")[2].preprocessing["length"] == 24
+
+
+def test_a_prompt_is_put_before_each_text(fmeco: Fmeco) -> None:
+    """The model's default, one that is named, or any text: in training, in prediction, and by what the checkpoint stores."""
+    model("m", "bert")
+    sentence("m", {"pooling_mode": "mean"}, max_seq_length=40)
+    rewritten("m", "config_sentence_transformers.json", prompts={"query": "the cat: ", "document": None})
+    texts(Path("t.jsonl"))
+    command = ("finetune", "--from", "hf/./m@DEFAULT", "--dataset", "t.jsonl", *SHORT)
+    assert "prompt" not in fmeco(*command, "--out", "plain").err
+    answer = fmeco(*command, "--set", "dataset.prompt_name=query", "--out", "named")
+    assert "after the prompt 'the cat: '" in answer.err, answer.err
+    assert "dataset.prompt is 'the cat: ', in place of none for these weights" in answer.err
+    plain, named = api.load("plain"), api.load("named")
+    assert torch.equal(named.read(["a saw"])[0]["tokens"], plain.read(["the cat: a saw"])[0]["tokens"])
+    rewritten("m", "config_sentence_transformers.json", default_prompt_name="query")
+    answer = fmeco(*command, "--out", "default")
+    assert "after the prompt 'the cat: '" in answer.err and "dataset.prompt is" not in answer.err
+    assert fmeco(*command, "--set", 'dataset.prompt=""', "--out", "none").code == 0
+    assert torch.equal(api.load("none").read(["a saw"])[0]["tokens"], plain.read(["a saw"])[0]["tokens"])
+    again = fmeco("finetune", "--from", "named", "--dataset", "t.jsonl", "--set", "dataset.prompt_name=query", *SHORT)
+    assert again.code == 0, again.err
+    answer = fmeco("finetune", "--from", "named", "--dataset", "t.jsonl", "--set", "dataset.prompt=dog", *SHORT)
+    assert answer.code == 2
+    assert "dataset.prompt: 'dog': the checkpoint's texts were prepared with 'the cat: '" in answer.err
+    answer = fmeco(*command, "--set", "dataset.prompt_name=qery")
+    assert answer.code == 2 and "did you mean 'query'" in answer.err and "query, document" in answer.err
+    answer = fmeco(*command, "--set", "dataset.prompt=x", "--set", "dataset.pack=true", "--set", "dataset.label=null")
+    assert answer.code == 2 and "dataset.pack" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "message"),
+    [
+        ("config_sentence_transformers.json", {"prompts": ["x"]}, "prompts is not a mapping"),
+        ("config_sentence_transformers.json", {"prompts": {"a": 1}}, "prompts is not a mapping"),
+        ("config_sentence_transformers.json", {"default_prompt_name": "q"}, "default_prompt_name is q, which"),
+        ("1_Pooling/config.json", {"include_prompt": False}, "Pooling leaves out the prompt"),
+        ("2_Normalize/config.json", {"module_input_name": "token_embeddings"}, "Normalize of the vectors of tokens"),
+    ],
+)
+def test_files_of_sentence_transformers_that_cannot_be_followed(
+    name: str, keys: dict[str, Any], message: str, fmeco: Fmeco
+) -> None:
+    model("m", "bert")
+    sentence("m", {"pooling_mode": "mean"}, "Normalize")
+    rewritten("m", "config_sentence_transformers.json", prompts={"p": "say "}, default_prompt_name="p")
+    Path("m/2_Normalize").mkdir()
+    rewritten("m", name, **keys)
+    texts(Path("t.jsonl"))
+    answer = fmeco("check", "--from", "hf/./m@DEFAULT", "--dataset", "t.jsonl")
+    assert answer.code == 2 and message in answer.err and ".json" in answer.err
+
+
+@pytest.mark.parametrize("first", ["sentence_transformers.models.StaticEmbedding", "custom_code.Transformer"])
+def test_a_first_module_of_another_kind_is_refused_by_name(first: str) -> None:
+    model("m", "bert")
+    sentence("m", {"pooling_mode": "mean"})
+    listed = json.loads(Path("m/modules.json").read_text())
+    listed[0]["type"] = first
+    Path("m/modules.json").write_text(json.dumps(listed))
+    with pytest.raises(ConfigError, match=first.removeprefix("sentence_transformers.models.")):
+        started("./m")
 
 
 @pytest.mark.parametrize(
@@ -415,7 +511,7 @@ def test_images_of_another_size_and_one_channel(fmeco: Fmeco) -> None:
     photos(Path("p"), each=5)
     answer = fmeco("finetune", "--from", "hf/./m@DEFAULT", "--dataset", "p", "--out", "run", *SHORT)
     assert answer.code == 0, answer.err
-    assert "32 pixels from 32, bicubic" in answer.err
+    assert "32 pixels from 32 squashed, bicubic, rgb, mean 0.4, std 0.3" in answer.err
     shutil.rmtree("m")
     assert fmeco("predict", "run", "p/red/00.png").code == 0
 

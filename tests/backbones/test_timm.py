@@ -137,7 +137,7 @@ def test_published_weights_come_from_the_hub_with_their_preprocessing_and_licenc
     answer = fmeco(*command, "timm/test_resnet@r160_in1k", "--out", "run")
     assert answer.code == 0, answer.err
     assert "100.0% of the backbone" in answer.err
-    assert "160 pixels from 168, bilinear, rgb; licence: apache-2.0" in answer.err
+    assert "160 pixels from 168, bilinear, rgb, mean 0.5, std 0.5; licence: apache-2.0" in answer.err
     digest = hashlib.sha256(served["test_resnet"].read_bytes()).hexdigest()
     assert f"no hash to compare with; SHA-256 {digest}" in answer.err
     assert fmeco(*command, "run", "--out", "next").code == 0
