@@ -18,6 +18,8 @@ from fmeco.core import Backbone, ConfigError, DataSpec, Doc, Features, Inputs
 
 FLOOR = 5e-4  # added to the variances of patches, so that directions of almost no variance are not amplified
 
+FINETUNE_LR = 5e-4  # small networks that little was learned by: they have to change more than a published one
+
 
 def build(
     spec: DataSpec,

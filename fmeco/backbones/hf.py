@@ -24,6 +24,7 @@ from fmeco.errors import FmecoError
 
 QUALIFIED = True
 OPEN = True
+FINETUNE_LR = 5e-5
 MODELS = {
     "text": _hf_text,
     "image": _hf_image,

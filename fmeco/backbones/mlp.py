@@ -11,6 +11,8 @@ from fmeco.backbones._images import assumed as assumed
 from fmeco.core import Backbone, ConfigError, DataSpec, Doc, Features, Ge, Inputs, Lt
 from fmeco.nn.layers import mlp
 
+FINETUNE_LR = 5e-4  # small networks that little was learned by: they have to change more than a published one
+
 
 def build(
     spec: DataSpec,

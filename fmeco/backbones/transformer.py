@@ -20,6 +20,8 @@ from fmeco.core import BLANK, HIDDEN, Backbone, ConfigError, DataSpec, Doc, Feat
 
 BASE = 10000.0  # the wavelengths of rotary positions grow from 2 pi to almost 2 pi * BASE
 
+FINETUNE_LR = 5e-4  # small networks that little was learned by: they have to change more than a published one
+
 
 def build(
     spec: DataSpec,
