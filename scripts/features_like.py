@@ -27,7 +27,7 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fmeco.checkpoints import refs, transplant
+from fmeco.checkpoints import refs, sources, transplant
 from fmeco.config.check import choose
 from fmeco.core import fit, standardize
 from fmeco.datasets.image_folder import SUFFIXES
@@ -115,8 +115,8 @@ def hf_folder(folder: Path) -> str:
 
 def ours(model: str, file: str | None, folder: Path, size: int) -> tuple[Any, Any, Any]:
     """Read the photographs as a run that starts from the weights does. Returns (samples, spec, backbone)."""
-    choice = refs.completed(choose("backbone", {"name": model}))
-    source = refs.resolve(file, choice) if file is not None else refs.published(choice, "DEFAULT")
+    choice = sources.completed(choose("backbone", {"name": model}))
+    source = refs.resolve(file, choice) if file is not None else sources.published(choice, "DEFAULT")
     chosen = choose("dataset", {"name": "images", "path": str(folder), "image_size": size})
     data = chosen.plugin.build(
         {"known": source.spec.preprocessing_only(), "whole": True, "arch": chosen.arch}, chosen.options

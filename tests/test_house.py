@@ -123,7 +123,7 @@ def test_a_folder_says_what_lives_there_and_imports_nothing_else() -> None:
     for path in PACKAGE.rglob("*/__init__.py"):
         tree = ast.parse(path.read_text())
         assert ast.get_docstring(tree), path
-        for used in imports(f"fmeco.{path.parent.name}"):
+        for used in imports(".".join(["fmeco", *path.parent.relative_to(PACKAGE).parts])):
             allowed = path.parent.name == "core" and folder(used) in ("core", "errors", "log", "plugins")
             assert allowed, f"{path} imports {used}"
 

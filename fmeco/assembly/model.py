@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fmeco.assembly import defaults
 from fmeco.assembly.stages import Origin, RunData, RunModel, RunSource
-from fmeco.checkpoints.refs import Source
+from fmeco.checkpoints.sources import Source
 from fmeco.checkpoints.transplant import Naming, Report, carry_rows, split_state, transplant
 from fmeco.config.check import DEFAULT_NAMES, choose
 from fmeco.config.run_config import Choice

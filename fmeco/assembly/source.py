@@ -7,7 +7,7 @@ import dataclasses
 import os
 
 from fmeco.assembly.stages import RunSource
-from fmeco.checkpoints import refs, transplant
+from fmeco.checkpoints import refs, sources, transplant
 from fmeco.checkpoints.format import Checkpoint
 from fmeco.config.run_config import Choice, RunConfig
 from fmeco.core.data import DataSpec
@@ -25,7 +25,7 @@ def read_source(config: RunConfig, ranks: Ranks, backbone: Backbone | None, resu
 
     Raises ConfigError, CheckpointError, ResourceError.
     """
-    section = refs.completed(config.backbone) if config.backbone is not None else None
+    section = sources.completed(config.backbone) if config.backbone is not None else None
     source = _source(config, section, backbone) if resumed is None else None
     teachers = _teachers(config.objective, resumed)
     known: DataSpec | None
@@ -38,19 +38,19 @@ def read_source(config: RunConfig, ranks: Ranks, backbone: Backbone | None, resu
     return RunSource(complete, ranks, source, teachers, resumed, backbone, known)
 
 
-def _source(config: RunConfig, section: Choice | None, own_backbone: Backbone | None) -> refs.Source | None:
+def _source(config: RunConfig, section: Choice | None, own_backbone: Backbone | None) -> sources.Source | None:
     """Load the weights that --from names, or else the backbone's `weights`; None if neither is set."""
     ref, weights = config.source, _weights(section)
     if ref is not None and own_backbone is not None:
         saved = refs.find_checkpoint(ref)
-        return refs.Source(ref, None, saved.tensors("backbone"), refs.spec_of(saved), saved, saved.meta["licence"])
+        return sources.Source(ref, None, saved.tensors("backbone"), refs.spec_of(saved), saved, saved.meta["licence"])
     if ref is not None:
         return refs.resolve(ref, section, config.backbone_keys)
     if section is None or weights is None:
         return None
     if os.path.exists(weights):
         return refs.resolve(weights, section)
-    return refs.published(section, weights)
+    return sources.published(section, weights)
 
 
 def _teachers(objective: Choice | None, resumed: Checkpoint | None) -> dict[str, Teacher]:

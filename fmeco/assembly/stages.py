@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from fmeco.checkpoints.format import Checkpoint
-from fmeco.checkpoints.refs import Source
+from fmeco.checkpoints.sources import Source
 from fmeco.checkpoints.transplant import Report
 from fmeco.config.run_config import RunConfig
 from fmeco.core.augment import Augment

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fmeco.checkpoints import carried, refs
+from fmeco.checkpoints import carried, refs, sources
 from fmeco.config.arguments import checked
 from fmeco.config.check import choose
 from fmeco.config.run_config import Choice, RunConfig
@@ -59,14 +59,14 @@ def dataset_files(section: Choice) -> list[File]:
 def _look(ref: str, backbone: Choice | None) -> None:
     """Record the files of a REF; a path needs none."""
     if not refs.is_local(ref):
-        refs.find_release(*refs.named(ref, backbone))
+        sources.find_release(*refs.named(ref, backbone))
 
 
 def _look_section(backbone: Choice) -> None:
     """Record the files of the config's backbone: its description, and the weights that it names."""
-    chosen, weights = refs.completed(backbone), backbone.options.get("weights")
+    chosen, weights = sources.completed(backbone), backbone.options.get("weights")
     if weights is not None and not Path(weights).exists():
-        refs.find_release(chosen, weights)
+        sources.find_release(chosen, weights)
 
 
 @checked
@@ -100,9 +100,9 @@ def _fetch_weights(ref: str, out: Path, force: bool) -> dict[str, Any]:
     carried.check_free(out, force=force)
     with recorded() as found:
         chosen, weights = refs.named(ref, None)
-        release = refs.find_release(chosen, weights)
+        release = sources.find_release(chosen, weights)
         paths = [get(file) if "://" in file.url else file.path for file in release.files]
-    refs.read_all(paths)  # refuse what no run could load
+    sources.read_all(paths)  # refuse what no run could load
     others = {file.name: file.path for file in found.values() if file.name and file.path not in paths and file.here}
     names = [Path(file.url.partition("?")[0]).name for file in release.files]
     about = {

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from fmeco.checkpoints import carried, foreign, pointers, shards
+from fmeco.checkpoints import carried, pointers
 from fmeco.checkpoints import format as checkpoint
+from fmeco.checkpoints.foreign import shards
+from fmeco.checkpoints.foreign.files import SUFFIXES
 from fmeco.checkpoints.schema import HINT, check
+from fmeco.checkpoints.sources import Source, assumed, completed, decoded_anew, described, published, read_all
 from fmeco.config.check import choose
 from fmeco.config.parser import peek
 from fmeco.config.run_config import PLUGIN_SECTIONS, Choice
-from fmeco.core.data import DECODE_RULE, DataSpec
-from fmeco.core.model import Published
+from fmeco.core.data import DataSpec
 from fmeco.data.spec_reader import reader_module, show_preprocessing
-from fmeco.download import File, get, record, weights_file
 from fmeco.errors import CheckpointError, ConfigError, FmecoError, clean, known_errors, listing, nearest
 from fmeco.files import absence
 from fmeco.log import say
@@ -33,26 +29,6 @@ TAKERS = (
     "finetune and pretrain (--from), check, probe, rank, embed and info take such weights; a file needs --set backbone=NAME, "
     "except for info"
 )
-
-
-@dataclass(frozen=True)
-class Source:
-    """Hold weights to start from, with the preprocessing that they expect.
-
-    ref: REF that names them.
-    backbone: config section of the backbone; None for a backbone that was passed as an object.
-    state: tensors of the backbone, by name.
-    spec: data description; of weights from outside fmeco only inputs and preprocessing.
-    checkpoint: checkpoint that holds them; None for weights from outside fmeco.
-    licence: licence of the weights; None = not stated.
-    """
-
-    ref: str
-    backbone: Choice | None
-    state: Mapping[str, Tensor]
-    spec: DataSpec
-    checkpoint: checkpoint.Checkpoint | None = None
-    licence: str | None = None
 
 
 _sources: dict[tuple[str, str, str], Source] | None = None  # cache of `held`; None = do not cache
@@ -93,7 +69,7 @@ def find_checkpoint(ref: str | Path) -> checkpoint.Checkpoint:
         if found is None:
             if (path / "config.yaml").exists():
                 raise CheckpointError(f"{clean(ref)} has no checkpoint yet", f"fmeco resume {clean(ref)}")
-            if _has_weights(path):
+            if _has_weights(path) and not carried.is_carried(path):
                 raise _no_checkpoint(path, ref)
             runs = [str(run.parent) for run in sorted(path.glob("*/config.yaml"))]
             hint = f"it holds the runs {listing(runs)}" if runs else ""
@@ -273,16 +249,14 @@ def _carried(path: Path, ref: str, backbone: Choice | None, keys: Mapping[str, A
             f"the config's backbone ({backbone.spelled}) contradicts {clean(ref)} ({chosen.spelled})",
             "remove `backbone:` from the config: the folder's is used",
         )
-    say(f"{clean(ref)}: {clean(about['ref'])}: preprocessing of these weights: {_described(spec, about['licence'])}")
-    return Source(ref, backbone or chosen, read_all(files), _decoded_anew(spec), licence=about["licence"])
+    say(f"{clean(ref)}: {clean(about['ref'])}: preprocessing of these weights: {described(spec, about['licence'])}")
+    return Source(ref, backbone or chosen, read_all(files), decoded_anew(spec), licence=about["licence"])
 
 
 def _file(path: Path, ref: str, backbone: Choice | None) -> Source:
     """Load the weights in a file of another tool."""
     if shards.find_weights(path) is None:
-        raise ConfigError(
-            f"{clean(ref)} is not a file of weights", f"supported suffixes: {', '.join(foreign.SUFFIXES)}"
-        )
+        raise ConfigError(f"{clean(ref)} is not a file of weights", f"supported suffixes: {', '.join(SUFFIXES)}")
     if backbone is None:
         raise ConfigError(
             f"{clean(ref)} does not state its architecture",
@@ -293,9 +267,9 @@ def _file(path: Path, ref: str, backbone: Choice | None) -> Source:
     spec = describe(backbone.arch) if describe is not None else None
     whose = f"that of {backbone.spelled}"
     if spec is None:
-        whose, spec = _assumed(backbone, ref)
+        whose, spec = assumed(backbone, ref)
     say(f"{path.name} does not state its preprocessing; assuming {whose} ({show_preprocessing(spec)})")
-    return Source(str(path), backbone, shards.read_weights(path), _decoded_anew(spec))
+    return Source(str(path), backbone, shards.read_weights(path), decoded_anew(spec))
 
 
 def as_model(path: Path) -> str:
@@ -338,112 +312,3 @@ def _saved(ref: str, backbone: Choice | None, keys: Mapping[str, Any] | None) ->
         if chosen.options[key] != old and key != "weights":  # which only says where values came from
             say(f"backbone.{key}: {clean(chosen.options[key], 80)} instead of {clean(old, 80)} in {clean(ref)}")
     return Source(str(ref), chosen, saved.tensors("backbone"), spec_of(saved), saved, saved.meta["licence"])
-
-
-def published(backbone: Choice, weights: str) -> Source:
-    """Load the weights that a library publishes for an architecture; download them once.
-
-    Files are hashed on every load. If the publisher states no hash, the hash is only shown; no file can run code.
-
-    Raises ConfigError, CheckpointError and ResourceError.
-    """
-    found = find_release(backbone, weights)
-    for file in found.files:
-        if "://" not in file.url:
-            continue
-        path = get(file)
-        if not record(file).digest:
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            say(f"{found.ref}: the publisher states no hash to compare with; SHA-256 {digest}")
-    state = read_all([file.path for file in found.files])
-    say(f"{found.ref}: {found.note}: {_described(found.spec, found.licence)}")
-    return Source(found.ref, backbone, state, _decoded_anew(found.spec), licence=found.licence)
-
-
-@dataclass(frozen=True)
-class Release:
-    """Describe published weights that may not be on this machine yet.
-
-    ref: REF that names them.
-    files: files of weights.
-    spec: description of the inputs, with the preprocessing.
-    note: words for the user about the origin of the preprocessing.
-    licence: licence of the weights; None = not stated.
-    """
-
-    ref: str
-    files: list[File]
-    spec: DataSpec
-    note: str
-    licence: str | None
-
-
-def find_release(backbone: Choice, weights: str) -> Release:
-    """Find the weights that a library publishes for an architecture, without downloading them.
-
-    Raises ConfigError, and ResourceError for descriptions such as config.json that cannot be downloaded.
-    """
-    find = getattr(backbone.plugin.load(), "pretrained", None)
-    if find is None or backbone.arch is None:
-        raise ConfigError(f"the backbone {backbone.spelled} has no published weights")
-    release = Published(*find(backbone.arch, weights))
-    ref = f"{backbone.spelled}@{weights}"
-    note, spec = "preprocessing of these weights", release.spec
-    if spec is None:
-        whose, spec = _assumed(backbone, ref)
-        note = f"these weights do not state their preprocessing; assuming {whose}"
-    facts: dict[str, Any] = {"licence": release.licence, "bring": f"fmeco fetch {ref} --out FOLDER"}
-    files = [
-        record(weights_file(url, release.digits, size=0 if release.shards else release.size, **facts))
-        if "://" in url
-        else File(url, Path(url), **facts)
-        for url in (release.url, *release.shards)
-    ]
-    return Release(ref, files, spec, note, release.licence)
-
-
-def _described(spec: DataSpec, licence: str | None) -> str:
-    """Describe the preprocessing and licence of weights in a line."""
-    return show_preprocessing(spec) + (f"; licence: {clean(licence)}" if licence else "")
-
-
-def read_all(files: Iterable[Path]) -> dict[str, Tensor]:
-    """Read the tensors of several files. Raises CheckpointError for a name that two of them hold."""
-    state: dict[str, Tensor] = {}
-    for path in files:
-        part = foreign.read_foreign(path)
-        if twice := sorted(set(part) & set(state)):
-            raise CheckpointError(f"{path} and another file of these weights both hold {listing(twice, 5)}")
-        state |= part
-    return state
-
-
-def _decoded_anew(spec: DataSpec) -> DataSpec:
-    """Add the newest decode rule to the preprocessing of weights that no fmeco checkpoint holds, and let the config change it."""
-    return dataclasses.replace(spec, preprocessing={**spec.preprocessing, "decode": DECODE_RULE}, published=True)
-
-
-def completed(backbone: Choice) -> Choice:
-    """Add all settings that the architecture's name implies to the backbone's options, by the plug-in's `complete`.
-
-    A checkpoint can then rebuild its model without sources outside fmeco and its libraries, such as a config file.
-    """
-    complete = getattr(backbone.plugin.load(), "complete", None)
-    if complete is None:
-        return backbone
-    return dataclasses.replace(backbone, options=complete(backbone.arch, dict(backbone.options)))
-
-
-def _assumed(backbone: Choice, ref: str) -> tuple[str, DataSpec]:
-    """Return the preprocessing to assume for weights that do not state theirs, as (whose, spec), such as "ImageNet's".
-
-    Raises ConfigError if the backbone's plug-in has no function `assumed`.
-    """
-    assume = getattr(backbone.plugin.load(), "assumed", None)
-    if assume is None:
-        raise ConfigError(
-            f"neither {clean(ref)} nor the backbone {backbone.spelled} states how inputs were preprocessed",
-            "add a function preprocessing(arch) -> DataSpec to the backbone's plug-in file",
-        )
-    whose, spec = assume()
-    return whose, spec

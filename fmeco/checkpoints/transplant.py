@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fmeco.checkpoints.foreign.names import COUNTER, best_prefix, described, in_order, rename, side_by_side
 from fmeco.checkpoints.format import Checkpoint
-from fmeco.checkpoints.names import COUNTER, best_prefix, described, in_order, rename, side_by_side
 from fmeco.core.model import Backbone, Objective
 from fmeco.core.target import nfc
 from fmeco.errors import CheckpointError, clean, listing

@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from fmeco.checkpoints import carried, pointers, refs, shards
+from fmeco.checkpoints import carried, pointers, refs
 from fmeco.checkpoints import format as checkpoint
-from fmeco.checkpoints.foreign import NARROW
+from fmeco.checkpoints.foreign import shards
+from fmeco.checkpoints.foreign.files import NARROW
 from fmeco.checkpoints.tensors import nonfinite
 from fmeco.core.data import DataSpec
 from fmeco.errors import listing

@@ -21,7 +21,7 @@ from torch import Tensor
 
 import fmeco as api
 from fmeco.backbones._hf_config import network
-from fmeco.checkpoints import transplant
+from fmeco.checkpoints import sources, transplant
 from fmeco.config.check import choose
 from fmeco.core import CheckpointError, ConfigError, DataSpec, InputSpec, fit
 from tests.conftest import Answer, photos, texts, tones, write
@@ -101,10 +101,9 @@ def build(arch: str, spec: DataSpec, **options: Any) -> Any:
 
 def started(arch: str, spec: DataSpec | None = None, **options: Any) -> tuple[Any, transplant.Report, DataSpec]:
     """A backbone with the model's own weights, the report of their transplant, and how inputs are made."""
-    from fmeco.checkpoints import refs
 
-    choice = refs.completed(choose("backbone", {"name": f"hf/{arch}", **options}))
-    source = refs.published(choice, "DEFAULT")
+    choice = sources.completed(choose("backbone", {"name": f"hf/{arch}", **options}))
+    source = sources.published(choice, "DEFAULT")
     spec = spec or source.spec
     made = choice.plugin.build({"spec": spec, "arch": choice.arch}, choice.options).eval()
     return made, transplant.transplant(made, source.state, source=source.ref), spec

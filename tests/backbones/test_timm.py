@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import fmeco as api
-from fmeco.checkpoints import foreign, transplant
+from fmeco.checkpoints import transplant
+from fmeco.checkpoints.foreign.files import read_foreign
 from fmeco.config.check import choose
 from fmeco.core import ConfigError, DataSpec, InputSpec
 from tests.conftest import Answer, photos, tiny
@@ -52,7 +53,7 @@ def test_the_saved_backbone_is_timms(fmeco: Fmeco) -> None:
     torch.save(plain.state_dict(), "plain.pth")
     save_file(plain.state_dict(), "plain.safetensors")
     for file in ("plain.pth", "plain.safetensors"):
-        report = transplant.transplant(build("resnet18"), foreign.read_foreign(Path(file)), source=file)
+        report = transplant.transplant(build("resnet18"), read_foreign(Path(file)), source=file)
         assert report.share == 1.0
         assert sorted(report.left_out) == ["fc.bias", "fc.weight"]
         assert not report.reshaped

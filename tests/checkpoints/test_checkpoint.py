@@ -25,8 +25,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import fmeco as api
-from fmeco.checkpoints import foreign, transplant, writer
 from fmeco.checkpoints import format as checkpoint
+from fmeco.checkpoints import transplant, writer
+from fmeco.checkpoints.foreign.files import read_foreign
 from fmeco.config.check import choose
 from fmeco.core import DataSpec, InputSpec, Target
 from fmeco.errors import CheckpointError, DiskError, FmecoError
@@ -137,7 +138,7 @@ def test_mutants_raise_one_class_of_error() -> None:
                 mutant[at:at] = rng.randbytes(8)
             Path(f"x{Path(name).suffix}").write_bytes(bytes(mutant))
             try:
-                foreign.read_foreign(Path(f"x{Path(name).suffix}"))
+                read_foreign(Path(f"x{Path(name).suffix}"))
             except CheckpointError as error:
                 refused += 1
                 assert "\x1b" not in error.message
@@ -291,7 +292,7 @@ def test_opening_a_file_runs_no_code() -> None:
             else:
                 path.write_bytes(pickle.dumps(payload))
             with pytest.raises(CheckpointError) as caught:
-                foreign.read_foreign(path)
+                read_foreign(path)
             assert "weights_only" not in str(caught.value), "never tell how to switch safety off"
             assert not marker.exists()
 
@@ -304,16 +305,16 @@ def test_bombs_are_refused_before_they_go_off() -> None:
     torch.save({"w": torch.zeros(1).expand(10**6, 10**6)}, "stride.pt")
     for name in ("bomb.pt", "stride.pt"):
         with pytest.raises(CheckpointError):
-            foreign.read_foreign(Path(name))
+            read_foreign(Path(name))
     torch.save({"w": torch.tensor([1.0, float("nan")])}, "nan.pt")
     with pytest.raises(CheckpointError, match="not finite"):
-        foreign.read_foreign(Path("nan.pt"))
+        read_foreign(Path("nan.pt"))
     header = (
         b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
     )
     Path("twin.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     with pytest.raises(CheckpointError, match="twice"):
-        foreign.read_foreign(Path("twin.safetensors"))
+        read_foreign(Path("twin.safetensors"))
 
 
 # ---------------------------------------------------------------- the transplant
@@ -362,11 +363,11 @@ def test_networks_side_by_side_in_a_file_keep_their_names(tmp_path: Path) -> Non
     torch.save({"student": other, "teacher": state(), "epoch": 3}, tmp_path / "dino.pth")
     torch.save({"model": state(), "model_ema": other}, tmp_path / "averaged.pth")
     made = build("resnet18")
-    theirs = foreign.read_foreign(tmp_path / "dino.pth")
+    theirs = read_foreign(tmp_path / "dino.pth")
     assert transplant.transplant(made, theirs, source="x").prefix == "teacher."
     assert torch.equal(made.library.state_dict()["conv1.weight"], state()["conv1.weight"])
     with pytest.raises(CheckpointError, match="several networks"):
-        transplant.transplant(made, foreign.read_foreign(tmp_path / "averaged.pth"), source="x")
+        transplant.transplant(made, read_foreign(tmp_path / "averaged.pth"), source="x")
 
 
 def test_positions_of_a_vit_are_interpolated_for_another_image_size() -> None:

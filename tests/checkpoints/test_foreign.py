@@ -20,7 +20,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fmeco.checkpoints import foreign, shards
+from fmeco.checkpoints.foreign import shards
+from fmeco.checkpoints.foreign.files import read_foreign
 from fmeco.errors import CheckpointError, ConfigError
 from tests.conftest import Answer
 
@@ -74,7 +75,7 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def test_what_training_scripts_save_beside_the_weights_does_no_harm(zipped: bool, fmeco: Fmeco) -> None:
     net, saved = trained()
     torch.save(saved, "model_best.pth.tar", _use_new_zipfile_serialization=zipped)
-    assert equal(foreign.read_foreign(Path("model_best.pth.tar")), net.state_dict())
+    assert equal(read_foreign(Path("model_best.pth.tar")), net.state_dict())
     answer = fmeco("info", "model_best.pth.tar", "--json")
     assert answer.code == 0, answer.err
     assert answer.json["tensors"] == 6
@@ -97,11 +98,11 @@ def test_other_types_are_refused_by_name_and_none_runs() -> None:
     for number, (found, name) in enumerate(cases.values()):
         torch.save({"state_dict": network().state_dict(), "x": found}, f"{number}.pth")
         with pytest.raises(CheckpointError, match="would run code") as caught:
-            foreign.read_foreign(Path(f"{number}.pth"))
+            read_foreign(Path(f"{number}.pth"))
         assert name in caught.value.message
     # numpy unpickles the bytes of an object's scalar, so not even numpy's own code may run
     torch.save({"w": torch.zeros(2), "x": Reduced(scalar, np.dtype("O"), touch)}, "scalar.pth")
-    state = foreign.read_foreign(Path("scalar.pth"))
+    state = read_foreign(Path("scalar.pth"))
     assert list(state) == ["w"]
     assert not marker.exists()
 
@@ -119,7 +120,7 @@ def test_fewer_bits_become_fp32_and_are_said(
     for file in (Path("w.safetensors"), Path("w.pt")):
         caplog.clear()
         with caplog.at_level("INFO", "fmeco"):
-            read = foreign.read_foreign(file)
+            read = read_foreign(file)
         assert f"converted to fp32: 6 tensors of {name}" in caplog.text
         assert all(torch.equal(read[key], tensor.float()) for key, tensor in state.items() if key != "steps")
         assert {tensor.dtype for key, tensor in read.items() if key != "steps"} == {torch.float32}
@@ -131,10 +132,10 @@ def test_quantised_weights_are_refused() -> None:
     weight = torch.ones(2, 2).to(torch.float8_e4m3fn)
     save_file({"a.weight": weight, "a.weight_scale": torch.tensor(0.5)}, "q.safetensors")
     with pytest.raises(CheckpointError, match=r"quantised weights: a\.weight is fp8, with the scale a\.weight_scale"):
-        foreign.read_foreign(Path("q.safetensors"))
+        read_foreign(Path("q.safetensors"))
     torch.save({"w": torch.empty(3, device="meta")}, "meta.pt")
     with pytest.raises(CheckpointError, match="more data than the file holds"):
-        foreign.read_foreign(Path("meta.pt"))
+        read_foreign(Path("meta.pt"))
 
 
 def split(folder: Path, suffix: str) -> dict[str, Tensor]:
@@ -206,5 +207,5 @@ def test_a_file_that_nests_itself_is_read_in_no_time(fmeco: Fmeco) -> None:
         nested = {f"k{number}": nested for number in range(2000)}
     nested["itself"] = nested
     torch.save({"state_dict": network().state_dict(), "args": nested}, "laughs.pth")
-    assert len(foreign.read_foreign(Path("laughs.pth"))) == 6
+    assert len(read_foreign(Path("laughs.pth"))) == 6
     assert fmeco("info", "laughs.pth", "--json").json["tensors"] == 6

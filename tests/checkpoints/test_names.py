@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import fmeco as api
-from fmeco.checkpoints import foreign, names
+from fmeco.checkpoints.foreign import names
+from fmeco.checkpoints.foreign.files import read_foreign
 from fmeco.checkpoints.transplant import Naming, transplant
 from fmeco.config.load import read_config
 from fmeco.core import Backbone, Features, Inputs
@@ -141,7 +142,7 @@ def test_the_alphabet_of_safetensors_is_no_order() -> None:
     assert torch.equal(made.layers[10].weight, theirs["op10.w"])
     save_file(theirs, "s.safetensors")
     with pytest.raises(CheckpointError, match="by the alphabet"):
-        transplant(made, foreign.read_foreign(Path("s.safetensors")), source="x", naming=Naming(match="order"))
+        transplant(made, read_foreign(Path("s.safetensors")), source="x", naming=Naming(match="order"))
 
 
 def test_hints_do_not_repeat_what_was_given() -> None:

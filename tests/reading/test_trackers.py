@@ -21,7 +21,7 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 import fmeco as api
 from fmeco.assembly.data import described
-from fmeco.checkpoints import foreign
+from fmeco.checkpoints.foreign.files import read_foreign
 from fmeco.core import Data
 from fmeco.data.spec_reader import reader_module
 from fmeco.datasets import _images
@@ -692,7 +692,7 @@ def test_a_pointer_or_a_page_in_place_of_a_file(path: str, what: str) -> None:
 
     def read() -> None:
         if path.startswith("w."):
-            foreign.read_foreign(Path(path))
+            read_foreign(Path(path))
         elif path in ("t.jsonl", "t.txt"):
             build(name="text", path=path, **({"label": None} if path == "t.txt" else {}))
         else:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fmeco.checkpoints.foreign import SUFFIXES, Contents, is_weights, open_foreign, widened
+from fmeco.checkpoints.foreign.files import SUFFIXES, Contents, is_weights, open_foreign, widened
 from fmeco.errors import CheckpointError, ConfigError, clean, listing, readable
 from fmeco.files import regular
 

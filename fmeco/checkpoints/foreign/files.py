@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fmeco.checkpoints.harmless import HARMLESS, plain_values, stand_ins
+from fmeco.checkpoints.foreign.harmless import HARMLESS, plain_values, stand_ins
 from fmeco.checkpoints.tensors import FLOAT8, parse, refuse_nonfinite
 from fmeco.errors import CheckpointError, clean, listing
 from fmeco.files import disguise, regular

@@ -1,0 +1,1 @@
+"""Read weights that other tools saved: files and shards, harmless objects beside them, and other names."""
