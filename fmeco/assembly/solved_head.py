@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fmeco.assembly.stages import Training
+from fmeco.checkpoints.transplant import split_state
 from fmeco.core.data import Data, InputSpec, Samples
 from fmeco.core.model import STORED, Objective
 from fmeco.data import disk_cache as cache
@@ -39,6 +40,7 @@ def with_solved_head(training: Training) -> Training:
     rows = _rows(training)
     if rows is None:
         return _unsolved(training, "its features of the training samples could not be collected")
+    source_head = _source_head(training)
     penalties = json.loads(
         training.ranks.from_first(lambda: json.dumps(objective.solve(rows, transfer.penalties or {})))
     )
@@ -53,7 +55,16 @@ def with_solved_head(training: Training) -> Training:
     strategy = training.config.transfer
     assert strategy is not None
     strategy = dataclasses.replace(strategy, options={**strategy.options, "penalty": penalties})
-    return dataclasses.replace(training, solved=True, config=dataclasses.replace(training.config, transfer=strategy))
+    config = dataclasses.replace(training.config, transfer=strategy)
+    return dataclasses.replace(training, solved=True, source_head=source_head, config=config)
+
+
+def _source_head(training: Training) -> dict[str, Tensor] | None:
+    """Copy the head that was loaded from the source, row by row; None if any part of it is new."""
+    report, objective = training.model.report, training.objective
+    if report is None or not report.carried or report.new:
+        return None
+    return {name: tensor.detach().clone() for name, tensor in split_state(objective)[1].items()}
 
 
 def _unsolved(training: Training, why: str) -> Training:

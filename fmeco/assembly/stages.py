@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from fmeco.checkpoints.format import Checkpoint
 from fmeco.checkpoints.sources import Source
@@ -118,6 +119,7 @@ class Training:
     constraint: changes gradients and weights in training, as the transfer strategy requires.
     total: steps of the run.
     solved: whether the head was solved, so that the run begins after its first phase.
+    source_head: the source's own head, by name, if it has the same classes; the better one of both begins the run.
     evaluate_every: steps between evaluations.
     validation_size: samples.
     """
@@ -135,3 +137,4 @@ class Training:
     evaluate_every: int
     validation_size: int
     solved: bool = False
+    source_head: Mapping[str, Tensor] | None = None

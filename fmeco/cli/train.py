@@ -39,6 +39,8 @@ def _show(result: Mapping[str, Any]) -> None:
         print(metrics_table(title, result["metrics"], result["directions"]))
         if "gain" in result:
             print(clean(result["gain"]["sentence"]))
+        if "remembered" in result:
+            print(clean(result["remembered"]["sentence"]))
         if "comparison" in result:
             print("\n" + comparison_table(result["comparison"]))
 
@@ -80,6 +82,10 @@ def finetune(
             help="Other strategies to train with the same config and compare, as in scratch,probe; source = the source as it is."
         ),
     ] = None,
+    remember: Annotated[
+        str | None,
+        typer.Option(metavar="X", help="Measure the source on its own task X, with its own head, before and after."),
+    ] = None,
     label_fractions: Annotated[
         str | None,
         typer.Option(help="Train a run with each of these shares of the labels, and draw a curve, as in 0.01,0.1,1."),
@@ -99,6 +105,8 @@ def finetune(
         raise ConfigError("--dataset would give every task the same data", "each config names its own dataset")
     if (strategies or fractions) and nproc is not None:
         raise ConfigError("--control and --label-fractions cannot be combined with --nproc", "leave --nproc out")
+    if remember is not None and (fractions or len(files) > 1 or nproc is not None):
+        raise ConfigError("--remember takes one task, without --label-fractions and --nproc")
     if fractions and len(files) > 1:
         raise ConfigError("--label-fractions takes one task", "pass a single config")
     if len(set(strategies)) < len(strategies):
@@ -124,7 +132,7 @@ def finetune(
         if fractions:
             return _with_fractions(settings[0], fractions, out or _new_folder("labels"), strategies, force)
         if len(files) == 1:
-            return _with_controls(settings[0], out, strategies, force)
+            return _with_controls(settings[0], out, strategies, force, remember)
         parent = out or _new_folder(f"{len(files)}-tasks")
         with _folder_of_runs(parent):
             return {
@@ -186,16 +194,22 @@ def _fractions(text: str) -> list[float]:
     return fractions
 
 
-def _with_controls(settings: RunConfig, out: Path | None, strategies: Sequence[str], force: bool) -> dict[str, Any]:
-    """Finetune, then train the controls of --control."""
+def _with_controls(
+    settings: RunConfig, out: Path | None, strategies: Sequence[str], force: bool, remember: str | None = None
+) -> dict[str, Any]:
+    """Finetune, then measure what was gained and forgotten, and train the controls of --control."""
     from fmeco.evaluation import compare
+    from fmeco.evaluation.remember import Memory
     from fmeco.training import api
 
+    memory = Memory(settings.source, remember) if remember is not None else None
     trained = api.train(settings, out=out, force=force, stop=signals.stop)
     answer = trained.to_json()
     gain = compare.gain(trained.run)
     if gain is not None:
         answer["gain"] = gain
+    if memory is not None:
+        answer["remembered"] = memory.after(trained.run)
     if strategies:
         answer["comparison"] = compare.controls(trained.run, strategies, force=force, stop=signals.stop)
     return answer

@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
 from typing import Any
 
+from torch import Tensor
 from tqdm import tqdm
 
 from fmeco.checkpoints.format import step_folder
+from fmeco.checkpoints.transplant import load_exactly, split_state
 from fmeco.data.reading import check_classes
 from fmeco.data.twins import twins
 from fmeco.errors import ConfigError, Diverged, Stopped, clean, listing
@@ -85,6 +87,8 @@ def _keep_source(s: Session, pace: Pace, clock: Clock) -> None:
     """Evaluate and save the solved head on the source's backbone, as step 0: what training has to beat."""
     state, began = s.state, time.monotonic()
     if s.setup.validate is not None:
+        if s.training.source_head is not None:
+            _keep_better_head(s, s.training.source_head)
         _evaluate(s)
         state.source = state.history[-1]
         clock.charge("evaluate", began)
@@ -96,6 +100,21 @@ def _keep_source(s: Session, pace: Pace, clock: Clock) -> None:
     save(s, full=True, best=True)
     clock.charge("save", began)
     say(f"saved the solved head as step 0: {s.run / 'checkpoints'}")
+
+
+def _keep_better_head(s: Session, source_head: Mapping[str, Tensor]) -> None:
+    """Begin with the source's own head if it scores higher on the validation split than the solved one."""
+    assert s.setup.validate is not None
+    parameters, measures = split_state(s.objective)[1], s.training.measures
+    solved = {name: tensor.clone() for name, tensor in parameters.items()}
+    scores = []
+    for head in (solved, source_head):
+        load_exactly(parameters, head, "the head")
+        scores.append(measures.sign * s.setup.validate().metrics.get(measures.best, math.nan))
+    if scores[1] > scores[0]:
+        say(f"the source's own head for these classes is better than the solved one ({measures.best}), and is kept")
+    else:
+        load_exactly(parameters, solved, "the head")
 
 
 def _back_to_source(s: Session, error: Diverged) -> None:

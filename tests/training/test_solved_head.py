@@ -92,7 +92,7 @@ def test_auto_is_the_default_and_writes_down_what_it_chose(source: Path, fmeco: 
     assert "the source as it is" in answer.out or "training did not beat it" in answer.out
     config = parse_yaml(Path("run/config.yaml").read_text(), "")[0]
     assert config["transfer"]["strategy"] == "auto"
-    assert config["optimizer"]["lr"] == 1e-4
+    assert config["optimizer"]["lr"] == 5e-4  # what fmeco/backbones/mlp.py says
     assert list(config["transfer"]["penalty"]) == ["label"]
     start = open_checkpoint(Path("run/checkpoints/step-00000000"))
     assert start.meta["metrics"]["val_accuracy"] > 0.8
@@ -239,15 +239,13 @@ class Wide(Backbone):
         raise NotImplementedError
 
 
-def test_a_head_that_cannot_be_solved_is_trained_alone_first(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_head_that_cannot_be_solved_is_trained_alone_first(tmp_path: Path) -> None:
     texts(tmp_path / "t.jsonl")
     base = {"dataset": {"name": "text", "path": str(tmp_path / "t.jsonl")}, "train": {"steps": 10, "batch_size": 8}}
     body = {"backbone": {"name": "transformer", "width": 16, "depth": 1, "heads": 2}}
     pretrained = library.pretrain({**base, **body, "objective": "mask"}, out=tmp_path / "source").run
     run = library.finetune({**base, "objective": "mask"}, ref=pretrained, out=tmp_path / "run").run
-    assert "has no direct solution: the first part of the run trains the head alone" in capsys.readouterr().err
+    assert "has no direct solution: the first part of the run trains the head alone" in (run / "run.log").read_text()
     assert open_checkpoint(run / "checkpoints/last").trainer()["state"]["phase"] == 1
     assert not (run / "checkpoints/step-00000000").is_dir()
 
@@ -271,5 +269,31 @@ def test_the_source_is_a_control_without_a_run(source: Path, fmeco: Callable[...
     assert "auto instead of source" in answer.out
     assert not Path("run/controls/source").exists()
     rate = parse_yaml(Path("run/controls/scratch/config.yaml").read_text(), "")[0]["optimizer"]["lr"]
-    assert rate == 5e-4  # its own, not the gentle one
+    assert rate == 5e-4
     assert json.loads(Path("run/controls/comparison.json").read_text())["runs"][1]["run"].endswith("step-00000000")
+
+
+def test_what_a_finetune_forgot_is_measured(source: Path, fmeco: Callable[..., Any]) -> None:
+    sets = ("--set", "dataset.classes=[0,1,2]", "--set", "train.steps=40", "--set", "optimizer.lr=0.05")
+    base = ("finetune", "--from", source, "--dataset", "digits", *sets, "--remember", "digits")
+    answer = fmeco(*base, "--set", "transfer=full", "--out", "run", "--json")
+    assert answer.code == 0, answer.err
+    found, own = answer.json["remembered"], fmeco("evaluate", source, "--json").json
+    assert found["before"] == own["metrics"][f"{found['split']}_accuracy"]
+    assert found["difference"][0] == pytest.approx(found["after"] - found["before"])
+    assert found["after"] < found["before"] - 0.1
+    kept = fmeco(*base, "--set", "transfer=probe", "--out", "kept")
+    assert "the source's own task, accuracy" in kept.out
+    assert "better by 0.0000, 0.0000 to 0.0000" in kept.out
+    wrong = fmeco("finetune", "--from", "torchvision/resnet18@DEFAULT", "--dataset", "digits", "--remember", "digits")
+    assert wrong.code == 2
+    assert "with the source's head" in wrong.err
+
+
+def test_the_sources_own_head_is_kept_where_it_is_better(source: Path, fmeco: Callable[..., Any]) -> None:
+    sets = ("--set", "dataset.classes=[3,4,5,6]", "--set", "dataset.limit_per_class=2", "--set", "transfer=probe")
+    answer = fmeco("finetune", "--from", source, "--dataset", "digits", *sets, "--out", "run")
+    assert answer.code == 0, answer.err
+    assert "the source's own head for these classes is better" in answer.err
+    a, b = (open_checkpoint(run / "checkpoints/best").tensors("objective") for run in (source, Path("run")))
+    assert all(torch.equal(x, b[name]) for name, x in a.items())
