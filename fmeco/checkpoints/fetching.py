@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ def needed(config: RunConfig) -> list[File]:
     """
     looks: list[Callable[[], None]] = []
     if config.source is not None:
-        looks.append(functools.partial(_look, config.source, config.backbone))
+        looks.append(functools.partial(_look, config.source, config.backbone, config.backbone_keys))
     elif config.backbone is not None:
         looks.append(functools.partial(_look_section, config.backbone))
     if (objective := config.objective) is not None:
@@ -56,10 +56,10 @@ def dataset_files(section: Choice) -> list[File]:
     return [] if find is None else list(find(section.arch, dict(section.options)))
 
 
-def _look(ref: str, backbone: Choice | None) -> None:
+def _look(ref: str, backbone: Choice | None, keys: Mapping[str, Any] | None = None) -> None:
     """Record the files of a REF; a path needs none."""
     if not refs.is_local(ref):
-        sources.find_release(*refs.named(ref, backbone))
+        sources.find_release(*refs.named(ref, backbone, keys))
 
 
 def _look_section(backbone: Choice) -> None:

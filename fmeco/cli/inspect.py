@@ -104,7 +104,7 @@ def _show_cache(result: Mapping[str, Any]) -> None:
         print("\n`fmeco cache NAME --clear` removes one of them.")
 
 
-@command(_show_info, plugins=False)
+@command(_show_info, plugins=False, downloads=True)
 def info(ref: Ref) -> Any:
     """Show what a checkpoint is, after verifying its files byte by byte, or what a file of weights holds."""
     from fmeco.inference import info as describing

@@ -308,6 +308,8 @@ def test_offline_refuses_whatever_would_download(hub: Hub, fmeco: Fmeco, monkeyp
         (("probe", ref, "--dataset", "p"), carried),
         (("rank", ref, "--dataset", "p"), carried),
         (("fetch", ref, "--out", "new"), carried),
+        (("info", ref), carried),
+        (("embed", ref, "--dataset", "p", "--output", "g.npz"), carried),
         (("fetch", "--dataset", "fashion_mnist", "--out", "new"), archive),
         (("evaluate", "run"), archive),
         (("compare", "run", "run"), archive),
