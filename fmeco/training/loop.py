@@ -103,7 +103,7 @@ def _keep_source(s: Session, pace: Pace, clock: Clock) -> None:
 
 
 def _keep_better_head(s: Session, source_head: Mapping[str, Tensor]) -> None:
-    """Begin with the source's own head if it scores higher on the validation split than the solved one."""
+    """Begin with the source's own head unless the solved one scores higher on the validation split."""
     assert s.setup.validate is not None
     parameters, measures = split_state(s.objective)[1], s.training.measures
     solved = {name: tensor.clone() for name, tensor in parameters.items()}
@@ -111,8 +111,8 @@ def _keep_better_head(s: Session, source_head: Mapping[str, Tensor]) -> None:
     for head in (solved, source_head):
         load_exactly(parameters, head, "the head")
         scores.append(measures.sign * s.setup.validate().metrics.get(measures.best, math.nan))
-    if scores[1] > scores[0]:
-        say(f"the source's own head for these classes is better than the solved one ({measures.best}), and is kept")
+    if scores[1] >= scores[0]:
+        say(f"the source's own head for these classes is as good as the solved one or better ({measures.best}), and is kept")
     else:
         load_exactly(parameters, solved, "the head")
 
