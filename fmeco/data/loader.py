@@ -138,19 +138,21 @@ def evaluation_batches(
     rank: int = 0,
     world: int = 1,
     view: tuple[Augment, int] | None = None,
+    in_order: bool = False,
 ) -> Iterator[Batch]:
-    """Yield this rank's share of the samples in order, with one view and no augmentation.
+    """Yield this rank's share of the samples, with one view and no augmentation.
 
+    in_order: do not put samples of like length together, the longest first, which saves padding; `Batch.index` has their places.
     view: (augmentation, n) to load the n-th augmented view of each sample instead, which is the same in every run.
 
     Samples that cannot be read are listed in `Batch.skipped`.
     """
     first, last = share(len(samples), rank, world)
     augment, number = view or (Augment(), 0)
-    plan = []
-    for start in range(first, last, batch_size):
-        places = torch.arange(start, min(start + batch_size, last))
-        plan.append(Chunk(places, mix(_VIEW, number, places)[None]))
+    order = torch.arange(first, last)
+    if samples.lengths is not None and not in_order:
+        order = order[samples.lengths[first:last].argsort(stable=True, descending=True)]
+    plan = [Chunk(places, mix(_VIEW, number, places)[None]) for places in order.split(batch_size) if len(places)]
     for batch in read_batches(data, samples, (View(augment=view is not None),), augment, plan, reading, device):
         if len(batch):
             inputs = augment.batch(batch.views[0], batch.keys[0]) if view is not None else batch.views[0]

@@ -23,6 +23,8 @@ from fmeco.evaluation.verdict import SOURCE, better, verdict
 from fmeco.files import replacing
 from fmeco.log import say
 from fmeco.nn.intervals import METRIC_DRAWS, bootstrap, interval, mcnemar, measure_at
+from fmeco.reports.metrics_files import added_to_log
+from fmeco.reports.run_report import report
 from fmeco.training.api import finetune
 
 
@@ -112,7 +114,16 @@ def controls(
         row["verdict"] = verdict(row, f"{config['transfer']['strategy']} instead of {name}", comparison["metric"])
     with replacing(run / "controls" / "comparison.json") as temporary:
         temporary.write_text(json.dumps(comparison, indent=1) + "\n", "utf-8")
+    _record(run, [row["verdict"] for row in comparison["runs"][1:]])
     return comparison
+
+
+def _record(run: Path, sentences: Sequence[str]) -> None:
+    """Add what was found after a run to its run.log and report.html."""
+    with added_to_log(run):
+        for sentence in sentences:
+            say(sentence)
+    report(run)
 
 
 def _with_own_rate(run: Path, optimizer: dict[str, Any]) -> dict[str, Any]:
@@ -126,6 +137,8 @@ def _with_own_rate(run: Path, optimizer: dict[str, Any]) -> dict[str, Any]:
 def gain(run: str | Path) -> dict[str, Any] | None:
     """Compare a finetune with its step 0: the solved head on the source's backbone, before any training.
 
+    The result is also written to RUN/gain.json, run.log and report.html.
+
     Returns {"metric", "split", "samples", "source", "finetuned", "difference", "sentence"}, on the test split if there is
     one, and otherwise on the validation split. None for a run without a step 0, or without held-out samples.
     """
@@ -134,13 +147,23 @@ def gain(run: str | Path) -> dict[str, Any] | None:
     sizes = open_checkpoint(best).spec.sizes if best is not None else {}
     if best is None or not source.is_dir() or not (sizes.get("test") or sizes.get("val")):
         return None
+    found: dict[str, Any]
     if best.resolve() == source.resolve():
         words = "no training step was taken" if newest_step(folder) == 0 else "training did not beat it"
-        return {"sentence": f"the result is the solved head on the source's backbone: {words}"}
+        found = {"sentence": f"the result is the solved head on the source's backbone: {words}"}
+    else:
+        found = _gained(best, source)
+    with replacing(Path(run) / "gain.json") as temporary:
+        temporary.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    _record(Path(run), [found["sentence"]])
+    return found
+
+
+def _gained(best: Path, source: Path) -> dict[str, Any]:
+    """Compare the best checkpoint with step 0."""
     compared = compare([best, source])
-    metric = compared["metric"]
+    metric, difference = compared["metric"], compared["runs"][1]["difference"]
     after, before = (run["metrics"][metric] for run in compared["runs"])
-    difference = compared["runs"][1]["difference"]
     held_out = f"on {compared['samples']:,} {compared['split']} samples"
     where = held_out if compared["split"] == "test" else f"{held_out}, the ones that chose it"
     words, between = better(difference)

@@ -97,7 +97,7 @@ class Model:
     def _batches(self, samples: Samples, size: int) -> Iterator[tuple[Batch, range, dict[int, str]]]:
         """Yield each batch, the positions that it covers, and the error of each of these that cannot be read."""
         start = 0
-        for batch in batches_once(self.spec, samples, size, self.device, self.channels_last):
+        for batch in batches_once(self.spec, samples, size, self.device, self.channels_last, in_order=True):
             stop = min(start + size, len(samples))
             good = set(batch.index.tolist())
             missing = [i for i in range(start, stop) if i not in good]
@@ -106,13 +106,25 @@ class Model:
 
 
 def batches_once(
-    spec: DataSpec, samples: Samples, size: int, device: torch.device, use_channels_last: bool
+    spec: DataSpec,
+    samples: Samples,
+    size: int,
+    device: torch.device,
+    use_channels_last: bool,
+    *,
+    in_order: bool = False,
 ) -> Iterator[Batch]:
-    """Iterate over samples once, in batches."""
+    """Iterate over samples once, in batches. in_order: as for `evaluation_batches`."""
     data = Data(spec, test=samples)
     reading = choose_reading("auto", data, samples, device, once=True)
     return evaluation_batches(
-        data, samples, batch_size=size, reading=reading, device=device, channels_last=use_channels_last
+        data,
+        samples,
+        batch_size=size,
+        reading=reading,
+        device=device,
+        channels_last=use_channels_last,
+        in_order=in_order,
     )
 
 
@@ -128,7 +140,10 @@ def vectors_of(
         if len(batch):
             vectors.append(forward.forward(objective, batch, "vector", device, precision)["vector"])
             positions += batch.index.tolist()
-    return torch.cat(vectors) if vectors else torch.zeros(0, objective.product.width), positions, skipped
+    if not vectors:
+        return torch.zeros(0, objective.product.width), [], skipped
+    order = torch.tensor(positions).argsort(stable=True)
+    return torch.cat(vectors)[order], sorted(positions), skipped
 
 
 @known_errors()

@@ -12,14 +12,16 @@ import math
 import os
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from fmeco.errors import ConfigError, FmecoError, escaped
 from fmeco.files import disk_error, write_all
-from fmeco.log import logger
+from fmeco.log import logger, quietly
 from fmeco.reports.tensorboard import Board
 
+FORMAT = logging.Formatter("%(asctime)s %(message)s")  # of run.log
 Line = tuple[str, int, float, dict[str, float]]  # kind, step, epoch and values, as for `Log.write`
 
 
@@ -32,6 +34,20 @@ class _RunLog(logging.FileHandler):
     def close(self) -> None:
         with contextlib.suppress(OSError):
             super().close()
+
+
+@contextlib.contextmanager
+def added_to_log(run: Path) -> Iterator[None]:
+    """Add what is said inside the `with` block to the run.log of a finished run, and not to the terminal."""
+    handler = _RunLog(run / "run.log", encoding="utf-8")
+    handler.setFormatter(FORMAT)
+    logger.addHandler(handler)
+    try:
+        with quietly():
+            yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
 
 
 class Log:
@@ -80,7 +96,7 @@ class Log:
             ) from None
         except OSError as error:
             raise disk_error(error, Path(error.filename or run)) from None
-        self.handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        self.handler.setFormatter(FORMAT)
         logger.setLevel(logging.INFO)
         logger.addHandler(self.handler)
 

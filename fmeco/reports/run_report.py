@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,15 +37,33 @@ def report(run: Path) -> None:
         for name, value in (validated[-1] if validated else {}).items()
         if isinstance(value, float) and name != "epoch"
     )
+    found = _findings(run)
     body = (
         f"<!doctype html><meta charset=utf-8><title>{html.escape(run.name)}</title>"
         "<style>body{font:15px system-ui;margin:2em auto;max-width:60em;color:#222}figure{display:inline-block;margin:.5em}"
         "td{padding:.1em 1em .1em 0}pre{background:#f5f5f5;padding:1em;overflow:auto}</style>"
-        f"<h1>{html.escape(run.name)}</h1>{''.join(charts)}<h2>Last evaluation</h2><table>{table}</table>"
+        f"<h1>{html.escape(run.name)}</h1>{found}{''.join(charts)}<h2>Last evaluation</h2><table>{table}</table>"
         f"<h2>Config</h2><pre>{html.escape((run / 'config.yaml').read_text('utf-8'))}</pre>"
     )
     with replacing(run / "report.html") as temporary:
         temporary.write_text(body, "utf-8")
+
+
+def _findings(run: Path) -> str:
+    """Show what was measured after the run: what training gained, and the comparison with its controls."""
+    sentences, rows = [], ""
+    if (gain := run / "gain.json").is_file():
+        sentences.append(json.loads(gain.read_text("utf-8"))["sentence"])
+    if (controls := run / "controls" / "comparison.json").is_file():
+        compared = json.loads(controls.read_text("utf-8"))
+        sentences += [row["verdict"] for row in compared["runs"] if "verdict" in row]
+        metric = compared["metric"]
+        rows = "".join(
+            f"<tr><td>{html.escape(clean(Path(row['run']).name))}</td><td>{row['metrics'][metric]:.4f}</td></tr>"
+            for row in compared["runs"]
+        )
+        rows = f"<table><tr><td></td><td>{html.escape(clean(compared['split']))} {html.escape(clean(metric))}</td></tr>{rows}</table>"
+    return "".join(f"<p>{html.escape(clean(sentence))}</p>" for sentence in sentences) + rows
 
 
 def _chart(

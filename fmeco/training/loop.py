@@ -112,7 +112,9 @@ def _keep_better_head(s: Session, source_head: Mapping[str, Tensor]) -> None:
         load_exactly(parameters, head, "the head")
         scores.append(measures.sign * s.setup.validate().metrics.get(measures.best, math.nan))
     if scores[1] >= scores[0]:
-        say(f"the source's own head for these classes is as good as the solved one or better ({measures.best}), and is kept")
+        say(
+            f"the source's own head for these classes is as good as the solved one or better ({measures.best}), and is kept"
+        )
     else:
         load_exactly(parameters, solved, "the head")
 

@@ -26,6 +26,7 @@ OWN_FILES = (
     "report.html",
     "transplant.json",
     "bad_samples.txt",
+    "gain.json",
     "tensorboard",
     "checkpoints",
     "controls",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import signal
@@ -270,6 +271,12 @@ def test_the_source_is_a_control_without_a_run(source: Path, fmeco: Callable[...
     assert not Path("run/controls/source").exists()
     rate = parse_yaml(Path("run/controls/scratch/config.yaml").read_text(), "")[0]["optimizer"]["lr"]
     assert rate == 5e-4
+    log, page = Path("run/run.log").read_text(), Path("run/report.html").read_text()
+    gain = json.loads(Path("run/gain.json").read_text())["sentence"]
+    assert gain in log
+    assert "auto instead of source" in log
+    assert html.escape(gain) in page
+    assert "step-00000000" in page
     assert json.loads(Path("run/controls/comparison.json").read_text())["runs"][1]["run"].endswith("step-00000000")
 
 
