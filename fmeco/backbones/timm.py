@@ -37,7 +37,6 @@ from fmeco.nn.libraries import import_torchvision
 
 FITS = {"center": "crop", "squash": "squash", "border": "letterbox"}  # timm's crop mode -> fmeco's name for it
 
-FINETUNE_LR = 3e-4
 QUALIFIED = True  # torchvision has many of the same names
 HUB = "https://huggingface.co/{}/resolve/main/{}"
 

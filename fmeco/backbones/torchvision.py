@@ -30,7 +30,6 @@ from fmeco.core import (
 )
 from fmeco.nn.libraries import import_torchvision
 
-FINETUNE_LR = 3e-4
 _CLASSES = 1000  # the final class layer is found by this number of outputs
 _SQUARE = ("vit_", "maxvit_")  # architectures built for one square image size
 

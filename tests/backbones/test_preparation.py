@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 import fmeco as api
-from fmeco.checkpoints import refs, transplant
+from fmeco.checkpoints import refs, sources, transplant
 from fmeco.config.check import choose
 from fmeco.core import DataSpec, fit, standardize
 from fmeco.datasets import _images
@@ -54,7 +54,7 @@ def album(folder: str = "album") -> Path:
 
 def stated(spec: DataSpec) -> DataSpec:
     """What weights with this preprocessing start from."""
-    return refs._decoded_anew(spec)
+    return sources.decoded_anew(spec)
 
 
 def ours(spec: DataSpec, image: Image.Image, **keys: Any) -> Tensor:

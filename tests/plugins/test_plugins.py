@@ -311,7 +311,7 @@ def test_the_loop_names_no_plugin_and_no_modality() -> None:
 def test_weights_change_hands_and_pickles_are_read_in_one_place() -> None:
     for file in PACKAGE.rglob("*.py"):
         text = file.read_text()
-        if file.name not in ("foreign.py", "transplant.py"):
+        if file.name != "transplant.py" and file.parent.name != "foreign":
             for banned in ("torch.load", "pickle", "strict=False", "load_state_dict("):
                 # the optimizer's and scaler's own
                 allowed = banned == "load_state_dict(" and file.name in ("session.py", "muon.py")

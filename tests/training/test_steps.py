@@ -70,7 +70,7 @@ def test_layers_draw_anew_in_each_step_and_the_same_in_each_run(monkeypatch: pyt
 
 
 def test_an_evaluation_within_a_standard_error_is_as_good_and_waiting_goes_on() -> None:
-    measures = SimpleNamespace(best="accuracy", sign=1)
+    measures = SimpleNamespace(best="accuracy", sign=1, directions={"accuracy": "max", "loss": "min"})
     s: Any = SimpleNamespace(
         state=State(total=100), training=SimpleNamespace(measures=measures), error=0.02, metrics={}
     )
@@ -80,6 +80,16 @@ def test_an_evaluation_within_a_standard_error_is_as_good_and_waiting_goes_on() 
         found.append((_score(s), s.state.best, s.state.best_step, s.state.waited))
     assert found == [(True, 0.8, 1, 0), (True, 0.8, 2, 1), (False, 0.8, 2, 2), (True, 0.81, 4, 0)]
     assert s.state.history == [0.8, 0.79, 0.77, 0.81]
+    s.error, found = 0.05, []
+    for accuracy, loss in ((0.80, 0.6), (0.79, 0.5), (0.79, 0.7), (0.78, 0.4)):
+        s.metrics = {"accuracy": accuracy, "loss": loss}
+        found.append(_score(s))
+    assert found == [True, True, True, True], "none is worse than the kept one in accuracy and loss"
+    s.metrics = {"accuracy": 0.77, "loss": 0.5}
+    assert not _score(s), "worse than the kept one in both"
+    s.state.source = 0.79
+    s.metrics = {"accuracy": 0.785, "loss": 0.1}
+    assert not _score(s), "below the solved head"
 
 
 def test_the_best_loss_is_the_lowest() -> None:
