@@ -198,6 +198,7 @@ def _with_controls(
     settings: RunConfig, out: Path | None, strategies: Sequence[str], force: bool, remember: str | None = None
 ) -> dict[str, Any]:
     """Finetune, then measure what was gained and forgotten, and train the controls of --control."""
+    from fmeco.distributed import launch
     from fmeco.evaluation import compare
     from fmeco.evaluation.remember import Memory
     from fmeco.training import api
@@ -205,7 +206,7 @@ def _with_controls(
     memory = Memory(settings.source, remember) if remember is not None else None
     trained = api.train(settings, out=out, force=force, stop=signals.stop)
     answer = trained.to_json()
-    gain = compare.gain(trained.run)
+    gain = compare.gain(trained.run) if launch.place().rank == 0 else None
     if gain is not None:
         answer["gain"] = gain
     if memory is not None:

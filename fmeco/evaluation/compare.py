@@ -150,7 +150,7 @@ def gain(run: str | Path) -> dict[str, Any] | None:
     found: dict[str, Any]
     if best.resolve() == source.resolve():
         words = "no training step was taken" if newest_step(folder) == 0 else "training did not beat it"
-        found = {"sentence": f"the result is the solved head on the source's backbone: {words}"}
+        found = {"sentence": f"the result is step 0, the source as it is: {words}"}
     else:
         found = _gained(best, source)
     with replacing(Path(run) / "gain.json") as temporary:

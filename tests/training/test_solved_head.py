@@ -304,3 +304,20 @@ def test_the_sources_own_head_is_kept_where_it_is_better(source: Path, fmeco: Ca
     assert "the source's own head for these classes is as good" in answer.err
     a, b = (open_checkpoint(run / "checkpoints/best").tensors("objective") for run in (source, Path("run")))
     assert all(torch.equal(x, b[name]) for name, x in a.items())
+
+
+def test_two_ranks_begin_with_the_head_of_one(source: Path, tmp_path: Path) -> None:
+    sets = ("--set", "dataset.classes=[0,1,2]", "--set", "train.steps=6")
+    child = process(
+        "finetune", "--from", source, "--dataset", "digits", *sets, "--out", tmp_path / "two", "--nproc", "2"
+    )
+    _, err = child.communicate(timeout=120)
+    assert child.returncode == 0, err
+    assert err.count("the head is solved") == 1
+    assert "UserWarning" not in err
+    config = {"dataset": {"name": "digits", "classes": [0, 1, 2]}, "train": {"steps": 6}}
+    one = library.finetune(config, ref=source, out=tmp_path / "one").run
+    a, b = (open_checkpoint(run / "checkpoints/step-00000000").tensors("objective") for run in (one, tmp_path / "two"))
+    assert all(torch.allclose(x, b[name], atol=1e-4) for name, x in a.items())
+    log = (tmp_path / "two/run.log").read_text()
+    assert log.count("source as it is") == 1
