@@ -18,6 +18,7 @@ from fmeco.evaluation.verdict import SOURCE
 
 if TYPE_CHECKING:
     from fmeco.config.run_config import RunConfig
+    from fmeco.training.api import Result
 
 ORDER = 1  # of the families in `fmeco --help`
 
@@ -154,7 +155,7 @@ def resume(
     _in_parallel(nproc)
     from fmeco.training import api
 
-    return api.resume(run, epochs=epochs, overrides=set_, stop=signals.stop).to_json()
+    return _answer(api.resume(run, epochs=epochs, overrides=set_, stop=signals.stop))
 
 
 def _in_parallel(nproc: int | None) -> None:
@@ -198,22 +199,28 @@ def _with_controls(
     settings: RunConfig, out: Path | None, strategies: Sequence[str], force: bool, remember: str | None = None
 ) -> dict[str, Any]:
     """Finetune, then measure what was gained and forgotten, and train the controls of --control."""
-    from fmeco.distributed import launch
     from fmeco.evaluation import compare
     from fmeco.evaluation.remember import Memory
     from fmeco.training import api
 
     memory = Memory(settings.source, remember) if remember is not None else None
     trained = api.train(settings, out=out, force=force, stop=signals.stop)
-    answer = trained.to_json()
-    gain = compare.gain(trained.run) if launch.place().rank == 0 else None
-    if gain is not None:
-        answer["gain"] = gain
+    answer = _answer(trained)
     if memory is not None:
         answer["remembered"] = memory.after(trained.run)
     if strategies:
         answer["comparison"] = compare.controls(trained.run, strategies, force=force, stop=signals.stop)
     return answer
+
+
+def _answer(trained: Result) -> dict[str, Any]:
+    """Return the result of a run, and what it gained over step 0."""
+    from fmeco.distributed import launch
+    from fmeco.evaluation import compare
+
+    answer = trained.to_json()
+    gain = compare.gain(trained.run) if launch.place().rank == 0 else None
+    return answer if gain is None else answer | {"gain": gain}
 
 
 def _task(file: Path | None, settings: RunConfig, out: Path, strategies: Sequence[str], force: bool) -> dict[str, Any]:

@@ -144,8 +144,13 @@ def gain(run: str | Path) -> dict[str, Any] | None:
     """
     folder = Path(run) / "checkpoints"
     source, best = step_folder(folder, 0), marked(folder, "best")
-    sizes = open_checkpoint(best).spec.sizes if best is not None else {}
-    if best is None or not source.is_dir() or not (sizes.get("test") or sizes.get("val")):
+    if best is None or not source.is_dir():
+        return None
+    saved = open_checkpoint(best)
+    solved = (saved.meta["config"].get("transfer") or {}).get(
+        "penalty"
+    )  # a run without one may be saved at step 0, too
+    if not solved or not (saved.spec.sizes.get("test") or saved.spec.sizes.get("val")):
         return None
     found: dict[str, Any]
     if best.resolve() == source.resolve():
