@@ -17,7 +17,7 @@ from fmeco.core.model import STORED, Objective
 from fmeco.data import disk_cache as cache
 from fmeco.data.loader import evaluation_batches
 from fmeco.data.reading import choose_reading
-from fmeco.errors import DataError, clean
+from fmeco.errors import CheckpointError, DataError, clean
 from fmeco.features import forward
 from fmeco.features.extractor import Extractor, Stored
 from fmeco.features.split_network import Cut
@@ -75,7 +75,8 @@ def _unsolved(training: Training, why: str) -> Training:
 def _rows(training: Training) -> dict[str, Tensor] | None:
     """Compute the rows that the objective solves its head from, and how often each sample is drawn.
 
-    Returns None if they do not fit into memory, or if a sample cannot be read.
+    Returns None if they do not fit into memory, or if a sample cannot be read. Raises CheckpointError for features that are
+    not finite.
     """
     samples, objective = training.data.split("train"), training.objective
     data: Data | None = training.data
@@ -89,6 +90,8 @@ def _rows(training: Training) -> dict[str, Tensor] | None:
         if training.config.train.on_bad_sample == "skip":
             return None
         raise
+    if not all(x.isfinite().all() for name, x in rows.items() if not name.startswith("target/")):
+        raise CheckpointError("the features of the training samples under these weights are not finite")
     rows["weight"] = torch.ones(len(rows["index"]))
     if (classes := training.loader.balance) is not None:
         chosen = classes[rows["index"]]
