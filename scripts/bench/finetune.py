@@ -86,6 +86,10 @@ def read_source(source: Path) -> Record:
     if shared_classes := set(CLASSES) & set(spec["targets"]["label"]["classes"]):
         sys.exit(f"{source} was trained on classes of the task: {', '.join(sorted(shared_classes))}")
     return {
+        "model": "resnet18",
+        "timm": False,
+        "batch": len(CLASSES) * LABELS,  # of timm
+        "timm_seed": 42,  # its default
         "weights": str(weights),
         "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "size": image["shape"][-1],

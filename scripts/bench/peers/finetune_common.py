@@ -1,4 +1,4 @@
-"""Provide the job, the clock and the check of loaded weights to the peers of finetune.py."""
+"""Provide the job, the clock and the check of loaded weights to the peers of finetune.py and results_foundation.py."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+HEADS = ("fc.", "classifier.")  # of the models of all tasks
+
 
 def read_job() -> dict[str, Any]:
     """Read the job that finetune.py wrote."""
@@ -24,16 +26,18 @@ class Clock:
     """Measure training time, from the creation of the clock. `mark` ends an epoch."""
 
     def __init__(self) -> None:
-        self.wall, self.cpu = time.perf_counter(), [time.process_time()]
+        self.wall, self.cpu = [time.perf_counter()], [time.process_time()]
 
     def mark(self) -> None:
         """End an epoch."""
+        self.wall.append(time.perf_counter())
         self.cpu.append(time.process_time())
 
     def stop(self) -> dict[str, Any]:
-        """Return wall seconds, processor seconds, and processor seconds per epoch."""
-        epochs = [after - before for before, after in itertools.pairwise(self.cpu)]
-        return {"seconds": time.perf_counter() - self.wall, "cpu": time.process_time(), "epoch_cpu": epochs}
+        """Return wall seconds and processor seconds, of all and of each epoch."""
+        wall, cpu = ([after - before for before, after in itertools.pairwise(each)] for each in (self.wall, self.cpu))
+        seconds = time.perf_counter() - self.wall[0]
+        return {"seconds": seconds, "cpu": time.process_time(), "epoch_wall": wall, "epoch_cpu": cpu}
 
 
 def source_weights(job: dict[str, Any]) -> dict[str, Tensor]:
@@ -43,7 +47,7 @@ def source_weights(job: dict[str, Any]) -> dict[str, Tensor]:
 
 def check_loaded(loaded: Iterable[tuple[str, Tensor]], weights: dict[str, Tensor]) -> None:
     """Exit unless every tensor except the head's equals the source's, bit for bit, and none is missing."""
-    without_head = {name: tensor for name, tensor in loaded if not name.startswith("fc.")}
+    without_head = {name: tensor for name, tensor in loaded if not name.startswith(HEADS)}
     wrong = sorted(without_head.keys() ^ weights.keys())
     wrong += [
         name for name in without_head.keys() & weights.keys() if not torch.equal(without_head[name], weights[name])

@@ -1,4 +1,4 @@
-"""Finetune with timm's train.py, by its own main(), from the source's weights. See finetune.py.
+"""Finetune with timm's train.py, by its own main(), from the source's weights. See finetune.py and results_foundation.py.
 
 Three of its functions are wrapped: create_model, to check the weights; create_loader, to use its validation settings
 for the test; and train_one_epoch, to time epochs.
@@ -49,19 +49,23 @@ def main() -> None:
         rates.append(optimizer.param_groups[0]["lr"])
         return train_one_epoch(epoch, model, loader, optimizer, args, **options)
 
+    classes = sorted(path.name for path in (task / "test").iterdir())
     train.create_model, train.create_loader, train.train_one_epoch = watched_model, watched_loader, watched_epoch
     sys.argv = ["train.py", "--data-dir", str(task), "--val-split", "val"]
     sys.argv += ["--output", str(folder), "--experiment", "run"]
-    sys.argv += ["--model", "resnet18", "--pretrained", "--pretrained-path", job["weights"], "--num-classes", "5"]
+    sys.argv += ["--model", job["model"], "--pretrained", "--pretrained-path", job["weights"]]
+    sys.argv += ["--num-classes", str(len(classes)), "--seed", str(job["timm_seed"])]
     sys.argv += ["--img-size", str(job["size"]), "--mean", *map(str, job["mean"]), "--std", *map(str, job["std"])]
-    sys.argv += ["--device", "cpu", "--workers", "0", "--batch-size", "100", "--epochs", str(job["epochs"])]
+    sys.argv += ["--device", "cpu", "--workers", "0", "--batch-size", str(job["batch"]), "--epochs", str(job["epochs"])]
     train.main()
     clocks[0].mark()
     with open(folder / "run" / "summary.csv", newline="") as file:
         best = max(float(row["eval_top1"]) for row in csv.DictReader(file))
-    result = {**clocks[0].stop(), "lr": rates, "val": best / 100}
+    result = {**clocks[0].stop(), "lr": rates, "val": best / 100, "seen": sum(1 for _ in (task / "train").glob("*/*"))}
 
-    model = create_model("resnet18", num_classes=5, checkpoint_path=str(folder / "run" / "model_best.pth.tar"))
+    model = create_model(
+        job["model"], num_classes=len(classes), checkpoint_path=str(folder / "run" / "model_best.pth.tar")
+    )
     tests = create_dataset("", root=str(task), split="test")
     loader = create_loader(tests, **loading)
     outputs: list[torch.Tensor] = []
@@ -70,7 +74,6 @@ def main() -> None:
     for file in (folder / "run").glob("*.tar"):  # ten files of 90 MB
         file.unlink()
     files = [str(task / "test" / name) for name in tests.filenames()]
-    classes = sorted(path.name for path in (task / "test").iterdir())
     answers = [classes[code] for code in torch.cat(outputs).argmax(1).tolist()]
     correct = {file: answer == Path(file).parent.name for file, answer in zip(files, answers, strict=True)}
     write_result(job, result, metrics["top1"] / 100, correct)
