@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -80,6 +81,14 @@ def interval(
     if math.isnan(low):
         raise DataError(f"{metric} is not defined on these samples")
     return low, high
+
+
+def t_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Compute Student's 95% interval of the mean of two or more values, such as the gains of several seeds: (low, high)."""
+    from scipy.special import stdtrit
+
+    half = float(stdtrit(len(values) - 1, 0.975)) * statistics.stdev(values) / math.sqrt(len(values))
+    return statistics.mean(values) - half, statistics.mean(values) + half
 
 
 def mcnemar(only_one: int, only_other: int) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -447,25 +448,39 @@ def test_the_console_script_and_module_are_one(fmeco: Fmeco) -> None:
 
 
 def test_the_demo_in_small(fmeco: Fmeco, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One seed of the demo: same code, and the same configs with a smaller backbone and fewer epochs."""
-    for name, changes in {"pretrain": {"epochs: 30": "epochs: 8", "v2_x1_0": "v2_x0_5"}, "finetune": {}}.items():
+    """Two seeds of the demo: same code, and the same configs with fewer epochs."""
+    for name, changes in {"pretrain": {"epochs: 30": "epochs: 10"}, "finetune": {}}.items():
         text = (demo.configs() / "digits" / f"{name}.yaml").read_text()
         for old, new in changes.items():
             assert old in text
             text = text.replace(old, new)
         write(f"small/digits/{name}.yaml", text)
     monkeypatch.setattr(demo, "configs", lambda: Path("small"))
-    answer = fmeco("demo", "--seeds", "1", "--out", "demo")
+    answer = fmeco("demo", "--seeds", "2", "--out", "demo")
     assert answer.code == 0, answer.err
     assert "pretrained on 0-4" in answer.out
-    gain = float(answer.out.split("Transfer gains ")[1].split()[0])
-    assert gain > 0
+    gain = re.search(
+        r"Transfer gains ([\d.]+) points on average, 95% t-interval of the paired gains (\S+) to (\S+) "
+        r"\(each seed: (\S+), (\S+)\)\.",
+        answer.out,
+    )
+    assert gain, answer.out
+    mean, low, high, *each = map(float, gain.groups())
+    assert mean == pytest.approx(sum(each) / 2, abs=0.11)
+    assert (high - low) / 2 == pytest.approx(12.706 * abs(each[0] - each[1]) / 2, abs=1.4)
+    assert mean > 0
     assert Image.open("demo/curves.png").size[0] > 500
     config = yaml.safe_load(Path("demo/transfer-0/config.yaml").read_text())
     control = yaml.safe_load(Path("demo/scratch-0/config.yaml").read_text())
-    for key in ("dataset", "augment", "objective", "optimizer", "schedule", "train", "evaluate", "seed"):
-        assert config[key] == control[key] or key == "dataset", f"the control differs in {key}"
+    for key in ("backbone", "augment", "objective", "schedule", "train", "evaluate", "seed"):
+        assert config[key] == control[key], f"the control differs in {key}"
     assert {**config["dataset"], "image_size": None} == {**control["dataset"], "image_size": None}
+    assert {**config["optimizer"], "lr": demo.CONTROL_LR} == control["optimizer"]
+    write("mine/notes.txt", "")
+    for out in ("mine", "mine/notes.txt"):
+        refused = fmeco("demo", "--out", out)
+        assert refused.code == 2
+        assert "holds files that are not from an earlier demo" in refused.err
 
 
 def test_tensorboard_reads_the_lines_of_the_log(fmeco: Fmeco) -> None:
