@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import fmeco as api
 from fmeco.plugins import registry
 from fmeco.testing.check_plugin import check_plugin
 
@@ -18,6 +20,8 @@ from .conftest import INSTALLED, Answer, write
 
 Fmeco = Callable[..., Answer]
 EXAMPLES = Path(__file__).parent.parent / "examples"
+FILES = sorted((EXAMPLES / "fmeco_example").glob("[!_]*.py"))
+FRACAST = EXAMPLES / "fmeco_example/fracast.py"  # needs a package of others, so it is no entry point
 YAML = EXAMPLES / "motions.yaml"
 PROJECT: dict[str, Any] = tomllib.loads((EXAMPLES / "pyproject.toml").read_text())["project"]
 KINDS: dict[str, dict[str, str]] = PROJECT["entry-points"]
@@ -56,8 +60,46 @@ def test_its_entry_points_are_found(fmeco: Fmeco, example: None) -> None:
     assert "who is recorded" in fmeco("describe", "dataset", "motions").out
 
 
-def test_it_keeps_its_promises(example: None) -> None:
-    assert check_plugin(EXAMPLES / "fmeco_example") == []
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_it_keeps_its_promises(example: None, file: Path) -> None:
+    if file == FRACAST:
+        pytest.importorskip("fracast")
+    assert check_plugin(file, plugins=[EXAMPLES / "fmeco_example/motions.py"]) == []
+
+
+STRIDE = ("--set", "dataset.stride=5")  # a key that datasets of other tables do not have
+
+
+def series() -> Path:
+    rows = [f"{i},{20 + (i % 24 - 12) ** 2 / 9 + i % 7}" for i in range(400)]
+    return write("series.csv", "\n".join(["time,load", *rows]))
+
+
+def test_published_weights_of_a_package_forecast_as_the_package_does(fmeco: Fmeco) -> None:
+    published = pytest.importorskip("fracast")
+    keys = ("--set", "dataset.context=96", "--set", "dataset.horizon=6", *STRIDE)
+    tuned = fmeco(
+        *("finetune", "--from", "fracast/fracast0@fp32", "--dataset", series(), "--plugin", FRACAST, *keys),
+        *("--set", "transfer=probe", "--set", "train.tensorboard=false", "--out", "run"),
+    )
+    assert tuned.code == 0, tuned.err
+    assert "weights from fracast/fracast0@fp32: 100.0% of the backbone's parameters" in tuned.err
+
+    with registry.added([FRACAST]):
+        model = api.load("run")
+        values = torch.tensor([float(line.split(",")[1]) for line in series().read_text().splitlines()[-96:]])
+        ours = model.objective.backbone({"series": values[None]}).tokens[0]
+    theirs = published.FracastModel.from_pretrained(weights="fp32").forecast(values.numpy())
+    assert torch.allclose(ours, torch.from_numpy(theirs).float(), rtol=1e-4)
+
+
+def test_a_package_that_is_missing_is_one_line(fmeco: Fmeco, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fracast", None)
+    answer = fmeco("check", "--from", "fracast/fracast0@fp32", "--dataset", series(), "--plugin", FRACAST, *STRIDE)
+    assert answer.code == 2
+    assert "error: the backbone fracast needs a package" in answer.err
+    assert "pip install fracast" in answer.err
+    assert "Traceback" not in answer.err
 
 
 def test_its_config_trains_and_the_checkpoint_predicts(

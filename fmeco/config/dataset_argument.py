@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fmeco.config.check import choose
 from fmeco.data import parquet
 from fmeco.data.delimiters import SAMPLE, delimiter
 from fmeco.errors import ConfigError, clean, listing
@@ -61,22 +62,46 @@ def section_for_training(text: str, ref: str | Path | None, *, crossing: bool) -
     """
     spec, trained = described(ref) if ref is not None else ({}, {})
     reader = trained.get("name") or spec.get("reader")
-    return dataset_section(text, str(reader) if reader else None, "" if crossing else str(spec.get("modality") or ""))
+    modality = "" if crossing else str(spec.get("modality") or "")
+    if ref is not None and not spec and not crossing and _is_ambiguous(Path(text)):
+        modality = _published_modality(str(ref))
+    return dataset_section(text, str(reader) if reader else None, modality)
+
+
+def _is_ambiguous(path: Path) -> bool:
+    """Tell whether several dataset plug-ins read a file, or the files at the top of a folder."""
+    files = [path] if path.is_file() else list(path.iterdir()) if path.is_dir() else []
+    suffixes = {file.suffix.lower() for file in files}
+    return sum(not suffixes.isdisjoint(plugin.files) for plugin in plugins("datasets").values()) > 1
+
+
+def _published_modality(ref: str) -> str:
+    """Ask the backbone's plug-in for the modality of published weights, SOURCE/ARCH@WEIGHTS. "" if it does not know them.
+
+    This imports the plug-in, so it is slow. Raises ConfigError and ResourceError.
+    """
+    name, _, weights = ref.partition("@")
+    if not weights or Path(ref).exists():
+        return ""
+    chosen = choose("backbone", {"name": name})
+    find = getattr(chosen.plugin.load(), "pretrained", None)
+    release = find(chosen.arch, weights) if find is not None and chosen.arch is not None else None
+    return str(release.spec.modality) if release is not None and release.spec is not None else ""
 
 
 def described(ref: str | Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """Read the data description and the dataset's section of a run or checkpoint, unverified. Both are {} if there is none.
 
-    The checkpoint itself is verified when its weights are read.
+    A folder of `fmeco fetch` has the description alone. The weights are verified when they are read.
     """
     path = Path(ref)
     folder = path.parent if path.is_file() else path  # `best` may be a small file beside the checkpoints
     steps = [*folder.glob("step-*/meta.json"), *folder.glob("checkpoints/step-*/meta.json")]
-    files = [path / "meta.json", *sorted(steps)]
+    files = [path / "meta.json", *sorted(steps), path / "published.json"]
     for file in filter(Path.is_file, files):
         with contextlib.suppress(OSError, ValueError, RecursionError, KeyError, TypeError):
             meta = json.loads(file.read_bytes())
-            spec, config = meta["spec"], meta["config"]
+            spec, config = meta["spec"], meta.get("config", {})
             return dict(spec), dict(config["dataset"]) if "dataset" in config else {}
     return {}, {}
 

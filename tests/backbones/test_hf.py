@@ -879,3 +879,17 @@ def test_naming_and_listing_import_nothing_and_a_run_says_what_to_install(
     answer = fmeco("check", "--from", "hf/./m@DEFAULT", "--dataset", "t.jsonl")
     assert answer.code == 2
     assert "pip install 'fmeco[hf]'" in answer.err
+
+
+def test_a_table_is_read_as_what_the_published_weights_take(fmeco: Fmeco) -> None:
+    model("m", "bert")
+    rows = ["text,label", *(f"the {'cat' if i % 2 else 'saw'} {i},{'ab'[i % 2]}" for i in range(40))]
+    for path in ("t.csv", "folder/train.csv", "folder/test.csv"):
+        write(path, "\n".join(rows) + "\n")
+    assert fmeco("fetch", "hf/./m@DEFAULT", "--out", "carried").code == 0
+    for ref, dataset in [("hf/./m@DEFAULT", "t.csv"), ("hf/./m@DEFAULT", "folder"), ("carried", "t.csv")]:
+        answer = fmeco("probe", ref, "--dataset", dataset)
+        assert answer.code == 0, (ref, dataset, answer.err)
+        assert "inputs: a tokenizer of" in answer.err
+    wrong = fmeco("probe", "hf/./none@DEFAULT", "--dataset", "t.csv")
+    assert wrong.code == 2 and "hf/./none: no such folder" in wrong.err, "what is wrong with the REF is said"
