@@ -56,7 +56,8 @@ def with_solved_head(training: Training) -> Training:
     assert strategy is not None
     strategy = dataclasses.replace(strategy, options={**strategy.options, "penalty": penalties})
     config = dataclasses.replace(training.config, transfer=strategy)
-    return dataclasses.replace(training, solved=True, source_head=source_head, config=config)
+    again = rows.get("vector") if objective.vectors_only and len(transfer.phases) == 1 else None
+    return dataclasses.replace(training, solved=True, source_head=source_head, train_vectors=again, config=config)
 
 
 def _source_head(training: Training) -> dict[str, Tensor] | None:

@@ -119,6 +119,7 @@ class Training:
     constraint: changes gradients and weights in training, as the transfer strategy requires.
     total: steps of the run.
     solved: whether the head was solved, so that the run begins after its first phase.
+    train_vectors: features (N, D) of the training samples that the head was solved on, if the first phase uses them again.
     source_head: the source's own head, by name, if it has the same classes; the better one of both begins the run.
     evaluate_every: steps between evaluations.
     validation_size: samples.
@@ -138,3 +139,4 @@ class Training:
     validation_size: int
     solved: bool = False
     source_head: Mapping[str, Tensor] | None = None
+    train_vectors: Tensor | None = None

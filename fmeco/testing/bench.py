@@ -50,7 +50,7 @@ def build_data(choice: Choice) -> Data:
 
 def batches(data: Data, part: str = "train", size: int = 4, count: int = 1) -> list[Batch]:
     """Read the first batches of a split as an evaluation does."""
-    found = evaluation_batches(data, data.split(part), batch_size=size, reading=ALONE, device=CPU)
+    found = evaluation_batches(data, data.split(part), batch_size=size, reading=ALONE, device=CPU, in_order=True)
     taken = list(itertools.islice(found, count))
     for batch in taken:
         if batch.skipped:

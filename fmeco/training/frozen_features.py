@@ -55,7 +55,11 @@ def stored(training: Training, epochs: float) -> tuple[Data, Augment] | None:
         return None
     began = time.monotonic()
     views_values = [
-        extractor.values(train, "train", (training.model.augment, training.config.augment, view) if augments else None)
+        training.train_vectors
+        if training.train_vectors is not None and place is None and not augments
+        else extractor.values(
+            train, "train", (training.model.augment, training.config.augment, view) if augments else None
+        )
         for view in range(views)
     ]
     validated = extractor.values(val, "val") if val is not None and len(val) else None

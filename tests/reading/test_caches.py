@@ -416,7 +416,8 @@ def probed(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], int]:
 
     def probe(out: str, path: str = "data") -> int:
         computed.clear()
-        task = {"dataset": {"name": "image_folder", "path": path}, "transfer": "probe", "augment": "none"}
+        task: dict[str, Any] = {"dataset": {"name": "image_folder", "path": path}, "augment": "none"}
+        task["transfer"] = {"strategy": "probe", "head": "fresh"}
         api.finetune({**task, "train": {"epochs": 3, "batch_size": 4}}, ref="source", out=out)
         return len(computed)
 

@@ -72,7 +72,7 @@ EDITS: list[tuple[str, str, str, Any]] = [
     ("pretrained", "backbone.dropout", "0.0", 0.5),
     ("pretrained", "dataset.classes", "[0, 1, 2]", [0, 1, 3]),
     ("pretrained", "dataset.limit_seed", "0", 1),
-    ("finetuned", "transfer.strategy", "full", {"transfer": "probe"}),
+    ("finetuned", "transfer.strategy", "auto", {"transfer": "probe"}),
     ("finetuned", "transfer.freeze", "[]", ["layers.0.*"]),
     ("finetuned", "from", "", "another"),
     ("finetuned", "seed", "0", 7),
