@@ -28,7 +28,8 @@ speakers.
   samples if they are fewer. Both have as many epochs as fit in the budget.
 
 Epochs that fit are calibrated by a short training on 10 labels per class, and then by the method's last run with as many
-labels; a budget without room for one epoch gets one. Each run is a process of its own on two cores, one after the other, with an empty cache. `trained` is what
+labels; a budget without room for one epoch gets one. Measure on an idle machine: beside other work, two threads of torch
+are slower than one. Each run is a process of its own on two cores, one after the other, with an empty cache. `trained` is what
 the method itself measured, from its first step; fmeco's and logreg's include the features. `first` is the time from the
 start of the process until fmeco had a checkpoint. `wall` is the time of the training process with all imports; for
 peers it includes the test, and for fmeco it does not.
@@ -128,8 +129,10 @@ class Runs:
             record |= fmeco(self.work, task, method, minutes, place)
         else:
             record |= peer(self.work, task, method, self.epochs(method, task, minutes), self.train, place)
-            if method in TRIAL and len(walls := record["epoch_wall"]) > 1:  # the first epoch also warms up
-                self.results["calibrated"][f"{method} {task['drawn']}"] = statistics.median(walls[1:])
+            if method in TRIAL:
+                walls = record["epoch_wall"]
+                later = walls[1:] or walls  # the first epoch also warms up
+                self.results["calibrated"][f"{method} {task['drawn']}"] = statistics.median(later)
         if len(record["correct"]) != task["samples"]["test"]:
             raise ValueError(f"{len(record['correct'])} answers for {task['samples']['test']} test samples")
         record["accuracy"] = statistics.mean(record["correct"])
@@ -247,8 +250,9 @@ def table(results: Record) -> list[str]:
         lines += rows
         if verdict:
             verdicts.append(f"- {TASKS[key[0]]}, {key[1]} labels, {key[2]:g} min: {verdict}")
+    measured = sum("auto" in methods for methods in groups.values())
     behind = [
-        f"auto is neither first nor within the first's interval in {len(verdicts)} of {len(groups)} blocks",
+        f"auto is neither first nor within the first's interval in {len(verdicts)} of {measured} blocks",
         *verdicts,
     ]
     found = {name: one["versions"][name] for one in results["runs"] for name in PACKAGES if name in one["versions"]}
