@@ -44,9 +44,10 @@ def with_solved_head(training: Training) -> Training:
     penalties = json.loads(
         training.ranks.from_first(lambda: json.dumps(objective.solve(rows, transfer.penalties or {})))
     )
+    # Also without a solution: of several tasks, some heads may have been written.
+    training.ranks.broadcast_([parameter.detach() for parameter in objective.parameters()])
     if not penalties:
         return _unsolved(training, "this objective's head has no direct solution")
-    training.ranks.broadcast_([parameter.detach() for parameter in objective.parameters()])
     shown = ", ".join(f"{clean(name)} {penalty:.3g}" for name, penalty in penalties.items())
     say(
         f"the head is solved on the frozen features of {len(rows['index']):,} samples in {time.monotonic() - began:.1f} s "

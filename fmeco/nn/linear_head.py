@@ -8,7 +8,7 @@ backbones. Features keep their relative sizes: those that vary little are penali
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -76,13 +76,18 @@ def fits(data: Examples) -> bool:
 
 
 @torch.no_grad()
-def write(layer: nn.Linear, data: Examples, penalty: float | None) -> float:
-    """Fit a linear layer to examples, and write its weights. Returns the penalty, chosen if it is None."""
-    penalty = choose_penalty(data) if penalty is None else penalty
+def solve(layer: nn.Linear, data: Examples, target: str, penalties: Mapping[str, float]) -> dict[str, float]:
+    """Fit a linear layer to the examples of a target, and write its weights, as `Objective.solve` does.
+
+    Returns {target: penalty}, chosen if `penalties` has none for it; {} if the fit would take too long.
+    """
+    if not fits(data):
+        return {}
+    penalty = penalties[target] if target in penalties else choose_penalty(data)
     head = fit(data, penalty)
     layer.weight.copy_(head.weight)
     layer.bias.copy_(head.bias)
-    return penalty
+    return {target: penalty}
 
 
 def fit(data: Examples, penalty: float) -> Head:

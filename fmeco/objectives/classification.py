@@ -294,9 +294,7 @@ class Classification(Objective):
         wanted = linear_head.one_hot(label, len(self.classes), self.smoothing)
         in_loss = weight > 0
         data = linear_head.examples(rows["vector"][in_loss], wanted[in_loss], "softmax", weight[in_loss])
-        if not linear_head.fits(data):
-            return {}
-        return {self.target: linear_head.write(self.head, data, penalties.get(self.target))}
+        return linear_head.solve(self.head, data, self.target, penalties)
 
     def correct(self, rows: dict[str, Tensor]) -> Tensor:
         return self.answers(rows["logits"].double().softmax(1)) == rows["label"]

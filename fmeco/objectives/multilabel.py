@@ -109,9 +109,7 @@ class Multilabel(Objective):
         if self.weights is not None:
             weight = weight * (1 + (self.weights.cpu() - 1) * label)
         data = linear_head.examples(rows["vector"], label, "sigmoid", weight)
-        if not linear_head.fits(data):
-            return {}
-        return {self.target: linear_head.write(self.head, data, penalties.get(self.target))}
+        return linear_head.solve(self.head, data, self.target, penalties)
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         return {"probability": self.logits(batch).sigmoid()}

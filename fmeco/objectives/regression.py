@@ -81,9 +81,7 @@ class Regression(Objective):
         """Write the head by ridge regression, whichever loss training has."""
         wanted = (rows[f"target/{self.target}"] - self.scale.mean) / self.scale.std
         data = linear_head.examples(rows["vector"], wanted, "squares", rows["weight"])
-        if not linear_head.fits(data):
-            return {}
-        return {self.target: linear_head.write(self.head, data, penalties.get(self.target))}
+        return linear_head.solve(self.head, data, self.target, penalties)
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         return {"value": self.unscaled(self.scaled(batch).to("cpu", torch.float64))}

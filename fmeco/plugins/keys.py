@@ -36,6 +36,11 @@ Classes = Annotated[list[str | int] | None, Doc("use only these classes, in this
 
 LimitPerClass = Annotated[int | None, Doc("at most this many training samples per class (few-shot); null = all"), Gt(0)]
 
+Penalties = Annotated[
+    dict[str, Annotated[float, Ge(0)]],
+    Doc("weight penalty of the solved head of each target; for others it is chosen by cross-validation"),
+]
+
 LimitSeed = Annotated[int, Doc("seed of the random choice of samples for `limit_per_class`"), Ge(0)]
 
 ValFraction = Annotated[
@@ -212,7 +217,7 @@ VOCABULARY: dict[str, Any] = {
     **{"Doc": Doc, "Gt": Gt, "Ge": Ge, "Lt": Lt, "Le": Le},
     **{"Classes": Classes, "LimitPerClass": LimitPerClass, "LimitSeed": LimitSeed, "ValFraction": ValFraction},
     **{"TestFraction": TestFraction, "Fold": Fold, "ImageSize": ImageSize, "Color": Color},
-    **{"TeacherMomentum": TeacherMomentum, "FilePath": FilePath, "Ref": Ref, "Rate": RATE},
+    **{"TeacherMomentum": TeacherMomentum, "Penalties": Penalties, "FilePath": FilePath, "Ref": Ref, "Rate": RATE},
     **dict.fromkeys(NESTED, Any),
     **KEY_GROUPS,
     "Without": Without,

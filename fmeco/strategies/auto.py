@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fmeco.core import Doc, Ge, Gt, Le, Lt, Phase, Roles, Transfer
+from fmeco.core import Doc, Gt, Le, Lt, Penalties, Phase, Roles, Transfer
 from fmeco.strategies._roles import decayed, head_alone
 
 HEAD_ALONE = 5.0  # factor on the head's rate while it trains alone, on features that do not change
@@ -29,10 +29,7 @@ def build(
     head_share: Annotated[
         float, Doc("share of the run that trains a head alone which cannot be solved"), Gt(0), Lt(1)
     ] = 0.3,
-    penalty: Annotated[
-        dict[str, Annotated[float, Ge(0)]],
-        Doc("weight penalty of the solved head of each target; for others it is chosen by cross-validation"),
-    ] = {},
+    penalty: Penalties = {},
 ) -> Transfer:
     everything = decayed(roles, layer_decay if decay is None else decay, head_lr)
     return Transfer(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fmeco.core import Doc, Ge, Gt, Le, Lt, Phase, Roles, Transfer
+from fmeco.core import Doc, Gt, Le, Lt, Penalties, Phase, Roles, Transfer
 from fmeco.strategies._roles import everything, head_alone
 
 
@@ -19,10 +19,7 @@ def build(
     probe_share: Annotated[float, Doc("share of the run, at its start, that trains only the head"), Gt(0), Lt(1)] = 0.3,
     probe_lr: Annotated[float, Doc("factor on the learning rate while only the head trains"), Gt(0)] = 10.0,
     backbone_lr: Annotated[float, Doc("factor on the backbone's learning rate afterwards"), Gt(0), Le(1)] = 1.0,
-    penalty: Annotated[
-        dict[str, Annotated[float, Ge(0)]],
-        Doc("weight penalty of the solved head of each target; for others it is chosen by cross-validation"),
-    ] = {},
+    penalty: Penalties = {},
 ) -> Transfer:
     return Transfer(
         (Phase(head_alone(roles, probe_lr), probe_share), Phase(everything(roles, backbone_lr), 1 - probe_share)),

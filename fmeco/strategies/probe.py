@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fmeco.core import Doc, Ge, Gt, Phase, Roles, Transfer
+from fmeco.core import Doc, Gt, Penalties, Phase, Roles, Transfer
 from fmeco.strategies._roles import head_alone
 
 
@@ -14,9 +14,6 @@ def build(
     lr: Annotated[
         float, Doc("factor on the learning rate: a head on frozen features trains at higher rates"), Gt(0)
     ] = 10.0,
-    penalty: Annotated[
-        dict[str, Annotated[float, Ge(0)]],
-        Doc("weight penalty of the solved head of each target; for others it is chosen by cross-validation"),
-    ] = {},
+    penalty: Penalties = {},
 ) -> Transfer:
     return Transfer((Phase(head_alone(roles, lr)),), penalties=penalty)
