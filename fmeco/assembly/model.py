@@ -14,7 +14,7 @@ from fmeco.checkpoints.transplant import Naming, Report, carry_rows, split_state
 from fmeco.config.check import DEFAULT_NAMES, choose
 from fmeco.config.run_config import Choice
 from fmeco.config.sections import Carry
-from fmeco.core.augment import Augment
+from fmeco.core.augment import Augment, check_riders
 from fmeco.core.data import Data
 from fmeco.core.model import Backbone, Objective
 from fmeco.core.random import seed_torch
@@ -55,6 +55,7 @@ def build_model(run_data: RunData) -> RunModel:
     augment: Augment = augment_section.plugin.build(
         {"spec": data.spec, "arch": augment_section.arch, "train": data.split("train")}, augment_section.options
     )
+    check_riders(augment, data.spec, augment_section.spelled)
     if len(objective.views) > 1 and not augment.varies:
         raise ConfigError(
             f"objective {objective_section.name} compares views of a sample, but augment {augment_section.spelled} makes them all the same"

@@ -3,12 +3,14 @@
 Letters in shape comments: B samples, V views, T tokens, D feature width, C channels or classes, H and W height and width.
 """
 
+from fmeco.core import geometry
 from fmeco.core.augment import Augment
 from fmeco.core.data import (
     DECODE_RULE,
     Batch,
     Data,
     DataSpec,
+    Form,
     Given,
     Inputs,
     InputSpec,
@@ -16,10 +18,9 @@ from fmeco.core.data import (
     View,
     Wrapped,
     decode_rule,
-    fit,
-    pad,
     standardize,
 )
+from fmeco.core.geometry import IGNORED, fit, pad
 from fmeco.core.modality import same_modality
 from fmeco.core.model import (
     BLANK,
@@ -82,6 +83,7 @@ __all__ = [
     "BLANK",
     "DECODE_RULE",
     "HIDDEN",
+    "IGNORED",
     "MISSING_CLASS",
     "STORED",
     "Augment",
@@ -101,6 +103,7 @@ __all__ = [
     "Features",
     "FilePath",
     "Fold",
+    "Form",
     "Ge",
     "Given",
     "Groups",
@@ -145,6 +148,7 @@ __all__ = [
     "clean",
     "decode_rule",
     "fit",
+    "geometry",
     "known",
     "library_errors",
     "listing",

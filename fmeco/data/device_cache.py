@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fmeco.core.data import DataSpec, Inputs, Samples, fit, move
+from fmeco.core.data import DataSpec, Inputs, Samples, move
+from fmeco.core.geometry import fit
 from fmeco.errors import FmecoError
 
 

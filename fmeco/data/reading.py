@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fmeco.core.augment import Augment
-from fmeco.core.data import Batch, Data, DataSpec, Inputs, Samples, View, fit, pad
+from fmeco.core.data import Batch, Data, DataSpec, Inputs, Samples, View
+from fmeco.core.geometry import fit, pad
 from fmeco.core.target import known
 from fmeco.data.device_cache import Held
 from fmeco.data.disk_cache import free_memory
@@ -98,7 +99,8 @@ def choose_reading(
         return Reading(wanted, cores, None)
     varied = any(part.per_sample for part in per_view(augment, views))
     room = _room(device) / world / 4 if not once else 0.0
-    holdable = not varied and data.collate is None and not data.spec.ragged
+    alike = not data.spec.windows and not any(described.ragged for described in data.spec.inputs.values())
+    holdable = not varied and data.collate is None and alike
     if holdable and Held.size(samples, data.spec) <= room:
         return Reading(0, cores, Held(samples, data.spec, device))
     if samples.in_memory or len(samples) < 64 or (once and device.type == "cpu"):
@@ -142,8 +144,10 @@ Row = list[Inputs] | FmecoError  # one sample, once per view; errors are values,
 class Reader(Dataset[Any]):
     """Read a Chunk into a Batch, in the main process or in a loader worker."""
 
-    def __init__(self, data: Data, samples: Samples, views: Sequence[View], augment: Augment) -> None:
-        self.spec, self.samples, self.views = data.spec, samples, views
+    def __init__(
+        self, data: Data, samples: Samples, views: Sequence[View], augment: Augment, *, whole: bool = False
+    ) -> None:
+        self.spec, self.samples, self.views, self.whole = data.spec, samples, views, whole
         self.augments = per_view(augment, views)
         self.stack = data.collate or functools.partial(
             _stack, ragged={n for n, x in data.spec.inputs.items() if x.ragged}
@@ -155,7 +159,10 @@ class Reader(Dataset[Any]):
             read = self.samples[index]
             views = [augment.sample(read, key) for augment, key in zip(self.augments, keys, strict=True)]
             # A view with its own size has that size already, which is not the spec's.
-            return [fit(x, self.spec) if view.size == 1 else x for view, x in zip(self.views, views, strict=True)]
+            return [
+                fit(x, self.spec, whole=self.whole) if view.size == 1 else x
+                for view, x in zip(self.views, views, strict=True)
+            ]
         except FmecoError as error:
             return error
 
@@ -210,9 +217,14 @@ def read_batches(
     plan: Iterable[Chunk],
     reading: Reading,
     device: torch.device,
+    *,
+    whole: bool = False,
 ) -> Iterator[Batch]:
-    """Yield the Batch of each Chunk in `plan`, on the device. Samples that cannot be read are in `skipped`."""
-    reader = Reader(data, samples, views, augment)
+    """Yield the Batch of each Chunk in `plan`, on the device. Samples that cannot be read are in `skipped`.
+
+    whole: as for `fit`; a Chunk then holds one sample.
+    """
+    reader = Reader(data, samples, views, augment, whole=whole)
     if reading.workers == 0:
         with Threads(reading.threads) as threads:
             for chunk in plan:

@@ -44,7 +44,7 @@ def in_table(
     folder = Path(layout.root or os.path.dirname(path) or ".")
     files = [on_disk(folder, file) for file in _columns.column(table, layout.path_column, path)]
     labels, of_targets = _targets.target_columns(table, layout.label_column, path)
-    every = _listed(kind, files, folder, path)
+    every = listed(kind, files, folder, path)
     old = known.targets if known is not None else {}
     texts_of_rows = _transcripts_of(labels, layout, splitting, path) if layout.task == "text" else None
     rules = _numbers.Rules.of(known, layout.spelling, semicolons=char == ";")
@@ -80,12 +80,12 @@ def in_table(
     if texts_of_rows is not None:
         described["label"], texts = _transcripts.encode(texts_of_rows, parts, old.get("label"), path)
         values = {part: {"label": each} for part, each in texts.items()}
-    listed = every.take(kept)
+    files_kept = every.take(kept)
     rows = list(
-        zip(names, listed.sizes.tolist(), *([column[i] for i in kept] for column in labels.values()), strict=True)
+        zip(names, files_kept.sizes.tolist(), *([column[i] for i in kept] for column in labels.values()), strict=True)
     )
     return Labelled(
-        {part: (listed.take(at), values[part]) for part, at in parts.items()},
+        {part: (files_kept.take(at), values[part]) for part, at in parts.items()},
         described,
         _splits.fingerprint([rows[i] for at in parts.values() for i in at]),
         targets.notes,
@@ -94,7 +94,7 @@ def in_table(
     )
 
 
-def _listed(kind: type[FileSamples], files: Sequence[str], folder: Path, path: str) -> Files:
+def listed(kind: type[FileSamples], files: Sequence[str], folder: Path, path: str) -> Files:
     """Look up the file of each row. Raises DataError for rows without a file, files named twice, and absent files."""
     if blank := [line for line, file in enumerate(files, 2) if not file]:
         raise DataError(f"{clean(path)}: no {kind.one} in line {listing(blank)}")

@@ -17,22 +17,30 @@ from fmeco.core import (
     Data,
     DataError,
     DataSpec,
+    Form,
     Given,
     Inputs,
     Pixels,
     Samples,
     Splitting,
     Target,
+    geometry,
 )
 from fmeco.datasets import _classes, _depth, _files, _geometry, _image_spec, _pixels, _splits
 
 MAX_RESIZED = 32_000_000  # pixels after resizing: a line of 10,000 x 1 pixels would become 2,240,000 x 224
 
 
-def image_data(known: DataSpec | None, spec: DataSpec, labelled: _files.Labelled, pixels: Pixels) -> Data:
+def image_data(
+    known: DataSpec | None,
+    spec: DataSpec,
+    labelled: _files.Labelled,
+    pixels: Pixels,
+    kind: type[_files.FileSamples] | None = None,
+) -> Data:
     """Build a Data from image files. Adds the range of 16-bit images to the spec, and notes to the data.
 
-    known: the checkpoint's spec. pixels: keys of the config.
+    known: the checkpoint's spec. pixels: keys of the config. kind: class that reads the files; None = ImageFiles.
     """
     files, _ = next(iter(labelled.parts.values()))
     labelled.notes.extend(_image_spec.changes(known, pixels))
@@ -41,7 +49,7 @@ def image_data(known: DataSpec | None, spec: DataSpec, labelled: _files.Labelled
     if spec.decode > 1:
         new = known is None or not known.targets  # a spec with targets is whole: it has the range, or needs none
         spec = _depth.with_range(spec, labelled, measure=new)
-    return _files.data(ImageFiles, spec, labelled)
+    return _files.data(kind or ImageFiles, spec, labelled)
 
 
 def _small_note(file: Path, spec: DataSpec) -> list[str]:
@@ -92,6 +100,16 @@ def canonical(image: Image.Image, prep: Mapping[str, Any], facts: _pixels.Facts 
     return _geometry.boxed(pixels, prep["resize"], prep["background"]) if fit == "letterbox" else pixels
 
 
+def back(size: tuple[int, int], prep: Mapping[str, Any], form: Form, answer: Tensor) -> Tensor:
+    """Map an answer from what the model saw of an image to its file. size: width and height of the file's picture."""
+    place = _geometry.Place.of(*size, prep)
+    if not prep.get("windows"):  # the model saw the centre of the image
+        seen, (height, width) = int(prep["size"]), place.image
+        top, left = (geometry.centred(max(0, side - seen), prep) for side in (height, width))
+        answer = geometry.cropped(answer, form, -top, -left, height, width)
+    return place.back(answer, form)
+
+
 def decode(path: str, prep: Mapping[str, Any]) -> Tensor:
     """Decode a file to uint8 (C, h, w). Raises DataError that names the file and the reason."""
     with _pixels.opened(path) as image:
@@ -133,6 +151,9 @@ class ImageFiles(_files.FileSamples):
 
     def decode(self, path: str) -> Inputs:
         return {"image": decode(path, self.prep)}
+
+    def back(self, index: int, form: Form, answer: Tensor) -> Tensor:
+        return back(_pixels.upright_size(self.path(index)), self.prep, form, answer)
 
 
 class ImageArrays(Samples):

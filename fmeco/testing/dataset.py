@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from fmeco.config.run_config import Choice
-from fmeco.core.data import Data, DataSpec, Inputs, Samples, fit
+from fmeco.core.data import Data, DataSpec, Inputs, Samples
+from fmeco.core.geometry import fit
 from fmeco.core.target import Target
 from fmeco.data.reading import Threads
 from fmeco.errors import DataError, listing
