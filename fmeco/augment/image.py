@@ -308,12 +308,21 @@ def _shifted(inputs: Inputs, riders: Mapping[str, Form], keys: Tensor, reach: in
     columns = torch.where(mirrored[:, None], w - 1 - columns, columns)
     source = (rows[:, :, None] * w + columns[:, None, :]).flatten(1).to(x.device)  # (B, H * W)
     moved = x.flatten(2).gather(2, source[:, None].expand(-1, channels, -1)).view(x.shape)
-    if any(form != "mask" for form in riders.values()):
-        moved = moved.masked_fill(outside[:, None].to(x.device), GREY)
     out = {"image": moved, **_mirrored(inputs, riders, mirrored.to(x.device).nonzero()[:, 0], w)}
     for name in riders.keys() & inputs.keys():
         if riders[name] == "mask":
             out[name] = inputs[name].flatten(1).gather(1, source).view(inputs[name].shape)
         else:
             out[name] = geometry.shifted(out[name], riders[name], -right, -down, h, w)
+    if any(form != "mask" for form in riders.values()):
+        out = _blanked(out, riders, outside.to(x.device))
+    return out
+
+
+def _blanked(inputs: Inputs, riders: Mapping[str, Form], outside: Tensor) -> Inputs:
+    """Fill pixels (B, H, W) of images with grey, and leave them out of the masks."""
+    out = {**inputs, "image": inputs["image"].masked_fill(outside[:, None], GREY)}
+    for name in riders.keys() & inputs.keys():
+        if riders[name] == "mask":
+            out[name] = inputs[name].masked_fill(outside, geometry.IGNORED)
     return out

@@ -31,13 +31,15 @@ def predict(
     ref: Ref,
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Files, folders, or tables.")],
     output: Annotated[
-        Path | None, typer.Option(help="A .csv or .jsonl file to write (default: CSV on stdout).")
+        Path | None,
+        typer.Option(help="A .csv or .jsonl file to write, or a folder for masks (default: CSV on stdout)."),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="A .png file to draw forecasts in.")] = None,
     force: Force = False,
 ) -> Any:
     """Predict new inputs. Prints or writes input, prediction, probability and error."""
     from fmeco.inference import predict as predicting
+    from fmeco.inference.outputs import in_cells
     from fmeco.log import say
 
     rows = predicting.predict(ref, inputs, output=output, plot=plot, force=force)
@@ -45,7 +47,7 @@ def predict(
         say(f"{failed} of {len(rows)} inputs could not be read; see the column `error`")
     if output is not None:
         say(f"wrote {len(rows)} rows to {output}")
-    return {"predictions": rows, "output": str(output.resolve()) if output else None}
+    return {"predictions": in_cells(rows), "output": str(output.resolve()) if output else None}
 
 
 @command(

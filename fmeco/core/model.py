@@ -288,9 +288,20 @@ class Objective(nn.Module, ABC):
         """Compute outputs (B, ...) for `decode`. Raises ConfigError if the objective makes no predictions."""
         raise ConfigError(f"the objective {type(self).__name__} makes no predictions")
 
-    def decode(self, outputs: dict[str, Tensor]) -> list[dict[str, str | float]]:
-        """Turn outputs into one dict per sample, with `prediction` and, if there is one, `probability`."""
+    def decode(self, outputs: dict[str, Tensor]) -> list[dict[str, Any]]:
+        """Turn outputs into one dict per sample, with `prediction` and, if there is one, `probability`.
+
+        Answers that lie on the image are tensors under the names of riders' forms: mask, boxes, points.
+        """
         raise ConfigError(f"the objective {type(self).__name__} makes no predictions")
+
+    def told(self, answer: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Turn a sample's decoded answer into rows of `predict`: by default, one row.
+
+        What lies on the image has been mapped to the sample's file. A tensor that stays in a row is for Python and for
+        `predict --output FOLDER`.
+        """
+        return [dict(answer)]
 
     def class_rows(self) -> Mapping[str, tuple[str, ...]]:
         """Return tensor name -> class names, for each tensor that has one row (dimension 0) per class.

@@ -59,6 +59,11 @@ def images_below(known: DataSpec | None, whole: bool, path: str, subfolder: str 
         raise DataError(f"{clean(path)}: {'not a folder' if root.exists() else 'no such folder'}")
     inner = root / subfolder if subfolder and (root / subfolder).is_dir() else root
     folders = _folders.split_folders(inner, rule)
+    if inner is not root and (both := _folders.split_folders(root, rule)):
+        raise DataError(
+            f"{clean(path)}: holds both {clean(inner.name)}/ and {listing([folder.name for folder in both.values()])}",
+            "move the folders that are not meant to another place",
+        )
     if not whole and folders and "train" not in folders:
         raise DataError(
             f"{clean(inner)}: holds {listing([folder.name for folder in folders.values()])}, but no folder called train",

@@ -132,16 +132,23 @@ def _from_array(value: Any) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def given(values: Sequence[Given], prep: Mapping[str, Any]) -> Samples:
+class GivenImages(_files.GivenSamples):
     """Serve images that were passed in Python, decoded as files are."""
 
-    def decode(value: Any) -> Inputs:
-        if not isinstance(value, Image.Image):
-            return {"image": canonical(_from_array(value), prep)}
-        facts = _pixels.facts(value)  # a copy no longer knows its file
-        return {"image": canonical(value.copy(), prep, facts)}
+    def __init__(self, values: Sequence[Given], prep: Mapping[str, Any]) -> None:
+        super().__init__(values, self._decoded)
+        self.prep = prep
 
-    return _files.GivenSamples(values, decode)
+    def _decoded(self, value: Any) -> Inputs:
+        if not isinstance(value, Image.Image):
+            return {"image": canonical(_from_array(value), self.prep)}
+        facts = _pixels.facts(value)  # a copy no longer knows its file
+        return {"image": canonical(value.copy(), self.prep, facts)}
+
+    def back(self, index: int, form: Form, answer: Tensor) -> Tensor:
+        value = self.given[index].value
+        image = _pixels.upright(value.copy()) if isinstance(value, Image.Image) else _from_array(value)
+        return back(image.size, self.prep, form, answer)
 
 
 class ImageFiles(_files.FileSamples):

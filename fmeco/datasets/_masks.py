@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import dataclasses
 import hashlib
 import os
@@ -249,3 +250,26 @@ def _number(value: Value) -> int:
     if isinstance(value, list):
         raise ConfigError("dataset.ignore: colours need dataset.classes, with the colour of each class")
     return value
+
+
+def picture(codes: Tensor, values: Sequence[Value]) -> Image.Image:
+    """Draw class numbers (H, W) as a mask: by the classes' colours, or their values, which get colours of a palette."""
+    at = codes.numpy()
+    if isinstance(values[0], list):
+        return Image.fromarray(np.array(values, dtype=np.uint8)[at])
+    numbers = np.array(values)
+    if numbers.max() > 255:
+        return Image.fromarray(numbers.astype(np.uint16)[at])
+    image = Image.fromarray(numbers.astype(np.uint8)[at], mode="P")
+    image.putpalette(_palette(values))
+    return image
+
+
+def _palette(values: Sequence[Value]) -> list[int]:
+    """Give each class a colour that differs from the others': hues a golden angle apart; the first class is black."""
+    colours = [0] * 768
+    for number, value in enumerate(values[1:]):
+        hue = number * 0.618034 % 1
+        assert isinstance(value, int)
+        colours[3 * value : 3 * value + 3] = [round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.65, 0.95)]
+    return colours

@@ -83,5 +83,5 @@ def suffixes(known: DataSpec | None) -> tuple[str, ...]:
 def read(spec: DataSpec, sources: Sequence[str | Given]) -> Samples:
     """Read image files, and all images below folders, in the order of `sources`; or images that were passed in Python."""
     if given := [source for source in sources if isinstance(source, Given)]:
-        return _images.given(given, spec.preprocessing)
+        return _images.GivenImages(given, spec.preprocessing)
     return _files.read(_images.ImageFiles, suffixes(spec), spec, [str(source) for source in sources])

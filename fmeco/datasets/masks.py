@@ -31,6 +31,7 @@ from fmeco.core import (
 from fmeco.datasets import _columns, _dense, _file_tables, _files, _images, _masks, _splits, _stored
 from fmeco.datasets.image_folder import read as read
 from fmeco.datasets.image_folder import shown as shown
+from fmeco.files import replacing
 
 MODALITY = "image"
 LAYOUT = ("image_column", "mask_column", "split_column?", "images", "masks", "classes", "ignore")
@@ -212,3 +213,11 @@ def _in_table(
     column = _columns.column(table, split_column, path)
     parts = _splits.split_by_column(column, path, split_column)
     return {part: every.take(at) for part, at in parts.items()}
+
+
+def save(spec: DataSpec, form: str, answer: Tensor, stem: Path) -> Path:
+    """Write a mask as PNG, each class by its value in the training masks, so that the file can be a mask of this dataset."""
+    file = stem.with_name(f"{stem.name}.png")
+    with replacing(file) as temporary:
+        _masks.picture(answer, spec.preprocessing["values"]).save(temporary, format="PNG")
+    return file

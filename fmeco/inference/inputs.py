@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from fmeco.core.data import DataSpec, Given, Inputs, Samples
+from fmeco.core.data import DataSpec, Form, Given, Inputs, Samples
 from fmeco.data.spec_reader import reader_module
 from fmeco.errors import ConfigError, DataError, FmecoError, clean, listing
 from fmeco.log import say
@@ -116,6 +116,10 @@ class Joined(Samples):
     def answers(self, index: int, answer: Mapping[str, Any]) -> list[dict[str, Any]]:
         part, at = self._at(index)
         return part.answers(at, answer)
+
+    def back(self, index: int, form: Form, answer: Tensor) -> Tensor:
+        part, at = self._at(index)
+        return part.back(at, form, answer)
 
 
 def has_own_answers(samples: Samples) -> bool:

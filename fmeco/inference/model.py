@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from fmeco.checkpoints import format as checkpoint
 from fmeco.checkpoints import refs, transplant
 from fmeco.config.arguments import checked
-from fmeco.core.data import Batch, Data, DataSpec, Samples
+from fmeco.core.data import Batch, Data, DataSpec, Form, Samples
 from fmeco.core.model import Backbone, Objective
 from fmeco.data.loader import channels_last, evaluation_batches
 from fmeco.data.reading import choose_reading
@@ -21,6 +21,29 @@ from fmeco.errors import CheckpointError, DataError, clean, known_errors, listin
 from fmeco.features import forward
 from fmeco.inference.inputs import has_own_answers, read, sources_of
 from fmeco.log import say
+
+
+class Row(NamedTuple):
+    """Hold what `predict` says of an input, or the error that kept it from being read."""
+
+    input: str
+    answer: dict[str, Any]
+    error: str | None
+
+
+def in_columns(rows: Sequence[Row], first: Mapping[str, None]) -> list[dict[str, Any]]:
+    """Give all rows the same keys: input, the answers' columns (`first` come first), error."""
+    columns = {**first}
+    for row in rows:
+        columns |= dict.fromkeys(row.answer)
+    return [{"input": row.input, **{key: row.answer.get(key) for key in columns}, "error": row.error} for row in rows]
+
+
+def _mapped_back(samples: Samples, index: int, answer: dict[str, Any]) -> dict[str, Any]:
+    """Map what lies on the image to the sample's file."""
+    forms: tuple[Form, ...] = ("mask", "boxes", "points")
+    on_grid = {form: answer[form] for form in forms if isinstance(answer.get(form), Tensor)}
+    return {**answer, **{form: samples.back(index, form, x) for form, x in on_grid.items()}}
 
 
 @dataclass
@@ -50,8 +73,14 @@ class Model:
         objective, and error (None if there is none). Raises ConfigError for an input of another kind.
         """
         samples = self.read(inputs)
-        rows: list[dict[str, Any]] = []
-        columns: dict[str, None] = {} if has_own_answers(samples) else {"prediction": None, "probability": None}
+        return in_columns(list(self.answers(samples, batch_size)), self.columns(samples))
+
+    def columns(self, samples: Samples) -> dict[str, None]:
+        """Return the columns that `predict` has for these samples in any case."""
+        return {} if has_own_answers(samples) else {"prediction": None, "probability": None}
+
+    def answers(self, samples: Samples, batch_size: int = 64) -> Iterator[Row]:
+        """Predict samples, and yield each row of `predict` as soon as its batch is computed."""
         for batch, positions, bad in self._batches(samples, batch_size):
             decoded = iter(
                 self.objective.decode(forward.forward(self.objective, batch, "predict", self.device, self.precision))
@@ -59,13 +88,12 @@ class Model:
                 else []
             )
             for i in positions:
-                for answer in [{}] if i in bad else samples.answers(i, next(decoded)):
-                    columns |= dict.fromkeys(answer)
-                    rows.append({"input": readable(samples.name(i)), "answer": answer, "error": bad.get(i)})
-        return [
-            {"input": row["input"], **{key: row["answer"].get(key) for key in columns}, "error": row["error"]}
-            for row in rows
-        ]
+                name = readable(samples.name(i))
+                if i in bad:
+                    yield Row(name, {}, bad[i])
+                    continue
+                for told in self.objective.told(_mapped_back(samples, i, next(decoded))):
+                    yield from (Row(name, answer, None) for answer in samples.answers(i, told))
 
     def embed(self, inputs: Any, *, batch_size: int = 64) -> Tensor:
         """Compute the features (N, D) of inputs, in order.
@@ -96,7 +124,7 @@ class Model:
 
     def _batches(self, samples: Samples, size: int) -> Iterator[tuple[Batch, range, dict[int, str]]]:
         """Yield each batch, the positions that it covers, and the error of each of these that cannot be read."""
-        start = 0
+        start, size = 0, 1 if self.spec.windows else size
         for batch in batches_once(self.spec, samples, size, self.device, self.channels_last, in_order=True):
             stop = min(start + size, len(samples))
             good = set(batch.index.tolist())

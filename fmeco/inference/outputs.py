@@ -11,11 +11,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from torch import Tensor
+
 from fmeco.errors import ConfigError
-from fmeco.files import replacing
+from fmeco.files import disk_error, replacing
+from fmeco.inference.model import Row, in_columns
 
 ERRORS = "backslashreplace"  # halves of surrogate pairs, which UTF-8 cannot hold, become \\ud800, as JSON writes them
 Rows = Sequence[Mapping[str, Any]]
+Save = Callable[[str, Tensor, Path], Path]
 
 
 def check_place(option: str, path: Path | None, suffixes: Iterable[str], force: bool) -> None:
@@ -23,13 +27,18 @@ def check_place(option: str, path: Path | None, suffixes: Iterable[str], force: 
 
     option: that names the path, for messages.
 
-    Raises ConfigError for an unknown suffix, and for an existing file without `force`.
+    Raises ConfigError for an unknown suffix, for an existing file without `force`, and for a folder that holds files.
+    A name without a suffix is a folder, if `suffixes` has "".
     """
     if path is None:
         return
     if path.suffix not in suffixes:
-        raise ConfigError(f"{option} {path}: expected a name that ends in {' or '.join(suffixes)}")
-    if path.exists() and not force:
+        named = [f"that ends in {' or '.join(filter(None, suffixes))}", *(["of a folder"] if "" in suffixes else [])]
+        raise ConfigError(f"{option} {path}: expected a name {', or '.join(named)}")
+    if path.is_dir() if not path.suffix else False:
+        if any(path.iterdir()) and not force:
+            raise ConfigError(f"{path} already holds files", "--force replaces those of the same names")
+    elif path.exists() and not force:
         raise ConfigError(f"{path} already exists", "--force replaces it")
 
 
@@ -39,11 +48,52 @@ def write_rows(rows: Rows, path: Path) -> None:
         WRITERS[path.suffix](rows, temporary)
 
 
+def in_cells(rows: Rows) -> list[dict[str, Any]]:
+    """Leave out what no cell of a table can hold: answers that lie on the image."""
+    return [{key: value for key, value in row.items() if not isinstance(value, Tensor)} for row in rows]
+
+
+def write_folder(folder: Path, rows: Iterable[Row], save: Save, first: Mapping[str, None]) -> list[dict[str, Any]]:
+    """Write what lies on images to a folder, a file per input, and index.csv with the other answers. Returns its rows.
+
+    rows: are written as they come, so that a million masks need not be in memory.
+    save: writes an answer to a file whose name begins as given, and returns that file.
+
+    Each file is written whole or not at all, and index.csv last. Raises DiskError.
+    """
+    names, told = set[str](), list[Row]()
+    for row in rows:
+        on_image = {key: value for key, value in row.answer.items() if isinstance(value, Tensor)}
+        cells = {key: value for key, value in row.answer.items() if key not in on_image}
+        for form, answer in on_image.items():
+            name = _unused(Path(row.input).stem or "input", names)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                cells[form] = save(form, answer, folder / name).name
+            except OSError as error:
+                raise disk_error(error, folder / name) from None
+        told.append(row._replace(answer=cells))
+    table = in_columns(told, first)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_rows(table, folder / "index.csv")
+    return table
+
+
+def _unused(name: str, names: set[str]) -> str:
+    """Choose a file name that is not taken: inputs of several folders may be called the same."""
+    chosen, number = name, 2
+    while chosen in names:
+        chosen, number = f"{name}-{number}", number + 1
+    names.add(chosen)
+    return chosen
+
+
 def write_csv(rows: Rows, file: TextIO) -> None:
-    """Write rows as CSV to an open file, probabilities with six decimals."""
+    """Write rows as CSV to an open file, probabilities and areas with six decimals."""
+    rows = in_cells(rows)
     writer = csv.DictWriter(file, list(rows[0]) if rows else ["input", "prediction", "probability", "error"])
     writer.writeheader()
-    rounded = {key for key in writer.fieldnames if key.endswith("probability")}
+    rounded = {key for key in writer.fieldnames if key.endswith("probability") or key.startswith("area/")}
     writer.writerows(
         {key: f"{value:.6f}" if key in rounded and value is not None else value for key, value in row.items()}
         for row in rows
@@ -57,7 +107,7 @@ def _csv_file(rows: Rows, path: Path) -> None:
 
 def _jsonl_file(rows: Rows, path: Path) -> None:
     with open(path, "w", encoding="utf-8", newline="", errors=ERRORS) as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in in_cells(rows))
 
 
 WRITERS: dict[str, Callable[[Rows, Path], None]] = {

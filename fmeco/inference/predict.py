@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,9 @@ from fmeco.config.arguments import checked
 from fmeco.data.spec_reader import reader_module
 from fmeco.errors import ConfigError, DataError, known_errors
 from fmeco.files import replacing
-from fmeco.inference.inputs import sources_of
-from fmeco.inference.model import load
-from fmeco.inference.outputs import WRITERS, check_place, write_rows
+from fmeco.inference.inputs import Source, sources_of
+from fmeco.inference.model import Model, load
+from fmeco.inference.outputs import WRITERS, check_place, write_folder, write_rows
 
 
 @known_errors()
@@ -27,14 +29,15 @@ def predict(
     """Predict inputs. Returns rows as `Model.predict` does.
 
     inputs: as for `Model.predict`.
-    output: .csv or .jsonl file to write the rows to.
+    output: .csv or .jsonl file to write the rows to; or, for answers that lie on images, a folder to write them to, a file per
+        image, with the other answers in index.csv.
     plot: .png file to draw them in, if the dataset plug-in can.
     force: replace existing files.
 
     Raises DataError if no input could be read, and the errors of `load`.
     """
     written, drawn = (Path(path) if path is not None else None for path in (output, plot))
-    check_place("--output", written, WRITERS, force)
+    check_place("--output", written, (*WRITERS, ""), force)
     check_place("--plot", drawn, (".png",), force)
     model = load(ref)
     draw = getattr(reader_module(model.spec), "plot", None)
@@ -43,6 +46,8 @@ def predict(
             f"--plot: predictions for {model.spec.modality} data cannot be drawn", "only those for series can"
         )
     sources = sources_of(inputs, model.spec)
+    if written is not None and not written.suffix:
+        return _into_folder(model, sources, written)
     rows = model.predict(sources)
     if rows and all(row["error"] for row in rows):
         raise DataError(f"none of the {len(rows)} inputs could be read; the first: {rows[0]['error']}")
@@ -53,3 +58,15 @@ def predict(
         with replacing(drawn) as temporary:
             draw(model.spec, [source for source in sources if str(source) in drawable], rows, temporary)
     return rows
+
+
+def _into_folder(model: Model, sources: Sequence[Source], folder: Path) -> list[dict[str, Any]]:
+    """Predict, and write the answers that lie on images to a folder. Raises ConfigError for answers that do not."""
+    save = getattr(reader_module(model.spec), "save", None)
+    if save is None:
+        raise ConfigError(
+            f"--output {folder}: these predictions are rows of a table, and a folder is for answers that lie on images",
+            f"name a file: --output {folder}.csv",
+        )
+    samples = model.read(sources)
+    return write_folder(folder, model.answers(samples), functools.partial(save, model.spec), model.columns(samples))
