@@ -200,7 +200,7 @@ def test_tables_folders_for_splits_and_images_without_a_mask() -> None:
         assert len(found.split("test")) == 10
         assert len(found.split("train")) == 8
     Path("outer/images").mkdir()
-    with pytest.raises(DataError, match="outer: holds both images/ and test, train"):
+    with pytest.raises(DataError, match="outer: holds both images/ and train, test"):
         masks(path="outer", classes=NAMED)
     assert len(masks(path="outer/train", classes=NAMED, limit=3).split("train")) == 3
 
