@@ -137,6 +137,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("fmeco.cli.init", "digits"): "the example that `init` writes where no dataset is named",
     ("fmeco.cli.init", "resnet18"): "the backbone of that example",
     ("fmeco.config.explain", "text"): "the word for a string in messages",
+    ("fmeco.nn.detection.fcos", "torchvision"): "the library, which has non-maximum suppression",
     ("fmeco.nn.layers", "mlp"): "the block of that name, which plug-ins share",
     ("fmeco.nn.libraries", "torchvision"): "the library, whose import fails in a way of its own",
 }
