@@ -18,9 +18,8 @@ from fmeco.core.data import (
     View,
     Wrapped,
     decode_rule,
-    standardize,
 )
-from fmeco.core.geometry import IGNORED, fit, pad
+from fmeco.core.geometry import IGNORED, fit, pad, standardize
 from fmeco.core.modality import same_modality
 from fmeco.core.model import (
     BLANK,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,8 +37,8 @@ class InputSpec:
     offset: number added to a tokenizer's ids, so that 0 is free for padding.
     rides: name of the image that this input lies on and is moved with (a rider); "" = an input of the model.
     form: how a rider is stored; see core/geometry.py.
-    windows: images may be larger than `shape`. Training cuts a part out of each; evaluation and prediction read them whole and
-        one by one, and the objective goes over them in windows of this shape.
+    windows: images may be larger than `shape`. Evaluation and prediction read them whole, one by one, and the objective goes over
+        them in windows of this shape.
     """
 
     shape: tuple[int, ...]
@@ -80,7 +79,7 @@ class DataSpec:
 
     @property
     def seen(self) -> dict[str, InputSpec]:
-        """Inputs of the model. The others are riders: what is known of an image, pixel by pixel or place by place."""
+        """Inputs of the model, without riders."""
         return {name: spec for name, spec in self.inputs.items() if not spec.rides}
 
     @property
@@ -316,10 +315,7 @@ class Batch:
         return dataclasses.replace(
             self,
             views=[{name: change(x) for name, x in view.items()} for view in self.views],
-            target={
-                name: change(x) if isinstance(x, Tensor) else [change(y) if isinstance(y, Tensor) else y for y in x]
-                for name, x in self.target.items()
-            },
+            target={name: _each(change, x) for name, x in self.target.items()},
         )
 
     def split(self, sizes: list[int]) -> Iterator[Batch]:
@@ -347,6 +343,10 @@ class Batch:
             )
 
 
+def _each(change: Callable[[Tensor], Tensor], x: Any) -> Any:
+    return change(x) if isinstance(x, Tensor) else [_each(change, y) for y in x] if isinstance(x, list) else x
+
+
 def move(x: Tensor, device: torch.device, **options: Any) -> Tensor:
     """Move a tensor to a device. A float64 tensor becomes float32 on MPS, which has no float64. options: keyword arguments of Tensor.to."""
     if device.type == "mps" and x.dtype == torch.float64:
@@ -357,32 +357,6 @@ def move(x: Tensor, device: torch.device, **options: Any) -> Tensor:
 def _aligned(x: Tensor) -> Tensor:
     """Copy a tensor unless it begins at a multiple of 64 bytes, as a newly allocated one does."""
     return x if x.data_ptr() % 64 == 0 else x.clone()
-
-
-def standardize(inputs: Inputs, spec: DataSpec) -> Inputs:
-    """Normalise stored values (B, ...) for the model: `(x * scale - mean) / std` per channel, as float32."""
-    out = dict(inputs)
-    for name, input_spec in spec.inputs.items():
-        if input_spec.mean and name in out:
-            x = out[name]
-            last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
-            factor, offset = _affine(input_spec, x.shape[1:], last, x.device)
-            out[name] = x.to(torch.float32, copy=True).mul_(factor).sub_(offset)
-    return out
-
-
-@functools.lru_cache(maxsize=64)
-def _affine(spec: InputSpec, shape: torch.Size, last: bool, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Compute scale / std and mean / std, expanded to the shape (1, ...) of a sample.
-
-    They have the batch's memory layout, because elementwise kernels then vectorise. last: channels_last layout.
-    """
-    with torch.inference_mode(False):
-        per_channel = (1, -1) + (1,) * (len(shape) - 1)
-        std, mean = (torch.tensor(values, device=device).view(per_channel) for values in (spec.std, spec.mean))
-        layout = torch.channels_last if last else torch.contiguous_format
-        factor, offset = (x.expand(1, *shape).contiguous(memory_format=layout) for x in (spec.scale / std, mean / std))
-        return factor, offset
 
 
 class View(NamedTuple):

@@ -1,4 +1,4 @@
-"""Cut and pad samples to the shapes of their spec, and move what lies on an image (its riders) as the image is moved.
+"""Bring samples to the shapes and values of their spec, and move what lies on an image (its riders) as the image is moved.
 
 A rider's `form` says how it is stored. Coordinates are pixels of the image's grid: the pixel in column c covers c to c + 1.
 
@@ -11,6 +11,7 @@ A row of zeros is no object. It pads a batch, and takes the place of an object t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -132,3 +133,29 @@ def _placed(x: Tensor, form: Form, scale: tuple[float, float], offset: Tensor, h
     else:
         present = present & ((ends[0] >= 0) & (ends[0] < size)).all(-1)
     return torch.cat([*ends, x[..., -1:]], -1).where(present[..., None], 0.0)
+
+
+def standardize(inputs: Inputs, spec: DataSpec) -> Inputs:
+    """Normalise stored values (B, ...) for the model: `(x * scale - mean) / std` per channel, as float32."""
+    out = dict(inputs)
+    for name, input_spec in spec.inputs.items():
+        if input_spec.mean and name in out:
+            x = out[name]
+            last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+            factor, offset = _affine(input_spec, x.shape[1:], last, x.device)
+            out[name] = x.to(torch.float32, copy=True).mul_(factor).sub_(offset)
+    return out
+
+
+@functools.lru_cache(maxsize=64)
+def _affine(spec: InputSpec, shape: torch.Size, last: bool, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Compute scale / std and mean / std, expanded to the shape (1, ...) of a sample.
+
+    They have the batch's memory layout, because elementwise kernels then vectorise. last: channels_last layout.
+    """
+    with torch.inference_mode(False):
+        per_channel = (1, -1) + (1,) * (len(shape) - 1)
+        std, mean = (torch.tensor(values, device=device).view(per_channel) for values in (spec.std, spec.mean))
+        layout = torch.channels_last if last else torch.contiguous_format
+        factor, offset = (x.expand(1, *shape).contiguous(memory_format=layout) for x in (spec.scale / std, mean / std))
+        return factor, offset

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from fmeco.core.augment import Augment
-from fmeco.core.data import Batch, Data, DataSpec, Inputs, Samples, View, standardize
+from fmeco.core.data import Batch, Data, DataSpec, Inputs, Samples, View
+from fmeco.core.geometry import standardize
 from fmeco.core.random import mix
 from fmeco.data.device_cache import Held
 from fmeco.data.order import by_length, chunks, epoch_orders, share

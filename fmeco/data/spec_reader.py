@@ -17,8 +17,8 @@ def reader_module(spec: DataSpec) -> ModuleType | None:
     SENTENCES = True: a source may be a text instead of a path.
     TAKES: inputs in Python that `read` takes, with words for messages: "rows" (dicts, DataFrames), "arrays", "mappings".
     plot(spec, inputs, rows, file): draw predictions to an image file.
-    save(spec, form, answer, stem): write an answer that lies on an image, such as a mask, to a file whose name begins with the path
-        `stem`, whole or not at all, and return its path.
+    save(spec, source, answer, stem): write an answer that lies on the image `source`, such as a mask, to a file whose path begins
+        with `stem`, whole or not at all. Returns what the answer is called in tables, and the path.
     SPEC: a core.Stored that declares what its specs hold in checkpoints, in `inputs` and `preprocessing`.
     shown(spec): describe the preprocessing in a few words.
     """

@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -215,9 +215,9 @@ def _in_table(
     return {part: every.take(at) for part, at in parts.items()}
 
 
-def save(spec: DataSpec, form: str, answer: Tensor, stem: Path) -> Path:
+def save(spec: DataSpec, source: str, answer: Mapping[str, Any], stem: Path) -> tuple[str, Path]:
     """Write a mask as PNG, each class by its value in the training masks, so that the file can be a mask of this dataset."""
     file = stem.with_name(f"{stem.name}.png")
     with replacing(file) as temporary:
-        _masks.picture(answer, spec.preprocessing["values"]).save(temporary, format="PNG")
-    return file
+        _masks.picture(answer["mask"], spec.preprocessing["values"]).save(temporary, format="PNG")
+    return "mask", file

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -23,8 +23,17 @@ from fmeco.inference.inputs import has_own_answers, read, sources_of
 from fmeco.log import say
 
 
+class Answered(NamedTuple):
+    """Hold the decoded answer to the sample at a position, on the grid of its file; or the error that kept it from being read."""
+
+    position: int
+    input: str
+    answer: dict[str, Any]
+    error: str | None
+
+
 class Row(NamedTuple):
-    """Hold what `predict` says of an input, or the error that kept it from being read."""
+    """Hold what `predict` says of an input in one row, or the error."""
 
     input: str
     answer: dict[str, Any]
@@ -41,8 +50,7 @@ def in_columns(rows: Sequence[Row], first: Mapping[str, None]) -> list[dict[str,
 
 def _mapped_back(samples: Samples, index: int, answer: dict[str, Any]) -> dict[str, Any]:
     """Map what lies on the image to the sample's file."""
-    forms: tuple[Form, ...] = ("mask", "boxes", "points")
-    on_grid = {form: answer[form] for form in forms if isinstance(answer.get(form), Tensor)}
+    on_grid = {form: answer[form] for form in get_args(Form) if isinstance(answer.get(form), Tensor)}
     return {**answer, **{form: samples.back(index, form, x) for form, x in on_grid.items()}}
 
 
@@ -73,14 +81,15 @@ class Model:
         objective, and error (None if there is none). Raises ConfigError for an input of another kind.
         """
         samples = self.read(inputs)
-        return in_columns(list(self.answers(samples, batch_size)), self.columns(samples))
+        rows = [row for found in self.answers(samples, batch_size) for row in self.rows(samples, found)]
+        return in_columns(rows, self.columns(samples))
 
     def columns(self, samples: Samples) -> dict[str, None]:
         """Return the columns that `predict` has for these samples in any case."""
         return {} if has_own_answers(samples) else {"prediction": None, "probability": None}
 
-    def answers(self, samples: Samples, batch_size: int = 64) -> Iterator[Row]:
-        """Predict samples, and yield each row of `predict` as soon as its batch is computed."""
+    def answers(self, samples: Samples, batch_size: int = 64) -> Iterator[Answered]:
+        """Predict samples, and yield each answer as soon as its batch is computed."""
         for batch, positions, bad in self._batches(samples, batch_size):
             decoded = iter(
                 self.objective.decode(forward.forward(self.objective, batch, "predict", self.device, self.precision))
@@ -88,12 +97,15 @@ class Model:
                 else []
             )
             for i in positions:
-                name = readable(samples.name(i))
-                if i in bad:
-                    yield Row(name, {}, bad[i])
-                    continue
-                for told in self.objective.told(_mapped_back(samples, i, next(decoded))):
-                    yield from (Row(name, answer, None) for answer in samples.answers(i, told))
+                answer = {} if i in bad else _mapped_back(samples, i, next(decoded))
+                yield Answered(i, readable(samples.name(i)), answer, bad.get(i))
+
+    def rows(self, samples: Samples, found: Answered) -> list[Row]:
+        """Turn an answer into rows of `predict`."""
+        if found.error is not None:
+            return [Row(found.input, {}, found.error)]
+        told = [row for one in self.objective.told(found.answer) for row in samples.answers(found.position, one)]
+        return [Row(found.input, row, None) for row in told]
 
     def embed(self, inputs: Any, *, batch_size: int = 64) -> Tensor:
         """Compute the features (N, D) of inputs, in order.

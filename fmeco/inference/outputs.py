@@ -13,13 +13,14 @@ from typing import Any, TextIO
 
 from torch import Tensor
 
+from fmeco.core.data import Samples
 from fmeco.errors import ConfigError
 from fmeco.files import disk_error, replacing
-from fmeco.inference.model import Row, in_columns
+from fmeco.inference.model import Model, Row, in_columns
 
 ERRORS = "backslashreplace"  # halves of surrogate pairs, which UTF-8 cannot hold, become \\ud800, as JSON writes them
 Rows = Sequence[Mapping[str, Any]]
-Save = Callable[[str, Tensor, Path], Path]
+Save = Callable[[str, Mapping[str, Any], Path], tuple[str, Path]]
 
 
 def check_place(option: str, path: Path | None, suffixes: Iterable[str], force: bool) -> None:
@@ -53,29 +54,29 @@ def in_cells(rows: Rows) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if not isinstance(value, Tensor)} for row in rows]
 
 
-def write_folder(folder: Path, rows: Iterable[Row], save: Save, first: Mapping[str, None]) -> list[dict[str, Any]]:
-    """Write what lies on images to a folder, a file per input, and index.csv with the other answers. Returns its rows.
+def write_folder(model: Model, samples: Samples, folder: Path, save: Save) -> list[dict[str, Any]]:
+    """Predict samples, and write what lies on images to a folder: a file per image, and index.csv with the other answers.
 
-    rows: are written as they come, so that a million masks need not be in memory.
-    save: writes an answer to a file whose name begins as given, and returns that file.
+    save: writes an answer to a file whose path begins as given; returns the name of the answer and the file.
 
-    Each file is written whole or not at all, and index.csv last. Raises DiskError.
+    Answers are written as they come, so that a million masks need not be in memory, each file whole or not at all, and index.csv
+    last. Returns its rows. Raises DiskError.
     """
-    names, told = set[str](), list[Row]()
-    for row in rows:
-        on_image = {key: value for key, value in row.answer.items() if isinstance(value, Tensor)}
-        cells = {key: value for key, value in row.answer.items() if key not in on_image}
-        for form, answer in on_image.items():
-            name = _unused(Path(row.input).stem or "input", names)
+    names, rows = set[str](), list[Row]()
+    for found in model.answers(samples):
+        made: dict[str, str] = {}
+        if found.error is None:
+            name = _unused(Path(found.input).stem or "input", names)
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                cells[form] = save(form, answer, folder / name).name
+                called, file = save(found.input, found.answer, folder / name)
             except OSError as error:
                 raise disk_error(error, folder / name) from None
-        told.append(row._replace(answer=cells))
-    table = in_columns(told, first)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_rows(table, folder / "index.csv")
+            made = {called: file.name}
+        rows += [row._replace(answer={**row.answer, **made}) for row in model.rows(samples, found)]
+    table = in_cells(in_columns(rows, model.columns(samples)))
+    with replacing(folder / "index.csv") as temporary:
+        _csv_file(table, temporary)
     return table
 
 

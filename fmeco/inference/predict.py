@@ -69,4 +69,4 @@ def _into_folder(model: Model, sources: Sequence[Source], folder: Path) -> list[
             f"name a file: --output {folder}.csv",
         )
     samples = model.read(sources)
-    return write_folder(folder, model.answers(samples), functools.partial(save, model.spec), model.columns(samples))
+    return write_folder(model, samples, folder, functools.partial(save, model.spec))

@@ -30,11 +30,11 @@ from fmeco.core import (
     listing,
     nearest,
 )
+from fmeco.nn.pyramid import GROUP, FeaturePyramid, conv_block, resized_like
 
 DEFAULT_FOR = ("mask",)  # kinds of targets
 
 LEFT_OUT = -100  # label of pixels that torch's cross_entropy leaves out
-GROUP = 16  # channels per group of a group norm, which does not depend on the other images of a batch
 WINDOWS = 8  # of an image that are computed at once
 EPSILON = 1.0  # pixels added to both sides of Dice's fraction, which is not defined for an absent class
 
@@ -100,38 +100,22 @@ def build(
 
 
 class Decoder(nn.Module):
-    """Compute scores (B, classes, h, w) from feature maps, on the grid of the finest one.
+    """Compute features (B, width, h, w) of pixels from feature maps, on the grid of the finest one.
 
     widths: channels of the maps, finest first.
     """
 
-    def __init__(self, widths: tuple[int, ...], width: int, classes: int, dropout: float) -> None:
+    def __init__(self, widths: tuple[int, ...], width: int, dropout: float) -> None:
         super().__init__()
-        self.lateral = nn.ModuleList(nn.Conv2d(own, width, 1) for own in widths)
-        self.smooth = nn.ModuleList(_block(width) for _ in widths)
-        self.last = _block(width)
-        self.dropout = nn.Dropout2d(dropout)
+        self.pyramid, self.last, self.dropout = FeaturePyramid(widths, width), conv_block(width), nn.Dropout2d(dropout)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        levels = [lateral(x) for lateral, x in zip(self.lateral, maps, strict=True)]
-        for at in reversed(range(len(levels) - 1)):
-            levels[at] = levels[at] + _scaled(levels[at + 1], levels[at])
-        smoothed = [smooth(x) for smooth, x in zip(self.smooth, levels, strict=True)]
-        total = smoothed[0]
-        for x in smoothed[1:]:
-            total = total + _scaled(x, smoothed[0])
-        out: Tensor = self.dropout(self.last(total))
-        return out
-
-
-def _block(width: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(width, width, 3, padding=1, bias=False), nn.GroupNorm(width // GROUP, width), nn.ReLU(inplace=True)
-    )
-
-
-def _scaled(x: Tensor, like: Tensor) -> Tensor:
-    return F.interpolate(x, like.shape[-2:], mode="bilinear", align_corners=False)
+        finest, *coarser = self.pyramid(maps)
+        total = finest
+        for level in coarser:
+            total = total + resized_like(level, finest)
+        features: Tensor = self.dropout(self.last(total))
+        return features
 
 
 class Segmentation(Objective):
@@ -161,7 +145,7 @@ class Segmentation(Objective):
         super().__init__()
         self.backbone, self.classes, self.rider, self.side = backbone, classes, rider, side
         self.dice, self.focal, self.overlap, self.test_flip = dice, focal, overlap, test_flip
-        self.decoder = Decoder(backbone.map_widths, width, len(classes), dropout)
+        self.decoder = Decoder(backbone.map_widths, width, dropout)
         self.head = nn.Conv2d(width, len(classes), 1)
         # Not saved in checkpoints: it is rebuilt from the config.
         self.register_buffer("weights", None if weights is None else torch.tensor(weights), persistent=False)
