@@ -102,7 +102,8 @@ def choose_reading(
     alike = not data.spec.windows and not any(described.ragged for described in data.spec.inputs.values())
     holdable = not varied and data.collate is None and alike
     if holdable and Held.size(samples, data.spec) <= room:
-        return Reading(0, cores, Held(samples, data.spec, device))
+        tensors = None if samples.tensors is None else fit(samples.tensors, data.spec, leading=1)
+        return Reading(0, cores, Held(samples, data.spec, device, tensors))
     if samples.in_memory or len(samples) < 64 or (once and device.type == "cpu"):
         return Reading(0, cores, None)
     if once:  # measuring would read some samples twice
