@@ -17,6 +17,7 @@ def reader_module(spec: DataSpec) -> ModuleType | None:
     SENTENCES = True: a source may be a text instead of a path.
     TAKES: inputs in Python that `read` takes, with words for messages: "rows" (dicts, DataFrames), "arrays", "mappings".
     plot(spec, inputs, rows, file): draw predictions to an image file.
+    sheet(spec, samples, captions, columns, smallest): draw samples, as they are stored, side by side; for `fmeco check --pictures`.
     save(spec, source, answer, stem): write an answer that lies on the image `source`, such as a mask, to a file whose path begins
         with `stem`, whole or not at all. Returns what the answer is called in tables, and the path.
     SPEC: a core.Stored that declares what its specs hold in checkpoints, in `inputs` and `preprocessing`.

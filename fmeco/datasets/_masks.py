@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import dataclasses
 import hashlib
 import os
@@ -18,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from fmeco.core import IGNORED, ConfigError, DataError, Inputs, clean, listing, nfc
-from fmeco.datasets import _files, _geometry, _images, _pixels
+from fmeco.datasets import _drawing, _files, _geometry, _images, _pixels
 from fmeco.datasets._splits import Indices
 from fmeco.files import regular
 
@@ -266,10 +265,9 @@ def picture(codes: Tensor, values: Sequence[Value]) -> Image.Image:
 
 
 def _palette(values: Sequence[Value]) -> list[int]:
-    """Give each class a colour that differs from the others': hues a golden angle apart; the first class is black."""
+    """Give each class a colour that differs from the others'; the first class is black."""
     colours = [0] * 768
-    for number, value in enumerate(values[1:]):
-        hue = number * 0.618034 % 1
+    for value, colour in zip(values[1:], _drawing.colours(len(values) - 1), strict=True):
         assert isinstance(value, int)
-        colours[3 * value : 3 * value + 3] = [round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.65, 0.95)]
+        colours[3 * value : 3 * value + 3] = colour
     return colours

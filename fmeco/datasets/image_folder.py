@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fmeco.core import Data, DataSpec, Doc, FilePath, Given, Pixels, Samples, Splitting, Without, decode_rule
 from fmeco.datasets import _files, _folders, _image_spec, _images, _stored
+from fmeco.datasets._drawing import sheet as sheet
 
 MODALITY = "image"
 
