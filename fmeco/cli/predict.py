@@ -35,6 +35,10 @@ def predict(
         typer.Option(help="A .csv or .jsonl file to write, or a folder for masks (default: CSV on stdout)."),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="A .png file to draw forecasts in.")] = None,
+    set_: Annotated[
+        list[str],
+        typer.Option("--set", metavar="K=V", help="Change how the objective answers, as in --set objective.score=0.5."),
+    ] = [],
     force: Force = False,
 ) -> Any:
     """Predict new inputs. Prints or writes input, prediction, probability and error."""
@@ -42,7 +46,7 @@ def predict(
     from fmeco.inference.outputs import in_cells
     from fmeco.log import say
 
-    rows = predicting.predict(ref, inputs, output=output, plot=plot, force=force)
+    rows = predicting.predict(ref, inputs, output=output, plot=plot, force=force, overrides=set_)
     if failed := sum(row["error"] is not None for row in rows):
         say(f"{failed} of {len(rows)} inputs could not be read; see the column `error`")
     if output is not None:

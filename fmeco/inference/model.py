@@ -188,11 +188,12 @@ def vectors_of(
 
 @known_errors()
 @checked
-def load(ref: str | Path, *, backbone: Backbone | None = None) -> Model:
+def load(ref: str | Path, *, backbone: Backbone | None = None, overrides: Sequence[str] = ()) -> Model:
     """Load a trained model, ready to use. Runs no code from the checkpoint.
 
     ref: a run or a checkpoint.
     backbone: your own object, for a checkpoint that was trained with one.
+    overrides: keys of its objective that say how it answers, such as ["objective.score=0.5"].
 
     Raises ConfigError, CheckpointError.
     """
@@ -204,10 +205,10 @@ def load(ref: str | Path, *, backbone: Backbone | None = None) -> Model:
             "pass it: fmeco.load(REF, backbone=...)",
         )
     refs.check_needs(saved, ref, "objectives", *(["backbones"] if backbone is None else []))
-    spec = refs.spec_of(saved)
+    spec, answering = refs.spec_of(saved), refs.objective_of(saved, overrides)
     with refs.rebuilding(saved):
         network = backbone or refs.section_of(saved, "backbone").build(spec=spec)
-        objective: Objective = refs.section_of(saved, "objective").build(backbone=network, spec=spec)
+        objective: Objective = answering.build(backbone=network, spec=spec)
     transplant.load_objective(objective, saved)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     objective.to(device).eval()

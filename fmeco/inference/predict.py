@@ -25,6 +25,7 @@ def predict(
     output: str | Path | None = None,
     plot: str | Path | None = None,
     force: bool = False,
+    overrides: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Predict inputs. Returns rows as `Model.predict` does.
 
@@ -33,13 +34,14 @@ def predict(
         image, with the other answers in index.csv.
     plot: .png file to draw them in, if the dataset plug-in can.
     force: replace existing files.
+    overrides: as for `load`.
 
     Raises DataError if no input could be read, and the errors of `load`.
     """
     written, drawn = (Path(path) if path is not None else None for path in (output, plot))
     check_place("--output", written, (*WRITERS, ""), force)
     check_place("--plot", drawn, (".png",), force)
-    model = load(ref)
+    model = load(ref, overrides=overrides)
     draw = getattr(reader_module(model.spec), "plot", None)
     if drawn is not None and draw is None:
         raise ConfigError(

@@ -71,6 +71,7 @@ class Plugin:
     key_groups: Mapping[str, KeyGroup]  # parameter of `build` that bundles several keys -> these keys
     modality: str  # modality of a dataset's samples; "" = not declared
     default_for: tuple[str, ...]  # kinds of targets for which this objective is the default
+    answering: tuple[str, ...]  # keys of an objective that change how it answers, and not what it learned
     combines: str  # key that holds one objective per target, for an objective that combines them; "" = none
     finetune: Mapping[str, Any]  # key -> its default when finetuning
     finetune_lr: float  # rate of adamw at which a published backbone of this plug-in is finetuned
@@ -341,6 +342,7 @@ def _read(kind: str, name: str, file: Path, module: str) -> Plugin:
         key_groups=groups,
         modality=literal(tree, "MODALITY", file) or "",
         default_for=tuple(literal(tree, "DEFAULT_FOR", file) or ()),
+        answering=tuple(literal(tree, "ANSWERING", file) or ()),
         combines=literal(tree, "COMBINES", file) or "",
         finetune=literal(tree, "FINETUNE", file) or {},
         finetune_lr=literal(tree, "FINETUNE_LR", file) or FINETUNE_LR,
