@@ -20,6 +20,7 @@ from fmeco.core.data import (
     pad,
     standardize,
 )
+from fmeco.core.feature_maps import grid_strides, map_size, resample
 from fmeco.core.modality import same_modality
 from fmeco.core.model import (
     BLANK,
@@ -145,9 +146,11 @@ __all__ = [
     "clean",
     "decode_rule",
     "fit",
+    "grid_strides",
     "known",
     "library_errors",
     "listing",
+    "map_size",
     "matching",
     "mix",
     "mix_numbers",
@@ -155,6 +158,7 @@ __all__ = [
     "nfc",
     "pad",
     "parameter_groups",
+    "resample",
     "same_modality",
     "say",
     "seed_torch",
