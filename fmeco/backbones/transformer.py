@@ -16,7 +16,21 @@ from torch import Tensor, nn
 
 from fmeco.backbones._images import assumed as assumed
 from fmeco.backbones._stems import Columns, Ids, Patches, Stem, Steps
-from fmeco.core import BLANK, HIDDEN, Backbone, ConfigError, DataSpec, Doc, Features, Ge, Gt, Inputs, Lt, Tokens
+from fmeco.core import (
+    BLANK,
+    HIDDEN,
+    Backbone,
+    ConfigError,
+    DataSpec,
+    Doc,
+    Features,
+    Ge,
+    Gt,
+    Inputs,
+    Lt,
+    Tokens,
+    grid_strides,
+)
 
 BASE = 10000.0  # the wavelengths of rotary positions grow from 2 pi to almost 2 pi * BASE
 
@@ -85,6 +99,9 @@ class Transformer(Backbone):
         self.stem, self.width, self.causal, self.dropout = stem, width, causal, dropout
         self.vocabulary, self.numbers, self.grid = stem.vocabulary, stem.numbers, stem.grid
         self.tokens = stem.length if stem.grid is not None else 0
+        if isinstance(stem, Patches):
+            self.map_strides = grid_strides(max(stem.patch))
+            self.map_widths = (width,) * len(self.map_strides)
         self.positions = nn.Parameter(torch.zeros(stem.length, width)) if positions == "learned" else None
         self.blocks = nn.ModuleList(Block(width, heads, dropout, causal) for _ in range(depth))
         self.norm = nn.LayerNorm(width)

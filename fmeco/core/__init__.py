@@ -19,6 +19,7 @@ from fmeco.core.data import (
     Wrapped,
     decode_rule,
 )
+from fmeco.core.feature_maps import grid_strides, map_size, resample
 from fmeco.core.geometry import IGNORED, fit, pad, standardize
 from fmeco.core.modality import same_modality
 from fmeco.core.model import (
@@ -148,9 +149,11 @@ __all__ = [
     "decode_rule",
     "fit",
     "geometry",
+    "grid_strides",
     "known",
     "library_errors",
     "listing",
+    "map_size",
     "matching",
     "mix",
     "mix_numbers",
@@ -158,6 +161,7 @@ __all__ = [
     "nfc",
     "pad",
     "parameter_groups",
+    "resample",
     "same_modality",
     "say",
     "seed_torch",
