@@ -32,7 +32,7 @@ def build(
     spec: DataSpec,
     *,
     target: Annotated[str, Doc("name of the dataset's target to learn")] = "boxes",
-    width: Annotated[int, Doc("channels of the feature pyramid and of the head, a multiple of 16"), Ge(16)] = 128,
+    width: Annotated[int, Doc("channels of the feature pyramid and of the head, a multiple of 16"), Ge(16)] = 96,
     depth: Annotated[int, Doc("convolutions of the head before the last"), Ge(1), Le(8)] = 2,
     score: Annotated[float, Doc("smallest score of a predicted object"), Gt(0), Lt(1)] = 0.3,
     nms: Annotated[

@@ -44,7 +44,7 @@ def build(
     spec: DataSpec,
     *,
     target: Annotated[str, Doc("name of the dataset's target to learn")] = "mask",
-    width: Annotated[int, Doc("channels of the decoder, a multiple of 16"), Ge(16)] = 128,
+    width: Annotated[int, Doc("channels of the decoder, a multiple of 16"), Ge(16)] = 64,
     dropout: Annotated[float, Doc("dropout before the last layer"), Ge(0), Lt(1)] = 0.1,
     dice: Annotated[float, Doc("weight of the Dice loss, beside cross-entropy"), Ge(0)] = 0.0,
     focal: Annotated[
