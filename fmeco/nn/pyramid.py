@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fmeco.core.model import Backbone
+
 GROUP = 16  # channels per group of a group norm, which does not depend on the other images of a batch
 
 
@@ -42,3 +44,9 @@ def conv_block(width: int, stride: int = 1) -> nn.Sequential:
 def resized_like(x: Tensor, like: Tensor) -> Tensor:
     """Resize a map (B, C, h, w) to the height and width of another one."""
     return F.interpolate(x, like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def freeze_unmapped(backbone: Backbone) -> None:
+    """Freeze the parameters that the feature maps do not depend on: without gradients, DDP would wait for them for ever."""
+    for name in backbone.unmapped:
+        backbone.get_parameter(name).requires_grad_(False)

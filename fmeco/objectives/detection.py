@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fmeco.core import Backbone, Batch, ConfigError, DataSpec, Doc, Ge, Gt, Inputs, Le, Loss, Lt, Objective
 from fmeco.nn.detection import average_precision, fcos
-from fmeco.nn.pyramid import GROUP, FeaturePyramid, conv_block
+from fmeco.nn.pyramid import GROUP, FeaturePyramid, conv_block, freeze_unmapped
 
 DEFAULT_FOR = ("boxes",)  # kinds of targets
 ANSWERING = ("score", "nms", "most")  # keys that `predict --set` may change
@@ -98,6 +98,7 @@ class Detection(Objective):
         most: int,
     ) -> None:
         super().__init__()
+        freeze_unmapped(backbone)
         self.backbone, self.classes, self.rider = backbone, classes, rider
         self.score, self.nms, self.most = score, nms, most
         strides = backbone.map_strides

@@ -30,7 +30,7 @@ from fmeco.core import (
     listing,
     nearest,
 )
-from fmeco.nn.pyramid import GROUP, FeaturePyramid, conv_block, resized_like
+from fmeco.nn.pyramid import GROUP, FeaturePyramid, conv_block, freeze_unmapped, resized_like
 
 DEFAULT_FOR = ("mask",)  # kinds of targets
 
@@ -143,6 +143,7 @@ class Segmentation(Objective):
         test_flip: bool,
     ) -> None:
         super().__init__()
+        freeze_unmapped(backbone)
         self.backbone, self.classes, self.rider, self.side = backbone, classes, rider, side
         self.dice, self.focal, self.overlap, self.test_flip = dice, focal, overlap, test_flip
         self.decoder = Decoder(backbone.map_widths, width, dropout)
