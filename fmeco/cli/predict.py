@@ -32,7 +32,9 @@ def predict(
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Files, folders, or tables.")],
     output: Annotated[
         Path | None,
-        typer.Option(help="A .csv or .jsonl file to write, or a folder for masks (default: CSV on stdout)."),
+        typer.Option(
+            help="A .csv or .jsonl file to write, .json for objects in COCO form, or a folder for masks and drawings (default: CSV on stdout)."
+        ),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="A .png file to draw forecasts in.")] = None,
     set_: Annotated[

@@ -111,7 +111,42 @@ def _jsonl_file(rows: Rows, path: Path) -> None:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in in_cells(rows))
 
 
+def _coco_file(rows: Rows, path: Path) -> None:
+    """Write detected objects as a dataset of COCO, https://cocodataset.org/#format-data: images, annotations with scores, categories.
+
+    Raises ConfigError for rows that are not objects with a place.
+    """
+    if any(column not in row for row in rows for column in PLACE):
+        raise ConfigError(f"{path.suffix} is for detected objects", "write other predictions to a .csv or .jsonl file")
+    files = {name: number for number, name in enumerate(dict.fromkeys(row["input"] for row in rows), 1)}
+    found = [row for row in rows if row["left"] is not None]
+    names = {name: number for number, name in enumerate(sorted({row["prediction"] for row in found}), 1)}
+    annotations = []
+    for number, row in enumerate(found, 1):
+        left, top, right, bottom = (row[column] for column in PLACE)
+        annotations.append(
+            {
+                "id": number,
+                "image_id": files[row["input"]],
+                "category_id": names[row["prediction"]],
+                "bbox": [left, top, round(right - left, 2), round(bottom - top, 2)],
+                "area": round((right - left) * (bottom - top), 2),
+                "iscrowd": 0,
+                "score": row["probability"],
+            }
+        )
+    body = {
+        "images": [{"id": number, "file_name": name} for name, number in files.items()],
+        "annotations": annotations,
+        "categories": [{"id": number, "name": name} for name, number in names.items()],
+    }
+    path.write_text(json.dumps(body, ensure_ascii=False), encoding="utf-8", errors=ERRORS)
+
+
+PLACE = ("left", "top", "right", "bottom")  # columns of an object, in pixels
+
 WRITERS: dict[str, Callable[[Rows, Path], None]] = {
     ".csv": _csv_file,
     ".jsonl": _jsonl_file,
+    ".json": _coco_file,
 }

@@ -30,7 +30,7 @@ def predict(
     """Predict inputs. Returns rows as `Model.predict` does.
 
     inputs: as for `Model.predict`.
-    output: .csv or .jsonl file to write the rows to; or, for answers that lie on images, a folder to write them to, a file per
+    output: .csv, .jsonl or (objects, as COCO) .json file to write the rows to; or, for answers that lie on images, a folder to write them to, a file per
         image, with the other answers in index.csv.
     plot: .png file to draw them in, if the dataset plug-in can.
     force: replace existing files.
