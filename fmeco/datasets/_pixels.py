@@ -30,7 +30,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_ACROSS = {Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90}
+ACROSS = {Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90}
 # PNG files of image generators hold more than Pillow's limit of 1 MB of text, and cameras larger profiles.
 PngImagePlugin.MAX_TEXT_CHUNK = 1 << 24
 # Set once per process, because all threads share the filters of `warnings`. MAX_PIXELS limits the size instead.
@@ -96,11 +96,16 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 
 def upright_size(path: str) -> tuple[int, int]:
     """Return the width and height of a file's picture as `upright` turns it. Raises DataError that names the file."""
+    return size_and_turn(path)[0]
+
+
+def size_and_turn(path: str) -> tuple[tuple[int, int], Image.Transpose | None]:
+    """Return what `upright_size` and `turn_of` do, from one look at the file."""
     with opened(path) as image:
         if image.format == "TIFF":
             image.load()
-        width, height = image.size
-        return (height, width) if _turn(image) in _ACROSS else (width, height)
+        (width, height), turn = image.size, _turn(image)
+        return (height, width) if turn in ACROSS else (width, height), turn
 
 
 def turn_of(path: str) -> Image.Transpose | None:

@@ -63,6 +63,7 @@ class Plugin:
     qualified: bool  # a config must write PLUGIN/NAME, never NAME alone
     open: bool  # accepts PLUGIN/ANYTHING; `names` is not complete
     folders: bool  # reads a folder that holds files of `files`
+    own_folders: bool  # as `tables`, for any --dataset FOLDER
     tables: bool  # if a checkpoint's dataset is this one, it also reads any --dataset TABLE used with the checkpoint
     renamed: Mapping[str, str]  # old key -> new key
     paths: tuple[str, ...]  # keys that are files or folders
@@ -330,6 +331,7 @@ def _read(kind: str, name: str, file: Path, module: str) -> Plugin:
         qualified=bool(literal(tree, "QUALIFIED", file)),
         open=bool(literal(tree, "OPEN", file)),
         folders=bool(literal(tree, "FOLDERS", file)),
+        own_folders=bool(literal(tree, "OWN_FOLDERS", file)),
         tables=bool(literal(tree, "TABLES", file)),
         renamed=literal(tree, "RENAMED", file) or {},
         paths=tuple(

@@ -39,6 +39,16 @@ def rows_of_images() -> dict[str, Any]:
     return {"dataset": {"name": "csv_images", **keys}, "backbone": {"name": "mlp", "hidden": [8]}}
 
 
+def rows_of_boxes() -> dict[str, Any]:
+    photos(Path(), ("blue", "red"))
+    found = [(f"{c}/{i:02}.png", i, c) for c in ("blue", "red") for i in range(12)]
+    table("first.csv", "file,l,t,r,b,kind", [f"{file},{i},2,{i + 9},20,{c}" for file, i, c in found])
+    table("other.csv", "kind,b,r,t,l,file", [f"{c},20,{i + 9},2,{i},{file}" for file, i, c in found])
+    keys = {"image_column": "file", "box_columns": list("ltrb"), "label_column": "kind", "image_size": 32}
+    task = {"backbone": {"name": "cnn", "widths": [8, 8]}, "objective": {"name": "detection", "width": 16, "depth": 1}}
+    return {"dataset": {"name": "boxes", **keys}, **task}
+
+
 def rows_of_recordings() -> dict[str, Any]:
     pytest.importorskip("soundfile")
     found = sorted(tones(Path("t")).rglob("*.wav"))
@@ -76,6 +86,7 @@ def rows_of_events() -> dict[str, Any]:
 TABLES: dict[str, Callable[[], dict[str, Any]]] = {
     "csv_table": rows_of_numbers,
     "csv_images": rows_of_images,
+    "boxes": rows_of_boxes,
     "audio": rows_of_recordings,
     "text": rows_of_texts,
     "series": rows_of_series,

@@ -154,6 +154,13 @@ def make_files(name: str, folder: Path) -> dict[str, Any]:
         found = [(i, c) for c in ("blue", "red") for i in range(10)]
         rows = [{"path": f"{c}/{i:02}.png", "label": c, **answers(i)} for i, c in found]
         return {"path": table(folder / "t.csv", rows), "image_size": 16}
+    if name == "boxes":
+        photos(folder, ("blue", "red"), each=10)
+        found = [(i, c) for c in ("blue", "red") for i in range(10)]
+        rows = [
+            {"path": f"{c}/{i:02}.png", "xmin": i, "ymin": 3, "xmax": i + 12, "ymax": 20, "label": c} for i, c in found
+        ]
+        return {"path": table(folder / "t.csv", rows), "image_size": 16}
     if name == "csv_table":
         rows = [{"n": i, "c": "xyz"[i % 3], "m": i * 0.5 if i % 7 else "", "label": "ab"[i % 2]} for i in range(40)]
         return {"path": table(folder / "t.csv", rows)}
