@@ -24,7 +24,8 @@ def dense_spec(known: DataSpec | None, pixels: Pixels) -> DataSpec:
     """
     if known is not None and "windows" not in known.preprocessing:
         prep = {k: v for k, v in known.preprocessing.items() if k not in ("crop_share", "crop_rounding")}
-        prep |= {"fit": pixels.fit or "letterbox", "resize": prep["size"]}
+        whole = "letterbox" if decode_rule(known) > 1 else "crop"  # which the first rule does not have
+        prep |= {"fit": pixels.fit or whole, "resize": prep["size"]}
         known = dataclasses.replace(known, preprocessing=prep)
     elif known is None and pixels.fit is None:
         pixels = dataclasses.replace(pixels, fit="letterbox")

@@ -36,6 +36,8 @@ from fmeco.files import replacing
 
 MODALITY = "image"
 LAYOUT = ("image_column", "mask_column", "split_column?", "images", "masks", "classes", "ignore")
+FILES = (".csv", ".tsv", ".parquet")
+OWN_FOLDERS = True
 MASKS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm")  # formats that keep values
 NAMED = 5  # files in a message
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from fmeco.assembly.data import described
 from fmeco.assembly.optimizer import build_optimizer
@@ -154,6 +155,14 @@ def make_files(name: str, folder: Path) -> dict[str, Any]:
         found = [(i, c) for c in ("blue", "red") for i in range(10)]
         rows = [{"path": f"{c}/{i:02}.png", "label": c, **answers(i)} for i, c in found]
         return {"path": table(folder / "t.csv", rows), "image_size": 16}
+    if name == "masks":
+        photos(folder / "images", ("blue", "red"), each=10)
+        for path in sorted((folder / "images").rglob("*.png")):
+            mask = folder / "masks" / path.relative_to(folder / "images")
+            mask.parent.mkdir(parents=True, exist_ok=True)
+            with Image.open(path) as image:
+                Image.new("L", image.size, int(path.parent.name == "red")).save(mask)
+        return {"path": str(folder), "image_size": 16}
     if name == "boxes":
         photos(folder, ("blue", "red"), each=10)
         found = [(i, c) for c in ("blue", "red") for i in range(10)]
@@ -320,6 +329,8 @@ def serves(objective: str, targets: Mapping[str, Target]) -> bool:
     kinds = {target.kind for target in targets.values()}
     if objective == "multi_task":
         return bool(kinds) and kinds <= {"class", "multilabel", "number"}
+    if needed := {*plugins("objectives")[objective].default_for} & {"mask", "boxes"}:
+        return bool(kinds & needed)
     if objective == "supcon":
         return "class" in kinds
     if objective == "forecast":
