@@ -283,7 +283,10 @@ def test_backbone(arch: str, channels: int) -> None:
     sweep.keeps_the_contract(arch, channels, SIZES.get(arch, 32))
 
 
-LABELLED = [name for name in plugins("objectives") if name not in ("mask", "next", "distill", "forecast", *PAIRS)]
+ON_IMAGES = ("segmentation", "detection")  # objectives whose answers lie on images; they have tests of their own
+LABELLED = [
+    name for name in plugins("objectives") if name not in ("mask", "next", "distill", "forecast", *ON_IMAGES, *PAIRS)
+]
 KINDS = ["digits", "audio", "text", "events", "csv_table", "series"]  # a dataset of each modality
 SAID = "audio transcripts"
 # Data by the targets that it has: the dataset, and further options where it is a table with a column of each kind.
@@ -329,8 +332,8 @@ def serves(objective: str, targets: Mapping[str, Target]) -> bool:
     kinds = {target.kind for target in targets.values()}
     if objective == "multi_task":
         return bool(kinds) and kinds <= {"class", "multilabel", "number"}
-    if needed := {*plugins("objectives")[objective].default_for} & {"mask", "boxes"}:
-        return bool(kinds & needed)
+    if objective in ON_IMAGES:
+        return bool(kinds & {*plugins("objectives")[objective].default_for})
     if objective == "supcon":
         return "class" in kinds
     if objective == "forecast":
