@@ -54,13 +54,15 @@ def check(config: RunConfig, *, profile: bool = False) -> dict[str, Any]:
     step_seconds = min(_steps(training, optimizer, STEPS + 1)[1:])
     costs = _profile(training, optimizer, Path(time.strftime("profile-%Y%m%d-%H%M%S.json"))) if profile else None
     total = None if training.config.train.budget else training.total
+    loaded = training.model.report
     weights = sum(t.numel() * t.element_size() for t in training.objective.state_dict().values())
     return {
         "config": training.config.to_dict(),
         **_about_data(training, bad),
         **_about_parameters(training, phases, section.options, automatic),
         "files": [file.to_json() for file in files],
-        "transplant": training.model.report.lines() if training.model.report else [],
+        "transplant": loaded.lines("--json") if loaded is not None else [],
+        "pairs": dict(loaded.pairs) if loaded is not None else {},
         "steps": total,
         "steps_per_epoch": training.loader.steps_per_epoch,
         "step_seconds": round(step_seconds, 4),

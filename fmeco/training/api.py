@@ -286,6 +286,8 @@ def _run(
     ranks.from_first(lambda: str(rehearse(run / "checkpoints")))
     with _log(run, config, ranks, resumed, resuming) as log:
         training = assemble(config, data=data, backbone=backbone, resumed=resumed, ranks=ranks)
+        if ranks.first and not resuming:
+            _write_transplant(run, training)
         preparing_began = time.monotonic()
         if resumed is None:
             training = with_solved_head(training)
@@ -294,8 +296,6 @@ def _run(
         preparing_seconds = time.monotonic() - preparing_began
         if ranks.first:
             write_config(run, sealed(training.config.to_yaml()))
-            if not resuming:
-                _write_transplant(run, training)
         session = _begin(run, training, log, stop)
         if resumed is not None:
             _restore(session, resumed, longer)
@@ -329,9 +329,10 @@ def _write_transplant(run: Path, training: Training) -> None:
     """Log what was loaded from the source, and write the full report to transplant.json."""
     transplanted = training.model.report
     if transplanted is not None:
-        for line in transplanted.lines():
+        file = run / "transplant.json"
+        for line in transplanted.lines(str(file)):
             say(line)
-        with replacing(run / "transplant.json") as temporary:
+        with replacing(file) as temporary:
             temporary.write_text(json.dumps(transplanted.to_json(), indent=1) + "\n", "utf-8")
 
 

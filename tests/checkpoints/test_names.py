@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import fmeco as api
 from fmeco.checkpoints.foreign import names
 from fmeco.checkpoints.foreign.files import read_foreign
-from fmeco.checkpoints.transplant import Naming, transplant
+from fmeco.checkpoints.transplant import PAIRS, Naming, transplant
 from fmeco.config.load import read_config
 from fmeco.core import Backbone, Features, Inputs
 from fmeco.errors import CheckpointError, ConfigError
@@ -100,8 +100,14 @@ def test_order_is_proposed_taken_when_asked_and_only_where_all_agrees() -> None:
     assert report.share == 1.0
     assert len(report.pairs) == len(before)
     assert report.left_out == ["op120.weight", "op121.bias"]
-    assert "    op0.weight -> conv1.weight" in report.lines()
-    assert sum(" -> " in line for line in report.lines()) == len(before)
+    shown = report.lines("FILE")
+    pairs = [line.split() for line in shown if " -> " in line]
+    assert len(pairs) == 2 * PAIRS
+    assert pairs[0] == ["op0.weight", "->", "conv1.weight"]
+    assert pairs[-1] == ["op119.num_batches_tracked", "->", "layer4.1.bn2.num_batches_tracked"]
+    assert f"    ... and {len(before) - 2 * PAIRS} more" in shown
+    assert f"  {len(before)} tensors paired by order: `fmeco check` shows how" in report.lines()
+    assert not any(" -> " in line for line in report.lines()), "commands other than check and finetune say one line"
     without = {name: t for name, t in renamed.items() if "num_batches" not in name}
     assert transplant(build("resnet18"), without, source="x", naming=order).share == 1.0
     one = build("resnet18")
