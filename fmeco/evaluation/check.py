@@ -36,7 +36,8 @@ def check(config: RunConfig, *, profile: bool = False) -> dict[str, Any]:
 
     profile: also trace a few steps, and report what they cost. This writes profile-TIME.json into the current folder.
 
-    Returns the plan: config, samples, parameters, groups, steps, seconds, memory and disk.
+    Returns the plan: config, samples, parameters, groups, steps, seconds, memory and disk. If it says `only_solves`, the
+    steps are for a head that turns out to have no direct solution.
 
     Raises the error that the run would end with; for unreadable samples one DataError that lists them.
     """
@@ -63,6 +64,7 @@ def check(config: RunConfig, *, profile: bool = False) -> dict[str, Any]:
         "files": [file.to_json() for file in files],
         "transplant": loaded.lines("--json") if loaded is not None else [],
         "pairs": dict(loaded.pairs) if loaded is not None else {},
+        "only_solves": training.model.only_solves,
         "steps": total,
         "steps_per_epoch": training.loader.steps_per_epoch,
         "step_seconds": round(step_seconds, 4),

@@ -54,9 +54,10 @@ def stored(training: Training, epochs: float) -> tuple[Data, Augment] | None:
         say(f"precomputed features would need {needed / 1e9:.0f} GB of memory: computing them in every epoch instead")
         return None
     began = time.monotonic()
+    solved_on = training.train_vectors if place is None and not augments else None
     views_values = [
-        training.train_vectors
-        if training.train_vectors is not None and place is None and not augments
+        solved_on
+        if solved_on is not None
         else extractor.values(
             train, "train", (training.model.augment, training.config.augment, view) if augments else None
         )
@@ -69,8 +70,9 @@ def stored(training: Training, epochs: float) -> tuple[Data, Augment] | None:
         return None
     values = views_values[0][:, None] if views == 1 else torch.stack(views_values, 1)  # type: ignore[index,arg-type]
     seconds = time.monotonic() - began
+    done = f"{len(val or ()):,} validation" if solved_on is not None else f"{len(train):,}"
     say(
-        f"{'the backbone' if place is None else 'part of the backbone'} is frozen: computed its features of {len(train):,} samples"
+        f"{'the backbone' if place is None else 'part of the backbone'} is frozen: computed its features of {done} samples"
         f"{f', {views} views each,' if views > 1 else ''} in {seconds:.1f} s"
     )
     product.rest = place.rest if place is not None else None

@@ -294,6 +294,9 @@ def _say_where_time_went(s: Session) -> None:
     state = s.state
     shares = {f"{what}_share": seconds / max(state.seconds, 1e-9) for what, seconds in state.spent.items()}
     shares = {"compute_share": max(0.0, 1 - sum(shares.values())), **shares}
+    if not state.samples:
+        say(f"{state.seconds:.1f} s, without training steps")
+        return
     training = state.seconds - state.spent["evaluate"] - state.spent["save"]
     rate = state.samples / max(training, 1e-9)
     s.log.write("time", state.step, s.epoch, {**shares, "samples_per_second": rate})

@@ -251,6 +251,18 @@ def test_a_head_that_cannot_be_solved_is_trained_alone_first(tmp_path: Path) -> 
     assert not (run / "checkpoints/step-00000000").is_dir()
 
 
+def test_a_run_announces_the_steps_that_it_takes(source: Path, fmeco: Callable[..., Any]) -> None:
+    data = ("--from", source, "--dataset", "digits", "--set", "dataset.classes=[0,1,2]")
+    probe = fmeco("finetune", *data, "--set", "transfer=probe", "--out", "run")
+    assert probe.code == 0, probe.err
+    assert "samples; no training steps: the solved head is the result; " in probe.err
+    assert "steps per epoch" not in probe.err
+    assert "samples/s" not in probe.err
+    assert "steps      none: the head is solved" in fmeco("check", *data, "--set", "transfer=probe").out
+    trained = fmeco("finetune", *data, "--set", "transfer=full", "--set", "train.epochs=2", "--out", "full")
+    assert " steps (2 epochs), " in trained.err
+
+
 def test_keys_of_a_strategy_without_its_name_are_refused(source: Path) -> None:
     with pytest.raises(ConfigError, match=r"transfer: names no strategy.*backbone_lr.*write `strategy"):
         read_config({"dataset": DATA, "transfer": {"backbone_lr": 0.1}}, stage="finetune", ref=source)
