@@ -92,6 +92,12 @@ class RunModel:
     report: Report | None
     origin: Origin
 
+    @property
+    def only_solves(self) -> bool:
+        """Whether the run takes no step: its only phase fits a head that the objective solves, unless that fails."""
+        can_solve = type(self.objective).solve is not Objective.solve
+        return self.transfer.penalties is not None and len(self.transfer.phases) == 1 and can_solve
+
 
 @dataclass(frozen=True)
 class Measures:

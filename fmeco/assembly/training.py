@@ -68,7 +68,8 @@ def prepare_training(model: RunModel) -> Training:
     objective.begin()
     constraint = _constraint(model)
     epochs, total = _length(config.train, config.stage, loader.steps_per_epoch)
-    precision_name = _precision(config.train, loader, objective, total, ranks)
+    # A head that is solved takes no step, so that a benchmark of steps would be in vain.
+    precision_name = _precision(config.train, loader, objective, 0 if model.only_solves else total, ranks)
     reading = _reading(config.train, loader, objective, precision_name, ranks)
     if config.train.compile:
         objective.backbone.compile()
@@ -166,7 +167,6 @@ def _length(train: Train, stage: str, per_epoch: int) -> tuple[float | None, int
     if train.epochs is not None:
         return train.epochs, max(1, round(train.epochs * per_epoch))
     epochs = 10.0 if stage == "pretrain" else float(min(50, max(10, -(-FINETUNE_STEPS // per_epoch))))
-    say(f"training for {epochs:g} epochs of {per_epoch} steps")
     return epochs, max(1, round(epochs * per_epoch))
 
 

@@ -87,8 +87,10 @@ def _plan(plan: Mapping[str, Any]) -> str:
         rows.append(["group", f"{phase}{tensors}, lr {rate}, decay {group['decay']:g}"])
     steps = "as many as fit in the budget" if plan["steps"] is None else plan["steps"]
     step_time = f"{plan['step_seconds'] * 1000:.0f} ms each on {plan['device']} in {plan['precision']}"
-    rows.append(["steps", f"{steps}, {plan['steps_per_epoch']} per epoch, {step_time}"])
-    if (seconds := plan["train_seconds"]) is not None:
+    length = f"{steps}, {plan['steps_per_epoch']} per epoch, {step_time}"
+    solves = "none: the head is solved on frozen features; if it cannot be, "
+    rows.append(["steps", (solves if plan["only_solves"] else "") + length])
+    if (seconds := plan["train_seconds"]) is not None and not plan["only_solves"]:
         length = f"{seconds / 60:.1f} minutes" if seconds > 90 else f"{seconds:.0f} seconds"
         rows.append(["time", f"about {length} of training"])
     rows += [

@@ -36,13 +36,14 @@ STEPS = 3  # timed steps, after one for warm-up
 def check(config: RunConfig, *, profile: bool = False, pictures: Path | None = None) -> dict[str, Any]:
     """Build the parts of a run, read every sample, and time a few steps.
 
-    profile: also trace a few steps, and report what they cost. This writes profile-TIME.json into the current folder.
+        profile: also trace a few steps, and report what they cost. This writes profile-TIME.json into the current folder.
 
     pictures: PNG file to draw augmented training samples in.
 
-    Returns the plan: config, samples, parameters, groups, steps, seconds, memory and disk.
+    Returns the plan: config, samples, parameters, groups, steps, seconds, memory and disk. If it says `only_solves`, the
+    steps are for a head that turns out to have no direct solution.
 
-    Raises the error that the run would end with; for unreadable samples one DataError that lists them.
+        Raises the error that the run would end with; for unreadable samples one DataError that lists them.
     """
     announce(files := needed(config))
     check_place("--pictures", pictures, (".png",), force=True)
@@ -62,13 +63,16 @@ def check(config: RunConfig, *, profile: bool = False, pictures: Path | None = N
     step_seconds = min(_steps(training, optimizer, STEPS + 1)[1:])
     costs = _profile(training, optimizer, Path(time.strftime("profile-%Y%m%d-%H%M%S.json"))) if profile else None
     total = None if training.config.train.budget else training.total
+    loaded = training.model.report
     weights = sum(t.numel() * t.element_size() for t in training.objective.state_dict().values())
     return {
         "config": training.config.to_dict(),
         **_about_data(training, bad),
         **_about_parameters(training, phases, section.options, automatic),
         "files": [file.to_json() for file in files],
-        "transplant": training.model.report.lines() if training.model.report else [],
+        "transplant": loaded.lines("--json") if loaded is not None else [],
+        "pairs": dict(loaded.pairs) if loaded is not None else {},
+        "only_solves": training.model.only_solves,
         "steps": total,
         "steps_per_epoch": training.loader.steps_per_epoch,
         "step_seconds": round(step_seconds, 4),
