@@ -71,6 +71,8 @@ def train(s: Session) -> None:
         try:
             _phase(s, pace, clock, agree, bar)
             while not state.finished and not pace.last:
+                if state.source is None and s.training.model.transfer.penalties is not None:
+                    state.source = state.best  # of a head that has no direct solution, and was trained alone
                 state.phase_start, state.phase_history, state.waited = pace.position, len(state.history), 0
                 enter(state.phase + 1)
                 _phase(s, pace, clock, agree, bar)
