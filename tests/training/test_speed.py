@@ -296,7 +296,7 @@ def test_shift_and_colour_equal_the_slow_way() -> None:
     x = torch.randint(0, 256, (6, 3, 9, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     keys = mix(3, torch.arange(6))
     mirrored = torch.tensor([True, False] * 3)
-    got = module._shifted(x, keys, 2, mirrored)
+    got = module._shifted({"image": x}, {}, keys, 2, mirrored)["image"]
     padded = torch.nn.functional.pad(x.float(), (2, 2, 2, 2), mode="reflect").to(torch.uint8)
     for i in range(6):
         down, right = (int(uniform(keys, stream)[i] * 5) for stream in (10, 11))
