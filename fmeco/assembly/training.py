@@ -59,7 +59,7 @@ def prepare_training(model: RunModel) -> Training:
     """Prepare a model for training, and fill in what the config leaves to `auto`, by benchmarks if need be."""
     config, objective, data, ranks = model.config, model.objective, model.run_data.data, model.run_data.run_source.ranks
     device = choose_device(config.train, ranks)
-    batch_size = _batch_size(config.train, len(data.split("train")))
+    batch_size = _batch_size(config.train, objective, len(data.split("train")))
     loader = _loader(model, batch_size, device)
     optimizer = _scaled(_backbone_rate(model), config.train.lr_for_batch, loader.batch_size)
     _place(model, loader)
@@ -109,9 +109,9 @@ def choose_device(train: Train, ranks: Ranks) -> torch.device:
     return torch.device(kind, ranks.local) if kind == "cuda" else torch.device(kind)
 
 
-def _batch_size(train: Train, samples: int) -> int | Literal["full"]:
-    """Return the configured samples per step; for `auto`, a fifth of the samples within 16 and 64."""
-    return min(64, max(16, samples // 5)) if train.batch_size == "auto" else train.batch_size
+def _batch_size(train: Train, objective: Objective, samples: int) -> int | Literal["full"]:
+    """Return the configured samples per step; for `auto`, the objective's, else a fifth of the samples within 16 and 64."""
+    return (objective.batch_size or min(64, max(16, samples // 5))) if train.batch_size == "auto" else train.batch_size
 
 
 def _loader(model: RunModel, batch_size: int | Literal["full"], device: torch.device) -> Loader:

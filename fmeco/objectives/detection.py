@@ -76,6 +76,7 @@ class Found(NamedTuple):
 
 
 class Detection(Objective):
+    batch_size = 8  # each place is a term of the loss: more steps help more than more images in each
     directions: Mapping[str, Literal["max", "min"]] = {
         "map": "max",
         "map50": "max",

@@ -46,7 +46,7 @@ def build(
     target: Annotated[str, Doc("name of the dataset's target to learn")] = "mask",
     width: Annotated[int, Doc("channels of the decoder, a multiple of 16"), Ge(16)] = 64,
     dropout: Annotated[float, Doc("dropout before the last layer"), Ge(0), Lt(1)] = 0.1,
-    dice: Annotated[float, Doc("weight of the Dice loss, beside cross-entropy"), Ge(0)] = 0.0,
+    dice: Annotated[float, Doc("weight of the Dice loss, beside cross-entropy"), Ge(0)] = 1.0,
     focal: Annotated[
         float,
         Doc("gamma of the focal loss, which gives less weight to pixels that are already right; 0 = cross-entropy"),
@@ -120,7 +120,7 @@ class Decoder(nn.Module):
 
 class Segmentation(Objective):
     weights: Tensor | None
-
+    batch_size = 8  # each pixel is a term of the loss: more steps help more than more images in each (docs/LOG.md)
     directions: Mapping[str, Literal["max", "min"]] = {
         "miou": "max",
         "dice": "max",

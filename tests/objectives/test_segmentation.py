@@ -88,7 +88,9 @@ def test_metrics_equal_those_of_all_pixels_counted_one_by_one() -> None:
     )
 
 
-@pytest.mark.parametrize("keys", [{}, {"class_weights": {"road": 3.0}}, {"focal": 2.0}, {"dice": 1.0}])
+@pytest.mark.parametrize(
+    "keys", [{"dice": 0.0}, {"class_weights": {"road": 3.0}, "dice": 0.0}, {"focal": 2.0, "dice": 0.0}, {"dice": 1.0}]
+)
 def test_the_loss_of_each_image_equals_a_plain_reference_and_ignored_pixels_have_none(keys: dict[str, object]) -> None:
     model, data = objective(**keys).eval(), batch()
     logits, mask = model.logits(data.views[0]).detach(), data.views[0]["mask"]
@@ -103,7 +105,7 @@ def test_the_loss_of_each_image_equals_a_plain_reference_and_ignored_pixels_have
         ]
         sums = [weights[c] * (1 - float(p[c])) ** float(keys.get("focal", 0)) * -float(p[c].log()) for c, p in labels]
         wanted += sum(sums) / sum(weights[c] for c, _ in labels)
-        if "dice" in keys:
+        if keys["dice"]:
             each = []
             for c in range(3):
                 both = sum(float(p[c]) for t, p in labels if t == c)
