@@ -132,6 +132,8 @@ def roles_of(objective: Objective) -> Roles:
         )
 
     # The parameters of teachers never learn, and have no role.
+    for name in objective.idle:
+        inside.pop(id(product.get_parameter(name)), None)
     learning = {name: p for name, p in objective.named_parameters() if p.requires_grad or id(p) in inside}
     return {name: role(name, p) for name, p in learning.items()}
 

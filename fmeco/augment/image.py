@@ -142,8 +142,11 @@ class ImageAugment(Augment):
         height, width = inputs["image"].shape[-2:]  # (C, h, w) uint8
         out = dict(inputs)
         if self.crop_scale < 1 or self.scaled:
-            box = _random_box(height, width, self.crop_scale, self.largest, rng)
-            out |= self._cut(inputs, box)
+            # Of images that may have any size, evaluation shows windows of this size: crops are as large on average.
+            in_windows = self.windows and not self.scaled
+            whole = self.size**2 if in_windows else height * width
+            largest = 2 - self.crop_scale if in_windows else self.largest
+            out |= self._cut(inputs, _random_box(height, width, whole, self.crop_scale, largest, rng))
         elif self.windows:
             top, left = rng.randint(0, max(0, height - self.size)), rng.randint(0, max(0, width - self.size))
             out |= self._cut(inputs, (top, left, min(self.size, height), min(self.size, width)))
@@ -269,11 +272,11 @@ class ImageAugment(Augment):
 
 
 def _random_box(
-    height: int, width: int, smallest: float, largest: float, rng: random.Random
+    height: int, width: int, whole: int, smallest: float, largest: float, rng: random.Random
 ) -> tuple[int, int, int, int]:
-    """Choose a random box (top, left, height, width), `smallest` to `largest` of the area and of aspect 3/4 to 4/3."""
+    """Choose a random box (top, left, height, width), `smallest` to `largest` of an area and of aspect 3/4 to 4/3."""
     for _ in range(10):
-        area = height * width * rng.uniform(smallest, largest)
+        area = whole * rng.uniform(smallest, largest)
         ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
         h, w = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
         if 0 < h <= height and 0 < w <= width:

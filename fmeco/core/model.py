@@ -233,6 +233,7 @@ class Objective(nn.Module, ABC):
     probes: names of the probes (knn, linear) that evaluations run on the backbone's vectors by default.
     vectors_only: True if the objective uses inputs only to compute the backbone's vectors; features of a frozen part can then
         be precomputed.
+    idle: names of the backbone's parameters that the loss does not depend on. They require no gradient, and never learn.
     batch_size: samples per step where the config leaves it to `auto`; 0 = by the number of samples.
     directions: metric name -> "max" or "min". The first metric selects the best checkpoint, unless the run has probes (then the first
         probe's metric does) or `evaluate.best` names a metric.
@@ -244,6 +245,7 @@ class Objective(nn.Module, ABC):
     coupled = False
     probes: tuple[str, ...] = ()
     vectors_only = False
+    idle: tuple[str, ...] = ()
     batch_size = 0
     directions: Mapping[str, Literal["max", "min"]] = {}
     about: Mapping[str, str] = {}

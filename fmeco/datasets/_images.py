@@ -85,14 +85,17 @@ def canonical(image: Image.Image, prep: Mapping[str, Any], facts: _pixels.Facts 
             f"{MAX_RESIZED:,} pixels"
         )
     first_rule, facts = prep.get("decode", 1) == 1, facts or _pixels.facts(image)
+    stated = None
     if image.format == "JPEG":
+        if "windows" in prep:  # what lies on the image goes by the size of its file, and not by that of the next line
+            stated = _pixels.upright_size_of(image)
         # Decodes at 1/2, 1/4 or 1/8 of the size if that still leaves this many pixels. With only as many as are wanted, the
         # picture would differ visibly from one that is decoded whole and resized.
         image.draft(mode, _geometry.least(*image.size, prep["resize"], fit, first_rule))
     image = _pixels.eight_bit(_pixels.upright(image), mode, prep, facts)
     pixels = torch.from_numpy(np.array(image, dtype=np.uint8))  # a copy, because torch needs writable memory
     pixels = pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1)  # (C, h, w)
-    size = _geometry.resized(*image.size, prep["resize"], fit, first_rule)
+    size = _geometry.resized(*(stated or image.size), prep["resize"], fit, first_rule)
     if size != (image.height, image.width):
         how = prep["interpolation"]
         # The same resampling as Pillow's, twice as fast; results differ by at most one of 255 levels.

@@ -201,8 +201,16 @@ def given_classes(classes: Sequence[str | int] | Mapping[str, Value | str], igno
     return Classes(tuple(names), values)
 
 
+def ignored(values: Sequence[Value]) -> list[Value]:
+    """Check dataset.ignore. Raises ConfigError that names a value that cannot be meant."""
+    return [_value("", value) for value in values]
+
+
 def _value(name: str, value: Value | str) -> Value:
-    """Read a class's value: a number of 0 to 65535, [red, green, blue] or '#rrggbb'. Raises ConfigError."""
+    """Read the value of a class, or of dataset.ignore (""): a number of 0 to 65535, [red, green, blue] or '#rrggbb'.
+
+    Raises ConfigError.
+    """
     if isinstance(value, str):
         try:
             if len(value) == 7 and value[0] == "#":
@@ -214,9 +222,8 @@ def _value(name: str, value: Value | str) -> Value:
             return value
     elif 0 <= value <= 65535:
         return value
-    raise ConfigError(
-        f"dataset.classes: {clean(name)}: {clean(value)}: expected a number of 0 to 65535, [red, green, blue] or '#rrggbb'"
-    )
+    where = f"dataset.classes: {clean(name)}" if name else "dataset.ignore"
+    raise ConfigError(f"{where}: {clean(value)}: expected a number of 0 to 65535, [red, green, blue] or '#rrggbb'")
 
 
 def found_classes(files: MaskedFiles, ignore: Sequence[Value]) -> Classes:

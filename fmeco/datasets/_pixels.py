@@ -104,8 +104,13 @@ def size_and_turn(path: str) -> tuple[tuple[int, int], Image.Transpose | None]:
     with opened(path) as image:
         if image.format == "TIFF":
             image.load()
-        (width, height), turn = image.size, _turn(image)
-        return (height, width) if turn in ACROSS else (width, height), turn
+        return upright_size_of(image), _turn(image)
+
+
+def upright_size_of(image: Image.Image) -> tuple[int, int]:
+    """Return the width and height of an opened image as `upright` turns it."""
+    width, height = image.size
+    return (height, width) if _turn(image) in ACROSS else (width, height)
 
 
 def turn_of(path: str) -> Image.Transpose | None:

@@ -27,6 +27,7 @@ from fmeco.core import (
     clean,
     decode_rule,
     listing,
+    nfc,
 )
 from fmeco.datasets import _columns, _dense, _file_tables, _files, _images, _masks, _splits, _stored
 from fmeco.datasets.image_folder import read as read
@@ -71,7 +72,12 @@ def build(
             "or {sky: '#4682b4'}; null = the checkpoint's, else the values of the training masks"
         ),
     ] = None,
-    ignore: Annotated[list[int | list[int]], Doc("values of pixels that have no class, such as [255]")] = [],
+    ignore: Annotated[
+        list[int | list[int]] | None,
+        Doc(
+            "values of pixels that have no class, such as [255]; null = the checkpoint's, or none without a checkpoint"
+        ),
+    ] = None,
     limit: Annotated[int | None, Doc("number of images to train on; null = all"), Ge(1)] = None,
     splitting: Annotated[Splitting, Without("classes", "limit_per_class", "limit_seed")] = Splitting(),
     pixels: Pixels = Pixels(),
@@ -85,13 +91,16 @@ def build(
         found = _in_folders(known, whole, path, images, masks, notes)
     parts, groups = _dense.divided(found, whole, splitting, path)
     first = next(iter(parts.values()))
-    chosen = _classes(known, classes, ignore, first)
+    if ignore is None:  # a new task of a checkpoint has masks of its own
+        ignore = known.preprocessing["ignore"] if known is not None and "mask" in known.targets else []
+    left_out = _masks.ignored(ignore)
+    chosen = _classes(known, classes, left_out, first)
     target = Target("mask", chosen.names, input="mask")
     side = spec.preprocessing["size"]
     spec = dataclasses.replace(
         spec,
         inputs={**spec.inputs, "mask": InputSpec((side, side), "uint8", rides="image", form="mask")},
-        preprocessing={**spec.preprocessing, "values": chosen.values, "ignore": list(ignore)},
+        preprocessing={**spec.preprocessing, "values": chosen.values, "ignore": left_out},
         reader="masks",
     )
     rows = [
@@ -125,14 +134,14 @@ def _classes(
             return _masks.Classes(old.classes, list(known.preprocessing["values"]))
         return _masks.found_classes(files, ignore)
     chosen = _masks.given_classes(classes, ignore)
-    if old is None or old.classes == chosen.names:
+    if old is None:
         return chosen
-    if strange := [name for name in chosen.names if name not in old.classes]:
+    values, theirs = dict(zip(nfc(chosen.names), chosen.values, strict=True)), nfc(old.classes)
+    if strange := [name for name in values if name not in theirs]:
         raise DataError(f"dataset.classes: {listing(strange)}: not classes of the checkpoint: {listing(old.classes)}")
-    if absent := [name for name in old.classes if name not in chosen.names]:
+    if absent := [name for name in theirs if name not in values]:
         raise DataError(f"dataset.classes: the checkpoint has the class {listing(absent)}, too: say its value")
-    values = dict(zip(chosen.names, chosen.values, strict=True))
-    return _masks.Classes(old.classes, [values[name] for name in old.classes])
+    return _masks.Classes(old.classes, [values[name] for name in theirs])
 
 
 def _present(files: _masks.MaskedFiles) -> Tensor:

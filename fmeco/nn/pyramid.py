@@ -46,7 +46,8 @@ def resized_like(x: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(x, like.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def freeze_unmapped(backbone: Backbone) -> None:
-    """Freeze the parameters that the feature maps do not depend on: without gradients, DDP would wait for them for ever."""
+def freeze_unmapped(backbone: Backbone) -> tuple[str, ...]:
+    """Freeze the parameters that the feature maps do not depend on, for which DDP would wait for ever. Returns their names."""
     for name in backbone.unmapped:
         backbone.get_parameter(name).requires_grad_(False)
+    return tuple(backbone.unmapped)

@@ -13,7 +13,21 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fmeco.core import Backbone, Batch, ConfigError, DataSpec, Doc, Ge, Gt, Inputs, Le, Loss, Lt, Objective
+from fmeco.core import (
+    MISSING_CLASS,
+    Backbone,
+    Batch,
+    ConfigError,
+    DataSpec,
+    Doc,
+    Ge,
+    Gt,
+    Inputs,
+    Le,
+    Loss,
+    Lt,
+    Objective,
+)
 from fmeco.nn.detection import average_precision, fcos
 from fmeco.nn.pyramid import GROUP, FeaturePyramid, conv_block, freeze_unmapped
 
@@ -57,7 +71,7 @@ def build(
         )
     if width % GROUP:
         raise ConfigError(f"objective.width: {width} is not a multiple of {GROUP}")
-    return Detection(backbone, described.classes, described.input, width, depth, score, nms, most)
+    return Detection(backbone, described.classes, target, described.input, width, depth, score, nms, most)
 
 
 class Found(NamedTuple):
@@ -91,6 +105,7 @@ class Detection(Objective):
         self,
         backbone: Backbone,
         classes: tuple[str, ...],
+        target: str,
         rider: str,
         width: int,
         depth: int,
@@ -99,8 +114,8 @@ class Detection(Objective):
         most: int,
     ) -> None:
         super().__init__()
-        freeze_unmapped(backbone)
-        self.backbone, self.classes, self.rider = backbone, classes, rider
+        self.idle = freeze_unmapped(backbone)
+        self.backbone, self.classes, self.target, self.rider = backbone, classes, target, rider
         self.score, self.nms, self.most = score, nms, most
         strides = backbone.map_strides
         self.first = next((at for at, stride in enumerate(strides) if stride >= FINEST), len(strides) - 1)
@@ -136,8 +151,19 @@ class Detection(Objective):
         return Found(torch.cat(scores, 1).float(), torch.cat(distances, 1), torch.cat(centred, 1), at)
 
     def loss(self, batch: Batch) -> Loss:
-        """Compute the sum of the paper's losses (equation 2), with GIoU for the boxes, over the places in objects."""
-        return self.loss_of(self.found(batch.views[0]), batch.views[0][self.rider])
+        """Compute the sum of the paper's losses (equation 2), with GIoU for the boxes, over the places in objects.
+
+        Images of which nobody said what is in them are left out.
+        """
+        found, annotated = self.found(batch.views[0]), self.annotated(batch)
+        known = Found(found.scores[annotated], found.distances[annotated], found.centred[annotated], found.at)
+        return self.loss_of(known, batch.views[0][self.rider][annotated])
+
+    def annotated(self, batch: Batch) -> Tensor:
+        """Return a bool mask (B,) of the images whose objects are known, even if there are none."""
+        value = batch.target[self.target]
+        assert isinstance(value, Tensor)
+        return value != MISSING_CLASS
 
     def loss_of(self, found: Found, boxes: Tensor) -> Loss:
         """Compare the head's answers with the boxes (B, n, 5)."""
@@ -150,7 +176,7 @@ class Detection(Objective):
             + fcos.giou_loss(answered, wanted)
             + fcos.centerness_loss(found.centred[inside], distances[inside])
         )
-        return Loss(total, inside.sum().clamp_min(1))
+        return Loss(total, inside.sum())
 
     def detections(self, found: Found, size: torch.Size, score: float) -> list[fcos.Detections]:
         sizes = torch.tensor([size[-2:]] * len(found.scores), device=found.scores.device)
@@ -166,34 +192,34 @@ class Detection(Objective):
         )
 
     def rows(self, batch: Batch) -> dict[str, Tensor]:
-        """Match each image's detections with its boxes, as `nn/detection/average_precision.py` says, and share out the loss."""
-        view, boxes = batch.views[0], batch.views[0][self.rider]
+        """Match each image's detections with its boxes, as `nn/detection/average_precision.py` says, and compute its loss."""
+        view, boxes, annotated = batch.views[0], batch.views[0][self.rider], self.annotated(batch).tolist()
         found = self.found(view)
-        loss = self.loss_of(found, boxes)
-        matches = []
-        for one, truth in zip(self.detections(found, _size(view), MEASURED_FROM), boxes, strict=True):
-            known = truth[truth[:, 4] > 0]
-            matches.append(
-                average_precision.match(
-                    one.boxes,
-                    one.scores,
-                    one.labels,
-                    known[:, :4],
-                    known[:, 4].long() - 1,
-                    len(self.classes),
-                    most=self.most,
-                )
+        rows = []
+        for at, one in enumerate(self.detections(found, _size(view), MEASURED_FROM)):
+            truth = boxes[at][boxes[at][:, 4] > 0]
+            shown = len(one.boxes) if annotated[at] else 0
+            matched = average_precision.match(
+                one.boxes[:shown],
+                one.scores[:shown],
+                one.labels[:shown],
+                truth[:, :4],
+                truth[:, 4].long() - 1,
+                len(self.classes),
+                most=self.most,
             )
-        share = torch.ones(len(boxes), dtype=torch.float64) / len(boxes)
-        return {
-            **{name: torch.stack([match[name] for match in matches]) for name in matches[0]},
-            "loss": share * float(loss.sum),
-            "places": share * float(loss.count),
-        }
+            only = slice(at, at + 1)
+            alone = Found(found.scores[only], found.distances[only], found.centred[only], found.at)
+            loss = self.loss_of(alone, boxes[only])
+            known = float(annotated[at])
+            rows.append(
+                {**matched, "loss": loss.sum.cpu() * known, "places": torch.as_tensor(loss.count).cpu() * known}
+            )
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
     def metrics(self, rows: dict[str, Tensor]) -> dict[str, float]:
         averages = average_precision.average_precisions(rows)
-        loss = float(rows["loss"].sum() / rows["places"].sum())
+        loss = float(rows["loss"].double().sum() / rows["places"].double().sum().clamp_min(1))
         return {**average_precision.summary(averages, self.classes), "loss": loss}
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:

@@ -143,7 +143,7 @@ class Segmentation(Objective):
         test_flip: bool,
     ) -> None:
         super().__init__()
-        freeze_unmapped(backbone)
+        self.idle = freeze_unmapped(backbone)
         self.backbone, self.classes, self.rider, self.side = backbone, classes, rider, side
         self.dice, self.focal, self.overlap, self.test_flip = dice, focal, overlap, test_flip
         self.decoder = Decoder(backbone.map_widths, width, dropout)
@@ -206,6 +206,13 @@ class Segmentation(Objective):
         if max(image.shape[-2:]) <= self.side:
             return of_part(image)
         return over_windows(image, self.side, self.overlap, len(self.classes), of_part)
+
+    def vector(self, batch: Batch) -> dict[str, Tensor]:
+        """Compute the backbone's vectors (B, D), of the centre of images that are larger than those it was trained on."""
+        name, image = next((name, x) for name, x in batch.views[0].items() if x.ndim == 4)
+        top, left = (max(0, side - self.side) // 2 for side in image.shape[-2:])
+        centre = image[..., top : top + self.side, left : left + self.side]
+        return {"vector": self.product({name: centre}).vector}
 
     def rows(self, batch: Batch) -> dict[str, Tensor]:
         """Count the pixels of each image by class: "hits", "claimed" and "present" (B, C); and compute its loss."""

@@ -124,3 +124,18 @@ def test_an_augmentation_that_leaves_riders_behind_is_refused(name: str) -> None
 def test_a_new_task_gets_no_riders() -> None:
     assert set(SPEC.preprocessing_only().inputs) == {"image"}
     assert set(DataSpec.from_json(SPEC.to_json()).riders) == {"mask", "boxes", "points"}
+
+
+def test_crops_of_images_of_any_size_show_things_as_large_as_windows_do() -> None:
+    windowed = dataclasses.replace(SPEC, inputs={**SPEC.seen, "mask": SPEC.inputs["mask"]})
+    image = dataclasses.replace(windowed.inputs["image"], windows=True)
+    windowed = dataclasses.replace(windowed, inputs={**windowed.inputs, "image": image})
+    augment = choose("augment", {"name": "standard", "color": 0.0}).build(spec=windowed, train=None)
+    stripes = (torch.arange(600)[:, None] // 8 % 2).expand(600, 800).to(torch.uint8)  # 8 pixels wide
+    sample = {"image": (255 * stripes).expand(3, -1, -1), "mask": stripes}
+    widths = []
+    for key in range(40):
+        mask = augment.sample(sample, key)["mask"]
+        assert mask.shape == (SIDE, SIDE)
+        widths.append(SIDE / (1 + int((mask[1:, 0] != mask[:-1, 0]).sum())))
+    assert 7 < sum(widths) / len(widths) < 10

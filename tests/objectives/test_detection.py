@@ -50,10 +50,11 @@ def objective(**keys: object) -> Objective:
     return made
 
 
-def batch(boxes: Tensor) -> Batch:
+def batch(boxes: Tensor, known: Tensor | None = None) -> Batch:
     image = torch.rand(len(boxes), 3, 64, 64, generator=torch.Generator().manual_seed(0))
     keys = torch.zeros(1, len(boxes), dtype=torch.int64)
-    return Batch([{"image": image, "boxes": boxes}], {}, torch.arange(len(boxes)), keys)
+    target = {"boxes": torch.zeros(len(boxes), dtype=torch.int64) if known is None else known}
+    return Batch([{"image": image, "boxes": boxes}], target, torch.arange(len(boxes)), keys)
 
 
 BOXES = torch.tensor([[[8, 8, 40, 40, 1.0], [30, 20, 60, 50, 2]], [[0, 0, 0, 0, 0], [0, 0, 0, 0, 0]]])
@@ -63,12 +64,27 @@ def test_images_without_objects_only_lower_the_scores() -> None:
     model = objective()
     loss = model.loss(batch(BOXES[1:]))
     assert torch.isfinite(loss.sum)
-    assert float(loss.count) == 1
+    assert float(loss.count) == 0  # the step divides by the places in objects of all its images
     loss.sum.backward()
     with_objects = model.loss(batch(BOXES))
     assert float(with_objects.count) > 1
     empty = model.loss(batch(BOXES[1:, :0]))  # no image of the batch has an object
     assert float(empty.sum) == pytest.approx(float(loss.sum), rel=1e-6)
+
+
+def test_the_loss_is_that_of_its_parts_and_leaves_out_images_that_nobody_looked_at() -> None:
+    model = objective()
+    whole = model.loss(batch(BOXES))
+    parts = [model.loss(part) for part in batch(BOXES).split([1, 1])]
+    assert float(whole.sum) == pytest.approx(sum(float(part.sum) for part in parts), rel=1e-5)
+    assert float(whole.count) == sum(float(part.count) for part in parts)
+    unknown = batch(BOXES, torch.tensor([0, -1]))
+    assert float(model.loss(unknown).sum) == pytest.approx(float(parts[0].sum), rel=1e-5)
+    model.eval()
+    with torch.no_grad():
+        rows, first = model.rows(unknown), next(iter(batch(BOXES).split([1, 1])))
+        alone = model.rows(first)
+    assert model.metrics(rows) == pytest.approx(model.metrics(alone))
 
 
 def test_rows_of_single_images_give_the_metrics_of_the_batch() -> None:

@@ -125,6 +125,11 @@ def broken_value() -> None:
             {"classes": {"a": 0, "b": [1, 2, 3]}},
             "all values are numbers, or all are colours",
         ),
+        (
+            lambda: folder(DRAWN["grey"]),
+            {"classes": NAMED, "ignore": [-1]},
+            "dataset.ignore: -1: expected a number of 0 to 65535",
+        ),
         (lambda: folder(DRAWN["grey"]), {"classes": {"a": 0, "b": "#12"}}, "b: #12: expected a number"),
         (
             lambda: Path(folder(DRAWN["grey"]), "masks", "3.png").unlink(),
@@ -221,3 +226,24 @@ def test_a_checkpoints_classes_keep_their_order_and_a_changed_mask_is_read_again
     assert after.stamps is not None
     assert not torch.equal(stamp, after.stamps)
     assert digest != after.digest(0)
+
+
+@pytest.mark.parametrize("fit", ["letterbox", "crop"])
+def test_masks_of_large_jpegs_have_the_size_of_what_is_decoded(fit: str) -> None:
+    """JPEG is decoded at a fraction of its size, which rounds the sides."""
+    draw = np.random.default_rng(0)
+    for i in range(12):
+        height, width = draw.integers(300, 700, 2).tolist()
+        band = np.zeros((height, width), np.uint8)
+        band[height // 3 : height // 2] = 1
+        for part in ("images", "masks"):
+            Path("data", part).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(band * 200).convert("RGB").save(f"data/images/{i}.jpg", quality=95)
+        Image.fromarray(band).save(f"data/masks/{i}.png")
+    samples = masks(classes=["none", "band"], image_size=64, fit=fit).split("train")
+    for i in range(len(samples)):
+        sample = samples[i]
+        assert sample["image"].shape[1:] == sample["mask"].shape
+        inside = sample["mask"] != IGNORED
+        agreed = ((sample["image"][0] > 100).to(torch.uint8) == sample["mask"])[inside]
+        assert agreed.float().mean() > 0.97

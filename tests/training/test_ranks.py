@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import fmeco as api
 from fmeco.checkpoints import format as checkpoint
@@ -156,3 +158,24 @@ def test_two_ranks_share_a_solved_head_beside_one_that_cannot_be_solved(fmeco: C
     measured = fmeco("evaluate", "two", "--split", "val", *sets)
     assert measured.code == 0, measured.err
     assert json.loads(out)["metrics"] == pytest.approx(measured.json["metrics"], rel=1e-5)
+
+
+def test_two_ranks_train_on_feature_maps_that_leave_a_part_of_the_backbone_unused() -> None:
+    """mobilenet_v3_small has a layer behind its maps: DDP fails in its second step if it waits for that layer's gradient."""
+    for i in range(16):
+        for part in ("images", "masks"):
+            Path("data", part).mkdir(parents=True, exist_ok=True)
+        half = np.zeros((64, 64), np.uint8)
+        half[:, : 16 + i] = 1
+        Image.fromarray(half * 200).convert("RGB").save(f"data/images/{i}.png")
+        Image.fromarray(half).save(f"data/masks/{i}.png")
+    config = {
+        "dataset": {"name": "masks", "path": "data", "image_size": 64},
+        "backbone": "mobilenet_v3_small",
+        "objective": {"name": "segmentation", "width": 16},
+        "train": {"epochs": 2, "batch_size": 4, "workers": 0},
+    }
+    child = process("pretrain", write("c.yaml", json.dumps(config)), "--out", "run", "--nproc", "2")
+    out, err = child.communicate(timeout=240)
+    assert child.returncode == 0, (out, err)
+    assert np.isfinite(numbers("run")[-1]["miou"])
