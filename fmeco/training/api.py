@@ -65,6 +65,7 @@ class Result:
     metrics: of that checkpoint.
     seconds: of training.
     directions: "max" for a metric that is better if it is higher, else "min".
+    selects: the metric that selects the best checkpoint.
     """
 
     run: Path
@@ -72,6 +73,7 @@ class Result:
     metrics: dict[str, float]
     seconds: float
     directions: dict[str, str] = field(default_factory=dict)
+    selects: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as a command prints it with --json."""
@@ -388,5 +390,6 @@ def _result(session: Session) -> Result:
         say(f"skipped {len(bad)} samples that could not be read; they are listed in {run / 'bad_samples.txt'}")
     if session.ranks.first:
         report(run)
-    directions = {f"val_{name}": str(way) for name, way in session.training.measures.directions.items()}
-    return Result(run, best.path, dict(best.meta["metrics"]), session.state.seconds, directions)
+    measures = session.training.measures
+    directions = {f"val_{name}": str(way) for name, way in measures.directions.items()}
+    return Result(run, best.path, dict(best.meta["metrics"]), session.state.seconds, directions, measures.best)

@@ -90,7 +90,7 @@ def test_auto_is_the_default_and_writes_down_what_it_chose(source: Path, fmeco: 
     assert answer.code == 0, answer.err
     assert "the head is solved on the frozen features" in answer.err
     assert "epoch 0, step 0" in answer.err
-    assert "the source as it is" in answer.out or "training did not beat it" in answer.out
+    assert "accuracy: the source as it is" in answer.out
     config = parse_yaml(Path("run/config.yaml").read_text(), "")[0]
     assert config["transfer"]["strategy"] == "auto"
     assert config["optimizer"]["lr"] == 5e-4  # what fmeco/backbones/mlp.py says
@@ -249,6 +249,30 @@ def test_a_head_that_cannot_be_solved_is_trained_alone_first(tmp_path: Path) -> 
     assert "has no direct solution: the first part of the run trains the head alone" in (run / "run.log").read_text()
     assert open_checkpoint(run / "checkpoints/last").trainer()["state"]["phase"] == 1
     assert not (run / "checkpoints/step-00000000").is_dir()
+
+
+def test_a_source_that_is_not_beaten_is_the_result_with_both_figures(source: Path, fmeco: Callable[..., Any]) -> None:
+    sets = ("--set", "dataset.classes=[0,1,2]", "--set", "train.epochs=2", "--set", "train.batch_size=16")
+
+    def gain(*keys: str) -> dict[str, Any]:
+        answer = fmeco("finetune", "--from", source, "--dataset", "digits", *sets, *keys, "--out", "run", "--force")
+        assert answer.code == 0, answer.err
+        found: dict[str, Any] = json.loads(Path("run/gain.json").read_text())
+        for text in (answer.out, Path("run/run.log").read_text(), html.unescape(Path("run/report.html").read_text())):
+            assert found["sentence"] in text
+        return found
+
+    worse = gain("--set", "optimizer.lr=0.5", "--set", "evaluate.best=macro_f1")
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    scores = [line["macro_f1"] for line in lines if line["kind"] == "val"]
+    assert (worse["metric"], worse["source"], worse["finetuned"]) == ("macro_f1", scores[0], max(scores[1:]))
+    before, after = f"{scores[0]:.4f}", f"{max(scores[1:]):.4f}"
+    assert f"the source as it is {before} was not beaten: finetuned at best {after}" in worse["sentence"]
+    loss = gain("--set", "optimizer.lr=0.5", "--set", "evaluate.best=loss")
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert loss["finetuned"] == min(line["loss"] for line in lines if line["kind"] == "val" and line["step"] > 0)
+    assert "training ended before it was evaluated" in gain("--set", "optimizer.lr=1e30")["sentence"]
+    assert "no training step was taken" in gain("--set", "transfer=probe")["sentence"]
 
 
 def test_a_run_announces_the_steps_that_it_takes(source: Path, fmeco: Callable[..., Any]) -> None:
