@@ -43,7 +43,7 @@ def build_model(run_data: RunData) -> RunModel:
         {"backbone": backbone, "spec": data.spec}, objective_section.options, run_source.teachers.__getitem__
     )
     if objective.about:
-        say(clean(", ".join(f"{key}: {value}" for key, value in objective.about.items())))
+        say(clean("; ".join(f"{key}: {value}" for key, value in objective.about.items())))
     roles = roles_of(objective)
     strategy = config.transfer or choose("transfer", DEFAULT_NAMES["transfer"])
     values = {"roles": roles, "layer_decay": chosen.plugin.layer_decay if chosen is not None else 1.0}

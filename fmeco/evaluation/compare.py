@@ -143,9 +143,9 @@ def gain(run: str | Path, selects: str) -> dict[str, Any] | None:
     The result is also written to RUN/gain.json, run.log and report.html.
 
     Returns {"metric", "split", "samples", "source", "finetuned", "sentence"}. If training beat step 0, the figures are of
-    the objective's first metric on the test split, if there is one, and otherwise on the validation split; "difference" has
-    the interval. If it did not, they are of `selects` on the validation split: the best that training reached, or None
-    without an evaluation. None for a run without a step 0, or without held-out samples.
+    the test split, if there is one, and otherwise of the validation split; "difference" has the interval. If it did not,
+    they are of the validation split: "finetuned" is the best that training reached, or None without an evaluation. None for
+    a run without a step 0, or without held-out samples.
     """
     folder = Path(run) / "checkpoints"
     source, best = step_folder(folder, 0), marked(folder, "best")

@@ -194,7 +194,7 @@ class Classification(Objective):
         }
         if two is not None:
             self.directions = {**self.directions, "average_precision": "max", "brier": "min"}
-            self.about = {"positive": classes[two.positive]}
+            self.about = {"positive class": classes[two.positive]}
             if two.precision is not None:
                 self.recall_at = f"recall_at_p{100 * two.precision:g}"
                 self.directions = {**self.directions, self.recall_at: "max"}
