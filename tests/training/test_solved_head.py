@@ -23,6 +23,7 @@ from fmeco.config.load import read_config
 from fmeco.config.parser import parse_yaml
 from fmeco.core import Backbone, DataSpec, Features, Inputs, Target
 from fmeco.errors import ConfigError
+from fmeco.features import forward
 from fmeco.nn import linear_head
 from tests.conftest import process, texts, tiny, write
 
@@ -37,7 +38,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def finetune(source: Path, out: Path, **sections: Any) -> library.Result:
     train = {"steps": 12, "batch_size": 12, **sections.pop("train", {})}
-    return library.finetune({"dataset": DATA, "train": train, **sections}, ref=source, out=out)
+    return library.finetune({"dataset": DATA, **sections, "train": train}, ref=source, out=out)
 
 
 def examples(loss: linear_head.LossName, weight: Tensor | None = None) -> linear_head.Examples:
@@ -339,6 +340,27 @@ def test_the_sources_own_head_is_kept_where_it_is_better(source: Path, fmeco: Ca
     assert answer.code == 0, answer.err
     assert "the source's own head for these classes is as good" in answer.err
     a, b = (open_checkpoint(run / "checkpoints/best").tensors("objective") for run in (source, Path("run")))
+    assert all(torch.equal(x, b[name]) for name, x in a.items())
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_each_head_is_evaluated_once_and_the_kept_one_is_saved(
+    source: Path, tmp_path: Path, ema: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with averaged weights, which began with the solved head."""
+    evaluated = []
+    evaluate = forward.evaluate
+
+    def counted(*args: Any, **options: Any) -> Any:
+        evaluated.append(args)
+        return evaluate(*args, **options)
+
+    monkeypatch.setattr(forward, "evaluate", counted)
+    data = {**DATA, "classes": [3, 4, 5, 6], "limit_per_class": 2}
+    run = finetune(source, tmp_path / "run", dataset=data, transfer="probe", train={"ema": ema}).run
+    assert len(evaluated) == 2
+    assert "the source's own head for these classes is as good" in (run / "run.log").read_text()
+    a, b = (open_checkpoint(run / "checkpoints/best").tensors("objective") for run in (source, run))
     assert all(torch.equal(x, b[name]) for name, x in a.items())
 
 
