@@ -23,7 +23,7 @@ from fmeco.config.load import read_config
 from fmeco.config.parser import parse_yaml
 from fmeco.core import Backbone, DataSpec, Features, Inputs, Target
 from fmeco.errors import ConfigError
-from fmeco.features import forward
+from fmeco.features import extractor, forward
 from fmeco.nn import linear_head
 from tests.conftest import process, texts, tiny, write
 
@@ -274,6 +274,17 @@ def test_a_source_that_is_not_beaten_is_the_result_with_both_figures(source: Pat
     assert loss["finetuned"] == min(line["loss"] for line in lines if line["kind"] == "val" and line["step"] > 0)
     assert "training ended before it was evaluated" in gain("--set", "optimizer.lr=1e30")["sentence"]
     assert "no training step was taken" in gain("--set", "transfer=probe")["sentence"]
+
+
+def test_features_that_do_not_fit_into_memory_are_not_stored(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither to solve a head nor to train one."""
+    monkeypatch.setattr(extractor, "MEMORY", 0.0)
+    log = (finetune(source, tmp_path / "run", transfer="probe").run / "run.log").read_text()
+    assert "its features of the training samples could not be collected" in log
+    assert "precomputed features would need 0 GB of memory" in log
+    assert " 12 steps, " in log
 
 
 def test_a_run_announces_the_steps_that_it_takes(source: Path, fmeco: Callable[..., Any]) -> None:
