@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from fmeco.checkpoints.foreign import shards
 from fmeco.checkpoints.foreign.files import read_foreign
 from fmeco.errors import CheckpointError, ConfigError
+from fmeco.files import read_json
 from fmeco.inference.layers import layers
 from tests.conftest import Answer
 
@@ -238,3 +239,17 @@ def test_a_file_that_nests_itself_is_read_in_no_time(fmeco: Fmeco) -> None:
     torch.save({"state_dict": network().state_dict(), "args": nested}, "laughs.pth")
     assert len(read_foreign(Path("laughs.pth"))) == 6
     assert fmeco("info", "laughs.pth", "--json").json["tensors"] == 6
+
+
+def test_json_of_strangers_is_bounded() -> None:
+    for body, why in (
+        ("[" * 100_000, "nested too deeply"),
+        ('"' + "a" * (1 << 20) + '"', "larger than 1 MB"),
+        ("{", "Expecting"),
+    ):
+        Path("x.json").write_text(body)
+        with pytest.raises(ValueError, match=why):
+            read_json(Path("x.json"), 1 << 20)
+    os.mkfifo("pipe.json")
+    with pytest.raises(OSError, match="a named pipe"):
+        read_json(Path("pipe.json"), 1 << 20)
