@@ -21,7 +21,7 @@ from fmeco.config.load import read_config
 from fmeco.core import Backbone, Features, Inputs
 from fmeco.errors import CheckpointError, ConfigError
 from tests.checkpoints.test_checkpoint import build, state
-from tests.conftest import Answer, photos, tiny
+from tests.conftest import Answer, photos, tiny, write
 
 Fmeco = Callable[..., Answer]
 RULES = {r"^block_(\d)_(\d)\.": r"layer\1.\2.", r"^stem\.": "", r"\.norm([12])\.": r".bn\1."}
@@ -162,6 +162,21 @@ def test_hints_do_not_repeat_what_was_given() -> None:
     hints = "\n".join(caught.value.hints)
     assert "transfer.rename" not in hints
     assert "--allow-partial" in hints
+
+
+def test_weights_in_a_config_take_the_same_keys_as_from(fmeco: Fmeco) -> None:
+    torch.save({"state_dict": theirs(), "epoch": 3}, "their.pth.tar")
+    config = tiny(backbone={"name": "resnet18", "weights": "their.pth.tar"}, train={"steps": 1, "epochs": None})
+    del config["backbone"]["hidden"]
+    refused = fmeco("pretrain", write("a.yaml", config), "--out", "run")
+    assert "--set transfer.match=order" in refused.err
+    config["transfer"] = {"rename": RULES}
+    answer = fmeco("pretrain", write("b.yaml", config), "--out", "run")
+    assert answer.code == 0, answer.err
+    report = json.loads(Path("run/transplant.json").read_text())
+    assert (report["share"], report["pairs"]["block_4_1.norm2.bias"]) == (1.0, "layer4.1.bn2.bias")
+    with pytest.raises(ConfigError, match=r"transfer: only for runs that start from weights"):
+        read_config({**config, "backbone": "resnet18"}, stage="pretrain")
 
 
 def mlp_file(path: str) -> dict[str, Tensor]:
