@@ -349,7 +349,9 @@ def test_probe_and_rank_from_the_command_line(fmeco: Any, sources: dict[str, Pat
     shown = fmeco("rank", sources["cnn"], "nowhere", *digits)
     assert shown.code == 0
     assert "nowhere: no such run" in shown.out.replace("nowhere: nowhere", "nowhere")
-    assert "transfer.strategy=" in shown.out
+    advised = shown.out.partition("transfer.strategy=")[2]
+    assert advised.startswith(("auto: accuracy", "full: no source is clearly better"))
+    assert "auto, the default, begins with this linear head" in advised or "--control scratch,auto" in advised
     assert fmeco("rank", "nowhere", *digits).code == 2
     listed = fmeco("cache")
     assert "features" in listed.out
