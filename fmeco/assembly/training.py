@@ -280,15 +280,16 @@ def _precision(train: Train, loader: Loader, objective: Objective, total: int, r
 
 
 def _reading(train: Train, loader: Loader, objective: Objective, precision_name: str, ranks: Ranks) -> Reading:
-    """Choose how samples are read; with a GPU by timing a step.
+    """Choose how samples are read; with a GPU by timing steps.
 
     precision_name: as in train.precision.
     """
-    device, step_seconds = loader.device, None
-    if device.type == "cuda" and train.workers == "auto":
-        batch = first_batch(loader, BENCHMARK_SAMPLES)
-        precision.step_seconds(objective, batch, device, precision_name)  # warm-up
-        step_seconds = precision.step_seconds(objective, batch, device, precision_name) / len(batch)
+    device = loader.device
+
+    def sample_seconds() -> float:
+        batch = first_batch(loader, loader.micro_batch)
+        return precision.steady_step_seconds(objective, batch, device, precision_name) / len(batch)
+
     return choose_reading(
         train.workers,
         loader.data,
@@ -296,6 +297,6 @@ def _reading(train: Train, loader: Loader, objective: Objective, precision_name:
         device,
         views=loader.views,
         augment=loader.augment,
-        step_seconds=step_seconds,
+        step_seconds=sample_seconds if device.type == "cuda" else None,
         world=ranks.local_world,
     )
