@@ -46,8 +46,15 @@ def build_model(run_data: RunData) -> RunModel:
         say(clean("; ".join(f"{key}: {value}" for key, value in objective.about.items())))
     roles = roles_of(objective)
     strategy = config.transfer or choose("transfer", DEFAULT_NAMES["transfer"])
-    values = {"roles": roles, "layer_decay": chosen.plugin.layer_decay if chosen is not None else 1.0}
+    far = _far(run_source, data)
+    decay = chosen.plugin.layer_decay if chosen is not None else 1.0
+    values = {"roles": roles, "layer_decay": decay, "far": far}
     planned = checked(strategy.plugin.build(values, strategy.options), roles, str(strategy.plugin.file))
+    if far and "far" in strategy.plugin.injected:
+        say(
+            f"data of another modality: {strategy.spelled} trains everything as new weights are trained, from a new head, and "
+            "batch norms adapt; the solved head is only what training has to beat"
+        )
     transfer = frozen(planned, config.carry.freeze, roles)
     loads = run_source.source is not None and not transfer.fresh
     report = _transplant(run_data, objective) if loads else None
@@ -74,6 +81,14 @@ def build_model(run_data: RunData) -> RunModel:
         report=report,
         origin=_origin(run_source, report),
     )
+
+
+def _far(run_source: RunSource, data: Data) -> bool:
+    """Whether the weights were trained on data of another modality; of a resumed run, as when it began."""
+    if run_source.resumed is not None:
+        report = run_source.resumed.meta["transplant"]
+        return report is not None and bool(report.get("crossing"))  # early checkpoints do not have it
+    return run_source.source is not None and run_source.source.spec.modality != data.spec.modality
 
 
 def _origin(run_source: RunSource, report: Report | None) -> Origin:

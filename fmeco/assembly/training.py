@@ -16,6 +16,7 @@ from fmeco.assembly.model import build_model
 from fmeco.assembly.source import read_source
 from fmeco.assembly.stages import RunModel, Training
 from fmeco.checkpoints.format import Checkpoint
+from fmeco.checkpoints.transplant import split_state
 from fmeco.config.check import DEFAULT_NAMES, choose
 from fmeco.config.run_config import Choice, RunConfig
 from fmeco.config.sections import Train, seconds
@@ -87,7 +88,16 @@ def prepare_training(model: RunModel) -> Training:
         total=total,
         evaluate_every=max(1, round(config.evaluate.every * loader.steps_per_epoch)),
         validation_size=len(data.val) if data.val is not None else 0,
+        new_head=_new_head(model),
     )
+
+
+def _new_head(model: RunModel) -> dict[str, Tensor] | None:
+    """Copy the new head, if training is to begin with it. None also if rows of the source's head were copied into it."""
+    transplanted = model.origin.transplanted
+    if not model.transfer.new_head or (transplanted is not None and transplanted["carried"]):
+        return None
+    return {name: tensor.detach().clone() for name, tensor in split_state(model.objective)[1].items()}
 
 
 def choose_device(train: Train, ranks: Ranks) -> torch.device:
@@ -280,15 +290,16 @@ def _precision(train: Train, loader: Loader, objective: Objective, total: int, r
 
 
 def _reading(train: Train, loader: Loader, objective: Objective, precision_name: str, ranks: Ranks) -> Reading:
-    """Choose how samples are read; with a GPU by timing a step.
+    """Choose how samples are read; with a GPU by timing steps.
 
     precision_name: as in train.precision.
     """
-    device, step_seconds = loader.device, None
-    if device.type == "cuda" and train.workers == "auto":
-        batch = first_batch(loader, BENCHMARK_SAMPLES)
-        precision.step_seconds(objective, batch, device, precision_name)  # warm-up
-        step_seconds = precision.step_seconds(objective, batch, device, precision_name) / len(batch)
+    device = loader.device
+
+    def sample_seconds() -> float:
+        batch = first_batch(loader, loader.micro_batch)
+        return precision.steady_step_seconds(objective, batch, device, precision_name) / len(batch)
+
     return choose_reading(
         train.workers,
         loader.data,
@@ -296,6 +307,6 @@ def _reading(train: Train, loader: Loader, objective: Objective, precision_name:
         device,
         views=loader.views,
         augment=loader.augment,
-        step_seconds=step_seconds,
+        step_seconds=sample_seconds if device.type == "cuda" else None,
         world=ranks.local_world,
     )

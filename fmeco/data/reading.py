@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
@@ -80,7 +80,7 @@ def choose_reading(
     *,
     views: Sequence[View] = (View(augment=False),),
     augment: Augment | None = None,
-    step_seconds: float | None = None,
+    step_seconds: Callable[[], float] | None = None,
     once: bool = False,
     world: int = 1,
 ) -> Reading:
@@ -89,7 +89,7 @@ def choose_reading(
     wanted: number of worker processes, or auto. auto: keep the split on the device if it fits; otherwise, on a CPU, read
         with threads between training steps (no core is free during a step), and with a GPU use as many worker
         processes as keep up with it, up to the number of cores. The time to read a sample is measured.
-    step_seconds: training time per sample in seconds; None = unknown.
+    step_seconds: function that measures the training time per sample in seconds; None = unknown.
     once: the split is read only once, so holding it on the device would not help.
     world: number of ranks that share this machine.
     """
@@ -108,19 +108,31 @@ def choose_reading(
         return Reading(0, cores, None)
     if once:  # measuring would read some samples twice
         return Reading(max(1, min(8, cores // 2)), cores, None)
-    reader, positions = Reader(data, samples, views, augment), range(0, len(samples), max(1, len(samples) // 256))
-    began, busy, count = time.monotonic(), time.thread_time(), 0
-    for position in positions:
-        reader.one(position, tuple([0] * len(views)))
-        count += 1
-        if time.monotonic() - began > MEASURED_SECONDS:
-            break
-    seconds, busy = (time.monotonic() - began) / count, (time.thread_time() - busy) / count
+    seconds, busy = _reading_seconds(Reader(data, samples, views, augment), len(samples))
     if device.type == "cpu":
         # A thread that waits for a disk or network uses no core: start more threads than cores.
         return Reading(0, min(16 * cores, math.ceil(cores * seconds / max(busy, 1e-6) - 0.25)), None)
-    needed = cores if step_seconds is None else math.ceil(1.3 * seconds / step_seconds)
+    needed = cores if step_seconds is None else math.ceil(1.3 * seconds / step_seconds())
     return Reading(max(1, min(needed, cores, 16)), cores, None)
+
+
+def _reading_seconds(reader: Reader, size: int) -> tuple[float, float]:
+    """Measure the time to read a sample, on some of the `size` samples. Returns wall seconds, and those of a core.
+
+    One torch thread reads, as in worker processes and in the thread pool.
+    """
+    before, count = torch.get_num_threads(), 0
+    torch.set_num_threads(1)
+    began, busy = time.monotonic(), time.thread_time()
+    try:
+        for position in range(0, size, max(1, size // 256)):
+            reader.one(position, (0,) * len(reader.views))
+            count += 1
+            if time.monotonic() - began > MEASURED_SECONDS:
+                break
+    finally:
+        torch.set_num_threads(before)
+    return (time.monotonic() - began) / count, (time.thread_time() - busy) / count
 
 
 def _room(device: torch.device) -> float:

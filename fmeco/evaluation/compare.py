@@ -186,7 +186,7 @@ def _unbeaten(run: Path, samples: int, metric: str) -> dict[str, Any]:
         words = (
             f"was not beaten: finetuned at best {after:.4f} (step {closest['step']}) on {on}; the source is the result"
         )
-    elif any(line["step"] > 0 for line in logged):
+    elif any(line["step"] > 0 for line in logged if line["kind"] != "range"):
         words = f"on {on} is the result: training ended before it was evaluated"
     else:
         words = f"on {on}; no training step was taken"

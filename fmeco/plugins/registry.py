@@ -36,7 +36,7 @@ INJECTED: dict[str, tuple[str, ...]] = {
     "augment": ("spec", "arch", "train"),
     "optimizers": ("params",),
     "schedules": ("step", "total", "history"),
-    "strategies": ("roles", "layer_decay"),
+    "strategies": ("roles", "layer_decay", "far"),
 }
 FINETUNE_LR = 1e-4  # of backbones whose plug-in names no other
 _HERE = Path(__file__).parent.parent

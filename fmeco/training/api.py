@@ -350,8 +350,10 @@ def _announce(session: Session) -> None:
     if ranks.first:
         _check_disk(session)
     sizes = ", ".join(f"{n:,} {part}" for part, n in training.data.spec.sizes.items())
+    workers = training.loader.reading.workers
     say(
         f"{sizes} samples; {_planned(session)}; {training.device}, {training.config.train.precision}"
+        + (f", {workers} worker process{'es' * (workers > 1)}" if workers else "")
         + (f", {ranks.world} ranks" if ranks.world > 1 else "")
     )
     if ranks.first:

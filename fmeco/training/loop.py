@@ -68,6 +68,8 @@ def train(s: Session) -> None:
         s.read_from = s.epoch
         if s.training.solved:
             _keep_source(s, pace, clock)
+        if state.step == 0 and s.training.new_head is not None:
+            _load_head(s, s.training.new_head)
         try:
             _phase(s, pace, clock, agree, bar)
             while not state.finished and not pace.last:
@@ -122,10 +124,15 @@ def _keep_better_head(s: Session, source_head: Mapping[str, Tensor]) -> Measured
         say(
             f"the source's own head for these classes is as good as the solved one or better ({measures.best}), and is kept"
         )
-    load_exactly(parameters, heads[kept], "the head")
-    if s.average is not None:  # it began with the solved head
-        load_exactly({name: s.average[name] for name in parameters}, heads[kept], "the head")
+    _load_head(s, heads[kept])
     return measured[kept]
+
+
+def _load_head(s: Session, head: Mapping[str, Tensor]) -> None:
+    """Replace the head, and that of the averaged weights."""
+    load_exactly(split_state(s.objective)[1], head, "the head")
+    if s.average is not None:
+        load_exactly({name: s.average[name] for name in head}, head, "the head")
 
 
 def _back_to_source(s: Session, error: Diverged) -> None:

@@ -245,7 +245,7 @@ def test_json_of_strangers_is_bounded() -> None:
     for body, why in (
         ("[" * 100_000, "nested too deeply"),
         ('"' + "a" * (1 << 20) + '"', "larger than 1 MB"),
-        ("{", ""),
+        ("{", "Expecting"),
     ):
         Path("x.json").write_text(body)
         with pytest.raises(ValueError, match=why):
