@@ -183,9 +183,9 @@ def _listed(
     crowds = 0
     for at, one in enumerate(content.get("annotations", ())):
         number = one.get("id", at) if isinstance(one, dict) else at
-        if not isinstance(one, dict) or one.get("image_id") not in objects:
+        if not isinstance(one, dict) or not _is_key(one.get("image_id"), objects):
             raise DataError(f"{where}: annotation {clean(number)} is of no image in the list 'images'")
-        if one.get("category_id") not in positions:
+        if not _is_key(one.get("category_id"), positions):
             raise DataError(f"{where}: annotation {clean(number)} has no category_id of the list 'categories'")
         if one.get("iscrowd"):
             crowds += 1
@@ -207,6 +207,11 @@ def _listed(
         for label, count, corners in objects[number]:
             listed.object(label, count, corners)
     return listed
+
+
+def _is_key(value: Any, table: Mapping[Any, Any]) -> bool:
+    """Tell whether a value of a JSON file, which may be a list, is a key of a table."""
+    return isinstance(value, int | float | str) and value in table
 
 
 def _box(value: Any, where: str) -> list[float]:
