@@ -156,7 +156,6 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
         for module in ("data", "geometry")
         for form in ("mask", "boxes")
     },
-    ("fmeco.inference.outputs", "images"): "a key of COCO's files",
     ("fmeco.nn.detection.fcos", "torchvision"): "the library, which has non-maximum suppression",
     ("fmeco.nn.layers", "mlp"): "the block of that name, which plug-ins share",
     ("fmeco.nn.libraries", "torchvision"): "the library, whose import fails in a way of its own",

@@ -18,8 +18,10 @@ def reader_module(spec: DataSpec) -> ModuleType | None:
     TAKES: inputs in Python that `read` takes, with words for messages: "rows" (dicts, DataFrames), "arrays", "mappings".
     plot(spec, inputs, rows, file): draw predictions to an image file.
     sheet(spec, samples, captions, columns, smallest): draw samples, as they are stored, side by side; for `fmeco check --pictures`.
-    save(spec, source, answer, stem): write an answer that lies on the image `source`, such as a mask, to a file whose path begins
-        with `stem`, whole or not at all. Returns what the answer is called in tables, and the path.
+    save(spec, samples, index, answer, stem): write the answer to a sample of `read` that lies on the image, such as a mask, to
+        files whose paths begin with `stem`, each whole or not at all. Returns columns of index.csv: name -> path of a file. A
+        DataError becomes the error of this sample alone.
+    WRITES: suffix -> write(spec, answers, file), which writes all answers, each (samples, index, answer) as for `save`, to a file.
     SPEC: a core.Stored that declares what its specs hold in checkpoints, in `inputs` and `preprocessing`.
     shown(spec): describe the preprocessing in a few words.
     """

@@ -1,4 +1,4 @@
-"""Read boxes from JSON files in the form of COCO: instances_train.json and the like."""
+"""Read boxes from JSON files in the form of COCO, such as instances_train.json, and write those that were found."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fmeco.core import DataError, clean, listing
-from fmeco.datasets import _box_lists, _columns, _files, _splits
+from fmeco.core import DataError, DataSpec, Samples, clean, listing
+from fmeco.datasets import _box_lists, _columns, _files, _pictures, _splits
 from fmeco.datasets._box_lists import NAMED
 from fmeco.files import absence, disguise, regular
 
@@ -183,9 +183,9 @@ def _listed(
     crowds = 0
     for at, one in enumerate(content.get("annotations", ())):
         number = one.get("id", at) if isinstance(one, dict) else at
-        if not isinstance(one, dict) or one.get("image_id") not in objects:
+        if not isinstance(one, dict) or not _is_key(one.get("image_id"), objects):
             raise DataError(f"{where}: annotation {clean(number)} is of no image in the list 'images'")
-        if one.get("category_id") not in positions:
+        if not _is_key(one.get("category_id"), positions):
             raise DataError(f"{where}: annotation {clean(number)} has no category_id of the list 'categories'")
         if one.get("iscrowd"):
             crowds += 1
@@ -209,6 +209,11 @@ def _listed(
     return listed
 
 
+def _is_key(value: Any, table: Mapping[Any, Any]) -> bool:
+    """Tell whether a value of a JSON file, which may be a list, is a key of a table."""
+    return isinstance(value, int | float | str) and value in table
+
+
 def _box(value: Any, where: str) -> list[float]:
     """Read x, y, width and height. Raises DataError."""
     numbers = isinstance(value, list) and all(
@@ -220,3 +225,37 @@ def _box(value: Any, where: str) -> list[float]:
         return [float(one) for one in value]
     except OverflowError:
         raise DataError(f"{where}: a number of bbox is too large") from None
+
+
+def write(spec: DataSpec, answers: Sequence[tuple[Samples, int, Mapping[str, Any]]], file: Path) -> None:
+    """Write the objects that were found in images, with their scores: https://cocodataset.org/#format-data.
+
+    Ids of categories are 1, 2, ... in the order of the model's classes.
+    """
+    classes = next(target.classes for target in spec.targets.values() if target.input)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number, (samples, index, answer) in enumerate(answers, 1):
+        width, height = _pictures.size(samples, index)
+        images.append(
+            {"id": number, "file_name": samples.name(index), "width": width, "height": height},
+        )
+        for (*sides, label), score in zip(answer["boxes"].tolist(), answer["scores"].tolist(), strict=True):
+            if not label:  # nothing of it lies in the picture
+                continue
+            left, top, right, bottom = (round(side, 2) for side in sides)
+            w, h = round(right - left, 2), round(bottom - top, 2)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": int(label),
+                    "bbox": [left, top, w, h],
+                    "area": round(w * h, 2),
+                    "iscrowd": 0,
+                    "score": score,
+                }
+            )
+    categories = [{"id": number, "name": name} for number, name in enumerate(classes, 1)]
+    body = {"images": images, "annotations": annotations, "categories": categories}
+    file.write_text(json.dumps(body, ensure_ascii=False), encoding="utf-8", errors="backslashreplace")

@@ -18,6 +18,7 @@ from fmeco.core import (
     Ge,
     InputSpec,
     Pixels,
+    Samples,
     Splitting,
     Target,
     Without,
@@ -38,7 +39,7 @@ from fmeco.datasets import (
     _files,
     _folders,
     _images,
-    _pixels,
+    _pictures,
     _splits,
     _stored,
     _voc,
@@ -55,6 +56,7 @@ LAYOUT = ("image_column", "label_column", "box_columns", "split_column?", "class
 OWN_FOLDERS = True
 
 SPEC = _stored.Images
+WRITES = {".json": _coco.write}
 TAKES = {"arrays": "images: uint8 arrays of HxWxC, or images of Pillow"}
 
 
@@ -225,14 +227,12 @@ def _notes(parts: Mapping[str, _boxes.BoxedFiles], classes: tuple[str, ...], spe
     return notes
 
 
-def save(spec: DataSpec, source: str, answer: Mapping[str, Any], stem: Path) -> tuple[str, Path]:
+def save(spec: DataSpec, samples: Samples, index: int, answer: Mapping[str, Any], stem: Path) -> dict[str, Path]:
     """Draw the objects that were found in an image, with their scores, into a PNG file."""
     classes = next(target.classes for target in spec.targets.values() if target.input)
-    with _pixels.opened(source) as opened:
-        facts = _pixels.facts(opened)
-        image = _pixels.eight_bit(_pixels.upright(opened), "RGB", spec.preprocessing, facts)
+    image = _pictures.picture(samples, index, spec.preprocessing)
     _drawing.draw_boxes(image, answer["boxes"], classes, answer["scores"].tolist())
     file = stem.with_name(f"{stem.name}.png")
     with replacing(file) as temporary:
         image.save(temporary, format="PNG")
-    return "picture", file
+    return {**_pictures.columns(samples, index), "picture": file}

@@ -21,6 +21,7 @@ from fmeco.core import (
     Ge,
     InputSpec,
     Pixels,
+    Samples,
     Splitting,
     Target,
     Without,
@@ -29,7 +30,7 @@ from fmeco.core import (
     listing,
     nfc,
 )
-from fmeco.datasets import _columns, _dense, _file_tables, _files, _images, _masks, _splits, _stored
+from fmeco.datasets import _columns, _dense, _file_tables, _files, _images, _masks, _pictures, _splits, _stored
 from fmeco.datasets.image_folder import read as read
 from fmeco.datasets.image_folder import sheet as sheet
 from fmeco.datasets.image_folder import shown as shown
@@ -227,9 +228,12 @@ def _in_table(
     return {part: every.take(at) for part, at in parts.items()}
 
 
-def save(spec: DataSpec, source: str, answer: Mapping[str, Any], stem: Path) -> tuple[str, Path]:
-    """Write a mask as PNG, each class by its value in the training masks, so that the file can be a mask of this dataset."""
+def save(spec: DataSpec, samples: Samples, index: int, answer: Mapping[str, Any], stem: Path) -> dict[str, Path]:
+    """Write a mask as PNG, each class by its value in the training masks, so that the file can be a mask of this dataset.
+
+    Returns columns of a table, image and mask, as this dataset reads them.
+    """
     file = stem.with_name(f"{stem.name}.png")
     with replacing(file) as temporary:
         _masks.picture(answer["mask"], spec.preprocessing["values"]).save(temporary, format="PNG")
-    return "mask", file
+    return {**_pictures.columns(samples, index), "mask": file}

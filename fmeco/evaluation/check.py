@@ -36,14 +36,13 @@ STEPS = 3  # timed steps, after one for warm-up
 def check(config: RunConfig, *, profile: bool = False, pictures: Path | None = None) -> dict[str, Any]:
     """Build the parts of a run, read every sample, and time a few steps.
 
-        profile: also trace a few steps, and report what they cost. This writes profile-TIME.json into the current folder.
-
+    profile: also trace a few steps, and report what they cost. This writes profile-TIME.json into the current folder.
     pictures: PNG file to draw augmented training samples in.
 
     Returns the plan: config, samples, parameters, groups, steps, seconds, memory and disk. If it says `only_solves`, the
     steps are for a head that turns out to have no direct solution.
 
-        Raises the error that the run would end with; for unreadable samples one DataError that lists them.
+    Raises the error that the run would end with; for unreadable samples one DataError that lists them.
     """
     announce(files := needed(config))
     check_place("--pictures", pictures, (".png",), force=True)

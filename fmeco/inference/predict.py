@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fmeco.config.arguments import checked
+from fmeco.core.data import Samples
 from fmeco.data.spec_reader import reader_module
-from fmeco.errors import ConfigError, DataError, known_errors
+from fmeco.errors import ConfigError, known_errors
 from fmeco.files import replacing
-from fmeco.inference.inputs import Source, sources_of
+from fmeco.inference import outputs
+from fmeco.inference.inputs import sources_of
 from fmeco.inference.model import Model, load
-from fmeco.inference.outputs import WRITERS, check_place, write_folder, write_rows
+
+Predicting = Callable[[Samples], list[dict[str, Any]]]
 
 
 @known_errors()
@@ -26,35 +29,34 @@ def predict(
     plot: str | Path | None = None,
     force: bool = False,
     overrides: Sequence[str] = (),
+    tensors: bool = True,
 ) -> list[dict[str, Any]]:
     """Predict inputs. Returns rows as `Model.predict` does.
 
     inputs: as for `Model.predict`.
-    output: .csv, .jsonl or (objects, as COCO) .json file to write the rows to; or, for answers that lie on images, a folder to write them to, a file per
-        image, with the other answers in index.csv.
+    output: .csv, .jsonl or (objects, as COCO) .json file to write the rows to; or, for answers that lie on images, a folder to
+        write them to, a file per image, with the other answers in index.csv.
     plot: .png file to draw them in, if the dataset plug-in can.
     force: replace existing files.
     overrides: as for `load`.
+    tensors: keep answers that lie on images in the rows. With `output`, rows never have them, so that many fit into memory.
 
     Raises DataError if no input could be read, and the errors of `load`.
     """
-    written, drawn = (Path(path) if path is not None else None for path in (output, plot))
-    check_place("--output", written, (*WRITERS, ""), force)
-    check_place("--plot", drawn, (".png",), force)
+    drawn = Path(plot) if plot is not None else None
+    outputs.check_place("--plot", drawn, (".png",), force)
     model = load(ref, overrides=overrides)
+    if output is None:
+        predicting: Predicting = functools.partial(outputs.predicted, model, tensors=tensors)
+    else:
+        predicting = _chosen(model, output, force)
     draw = getattr(reader_module(model.spec), "plot", None)
     if drawn is not None and draw is None:
         raise ConfigError(
             f"--plot: predictions for {model.spec.modality} data cannot be drawn", "only those for series can"
         )
     sources = sources_of(inputs, model.spec)
-    if written is not None and not written.suffix:
-        return _into_folder(model, sources, written)
-    rows = model.predict(sources)
-    if rows and all(row["error"] for row in rows):
-        raise DataError(f"none of the {len(rows)} inputs could be read; the first: {rows[0]['error']}")
-    if written is not None:
-        write_rows(rows, written)
+    rows = predicting(model.read(sources))
     if drawn is not None and draw is not None:
         drawable = {row["input"] for row in rows if row["error"] is None}
         with replacing(drawn) as temporary:
@@ -62,13 +64,24 @@ def predict(
     return rows
 
 
-def _into_folder(model: Model, sources: Sequence[Source], folder: Path) -> list[dict[str, Any]]:
-    """Predict, and write the answers that lie on images to a folder. Raises ConfigError for answers that do not."""
-    save = getattr(reader_module(model.spec), "save", None)
+def _chosen(model: Model, output: str | Path, force: bool) -> Predicting:
+    """Choose what predicts samples and writes the answers to a path.
+
+    Raises ConfigError for a format or a folder that is not for the answers of this model, and for an output that exists.
+    """
+    reader, path = reader_module(model.spec), Path(output)
+    save: Callable[..., Any] | None = getattr(reader, "save", None)
+    writes: Mapping[str, Callable[..., None]] = getattr(reader, "WRITES", {})
+    if not outputs.is_folder(output):
+        outputs.check_place("--output", path, (*outputs.WRITERS, *writes), force, or_folder=save is not None)
+        if path.suffix in outputs.WRITERS:
+            return functools.partial(outputs.write_rows, model, path=path)
+        write = functools.partial(writes[path.suffix], model.spec)
+        return functools.partial(outputs.write_answers, model, path=path, write=write)
     if save is None:
         raise ConfigError(
-            f"--output {folder}: these predictions are rows of a table, and a folder is for answers that lie on images",
-            f"name a file: --output {folder}.csv",
+            f"--output {path}: these predictions are rows of a table, and a folder is for answers that lie on images",
+            f"name a file: --output {path}.csv",
         )
-    samples = model.read(sources)
-    return write_folder(model, samples, folder, functools.partial(save, model.spec))
+    outputs.check_folder("--output", path, force)
+    return functools.partial(outputs.write_folder, model, folder=path, save=functools.partial(save, model.spec))

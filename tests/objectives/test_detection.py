@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +15,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+import fmeco as api
 from fmeco.config.check import choose
-from fmeco.core import Backbone, Batch, DataSpec, Features, Inputs, InputSpec, Objective, Target
+from fmeco.core import Backbone, Batch, DataError, DataSpec, Features, Inputs, InputSpec, Objective, Samples, Target
+from fmeco.datasets import _pictures
 from tests.conftest import Answer
+from tests.data.test_data import build
 
 Fmeco = Callable[..., Answer]
 CLASSES = ("round", "square")
@@ -123,7 +127,57 @@ def shapes(root: Path, count: int) -> list[str]:
     return lines
 
 
-def test_from_pictures_to_boxes_in_the_files_own_pixels(fmeco: Fmeco) -> None:
+def coco_of_objects(fmeco: Fmeco) -> None:
+    """A JSON file holds the images that could be read, and the model's classes, though only one was found."""
+    Path("new").mkdir()
+    Path("new/broken.png").write_bytes(b"no image")
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.open("data/1.png").transpose(Image.Transpose.ROTATE_90).save("new/turned.png", exif=exif)
+    answer = fmeco("predict", "run", "new", "data/1.png", "--output", "found.json", "--set", "objective.score=0.4")
+    assert answer.code == 0
+    assert "1 of " in answer.err
+    assert (
+        "could not be read; they are not in found.json; the first: cannot read the image new/broken.png" in answer.err
+    )
+    coco = json.loads(Path("found.json").read_text())
+    images = [(one["file_name"], one["width"], one["height"]) for one in coco["images"]]
+    assert images == [("new/turned.png", 96, 72), ("data/1.png", 96, 72)]
+    assert coco["categories"] == [{"id": 1, "name": "round"}, {"id": 2, "name": "square"}]
+    assert {one["category_id"] for one in coco["annotations"]} == {2}
+    assert all(one["score"] >= 0.4 for one in coco["annotations"])
+    again = build(known=api.load("run").spec, whole=True, name="boxes", path="found.json")
+    assert again.test is not None
+    assert len(again.test) == 2
+
+
+def drawings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images passed in Python are drawn on as those of files are; one that cannot be drawn does not take the others along."""
+    image = Image.open("data/1.png")
+    rows = api.predict("run", [image, np.asarray(image), "data/1.png"], output="python")
+    assert {row["picture"] for row in rows} == {"inputs[0].png", "inputs[1].png", "1.png"}
+    assert len({Path("python", row["picture"]).read_bytes() for row in rows}) == 1
+    assert [row["image"] for row in rows][-1] == "../data/1.png"
+    drawn = _pictures.picture
+
+    def failing(samples: Samples, index: int, prep: Mapping[str, Any]) -> Image.Image:
+        if samples.name(index) == "data/2.png":
+            raise DataError("it is gone")
+        return drawn(samples, index, prep)
+
+    monkeypatch.setattr(_pictures, "picture", failing)
+    api.predict("run", ["data/1.png", "data/2.png", "data/3.png"], output="partly")
+    with open("partly/index.csv", newline="") as file:
+        found = list(csv.DictReader(file))
+    assert {row["input"]: row["error"] for row in found} == {
+        "data/1.png": "",
+        "data/2.png": "it is gone",
+        "data/3.png": "",
+    }
+    assert sorted(file.name for file in Path("partly").iterdir()) == ["1.png", "3.png", "index.csv"]
+
+
+def test_from_pictures_to_boxes_in_the_files_own_pixels(fmeco: Fmeco, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = shapes(Path("data"), 60)
     Path("data/boxes.csv").write_text("\n".join(lines))
     config = {
@@ -155,11 +209,8 @@ def test_from_pictures_to_boxes_in_the_files_own_pixels(fmeco: Fmeco) -> None:
             )
     assert len(apart) > 35
     assert np.median(apart) < 3  # pixels of the file
-    assert fmeco("predict", "run", "data", "--output", "found.json", "--set", "objective.score=0.6").code == 0
-    coco = json.loads(Path("found.json").read_text())
-    assert len(coco["images"]) == 60
-    assert {one["name"] for one in coco["categories"]} == set(CLASSES)
-    assert all(one["score"] >= 0.6 for one in coco["annotations"])
+    coco_of_objects(fmeco)
+    drawings(monkeypatch)
     refused = fmeco("predict", "run", "data", "--set", "objective.width=64")
     assert refused.code != 0
     assert "objective.score, objective.nms, objective.most" in refused.err

@@ -331,6 +331,11 @@ REFUSED: dict[str, tuple[Callable[[], str], str]] = {
         "annotation 1 has no category_id",
     ),
     "strange image": (changed(coco, JSON, '"image_id": 10', '"image_id": 11'), "annotation 7 is of no image"),
+    "an image in a list": (changed(coco, JSON, '"image_id": 10', '"image_id": [10]'), "annotation 7 is of no image"),
+    "a category in braces": (
+        changed(coco, JSON, '"category_id": 3', '"category_id": {}'),
+        "annotation 1 has no category_id",
+    ),
     "no bbox": (
         changed(coco, JSON, '"bbox": [10, 8, 33, 32]', '"bbox": [10, 8, 33]'),
         r"annotation 0: expected bbox: \[x, y",
