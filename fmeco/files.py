@@ -1,4 +1,4 @@
-"""Open regular files, write files durably, lock them, and describe failed writes to the user."""
+"""Open regular files, read JSON, write files durably, lock them, and describe failed writes to the user."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import io
+import json
 import math
 import os
 import shutil
@@ -13,6 +14,7 @@ import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from fmeco.errors import DiskError
 
@@ -34,6 +36,21 @@ def regular(path: str, flags: int) -> int:
         return handle
     os.close(handle)
     raise OSError(errno.EINVAL, _irregular(mode), path)
+
+
+def read_json(path: Path, limit: int) -> Any:
+    """Parse a JSON file that may come from a stranger: a regular one of at most `limit` bytes.
+
+    Raises OSError, and ValueError for a file that is larger, nested too deeply, or no JSON.
+    """
+    with open(path, "rb", opener=regular) as file:
+        body = file.read(limit + 1)
+    if len(body) > limit:
+        raise ValueError(f"larger than {limit >> 20} MB")
+    try:
+        return json.loads(body)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def absence(path: Path | str) -> str:

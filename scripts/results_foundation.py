@@ -249,7 +249,8 @@ def table(results: Record) -> list[str]:
         rows, verdict = block(groups[key])
         lines += rows
         if verdict:
-            verdicts.append(f"- {TASKS[key[0]]}, {key[1]} labels, {key[2]:g} min: {verdict}")
+            drawn = groups[key]["auto"][min(groups[key]["auto"])]["drawn"]
+            verdicts.append(f"- {TASKS[key[0]]}, {drawn} labels, {key[2]:g} min: {verdict}")
     measured = sum("auto" in methods for methods in groups.values())
     behind = [
         f"auto is neither first nor within the first's interval in {len(verdicts)} of {measured} blocks",

@@ -23,8 +23,8 @@ SIZES = {"inception_v3": 96, "alexnet": 64, "maxvit_t": 224, "squeezenet1_0": 64
 def keeps_the_contract(name: str, channels: int, size: int) -> Backbone:
     """Build an architecture twice for images of a size, and hand the weights of one to the other.
 
-    Raises AssertionError where a parameter has no gradient, a tensor is not carried over, the outputs differ, or all
-    parameters are at one depth.
+    Raises AssertionError where a parameter has no gradient, a tensor is not carried over, the outputs differ, all
+    parameters are at one depth, or feature maps have other shapes than announced.
     """
     spread = ((0.5,) * channels, (0.25,) * channels)
     spec = DataSpec("image", {"image": InputSpec((channels, size, size), "uint8", 1 / 255, *spread)})
@@ -45,6 +45,9 @@ def keeps_the_contract(name: str, channels: int, size: int) -> Backbone:
     made.eval(), other.eval()
     with torch.inference_mode():
         assert torch.equal(made(x).vector, other(x).vector), "the same weights give other vectors"
+        maps = [tuple(one.shape) for one in made.maps(x)] if made.map_strides else []
+    announced = zip(made.map_widths, made.map_strides, strict=True)
+    assert maps == [(2, width, -(-size // stride), -(-size // stride)) for width, stride in announced], maps
     depths = [made.depth_of(name) for name, _ in made.library.named_parameters()]
     assert min(depths) == 0
     assert len(set(depths)) > 1
@@ -60,7 +63,8 @@ def main() -> int:
         try:
             made = keeps_the_contract(name, 3, SIZES.get(name, 32))
             print(
-                f"{name:22} width {made.width:5}  {sum(p.numel() for p in made.parameters()) / 1e6:7.1f} M  {time.monotonic() - start:.1f} s",
+                f"{name:22} width {made.width:5}  {sum(p.numel() for p in made.parameters()) / 1e6:7.1f} M  {time.monotonic() - start:.1f} s"
+                f"  maps {made.map_widths} at {made.map_strides}",
                 flush=True,
             )
         except Exception as error:

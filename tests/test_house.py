@@ -131,12 +131,32 @@ def test_a_folder_says_what_lives_there_and_imports_nothing_else() -> None:
 # ---------------------------------------------------------------- names of the plug-ins' world
 
 # Words that also mean something else in code: as identifiers they are free, as strings in comparisons they are not.
-ORDINARY = {"text", "number", "class", "table", "series", "image", "images", "events", "digits", "none"}
+ORDINARY = {
+    "text",
+    "number",
+    "class",
+    "table",
+    "series",
+    "image",
+    "images",
+    "events",
+    "digits",
+    "none",
+    "mask",
+    "masks",
+    "boxes",
+}
 # (module, word): why it may be named there.
 EXCEPTIONS: dict[tuple[str, str], str] = {
     ("fmeco.cli.init", "digits"): "the example that `init` writes where no dataset is named",
     ("fmeco.cli.init", "resnet18"): "the backbone of that example",
     ("fmeco.config.explain", "text"): "the word for a string in messages",
+    **{
+        (f"fmeco.core.{module}", form): "a form of riders"
+        for module in ("data", "geometry")
+        for form in ("mask", "boxes")
+    },
+    ("fmeco.nn.detection.fcos", "torchvision"): "the library, which has non-maximum suppression",
     ("fmeco.nn.layers", "mlp"): "the block of that name, which plug-ins share",
     ("fmeco.nn.libraries", "torchvision"): "the library, whose import fails in a way of its own",
 }

@@ -14,7 +14,7 @@ from fmeco.checkpoints.transplant import Naming, Report, carry_rows, split_state
 from fmeco.config.check import DEFAULT_NAMES, choose
 from fmeco.config.run_config import Choice
 from fmeco.config.sections import Carry
-from fmeco.core.augment import Augment
+from fmeco.core.augment import Augment, check_riders
 from fmeco.core.data import Data
 from fmeco.core.model import Backbone, Objective
 from fmeco.core.random import seed_torch
@@ -43,11 +43,18 @@ def build_model(run_data: RunData) -> RunModel:
         {"backbone": backbone, "spec": data.spec}, objective_section.options, run_source.teachers.__getitem__
     )
     if objective.about:
-        say(clean(", ".join(f"{key}: {value}" for key, value in objective.about.items())))
+        say(clean("; ".join(f"{key}: {value}" for key, value in objective.about.items())))
     roles = roles_of(objective)
     strategy = config.transfer or choose("transfer", DEFAULT_NAMES["transfer"])
-    values = {"roles": roles, "layer_decay": chosen.plugin.layer_decay if chosen is not None else 1.0}
+    far = _far(run_source, data)
+    decay = chosen.plugin.layer_decay if chosen is not None else 1.0
+    values = {"roles": roles, "layer_decay": decay, "far": far}
     planned = checked(strategy.plugin.build(values, strategy.options), roles, str(strategy.plugin.file))
+    if far and "far" in strategy.plugin.injected:
+        say(
+            f"data of another modality: {strategy.spelled} trains everything as new weights are trained, from a new head, and "
+            "batch norms adapt; the solved head is only what training has to beat"
+        )
     transfer = frozen(planned, config.carry.freeze, roles)
     loads = run_source.source is not None and not transfer.fresh
     report = _transplant(run_data, objective) if loads else None
@@ -55,6 +62,7 @@ def build_model(run_data: RunData) -> RunModel:
     augment: Augment = augment_section.plugin.build(
         {"spec": data.spec, "arch": augment_section.arch, "train": data.split("train")}, augment_section.options
     )
+    check_riders(augment, data.spec, augment_section.spelled)
     if len(objective.views) > 1 and not augment.varies:
         raise ConfigError(
             f"objective {objective_section.name} compares views of a sample, but augment {augment_section.spelled} makes them all the same"
@@ -73,6 +81,14 @@ def build_model(run_data: RunData) -> RunModel:
         report=report,
         origin=_origin(run_source, report),
     )
+
+
+def _far(run_source: RunSource, data: Data) -> bool:
+    """Whether the weights were trained on data of another modality; of a resumed run, as when it began."""
+    if run_source.resumed is not None:
+        report = run_source.resumed.meta["transplant"]
+        return report is not None and bool(report.get("crossing"))  # early checkpoints do not have it
+    return run_source.source is not None and run_source.source.spec.modality != data.spec.modality
 
 
 def _origin(run_source: RunSource, report: Report | None) -> Origin:
@@ -131,6 +147,8 @@ def roles_of(objective: Objective) -> Roles:
         )
 
     # The parameters of teachers never learn, and have no role.
+    for name in objective.idle:
+        inside.pop(id(product.get_parameter(name)), None)
     learning = {name: p for name, p in objective.named_parameters() if p.requires_grad or id(p) in inside}
     return {name: role(name, p) for name, p in learning.items()}
 

@@ -1,4 +1,4 @@
-"""Measure whether bf16 trains a model faster than fp32 on this machine."""
+"""Time training steps, and measure whether bf16 trains a model faster than fp32 on this machine."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ SHORT_RUN = 120.0  # seconds; shorter runs are not benchmarked
 GAIN = 1.25  # bf16 is used if it is this many times as fast as fp32
 
 SHARE, AT_MOST = 0.02, 5.0  # time for the benchmark: share of the run, and seconds
+
+UNTIMED, TIMED = 3, 5  # steps before a steady one is timed: the first calls of cuDNN choose kernels and take memory
 
 
 def step_seconds(objective: Objective, batch: Batch, device: torch.device, precision: str) -> float:
@@ -41,6 +43,15 @@ def step_seconds(objective: Objective, batch: Batch, device: torch.device, preci
         for buffer, before in zip(objective.buffers(), buffers, strict=True):
             buffer.copy_(before)
     return took
+
+
+def steady_step_seconds(objective: Objective, batch: Batch, device: torch.device, precision: str) -> float:
+    """Time a forward and backward pass as they are after the first few steps of a run, in seconds.
+
+    batch: of the run's own size, as small batches leave a GPU idle and cost more per sample.
+    """
+    took = [step_seconds(objective, batch, device, precision) for _ in range(UNTIMED + TIMED)]
+    return statistics.median(took[UNTIMED:])
 
 
 def faster_precision(

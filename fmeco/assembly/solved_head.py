@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import time
 
 import torch
@@ -12,14 +11,13 @@ from torch import Tensor
 
 from fmeco.assembly.stages import Training
 from fmeco.checkpoints.transplant import split_state
-from fmeco.core.data import Data, InputSpec, Samples
-from fmeco.core.model import STORED, Objective
-from fmeco.data import disk_cache as cache
+from fmeco.core.data import Data, Samples
+from fmeco.core.model import Objective
 from fmeco.data.loader import evaluation_batches
 from fmeco.data.reading import choose_reading
 from fmeco.errors import CheckpointError, DataError, clean
 from fmeco.features import forward
-from fmeco.features.extractor import Extractor, Stored
+from fmeco.features.extractor import Extractor, on_stored
 from fmeco.features.split_network import Cut
 from fmeco.log import say
 
@@ -104,14 +102,8 @@ def _rows(training: Training) -> dict[str, Tensor] | None:
 def _vectors(training: Training, samples: Samples) -> Data | None:
     """Replace the training split by its features, from the cache if they are there."""
     extractor = extractor_of(training)
-    needed = float(math.prod(extractor.shape)) * extractor.dtype.itemsize * len(samples)
-    if training.ranks.most(float(needed > cache.free_memory() / 4))[0]:
-        return None
-    values = extractor.values(samples, "train")
-    if values is None:
-        return None
-    spec = dataclasses.replace(training.data.spec, inputs={STORED: InputSpec((1, *extractor.shape))})
-    return dataclasses.replace(training.data, spec=spec, train=Stored(samples, values[:, None]), collate=None)
+    values = extractor.values(samples, "train") if extractor.fits(len(samples)) else None
+    return None if values is None else on_stored(training.data, values[:, None])
 
 
 def _computed(training: Training, data: Data) -> dict[str, Tensor]:

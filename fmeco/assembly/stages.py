@@ -92,6 +92,12 @@ class RunModel:
     report: Report | None
     origin: Origin
 
+    @property
+    def only_solves(self) -> bool:
+        """Whether the run takes no step: its only phase fits a head that the objective solves, unless that fails."""
+        can_solve = type(self.objective).solve is not Objective.solve
+        return self.transfer.penalties is not None and len(self.transfer.phases) == 1 and can_solve
+
 
 @dataclass(frozen=True)
 class Measures:
@@ -121,6 +127,7 @@ class Training:
     solved: whether the head was solved, so that the run begins after its first phase.
     train_vectors: features (N, D) of the training samples that the head was solved on, if the first phase uses them again.
     source_head: the source's own head, by name, if it has the same classes; the better one of both begins the run.
+    new_head: the head before it was solved, by name, if training begins with it.
     evaluate_every: steps between evaluations.
     validation_size: samples.
     """
@@ -140,3 +147,4 @@ class Training:
     solved: bool = False
     source_head: Mapping[str, Tensor] | None = None
     train_vectors: Tensor | None = None
+    new_head: Mapping[str, Tensor] | None = None

@@ -16,6 +16,7 @@ from fmeco.assembly.model import build_model
 from fmeco.assembly.source import read_source
 from fmeco.assembly.stages import RunModel, Training
 from fmeco.checkpoints.format import Checkpoint
+from fmeco.checkpoints.transplant import split_state
 from fmeco.config.check import DEFAULT_NAMES, choose
 from fmeco.config.run_config import Choice, RunConfig
 from fmeco.config.sections import Train, seconds
@@ -59,7 +60,7 @@ def prepare_training(model: RunModel) -> Training:
     """Prepare a model for training, and fill in what the config leaves to `auto`, by benchmarks if need be."""
     config, objective, data, ranks = model.config, model.objective, model.run_data.data, model.run_data.run_source.ranks
     device = choose_device(config.train, ranks)
-    batch_size = _batch_size(config.train, len(data.split("train")))
+    batch_size = _batch_size(config.train, objective, len(data.split("train")))
     loader = _loader(model, batch_size, device)
     optimizer = _scaled(_backbone_rate(model), config.train.lr_for_batch, loader.batch_size)
     _place(model, loader)
@@ -68,7 +69,8 @@ def prepare_training(model: RunModel) -> Training:
     objective.begin()
     constraint = _constraint(model)
     epochs, total = _length(config.train, config.stage, loader.steps_per_epoch)
-    precision_name = _precision(config.train, loader, objective, total, ranks)
+    # A head that is solved takes no step, so that a benchmark of steps would be in vain.
+    precision_name = _precision(config.train, loader, objective, 0 if model.only_solves else total, ranks)
     reading = _reading(config.train, loader, objective, precision_name, ranks)
     if config.train.compile:
         objective.backbone.compile()
@@ -86,7 +88,16 @@ def prepare_training(model: RunModel) -> Training:
         total=total,
         evaluate_every=max(1, round(config.evaluate.every * loader.steps_per_epoch)),
         validation_size=len(data.val) if data.val is not None else 0,
+        new_head=_new_head(model),
     )
+
+
+def _new_head(model: RunModel) -> dict[str, Tensor] | None:
+    """Copy the new head, if training is to begin with it. None also if rows of the source's head were copied into it."""
+    transplanted = model.origin.transplanted
+    if not model.transfer.new_head or (transplanted is not None and transplanted["carried"]):
+        return None
+    return {name: tensor.detach().clone() for name, tensor in split_state(model.objective)[1].items()}
 
 
 def choose_device(train: Train, ranks: Ranks) -> torch.device:
@@ -108,9 +119,9 @@ def choose_device(train: Train, ranks: Ranks) -> torch.device:
     return torch.device(kind, ranks.local) if kind == "cuda" else torch.device(kind)
 
 
-def _batch_size(train: Train, samples: int) -> int | Literal["full"]:
-    """Return the configured samples per step; for `auto`, a fifth of the samples within 16 and 64."""
-    return min(64, max(16, samples // 5)) if train.batch_size == "auto" else train.batch_size
+def _batch_size(train: Train, objective: Objective, samples: int) -> int | Literal["full"]:
+    """Return the configured samples per step; for `auto`, the objective's, else a fifth of the samples within 16 and 64."""
+    return (objective.batch_size or min(64, max(16, samples // 5))) if train.batch_size == "auto" else train.batch_size
 
 
 def _loader(model: RunModel, batch_size: int | Literal["full"], device: torch.device) -> Loader:
@@ -166,7 +177,6 @@ def _length(train: Train, stage: str, per_epoch: int) -> tuple[float | None, int
     if train.epochs is not None:
         return train.epochs, max(1, round(train.epochs * per_epoch))
     epochs = 10.0 if stage == "pretrain" else float(min(50, max(10, -(-FINETUNE_STEPS // per_epoch))))
-    say(f"training for {epochs:g} epochs of {per_epoch} steps")
     return epochs, max(1, round(epochs * per_epoch))
 
 
@@ -280,15 +290,16 @@ def _precision(train: Train, loader: Loader, objective: Objective, total: int, r
 
 
 def _reading(train: Train, loader: Loader, objective: Objective, precision_name: str, ranks: Ranks) -> Reading:
-    """Choose how samples are read; with a GPU by timing a step.
+    """Choose how samples are read; with a GPU by timing steps.
 
     precision_name: as in train.precision.
     """
-    device, step_seconds = loader.device, None
-    if device.type == "cuda" and train.workers == "auto":
-        batch = first_batch(loader, BENCHMARK_SAMPLES)
-        precision.step_seconds(objective, batch, device, precision_name)  # warm-up
-        step_seconds = precision.step_seconds(objective, batch, device, precision_name) / len(batch)
+    device = loader.device
+
+    def sample_seconds() -> float:
+        batch = first_batch(loader, loader.micro_batch)
+        return precision.steady_step_seconds(objective, batch, device, precision_name) / len(batch)
+
     return choose_reading(
         train.workers,
         loader.data,
@@ -296,6 +307,6 @@ def _reading(train: Train, loader: Loader, objective: Objective, precision_name:
         device,
         views=loader.views,
         augment=loader.augment,
-        step_seconds=step_seconds,
+        step_seconds=sample_seconds if device.type == "cuda" else None,
         world=ranks.local_world,
     )

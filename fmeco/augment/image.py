@@ -12,15 +12,17 @@ from __future__ import annotations
 import copy
 import math
 import random
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fmeco.core import Augment, ConfigError, DataSpec, Doc, Ge, Inputs, Le, View, uniform
+from fmeco.core import Augment, ConfigError, DataSpec, Doc, Form, Ge, Inputs, Le, View, geometry, uniform
 from fmeco.nn.libraries import import_torchvision
 
+GREY = 127  # of what is filled in
 NAMES = ("light", "standard", "trivial", "rand", "views")
 # shift, crop_scale, flip, color, erase, ops
 _PRESETS: dict[str, tuple[float, float, float, float, float, int]] = {
@@ -37,7 +39,7 @@ def default(spec: DataSpec, views: int) -> str | None:
 
     views: how many views of each sample the objective asks for.
     """
-    if "image" not in spec.inputs:
+    if "image" not in spec.seen:
         return None
     if views > 1:
         return "views"
@@ -82,9 +84,9 @@ def build(
     ] = None,
     magnitude: Annotated[int, Doc("strength of the operations of the preset rand, 0 to 30"), Ge(0), Le(30)] = 9,
 ) -> Augment:
-    if "image" not in spec.inputs:
+    if "image" not in spec.seen:
         raise ConfigError(
-            f"augment: '{arch}' is for images; this dataset has {', '.join(spec.inputs)}",
+            f"augment: '{arch}' is for images; this dataset has {', '.join(spec.seen)}",
             "augment: none fits any data",
         )
     keys = (shift, crop_scale, flip, color, erase)
@@ -114,7 +116,11 @@ class ImageAugment(Augment):
         ops: int,
         magnitude: int | None,
     ) -> None:
-        self.size = spec.inputs["image"].shape[-1]
+        described = spec.seen["image"]
+        self.size, self.windows = described.shape[-1], described.windows
+        self.riders = {name: one.form for name, one in spec.riders.items() if one.rides == "image"}
+        # The library's operations move images alone.
+        self.carries = frozenset({"mask", "boxes", "points"}) if not ops else frozenset()
         self.shift, self.crop_scale, self.flip, self.color, self.erase = shift, crop_scale, flip, color, erase
         self.ops, self.magnitude = ops, magnitude
         self.largest, self.scaled = 1.0, False  # largest area of the crop; whether the view's size is not the image's
@@ -129,16 +135,37 @@ class ImageAugment(Augment):
 
     @property
     def per_sample(self) -> bool:
-        return self.crop_scale < 1 or self.scaled or self.ops > 0
+        return self.crop_scale < 1 or self.scaled or self.windows or self.ops > 0
 
     def sample(self, inputs: Inputs, key: int) -> Inputs:
         rng = random.Random(key)
-        image = inputs["image"]  # (C, h, w) uint8
+        height, width = inputs["image"].shape[-2:]  # (C, h, w) uint8
+        out = dict(inputs)
         if self.crop_scale < 1 or self.scaled:
-            image = _resized_crop(image, self.size, self.crop_scale, self.largest, rng)
+            # Of images that may have any size, evaluation shows windows of this size: crops are as large on average.
+            in_windows = self.windows and not self.scaled
+            whole = self.size**2 if in_windows else height * width
+            largest = 2 - self.crop_scale if in_windows else self.largest
+            out |= self._cut(inputs, _random_box(height, width, whole, self.crop_scale, largest, rng))
+        elif self.windows:
+            top, left = rng.randint(0, max(0, height - self.size)), rng.randint(0, max(0, width - self.size))
+            out |= self._cut(inputs, (top, left, min(self.size, height), min(self.size, width)))
         for _ in range(self.ops):
-            image = self._operation(image, rng)
-        return {**inputs, "image": image}
+            out["image"] = self._operation(out["image"], rng)
+        return out
+
+    def _cut(self, inputs: Inputs, box: tuple[int, int, int, int]) -> Inputs:
+        """Cut a box out of an image and its riders, and resize it to (size, size). box: top, left, height, width."""
+        top, left, h, w = box
+        image = inputs["image"][:, top : top + h, left : left + w]
+        side = (self.size, self.size)
+        if (h, w) != side:
+            image = F.interpolate(image.unsqueeze(0), side, mode="bilinear", antialias=True)[0]
+        out = {"image": image}
+        for name, form in self.riders.items():
+            if name in inputs:
+                out[name] = geometry.resized(geometry.cropped(inputs[name], form, *box), form, (h, w), side)
+        return out
 
     def batch(self, inputs: Inputs, keys: Tensor) -> Inputs:
         x = inputs["image"]  # (B, C, H, W) uint8
@@ -146,16 +173,19 @@ class ImageAugment(Augment):
         # (https://arxiv.org/abs/2404.00498 section 3.6). The lowest bit of a sample's key alternates between epochs.
         mirrored = (keys & 1) == 1 if self.flip == 0.5 else uniform(keys, 1) < self.flip
         reach = round(self.shift * self.size) if self.crop_scale == 1 else 0
+        out = dict(inputs)
         if reach:
-            x = _shifted(x, keys, reach, mirrored)
+            out |= _shifted(inputs, self.riders, keys, reach, mirrored)
         elif self.flip:
             chosen = mirrored.to(x.device).nonzero()[:, 0]
-            x = x.index_copy(0, chosen, x[chosen].flip(-1))
+            out["image"] = x.index_copy(0, chosen, x[chosen].flip(-1))
+            out |= _mirrored(inputs, self.riders, chosen, x.shape[-1])
+        x = out["image"]
         if self.color:
             x = self._jitter(x, keys)
         if self.erase:
             x = self._erase(x, keys)
-        return {**inputs, "image": x}
+        return {**out, "image": x}
 
     def _jitter(self, x: Tensor, keys: Tensor) -> Tensor:
         """Change brightness, contrast and saturation of images (B, C, H, W), each by a factor from [1 - color, 1 + color].
@@ -188,7 +218,7 @@ class ImageAugment(Augment):
         top, left, box_h, box_w = (v.view(-1, 1, 1) for v in (top, left, box_h, box_w))
         inside = (rows >= top) & (rows < top + box_h) & (columns >= left) & (columns < left + box_w)
         inside &= (uniform(keys, 5) < self.erase).view(-1, 1, 1)
-        return x.masked_fill(inside.unsqueeze(1).to(x.device), 127)
+        return x.masked_fill(inside.unsqueeze(1).to(x.device), GREY)
 
     def _operation(self, image: Tensor, rng: random.Random) -> Any:
         """Apply one random operation of TrivialAugment's wide space, or of RandAugment's at the fixed magnitude."""
@@ -241,38 +271,61 @@ class ImageAugment(Augment):
         return image if name == "identity" else getattr(f, name)(image)
 
 
-def _resized_crop(image: Tensor, size: int, smallest: float, largest: float, rng: random.Random) -> Tensor:
-    """Cut out a random box, `smallest` to `largest` of the area and of aspect 3/4 to 4/3; resize it to (size, size)."""
-    height, width = image.shape[-2:]
+def _random_box(
+    height: int, width: int, whole: int, smallest: float, largest: float, rng: random.Random
+) -> tuple[int, int, int, int]:
+    """Choose a random box (top, left, height, width), `smallest` to `largest` of an area and of aspect 3/4 to 4/3."""
     for _ in range(10):
-        area = height * width * rng.uniform(smallest, largest)
+        area = whole * rng.uniform(smallest, largest)
         ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
         h, w = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
         if 0 < h <= height and 0 < w <= width:
             break
     else:
         h = w = min(height, width)
-    top, left = rng.randint(0, height - h), rng.randint(0, width - w)
-    box = image[:, top : top + h, left : left + w]
-    if (h, w) == (size, size):
-        return box
-    return F.interpolate(box.unsqueeze(0), (size, size), mode="bilinear", antialias=True)[0]
+    return rng.randint(0, height - h), rng.randint(0, width - w), h, w
 
 
-def _shifted(x: Tensor, keys: Tensor, reach: int, mirrored: Tensor) -> Tensor:
-    """Shift images (B, C, H, W) by up to `reach` pixels in each direction, padding by reflection.
+def _mirrored(inputs: Inputs, riders: Mapping[str, Form], chosen: Tensor, width: int) -> Inputs:
+    """Mirror the riders of the images at the positions `chosen`."""
+    out: Inputs = {}
+    for name in riders.keys() & inputs.keys():
+        x = inputs[name]
+        out[name] = x.index_copy(0, chosen, geometry.mirrored(x[chosen], riders[name], width))
+    return out
 
-    mirrored: (B,) bool, which images to flip as well.
+
+def _shifted(inputs: Inputs, riders: Mapping[str, Form], keys: Tensor, reach: int, mirrored: Tensor) -> Inputs:
+    """Shift images (B, C, H, W) and their riders by up to `reach` pixels in each direction.
+
+    Images are padded by reflection. With boxes or points they are padded with grey, because nothing would say what objects
+    the reflection shows.
+    mirrored: (B,) bool, which images to flip first.
     """
+    x = inputs["image"]
     _, channels, h, w = x.shape
-
-    def places(stream: int, size: int) -> Tensor:  # source row or column of each pixel (B, size)
-        moved = (uniform(keys, stream) * (2 * reach + 1)).long() - reach
-        at = (torch.arange(size) + moved[:, None]).abs()  # (B, size)
-        return torch.minimum(at, 2 * (size - 1) - at)
-
-    rows, columns = places(10, h), places(11, w)
+    down, right = ((uniform(keys, stream) * (2 * reach + 1)).long() - reach for stream in (10, 11))  # (B,)
+    rows, columns = torch.arange(h) + down[:, None], torch.arange(w) + right[:, None]  # (B, size): source of each pixel
+    outside = ((rows < 0) | (rows >= h))[:, :, None] | ((columns < 0) | (columns >= w))[:, None, :]  # (B, H, W)
+    rows, columns = (torch.minimum(at.abs(), 2 * (size - 1) - at.abs()) for at, size in ((rows, h), (columns, w)))
     columns = torch.where(mirrored[:, None], w - 1 - columns, columns)
     source = (rows[:, :, None] * w + columns[:, None, :]).flatten(1).to(x.device)  # (B, H * W)
-    moved = x.flatten(2).gather(2, source[:, None].expand(-1, channels, -1))
-    return moved.view(x.shape)
+    moved = x.flatten(2).gather(2, source[:, None].expand(-1, channels, -1)).view(x.shape)
+    out = {"image": moved, **_mirrored(inputs, riders, mirrored.to(x.device).nonzero()[:, 0], w)}
+    for name in riders.keys() & inputs.keys():
+        if riders[name] == "mask":
+            out[name] = inputs[name].flatten(1).gather(1, source).view(inputs[name].shape)
+        else:
+            out[name] = geometry.shifted(out[name], riders[name], -right, -down, h, w)
+    if any(form != "mask" for form in riders.values()):
+        out = _blanked(out, riders, outside.to(x.device))
+    return out
+
+
+def _blanked(inputs: Inputs, riders: Mapping[str, Form], outside: Tensor) -> Inputs:
+    """Fill pixels (B, H, W) of images with grey, and leave them out of the masks."""
+    out = {**inputs, "image": inputs["image"].masked_fill(outside[:, None], GREY)}
+    for name in riders.keys() & inputs.keys():
+        if riders[name] == "mask":
+            out[name] = inputs[name].masked_fill(outside, geometry.IGNORED)
+    return out

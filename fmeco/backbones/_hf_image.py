@@ -6,47 +6,50 @@ import inspect
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fmeco.backbones._hf_body import Body, Pooling
 from fmeco.backbones._hf_config import network
 from fmeco.backbones._hf_processor import read_processor
 from fmeco.backbones._images import image_input
+from fmeco.backbones._maps import MapsOfNetwork
 from fmeco.core import Backbone, ConfigError, DataSpec, Features, Inputs
 
 
-class Image(Body):
+class Image(MapsOfNetwork, Body):
     """Compute features of images (B, C, H, W): pooled (B, D), tokens (B, T, D), and their grid if they form one.
 
-    cells: the grid (rows, columns) of a model with patches; None for one without.
+    patch: height and width of a patch; None for a model without patches.
     arguments: further arguments of the network's forward.
     """
 
     def __init__(self, net: nn.Module, pooling: Pooling, name: str, shape: tuple[int, int, int]) -> None:
         super().__init__(net, pooling)
-        self.input = name
+        self.input, self.shape = name, shape
         config: Any = net.config
         convolutions = (key for key, module in net.named_modules() if isinstance(module, nn.Conv2d))
         self.first = [f"{key}.weight" for key in list(convolutions)[:1]]
         patch = getattr(config, "patch_size", None)
-        self.cells: tuple[int, int] | None = None
-        if patch is not None:
-            high, wide = (patch, patch) if isinstance(patch, int) else tuple(patch)
-            self.cells = (shape[1] // high, shape[2] // wide)
+        self.patch: tuple[int, int] | None = (patch, patch) if isinstance(patch, int) else patch and tuple(patch)
         size = getattr(config, "image_size", None)
         own_size = (size, size) if isinstance(size, int) else tuple(size or ())
         resized = own_size != shape[1:] and "interpolate_pos_encoding" in inspect.signature(net.forward).parameters
         self.arguments = {"interpolate_pos_encoding": True} if resized else {}
 
+    def compute(self, x: Tensor) -> Any:
+        return self.net(pixel_values=x, **self.arguments)
+
     def forward(self, inputs: Inputs) -> Features:
-        out = self.net(pixel_values=inputs[self.input], **self.arguments)
+        images = inputs[self.input]
+        out = self.compute(images)
         x, pooled, grid, before = out.last_hidden_state, getattr(out, "pooler_output", None), None, 0
         if x.ndim == 4:  # (B, D, h, w)
             grid, x = (x.shape[2], x.shape[3]), x.flatten(2).transpose(1, 2)
-        elif self.cells is not None:
-            before = x.shape[1] - self.cells[0] * self.cells[1]  # class and register tokens
+        elif self.patch is not None:
+            cells = images.shape[2] // self.patch[0], images.shape[3] // self.patch[1]
+            before = x.shape[1] - cells[0] * cells[1]  # class and register tokens
             if before >= 0:
-                grid = self.cells
+                grid = cells
         if self.pooling.by == "mean":
             pooled = None
         elif pooled is not None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
 from typing import Any
 
+from fmeco import files
 from fmeco.backbones._hf_config import strip_config
 from fmeco.core import ConfigError, clean
 from fmeco.errors import ResourceError
@@ -63,12 +63,8 @@ def _hub_file(arch: str, name: str) -> Any:
 def read_json(path: Path, kind: type = dict) -> Any:
     """Read a JSON file that holds an object, or a list if `kind` is list. Raises ConfigError that names the file."""
     try:
-        with open(path, "rb") as file:
-            body = file.read(LIMIT + 1)
-        if len(body) > LIMIT:
-            raise ValueError(f"larger than {LIMIT >> 20} MB")
-        content = json.loads(body)
-    except (OSError, ValueError, RecursionError) as error:
+        content = files.read_json(path, LIMIT)
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{clean(path)} cannot be read as JSON: {clean(error)}") from None
     if not isinstance(content, kind):
         raise ConfigError(f"{clean(path)} is not a JSON {'object {...}' if kind is dict else 'list [...]'}")
@@ -108,8 +104,8 @@ def weight_files(arch: str) -> list[str]:
 
 def _shards(index: Path, suffix: str) -> list[str]:
     """List the files that an index names. Raises ConfigError for one with another suffix, or outside the folder."""
-    files = read_json(index).get("weight_map")
-    names = list(files.values()) if isinstance(files, dict) else []
+    by_tensor = read_json(index).get("weight_map")
+    names = list(by_tensor.values()) if isinstance(by_tensor, dict) else []
     if not names or not all(isinstance(name, str) and re.fullmatch(rf"[\w-][\w.-]*\.{suffix}", name) for name in names):
         raise ConfigError(f"{clean(index)}: weight_map must name .{suffix} files of the same folder")
     return sorted(set(names))

@@ -64,9 +64,9 @@ def build(config: Any, spec: DataSpec, pooling: Pooling, where: str) -> Backbone
 
     Raises ConfigError for other inputs.
     """
-    if set(spec.inputs) != {"waveform"}:
+    if set(spec.seen) != {"waveform"}:
         raise ConfigError(
-            f"the backbone {where} takes waveforms; this dataset has {', '.join(spec.inputs)}",
+            f"the backbone {where} takes waveforms; this dataset has {', '.join(spec.seen)}",
             "for a dataset of recordings, set dataset.input: waveform",
         )
     # The library's wavlm passes torch two masks of different types.

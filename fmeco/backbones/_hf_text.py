@@ -81,10 +81,10 @@ class Text(Body):
 
 def build(config: Any, spec: DataSpec, pooling: Pooling, where: str) -> Backbone:
     """Build a model for the texts of a dataset. Raises ConfigError if the tokenizer's ids do not match the embeddings."""
-    if "tokens" not in spec.inputs or spec.modality == "events":
-        what = "events" if spec.modality == "events" else ", ".join(spec.inputs)
+    if "tokens" not in spec.seen or spec.modality == "events":
+        what = "events" if spec.modality == "events" else ", ".join(spec.seen)
         raise ConfigError(f"the backbone {where} takes text; this dataset has {what}")
-    described, count = spec.inputs["tokens"], int(spec.preprocessing["ids"])
+    described, count = spec.seen["tokens"], int(spec.preprocessing["ids"])
     if count - described.offset != config.vocab_size:
         raise ConfigError(
             f"{where} has embeddings of {config.vocab_size} ids, and the tokenizer has {count - described.offset}",

@@ -16,11 +16,11 @@ def image_input(spec: DataSpec, whose: str) -> tuple[str, tuple[int, int, int]]:
     whose: name of the backbone, for the error message.
     Raises ConfigError unless there is exactly one.
     """
-    images = [(name, described.shape) for name, described in spec.inputs.items() if len(described.shape) == 3]
+    images = [(name, described.shape) for name, described in spec.seen.items() if len(described.shape) == 3]
     if len(images) != 1:
         raise ConfigError(
-            f"the backbone {whose} takes images or spectrograms, one per sample; this dataset has {', '.join(spec.inputs)}",
-            "speech encoders of hf/ take waveforms" if "waveform" in spec.inputs else "backbone: mlp takes tables",
+            f"the backbone {whose} takes images or spectrograms, one per sample; this dataset has {', '.join(spec.seen)}",
+            "speech encoders of hf/ take waveforms" if "waveform" in spec.seen else "backbone: mlp takes tables",
         )
     name, (channels, height, width) = images[0]
     return name, (channels, height, width)

@@ -47,7 +47,7 @@ class Ids(Stem):
 
     def __init__(self, spec: DataSpec, width: int) -> None:
         super().__init__()
-        self.length, self.vocabulary = spec.inputs["tokens"].shape[0], int(spec.preprocessing["ids"])
+        self.length, self.vocabulary = spec.seen["tokens"].shape[0], int(spec.preprocessing["ids"])
         self.embedding = nn.Embedding(self.vocabulary, width)
         self.grows = "items" in spec.preprocessing  # not for text: another tokenizer gives every id another meaning
 
@@ -84,7 +84,7 @@ class Patches(Numbers):
 
     def __init__(self, spec: DataSpec, width: int, patch: list[int]) -> None:
         super().__init__()
-        self.name, image = next(iter(spec.inputs.items()))
+        self.name, image = next(iter(spec.seen.items()))
         channels, *sides = image.shape
         if len(patch) != 2 or min(patch) < 1 or any(side % p for side, p in zip(sides, patch, strict=True)):
             raise ConfigError(f"backbone.patch: {patch} does not divide {sides[0]}x{sides[1]}, the size of the input")
@@ -109,7 +109,7 @@ class Steps(Numbers):
 
     def __init__(self, spec: DataSpec, width: int, patch: int | list[int]) -> None:
         super().__init__()
-        context = spec.inputs["series"].shape[0]
+        context = spec.seen["series"].shape[0]
         if not isinstance(patch, int) or patch < 1 or context % patch:
             raise ConfigError(
                 f"backbone.patch: {patch} does not divide {context}, the number of steps of dataset.context"
@@ -131,7 +131,7 @@ class Columns(Stem):
 
     def __init__(self, spec: DataSpec, width: int) -> None:
         super().__init__()
-        floats = spec.inputs["columns"].shape[0] if "columns" in spec.inputs else 0
+        floats = spec.seen["columns"].shape[0] if "columns" in spec.seen else 0
         # Index 0 of each column is "missing or never seen in training"; all columns share one embedding table.
         sizes = [len(column["categories"]) + 1 for column in spec.preprocessing.get("categorical", ())]
         self.length, self.numbers, self.vocabulary = floats + len(sizes), min(floats, 1), sum(sizes)

@@ -10,11 +10,12 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from fmeco.backbones._images import assumed as assumed
 from fmeco.backbones._images import image_input
-from fmeco.core import Backbone, ConfigError, DataSpec, Doc, Features, Inputs
+from fmeco.core import Backbone, ConfigError, DataSpec, Doc, Features, Inputs, map_size, resample
+from fmeco.core.feature_maps import STRIDES
 
 FLOOR = 5e-4  # added to the variances of patches, so that directions of almost no variance are not amplified
 
@@ -46,11 +47,17 @@ class CNN(Backbone):
         self.input = name
         first = 8 * channels  # the 4 * C whitened numbers of a 2x2 patch, and their negatives
         layers: list[nn.Module] = [Whitening(channels) if whiten else nn.Conv2d(channels, first, 2), nn.GELU()]
-        for before, after in zip([first, *widths[:-1]], widths, strict=True):
+        self.ends: dict[int, int] = {}  # stride -> number of layers up to the end of the block that has it
+        for number, (before, after) in enumerate(zip([first, *widths[:-1]], widths, strict=True), 1):
             layers += [_convolution(before, after, identity), nn.MaxPool2d(2), nn.BatchNorm2d(after), nn.GELU()]
             layers += [_convolution(after, after, identity), nn.BatchNorm2d(after), nn.GELU()]
+            self.ends[2**number] = len(layers)
         self.layers = nn.Sequential(*layers)
         self.width = widths[-1]
+        self.map_strides = tuple(stride for stride in STRIDES if stride in self.ends) or (2,)
+        used = self.ends[self.map_strides[-1]]
+        self.unmapped = tuple(f"layers.{name}" for name, _ in self.layers[used:].named_parameters())
+        self.map_widths = tuple(widths[stride.bit_length() - 2] for stride in self.map_strides)
 
     def forward(self, inputs: Inputs) -> Features:
         return Features(pooled=self.layers(inputs[self.input]).amax((2, 3)))  # (B, D)
@@ -58,6 +65,15 @@ class CNN(Backbone):
     def mapped(self, inputs: Inputs) -> Features:
         x = self.layers(inputs[self.input])  # (B, D, h, w)
         return Features(x.amax((2, 3)), x.flatten(2).transpose(1, 2), grid=(x.shape[2], x.shape[3]))
+
+    def maps(self, inputs: Inputs) -> list[Tensor]:
+        x = image = inputs[self.input]
+        maps, done = [], 0
+        for stride in self.map_strides:
+            x, done = self.layers[done : self.ends[stride]](x), self.ends[stride]
+            # The whitening has no padding, and blocks round down.
+            maps.append(resample(x, map_size(image.shape[2], image.shape[3], stride)))
+        return maps
 
     def calibrate(self, inputs: Inputs) -> None:
         if isinstance(self.layers[0], Whitening):

@@ -24,7 +24,7 @@ def build(
 ) -> Backbone:
     if not hidden or min(hidden) < 1:
         raise ConfigError(f"backbone.hidden: expected a list of positive numbers, got {hidden}")
-    if ragged := [name for name, described in spec.inputs.items() if described.ragged]:
+    if ragged := [name for name, described in spec.seen.items() if described.ragged]:
         raise ConfigError(
             f"the backbone mlp takes inputs of a fixed length, and the length of '{ragged[0]}' varies",
             "backbone: transformer takes sequences",
@@ -37,11 +37,11 @@ class MLP(Backbone):
 
     def __init__(self, spec: DataSpec, hidden: list[int], batch_norm: bool, dropout: float, embedding: int) -> None:
         super().__init__()
-        self.floats = [name for name in spec.inputs if name != "categories"]
+        self.floats = [name for name in spec.seen if name != "categories"]
         # Index 0 is "missing or never seen in training".
         sizes = [len(column["categories"]) + 1 for column in spec.preprocessing.get("categorical", ())]
         self.embeddings = nn.ModuleList(nn.Embedding(size, embedding) for size in sizes)
-        width = sum(torch.Size(spec.inputs[name].shape).numel() for name in self.floats) + embedding * len(sizes)
+        width = sum(torch.Size(spec.seen[name].shape).numel() for name in self.floats) + embedding * len(sizes)
         self.layers = mlp([width, *hidden], batch_norm=batch_norm, dropout=dropout)
         self.width = hidden[-1]
 

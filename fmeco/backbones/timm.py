@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fmeco.backbones._images import assumed as assumed
 from fmeco.backbones._images import fit_channels, image_input
+from fmeco.backbones._maps import MapsOfNetwork, Place, read_map
 from fmeco.core import (
     Backbone,
     ConfigError,
@@ -71,21 +72,50 @@ def build(
         raise ConfigError(f"timm/{arch} with image_size {size} and options {dict(options)}: {error}") from None
     if not isinstance(output, Tensor) or output.ndim != 2:
         raise ConfigError(f"timm/{arch} does not return one vector per image", "backbone.options: {global_pool: avg}")
-    return Timm(net.train(), name, output.shape[1])
+    return Timm(net.train(), name, (channels, height, width), output.shape[1])
 
 
-class Timm(Backbone):
+class Timm(MapsOfNetwork):
     """Compute features of images or spectrograms (B, C, H, W): pooled (B, D)."""
 
-    def __init__(self, net: nn.Module, name: str, width: int) -> None:
+    def __init__(self, net: nn.Module, name: str, shape: tuple[int, int, int], width: int) -> None:
         super().__init__()
-        self.net, self.input, self.width = net, name, width
+        self.net, self.input, self.shape, self.width = net, name, shape, width
+        self.lists_maps = hasattr(net, "forward_intermediates")  # older releases have architectures without it
         about: Mapping[str, Any] = net.default_cfg  # type: ignore[assignment]
         self.class_layers = tuple(f"{_left_out(net, name)}." for name in _names(about.get("classifier")))
         self.first = [f"{name}.weight" for name in _names(about.get("first_conv"))]
 
     def forward(self, inputs: Inputs) -> Features:
         return Features(pooled=self.net(inputs[self.input]))  # (B, D)
+
+    def compute(self, x: Tensor) -> Any:
+        return self.net(x)
+
+    def find(self, x: Tensor) -> tuple[Place, ...]:
+        if not self.lists_maps:
+            return super().find(x)
+        found = [read_map(one, x) for one in self._intermediates(x)]
+        return tuple(place._replace(call=i) for i, place in enumerate(found) if place is not None)
+
+    def take(self, x: Tensor, places: tuple[Place, ...]) -> list[Tensor]:
+        if not self.lists_maps:
+            return super().take(x, places)
+        indices = sorted(place.call for place in places)
+        maps = self._intermediates(x, indices=indices)
+        return [maps[indices.index(place.call)] for place in places]
+
+    def one_map(self, x: Tensor) -> Tensor | None:
+        if not self.lists_maps:
+            return super().one_map(x)
+        maps = self._intermediates(x, indices=1, norm=True)
+        return maps[0] if maps[0].ndim == 4 else None
+
+    def _intermediates(self, x: Tensor, **how: Any) -> list[Tensor]:
+        """Run the network up to the last of the maps that `how` names, with timm's own function; by default, all of its maps."""
+        net: Any = self.net
+        maps: list[Tensor] = net.forward_intermediates(x, stop_early=True, intermediates_only=True, **how)
+        return maps
 
     @property
     def library(self) -> nn.Module:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fmeco.backbones._images import assumed as assumed
 from fmeco.backbones._images import channels_as, fit_channels, image_input
+from fmeco.backbones._maps import MapsOfNetwork
 from fmeco.core import (
     Backbone,
     ConfigError,
@@ -72,15 +73,15 @@ def build(
         net.conv1 = nn.Conv2d(3, net.conv1.out_channels, 3, 1, 1, bias=False)
         nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
         net.maxpool = nn.Identity()
-    return Torchvision(net, name, channels, arch)
+    return Torchvision(net, name, (channels, size, width), arch)
 
 
-class Torchvision(Backbone):
+class Torchvision(MapsOfNetwork):
     """Compute features of images or spectrograms (B, C, H, W): pooled (B, D)."""
 
-    def __init__(self, net: nn.Module, name: str, channels: int, arch: str) -> None:
+    def __init__(self, net: nn.Module, name: str, shape: tuple[int, int, int], arch: str) -> None:
         super().__init__()
-        self.input = name
+        self.input, self.shape, channels = name, shape, shape[0]
         layers = dict(net.named_modules())
         final = [
             name for name, m in layers.items() if getattr(m, "out_features", getattr(m, "out_channels", 0)) == _CLASSES
@@ -109,10 +110,15 @@ class Torchvision(Backbone):
     def forward(self, inputs: Inputs) -> Features:
         return Features(pooled=self.net(inputs[self.input]).flatten(1))  # (B, D)
 
+    def compute(self, x: Tensor) -> Any:
+        return self.net(x)
+
     def mapped(self, inputs: Inputs) -> Features:
-        """Compute `forward` with tokens: the cells of the map before average pooling, if the network has such a layer."""
+        """Compute `forward` with tokens: the cells of the map before average pooling, or a ViT's patches; without either, none."""
         pooling = getattr(self.net, "avgpool", None)
         maps: list[Tensor] = []
+        if isinstance(self.net, import_torchvision().models.VisionTransformer):
+            return self._patches(inputs[self.input])
         if not isinstance(pooling, nn.AdaptiveAvgPool2d):
             return self(inputs)
         hook = pooling.register_forward_pre_hook(lambda _, arguments: maps.append(arguments[0]))
@@ -122,6 +128,18 @@ class Torchvision(Backbone):
             hook.remove()
         (x,) = maps  # (B, D, h, w)
         return Features(pooled, x.flatten(2).transpose(1, 2), grid=(x.shape[2], x.shape[3]))
+
+    def _patches(self, x: Tensor) -> Features:
+        """Compute the tokens of a ViT's patches; the class token is `pooled`."""
+        net: Any = self.net
+        encoded: list[Tensor] = []
+        hook = net.encoder.register_forward_hook(lambda *call: encoded.append(call[-1]))
+        try:
+            pooled = net(x)
+        finally:
+            hook.remove()
+        side = x.shape[2] // net.patch_size
+        return Features(pooled, encoded[0][:, 1:], grid=(side, side))
 
     @property
     def library(self) -> nn.Module:

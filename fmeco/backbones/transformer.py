@@ -16,7 +16,21 @@ from torch import Tensor, nn
 
 from fmeco.backbones._images import assumed as assumed
 from fmeco.backbones._stems import Columns, Ids, Patches, Stem, Steps
-from fmeco.core import BLANK, HIDDEN, Backbone, ConfigError, DataSpec, Doc, Features, Ge, Gt, Inputs, Lt, Tokens
+from fmeco.core import (
+    BLANK,
+    HIDDEN,
+    Backbone,
+    ConfigError,
+    DataSpec,
+    Doc,
+    Features,
+    Ge,
+    Gt,
+    Inputs,
+    Lt,
+    Tokens,
+    grid_strides,
+)
 
 BASE = 10000.0  # the wavelengths of rotary positions grow from 2 pi to almost 2 pi * BASE
 
@@ -42,28 +56,28 @@ def build(
 ) -> Backbone:
     if width % heads or width // heads % 2:
         raise ConfigError(f"backbone.heads: the width of {width} must be {heads} times an even number")
-    if causal and "tokens" not in spec.inputs:
+    if causal and "tokens" not in spec.seen:
         raise ConfigError("backbone.causal: true is for text and events only")
-    if "series" not in spec.inputs and (patch is not None) != _is_image(spec):
+    if "series" not in spec.seen and (patch is not None) != _is_image(spec):
         raise ConfigError(
             "backbone.patch: missing: images need the side of a patch, in pixels"
             if patch is None
             else "backbone.patch: is for images and series only; leave the key out"
         )
     stem: Stem
-    if "tokens" in spec.inputs:
+    if "tokens" in spec.seen:
         stem = Ids(spec, width)
     elif _is_image(spec):
         stem = Patches(spec, width, [patch, patch] if isinstance(patch, int) else list(patch or ()))
-    elif set(spec.inputs) == {"series"}:
+    elif set(spec.seen) == {"series"}:
         stem = Steps(spec, width, 16 if patch is None else patch)
-    elif spec.inputs and set(spec.inputs) <= {"columns", "categories"}:
+    elif spec.seen and set(spec.seen) <= {"columns", "categories"}:
         if positions is not None:
             raise ConfigError("backbone.positions: table columns have no order; leave the key out")
         stem = Columns(spec, width)
     else:
         raise ConfigError(
-            f"the backbone transformer takes text, events, tables, images or series; this dataset has {', '.join(spec.inputs)}"
+            f"the backbone transformer takes text, events, tables, images or series; this dataset has {', '.join(spec.seen)}"
         )
     if positions is None:
         positions = "rotary" if isinstance(stem, Ids) else None if isinstance(stem, Columns) else "learned"
@@ -72,7 +86,7 @@ def build(
 
 def _is_image(spec: DataSpec) -> bool:
     """Tell whether the only input is an image or a spectrogram (C, H, W)."""
-    return len(spec.inputs) == 1 and len(next(iter(spec.inputs.values())).shape) == 3
+    return len(spec.seen) == 1 and len(next(iter(spec.seen.values())).shape) == 3
 
 
 class Transformer(Backbone):
@@ -85,6 +99,9 @@ class Transformer(Backbone):
         self.stem, self.width, self.causal, self.dropout = stem, width, causal, dropout
         self.vocabulary, self.numbers, self.grid = stem.vocabulary, stem.numbers, stem.grid
         self.tokens = stem.length if stem.grid is not None else 0
+        if isinstance(stem, Patches):
+            self.map_strides = grid_strides(max(stem.patch))
+            self.map_widths = (width,) * len(self.map_strides)
         self.positions = nn.Parameter(torch.zeros(stem.length, width)) if positions == "learned" else None
         self.blocks = nn.ModuleList(Block(width, heads, dropout, causal) for _ in range(depth))
         self.norm = nn.LayerNorm(width)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from fmeco.checkpoints.foreign.files import SUFFIXES
 from fmeco.checkpoints.schema import HINT, check
 from fmeco.checkpoints.sources import Source, assumed, completed, decoded_anew, described, published, read_all
 from fmeco.config.check import choose
-from fmeco.config.parser import peek
+from fmeco.config.parser import peek, scalar
 from fmeco.config.run_config import PLUGIN_SECTIONS, Choice
 from fmeco.core.data import DataSpec
 from fmeco.data.spec_reader import reader_module, show_preprocessing
@@ -146,6 +146,26 @@ def section_of(saved: checkpoint.Checkpoint, name: str) -> Choice:
         return choose(name, saved.meta["config"][name])
     except ConfigError as error:
         raise CheckpointError(f"{saved.path / checkpoint.META}: config: {error.message}", *error.hints) from None
+
+
+def objective_of(saved: checkpoint.Checkpoint, overrides: Sequence[str]) -> Choice:
+    """Check the objective of a checkpoint, with keys changed that say how it answers.
+
+    overrides: objective.KEY=VALUE, of keys that the objective's plug-in lists as ANSWERING. Raises ConfigError for others.
+    """
+    chosen = section_of(saved, "objective")
+    free, changed = chosen.plugin.answering, dict(saved.meta["config"]["objective"])
+    for item in overrides:
+        path, sign, value = item.partition("=")
+        key = path.strip().removeprefix("objective.")
+        if not sign or key not in free:
+            names = listing([f"objective.{name}" for name in free])
+            raise ConfigError(
+                f"--set {clean(item)}: a trained model's answers depend on {names if free else 'no key that can be changed'}",
+                *([f"such as --set objective.{free[0]}={changed.get(free[0])}"] if free else []),
+            )
+        changed[key] = scalar(value)
+    return choose("objective", changed) if overrides else chosen
 
 
 @contextlib.contextmanager

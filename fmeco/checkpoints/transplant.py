@@ -16,6 +16,7 @@ from fmeco.core.target import nfc
 from fmeco.errors import CheckpointError, clean, listing
 
 MINIMUM = 0.95  # share of the backbone's parameters below which loading is refused
+PAIRS = 4  # tensors paired by order that the report shows, of the first and of the last ones
 
 
 @dataclass
@@ -55,8 +56,11 @@ class Report:
     new: list[str] = field(default_factory=list)
     carried: list[str] = field(default_factory=list)
 
-    def lines(self) -> list[str]:
-        """Format the report as lines for the user."""
+    def lines(self, all_pairs: str = "") -> list[str]:
+        """Format the report as lines for the user.
+
+        all_pairs: file or option that lists all tensors paired by order; with it, the first and last pairs are shown.
+        """
         out = [
             f"weights from {self.source}: {self.share:.1%} of the backbone's parameters ({len(self.loaded)} tensors)"
         ]
@@ -67,8 +71,12 @@ class Report:
         for rule, count in self.renamed.items():
             out.append(f"  renamed by {clean(rule, 200)}: {count} name{'' if count == 1 else 's'}")
         if self.match == "order":
-            out.append(f"  {len(self.pairs)} tensors paired by order, in the source and in the backbone:")
-            out += [f"    {clean(theirs, 120)} -> {mine}" for theirs, mine in self.pairs.items()]
+            counted = f"  {len(self.pairs)} tensors paired by order"
+            if all_pairs:
+                out.append(f"{counted}, in the source and in the backbone; {all_pairs} lists all of them:")
+                out += self._first_and_last_pairs()
+            else:
+                out.append(f"{counted}: `fmeco check` shows how")
         for label, names in (
             ("reshaped", self.reshaped),
             ("not in the source, kept as initialised", self.missing),
@@ -81,6 +89,15 @@ class Report:
             if names:
                 out.append(f"  {label}: {listing(names, 6)}")
         return out
+
+    def _first_and_last_pairs(self) -> list[str]:
+        """Format the pairs as aligned lines, and count those in the middle."""
+        pairs = [(clean(theirs, 120), mine) for theirs, mine in self.pairs.items()]
+        left_out = len(pairs) - 2 * PAIRS
+        first, last = (pairs[:PAIRS], pairs[-PAIRS:]) if left_out > 1 else (pairs, [])
+        width = max((len(theirs) for theirs, _ in first + last), default=0)
+        rows = [[f"    {theirs:<{width}} -> {mine}" for theirs, mine in part] for part in (first, last)]
+        return [*rows[0], *([f"    ... and {left_out} more"] if last else []), *rows[1]]
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON, for transplant.json and meta.json."""
@@ -175,7 +192,8 @@ def _ways_out(
     inside = {name: tensor for name, tensor in state.items() if name.startswith(naming.prefix or "")}
     if naming.match == "names" and report.missing and not in_order(inside, backbone).problem:
         hints.append(
-            "in their order, all tensors agree in shape: --set transfer.match=order pairs them so, and prints each pair to check"
+            "in their order, all tensors agree in shape: --set transfer.match=order pairs them so: read the pairs "
+            "before you trust them (`fmeco check --json` lists all)"
         )
     if architecture:
         hints.append(f"another architecture than {architecture}? `fmeco list backbones WORD` finds names")

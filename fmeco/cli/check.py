@@ -11,7 +11,7 @@ import typer
 
 from fmeco.cli.options import Datasets, From, Partial, Sets, command, one_dataset
 from fmeco.cli.tables import table
-from fmeco.errors import clean, listing
+from fmeco.errors import ConfigError, clean, listing
 
 ORDER = 4
 
@@ -35,6 +35,12 @@ def check(
     profile: Annotated[
         bool, typer.Option("--profile", help="Write a profiler trace of a few steps, and show what costs most.")
     ] = False,
+    pictures: Annotated[
+        Path | None,
+        typer.Option(
+            help="A .png file to draw training samples in, as the model gets them: augmented, with masks and boxes."
+        ),
+    ] = None,
 ) -> Any:
     """Show what a run would do, without running it: errors, files to download, data, parameter groups, time and memory."""
     from fmeco.config.load import read_config
@@ -45,7 +51,9 @@ def check(
     settings = [read(file) for file in configs] if configs else [read(None, stage="finetune")]
     from fmeco.evaluation import check as checking
 
-    plans = [checking.check(config, profile=profile) for config in settings]
+    if pictures is not None and len(settings) > 1:
+        raise ConfigError("--pictures is for one config", "name one")
+    plans = [checking.check(config, profile=profile, pictures=pictures) for config in settings]
     return plans[0] if len(plans) == 1 else {"tasks": plans}
 
 
@@ -79,14 +87,17 @@ def _plan(plan: Mapping[str, Any]) -> str:
         rows.append(["group", f"{phase}{tensors}, lr {rate}, decay {group['decay']:g}"])
     steps = "as many as fit in the budget" if plan["steps"] is None else plan["steps"]
     step_time = f"{plan['step_seconds'] * 1000:.0f} ms each on {plan['device']} in {plan['precision']}"
-    rows.append(["steps", f"{steps}, {plan['steps_per_epoch']} per epoch, {step_time}"])
-    if (seconds := plan["train_seconds"]) is not None:
+    length = f"{steps}, {plan['steps_per_epoch']} per epoch, {step_time}"
+    solves = "none: the head is solved on frozen features; if it cannot be, "
+    rows.append(["steps", (solves if plan["only_solves"] else "") + length])
+    if (seconds := plan["train_seconds"]) is not None and not plan["only_solves"]:
         length = f"{seconds / 60:.1f} minutes" if seconds > 90 else f"{seconds:.0f} seconds"
         rows.append(["time", f"about {length} of training"])
     rows += [
         ["memory", f"{plan['peak_memory_mb']} MB at the peak of this check"],
         ["disk", f"{plan['checkpoint_mb']} MB per checkpoint, {plan['free_disk_mb']:,} MB free"],
         *(_costs(plan["profile"]) if "profile" in plan else []),
+        *([["pictures", f"{plan['drawn']} training samples in {plan['pictures']}"]] if "pictures" in plan else []),
         ["ok", "no problems found: this run can start"],
     ]
     return table(rows, ["<10", "<"], gap=" ")

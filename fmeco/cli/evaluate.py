@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _show_evaluation(result: Mapping[str, Any]) -> None:
-    about = "".join(f", {key} {value}" for key, value in result["about"].items())
+    about = "".join(f", {key}: {value}" for key, value in result["about"].items())
     title = f"{result['split']} split, {result['samples']} samples, {result['checkpoint']}{about}"
     print(metrics_table(title, result["metrics"], result["directions"]))
     if "groups" in result:

@@ -7,7 +7,7 @@ import json
 import re
 import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -17,6 +17,7 @@ from fmeco.cli.tables import table
 from fmeco.errors import clean, listing
 
 ORDER = 5
+SHOWN = 40  # lines of a list, unless all are asked for
 
 
 def register(app: typer.Typer) -> None:
@@ -26,14 +27,35 @@ def register(app: typer.Typer) -> None:
         app.command()(function)
 
 
-def _show_info(result: Mapping[str, Any]) -> None:
+def _show_info(everything: bool, result: Mapping[str, Any]) -> None:
     for name, value in result.items():
-        if isinstance(value, dict):
+        if name == ("layers" if everything else "names"):
+            continue
+        if name == "layers":
+            _show_layers(value)
+        elif isinstance(value, dict):
             print(f"{name}:")
-            for key, item in value.items():
+            shown = len(value) if everything else SHOWN
+            for key, item in list(value.items())[:shown]:
                 print(f"  {clean(key)}: {clean(f'{item:.4f}' if isinstance(item, float) else item, 200)}")
+            if len(value) > shown:
+                print(f"  ... and {len(value) - shown} more: --all shows all of them")
         else:
             print(f"{name}: {clean(value, 200)}")
+
+
+def _show_layers(layers: Sequence[Mapping[str, Any]]) -> None:
+    """Print a line per group of layers, and how to see their tensors."""
+    rows = [["layer", "tensors", "numbers", "types", "shapes"]]
+    for row in layers[:SHOWN]:
+        types = ", ".join(row["types"])
+        rows.append(
+            [clean(row["layer"], 80), str(row["tensors"]), f"{row['numbers']:,}", types, clean(row["shapes"], 120)]
+        )
+    print()
+    print(table(rows, ["<", ">", ">", "<", "<"]))
+    more = f"... and {len(layers) - SHOWN} more lines; " if len(layers) > SHOWN else ""
+    print(f"\n{more}--all lists every tensor")
 
 
 def _show_list(kind: str, word: str, result: Mapping[str, Any]) -> None:
@@ -104,12 +126,14 @@ def _show_cache(result: Mapping[str, Any]) -> None:
         print("\n`fmeco cache NAME --clear` removes one of them.")
 
 
-@command(_show_info, plugins=False, downloads=True)
-def info(ref: Ref) -> Any:
+@command(plugins=False, downloads=True)
+def info(
+    ref: Ref, all_: Annotated[bool, typer.Option("--all", help="List every tensor of a file of weights.")] = False
+) -> Any:
     """Show what a checkpoint is, after verifying its files byte by byte, or what a file of weights holds."""
     from fmeco.inference import info as describing
 
-    return describing.info(ref)
+    return Shown(describing.info(ref), functools.partial(_show_info, all_))
 
 
 @command()

@@ -31,21 +31,32 @@ def predict(
     ref: Ref,
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Files, folders, or tables.")],
     output: Annotated[
-        Path | None, typer.Option(help="A .csv or .jsonl file to write (default: CSV on stdout).")
+        str | None,  # a path would forget a slash at the end, which says that it is a folder
+        typer.Option(
+            metavar="PATH",
+            help="A .csv or .jsonl file to write, .json for objects in COCO form, or a folder for masks and drawings (default: CSV on stdout).",
+        ),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="A .png file to draw forecasts in.")] = None,
+    set_: Annotated[
+        list[str],
+        typer.Option("--set", metavar="K=V", help="Change how the objective answers, as in --set objective.score=0.5."),
+    ] = [],
     force: Force = False,
 ) -> Any:
     """Predict new inputs. Prints or writes input, prediction, probability and error."""
     from fmeco.inference import predict as predicting
+    from fmeco.inference.outputs import WRITERS, is_folder
     from fmeco.log import say
 
-    rows = predicting.predict(ref, inputs, output=output, plot=plot, force=force)
-    if failed := sum(row["error"] is not None for row in rows):
-        say(f"{failed} of {len(rows)} inputs could not be read; see the column `error`")
+    rows = predicting.predict(ref, inputs, output=output, plot=plot, force=force, overrides=set_, tensors=False)
+    if failed := [row["error"] for row in rows if row["error"] is not None]:
+        has_errors = output is None or is_folder(output) or Path(output).suffix in WRITERS
+        where = "see the column `error`" if has_errors else f"they are not in {output}; the first: {failed[0]}"
+        say(f"{len(failed)} of {len(rows)} inputs could not be read; {where}")
     if output is not None:
         say(f"wrote {len(rows)} rows to {output}")
-    return {"predictions": rows, "output": str(output.resolve()) if output else None}
+    return {"predictions": rows, "output": str(Path(output).resolve()) if output else None}
 
 
 @command(

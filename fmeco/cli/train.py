@@ -219,7 +219,7 @@ def _answer(trained: Result) -> dict[str, Any]:
     from fmeco.evaluation import compare
 
     answer = trained.to_json()
-    gain = compare.gain(trained.run) if launch.place().rank == 0 else None
+    gain = compare.gain(trained.run, trained.selects) if launch.place().rank == 0 else None
     return answer if gain is None else answer | {"gain": gain}
 
 

@@ -68,8 +68,9 @@ class Check:
         if common or transfer or source is not None or stage == "finetune":
             transfer = {"strategy": default, **transfer}
         if stage == "pretrain" and source is None:
-            if transfer:
-                self.say(("transfer",), "only for runs that start from a checkpoint (--from)")
+            backbone = tree.get("backbone")
+            if transfer and not (isinstance(backbone, Mapping) and backbone.get("weights")):
+                self.say(("transfer",), "only for runs that start from weights (--from, or backbone.weights)")
             if tree.get("backbone") is None and not own_backbone:
                 self.say(("backbone",), "missing: pretraining needs one, such as `backbone: resnet18`")
         keys = None

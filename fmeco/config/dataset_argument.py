@@ -109,18 +109,24 @@ def described(ref: str | Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
 def section_for_use(text: str, trained: Mapping[str, Any], reader: str) -> dict[str, Any] | str:
     """Turn `--dataset X` into a config section for using a checkpoint (evaluation, prediction), not for training it.
 
-    A file is read by the dataset plug-in that the checkpoint was trained with, with the same layout keys (`LAYOUT`).
+    A file is read by the dataset plug-in that the checkpoint was trained with, with the same layout keys (`LAYOUT`). So is a folder, if
+    the plug-in claims those (`OWN_FOLDERS`).
 
     trained: dataset section of the checkpoint's config.
     reader: dataset plug-in that reads the checkpoint's new inputs.
     """
     path, by_name = Path(text), plugins("datasets")
     candidates = [by_name[name] for name in (trained.get("name"), reader) if name in by_name]
-    plugin = next((one for one in candidates if path.is_file() and path.suffix.lower() in one.files), None)
+    plugin = next((one for one in candidates if _reads_again(one, path)), None)
     if plugin is None:
         return dataset_section(text, modality=next((one.modality for one in candidates if one.modality), ""))
     inherited = _inherited(plugin, trained, path) if plugin.name == trained.get("name") else {}
     return {"name": plugin.name, **inherited, "path": text}
+
+
+def _reads_again(plugin: Plugin, path: Path) -> bool:
+    """Tell whether a checkpoint's dataset plug-in reads a file or folder that the checkpoint is used on."""
+    return path.suffix.lower() in plugin.files if path.is_file() else path.is_dir() and plugin.own_folders
 
 
 def _inherited(plugin: Plugin, trained: Mapping[str, Any], path: Path) -> dict[str, Any]:

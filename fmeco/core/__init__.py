@@ -3,12 +3,14 @@
 Letters in shape comments: B samples, V views, T tokens, D feature width, C channels or classes, H and W height and width.
 """
 
+from fmeco.core import geometry
 from fmeco.core.augment import Augment
 from fmeco.core.data import (
     DECODE_RULE,
     Batch,
     Data,
     DataSpec,
+    Form,
     Given,
     Inputs,
     InputSpec,
@@ -16,10 +18,9 @@ from fmeco.core.data import (
     View,
     Wrapped,
     decode_rule,
-    fit,
-    pad,
-    standardize,
 )
+from fmeco.core.feature_maps import grid_strides, map_size, resample
+from fmeco.core.geometry import IGNORED, fit, pad, standardize
 from fmeco.core.modality import same_modality
 from fmeco.core.model import (
     BLANK,
@@ -82,6 +83,7 @@ __all__ = [
     "BLANK",
     "DECODE_RULE",
     "HIDDEN",
+    "IGNORED",
     "MISSING_CLASS",
     "STORED",
     "Augment",
@@ -101,6 +103,7 @@ __all__ = [
     "Features",
     "FilePath",
     "Fold",
+    "Form",
     "Ge",
     "Given",
     "Groups",
@@ -145,9 +148,12 @@ __all__ = [
     "clean",
     "decode_rule",
     "fit",
+    "geometry",
+    "grid_strides",
     "known",
     "library_errors",
     "listing",
+    "map_size",
     "matching",
     "mix",
     "mix_numbers",
@@ -155,6 +161,7 @@ __all__ = [
     "nfc",
     "pad",
     "parameter_groups",
+    "resample",
     "same_modality",
     "say",
     "seed_torch",

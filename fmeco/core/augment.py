@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC
+from collections.abc import Set
 
 from torch import Tensor
 
-from fmeco.core.data import Inputs, View
-from fmeco.errors import ConfigError
+from fmeco.core.data import DataSpec, Form, Inputs, View
+from fmeco.errors import ConfigError, listing
 
 
 class Augment(ABC):
-    """Vary training samples in two steps, `sample` and `batch`. Both must be pure functions of the inputs and the random keys."""
+    """Vary training samples in two steps, `sample` and `batch`. Both must be pure functions of the inputs and the random keys.
+
+    carries: forms of riders (core/geometry.py) that stay where they belong: they are moved as their image is, by the same
+        keys, or the image is not moved. Data with riders of other forms is refused.
+    """
+
+    carries: Set[Form] = frozenset()
 
     @property
     def per_sample(self) -> bool:
@@ -43,3 +50,13 @@ class Augment(ABC):
     def batch(self, inputs: Inputs, keys: Tensor) -> Inputs:
         """Augment B samples at once on the device, for steps that are cheaper there. keys: (B,) int64 on the CPU."""
         return inputs
+
+
+def check_riders(augment: Augment, spec: DataSpec, called: str) -> None:
+    """Raise ConfigError if an augmentation would leave riders of the data behind when it moves their images."""
+    left = {name: one.form for name, one in spec.riders.items() if one.form not in augment.carries}
+    if left and augment.varies:
+        raise ConfigError(
+            f"augment: '{called}' moves images, but not the {listing(sorted(set(left.values())))} of this dataset with them",
+            "augment: standard moves both; augment: none moves nothing",
+        )

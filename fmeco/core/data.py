@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fmeco.core.target import Target
-from fmeco.errors import CheckpointError, ConfigError, DataError, clean
+from fmeco.errors import CheckpointError, ConfigError, clean
 
 # Newest version of the decode rule, by which a dataset plug-in turns a file into stored values. The version is raised when a change of
 # the rule gives other values for the same file. A dataset's own version is `preprocessing["decode"]`, or 1 without that key.
 DECODE_RULE = 2
 
+Form = Literal["", "mask", "boxes", "points"]
 Inputs = dict[str, Tensor]  # "image", "columns", "tokens", ... -> (B, ...); without B for one sample
 
 
@@ -35,6 +35,10 @@ class InputSpec:
     mean, std: one value per index of dimension 0 of `shape`, such as per channel.
     ragged: dimension 0 of a sample may be shorter than shape[0]; a batch is padded with 0 to its longest sample.
     offset: number added to a tokenizer's ids, so that 0 is free for padding.
+    rides: name of the image that this input lies on and is moved with (a rider); "" = an input of the model.
+    form: how a rider is stored; see core/geometry.py.
+    windows: images may be larger than `shape`. Evaluation and prediction read them whole, one by one, and the objective goes over
+        them in windows of this shape.
     """
 
     shape: tuple[int, ...]
@@ -44,6 +48,9 @@ class InputSpec:
     std: tuple[float, ...] = ()
     ragged: bool = False
     offset: int = 0
+    rides: str = ""
+    form: Form = ""
+    windows: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,9 +78,24 @@ class DataSpec:
     published: bool = False
 
     @property
+    def seen(self) -> dict[str, InputSpec]:
+        """Inputs of the model, without riders."""
+        return {name: spec for name, spec in self.inputs.items() if not spec.rides}
+
+    @property
+    def riders(self) -> dict[str, InputSpec]:
+        """Inputs that lie on an image and are moved with it, such as a mask or boxes."""
+        return {name: spec for name, spec in self.inputs.items() if spec.rides}
+
+    @property
     def ragged(self) -> bool:
         """Tell whether samples may differ in length."""
-        return any(spec.ragged for spec in self.inputs.values())
+        return any(spec.ragged for spec in self.seen.values())
+
+    @property
+    def windows(self) -> bool:
+        """Tell whether evaluation reads images whole, whatever their size (see InputSpec)."""
+        return any(spec.windows for spec in self.inputs.values())
 
     @property
     def decode(self) -> int:
@@ -103,11 +125,11 @@ class DataSpec:
             raise CheckpointError(f"the checkpoint's data description is not valid: {clean(error)}") from None
 
     def preprocessing_only(self) -> DataSpec:
-        """Return a copy without targets, sizes and fingerprint.
+        """Return a copy without targets, riders, sizes and fingerprint.
 
         Finetuning passes this copy to the dataset plug-in, so that new data is prepared as the source's data was.
         """
-        return dataclasses.replace(self, targets={}, sizes={}, fingerprint="")
+        return dataclasses.replace(self, inputs=self.seen, targets={}, sizes={}, fingerprint="")
 
 
 def decode_rule(known: DataSpec | None) -> int:
@@ -165,6 +187,10 @@ class Samples(ABC):
         """Turn a sample's decoded prediction into rows of `predict`: one row, or one per time step."""
         return [dict(answer)]
 
+    def back(self, index: int, form: Form, answer: Tensor) -> Tensor:
+        """Map an answer in a rider's form from the grid that the model saw to that of the sample's own file."""
+        return answer
+
     def digest(self, index: int, *, stored: bool = False) -> bytes | None:
         """Return a hash (16 bytes) of a sample's file or content; None if neither can be hashed cheaply.
 
@@ -195,6 +221,9 @@ class Wrapped(Samples):
 
     def answers(self, index: int, answer: Mapping[str, Any]) -> list[dict[str, Any]]:
         return self.samples.answers(index, answer)
+
+    def back(self, index: int, form: Form, answer: Tensor) -> Tensor:
+        return self.samples.back(index, form, answer)
 
     def digest(self, index: int, *, stored: bool = False) -> bytes | None:
         return self.samples.digest(index, stored=stored)
@@ -286,7 +315,7 @@ class Batch:
         return dataclasses.replace(
             self,
             views=[{name: change(x) for name, x in view.items()} for view in self.views],
-            target={name: change(x) if isinstance(x, Tensor) else x for name, x in self.target.items()},
+            target={name: _each(change, x) for name, x in self.target.items()},
         )
 
     def split(self, sizes: list[int]) -> Iterator[Batch]:
@@ -314,6 +343,10 @@ class Batch:
             )
 
 
+def _each(change: Callable[[Tensor], Tensor], x: Any) -> Any:
+    return change(x) if isinstance(x, Tensor) else [_each(change, y) for y in x] if isinstance(x, list) else x
+
+
 def move(x: Tensor, device: torch.device, **options: Any) -> Tensor:
     """Move a tensor to a device. A float64 tensor becomes float32 on MPS, which has no float64. options: keyword arguments of Tensor.to."""
     if device.type == "mps" and x.dtype == torch.float64:
@@ -324,61 +357,6 @@ def move(x: Tensor, device: torch.device, **options: Any) -> Tensor:
 def _aligned(x: Tensor) -> Tensor:
     """Copy a tensor unless it begins at a multiple of 64 bytes, as a newly allocated one does."""
     return x if x.data_ptr() % 64 == 0 else x.clone()
-
-
-def fit(inputs: Inputs, spec: DataSpec, leading: int = 0) -> Inputs:
-    """Centre-crop each input that is larger than its shape in the spec. Inputs of ids (int64) are cut at the end instead.
-
-    leading: number of dimensions before those of a sample: 0 for one sample, 1 for a whole split.
-
-    Raises DataError if an input is smaller than its shape in the spec. Dimension 0 of a ragged input may be smaller.
-    """
-    out = dict(inputs)
-    for name, wanted in spec.inputs.items():
-        x = out[name]
-        for dim, size in enumerate(wanted.shape, leading):
-            if x.shape[dim] > size:
-                # Half of an odd difference ends in .5. It is rounded to the nearest even integer, as torchvision and timm do; version 1
-                # of the decode rule rounds down, and so does "crop_rounding", as transformers does.
-                extra, down = x.shape[dim] - size, spec.decode == 1 or "crop_rounding" in spec.preprocessing
-                start = extra // 2 if down else round(extra / 2)
-                x = x.narrow(dim, 0 if wanted.dtype == "int64" else start, size)
-        shape = tuple(x.shape[leading:])
-        if shape != wanted.shape and not (wanted.ragged and shape[1:] == wanted.shape[1:]):
-            raise DataError(f"input '{name}' has shape {shape}, the model expects {wanted.shape}")
-        out[name] = x
-    return out
-
-
-def pad(parts: Sequence[Tensor]) -> Tensor:
-    """Stack samples (L_i, ...) of different lengths to (B, max L_i, ...), with zeros at the end."""
-    return nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
-
-
-def standardize(inputs: Inputs, spec: DataSpec) -> Inputs:
-    """Normalise stored values (B, ...) for the model: `(x * scale - mean) / std` per channel, as float32."""
-    out = dict(inputs)
-    for name, input_spec in spec.inputs.items():
-        if input_spec.mean and name in out:
-            x = out[name]
-            last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
-            factor, offset = _affine(input_spec, x.shape[1:], last, x.device)
-            out[name] = x.to(torch.float32, copy=True).mul_(factor).sub_(offset)
-    return out
-
-
-@functools.lru_cache(maxsize=64)
-def _affine(spec: InputSpec, shape: torch.Size, last: bool, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Compute scale / std and mean / std, expanded to the shape (1, ...) of a sample.
-
-    They have the batch's memory layout, because elementwise kernels then vectorise. last: channels_last layout.
-    """
-    with torch.inference_mode(False):
-        per_channel = (1, -1) + (1,) * (len(shape) - 1)
-        std, mean = (torch.tensor(values, device=device).view(per_channel) for values in (spec.std, spec.mean))
-        layout = torch.channels_last if last else torch.contiguous_format
-        factor, offset = (x.expand(1, *shape).contiguous(memory_format=layout) for x in (spec.scale / std, mean / std))
-        return factor, offset
 
 
 class View(NamedTuple):

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from torch import Tensor, nn
 
 from fmeco.core.data import Batch, Data, DataSpec, Inputs, Samples, View
+from fmeco.core.feature_maps import map_size, resample
 from fmeco.errors import ConfigError
 
 Mode = Literal["loss", "rows", "predict", "vector", "represent", "head_rows"]
@@ -23,14 +24,12 @@ class Features:
     tokens: (B, T, D), one vector per token.
     mask: (B, T) bool, True = a real token, False = padding.
     grid: (h, w) if the tokens are the cells of a map, row by row.
-    pyramid: maps (B, C_i, H_i, W_i), coarsest last.
     """
 
     pooled: Tensor | None = None
     tokens: Tensor | None = None
     mask: Tensor | None = None
     grid: tuple[int, int] | None = None
-    pyramid: list[Tensor] | None = None
 
     @property
     def vector(self) -> Tensor:
@@ -74,6 +73,9 @@ class Backbone(nn.Module, ABC):
     tokens: number of tokens T, if it is the same for all samples and the backbone can drop hidden ones (HIDDEN without BLANK);
         otherwise 0.
     causal: a token's features depend only on it and earlier tokens.
+    map_widths, map_strides: C_i and stride of each map of `maps`, finest first; () = the backbone has no maps.
+    unmapped: names of the parameters that `maps` does not use, such as those of a final norm. They get no gradient from it,
+        which DDP does not accept: an objective that trains on maps alone sets their `requires_grad` to False.
     class_layers: name prefixes of layers that a published model has and the backbone leaves out, such as `fc.` of
         torchvision's resnet18. Weights of these layers are not loaded.
     rest: function (stored features, training) -> Features: runs the part after the frozen part; None = no such part.
@@ -84,6 +86,9 @@ class Backbone(nn.Module, ABC):
     numbers: int = 0
     tokens: int = 0
     causal = False
+    map_widths: tuple[int, ...] = ()
+    map_strides: tuple[int, ...] = ()
+    unmapped: tuple[str, ...] = ()
     class_layers: tuple[str, ...] = ()
     rest: Callable[[Tensor, bool], Features] | None = None
 
@@ -124,6 +129,24 @@ class Backbone(nn.Module, ABC):
         method, and returns the cells of its last feature map as tokens.
         """
         return self(inputs)
+
+    def maps(self, inputs: Inputs) -> list[Tensor]:
+        """Compute feature maps (B, C_i, H_i, W_i) of images (B, C, H, W), finest first.
+
+        C_i = map_widths[i], H_i = ceil(H / map_strides[i]) and W_i = ceil(W / map_strides[i]). Strides are powers of two up to
+        32. By default, the grid of tokens of `mapped` is resampled to each stride, without parameters: the pyramid of
+        https://arxiv.org/abs/2203.16527 section 3. Raises TypeError if the backbone has no maps.
+        """
+        if not self.map_strides:
+            raise TypeError(f"{type(self).__name__} has no feature maps")
+        image = next((x for x in inputs.values() if x.ndim == 4), None)
+        found = self.mapped(inputs)
+        if image is None or found.tokens is None or found.grid is None:
+            raise TypeError(
+                f"{type(self).__name__}.mapped returns no grid of an image's tokens to make feature maps of"
+            )
+        grid = found.tokens.transpose(1, 2).unflatten(2, found.grid)  # (B, D, h, w)
+        return [resample(grid, map_size(image.shape[2], image.shape[3], stride)) for stride in self.map_strides]
 
     def tokenize(self, inputs: Inputs) -> Tokens:
         """Return the values that `Features.tokens` encode, as targets for masked or next-token prediction.
@@ -210,6 +233,8 @@ class Objective(nn.Module, ABC):
     probes: names of the probes (knn, linear) that evaluations run on the backbone's vectors by default.
     vectors_only: True if the objective uses inputs only to compute the backbone's vectors; features of a frozen part can then
         be precomputed.
+    idle: names of the backbone's parameters that the loss does not depend on. They require no gradient, and never learn.
+    batch_size: samples per step where the config leaves it to `auto`; 0 = by the number of samples.
     directions: metric name -> "max" or "min". The first metric selects the best checkpoint, unless the run has probes (then the first
         probe's metric does) or `evaluate.best` names a metric.
     about: topic -> note for readers of metrics and predictions, such as which class is the positive one.
@@ -220,6 +245,8 @@ class Objective(nn.Module, ABC):
     coupled = False
     probes: tuple[str, ...] = ()
     vectors_only = False
+    idle: tuple[str, ...] = ()
+    batch_size = 0
     directions: Mapping[str, Literal["max", "min"]] = {}
     about: Mapping[str, str] = {}
     baselines: Mapping[str, Baseline] = {}
@@ -288,9 +315,20 @@ class Objective(nn.Module, ABC):
         """Compute outputs (B, ...) for `decode`. Raises ConfigError if the objective makes no predictions."""
         raise ConfigError(f"the objective {type(self).__name__} makes no predictions")
 
-    def decode(self, outputs: dict[str, Tensor]) -> list[dict[str, str | float]]:
-        """Turn outputs into one dict per sample, with `prediction` and, if there is one, `probability`."""
+    def decode(self, outputs: dict[str, Tensor]) -> list[dict[str, Any]]:
+        """Turn outputs into one dict per sample, with `prediction` and, if there is one, `probability`.
+
+        Answers that lie on the image are tensors under the names of riders' forms: mask, boxes, points.
+        """
         raise ConfigError(f"the objective {type(self).__name__} makes no predictions")
+
+    def told(self, answer: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Turn a sample's decoded answer into rows of `predict`: by default, one row.
+
+        What lies on the image has been mapped to the sample's file. A tensor that stays in a row is for Python and for
+        `predict --output FOLDER`.
+        """
+        return [dict(answer)]
 
     def class_rows(self) -> Mapping[str, tuple[str, ...]]:
         """Return tensor name -> class names, for each tensor that has one row (dimension 0) per class.

@@ -34,6 +34,7 @@ class Target:
     mean, std: statistics of a number over the training samples; heads predict (number - mean) / std.
     missing: number of training samples without a value.
     steps: length of a series.
+    input: name of the rider that holds the values. `Samples.targets` then tells only which samples have one: 0, or MISSING_CLASS.
 
     A run fills in counts, mean, std and missing. Raises ConfigError for a kind that is not in KINDS, or a series without steps.
     """
@@ -45,6 +46,7 @@ class Target:
     std: float = 1.0
     missing: int = 0
     steps: int = 0
+    input: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -108,6 +110,14 @@ def _needs_steps(target: Target) -> str | None:
     return None if target.steps > 0 else "needs `steps` > 0, the length of the series"
 
 
+def _needs_rider(target: Target) -> str | None:
+    return (
+        None
+        if target.input and target.classes
+        else "needs `classes`, and `input`: the name of the rider that holds its values"
+    )
+
+
 def _unchanged(target: Target, values: Tensor) -> Target:
     return target
 
@@ -148,4 +158,8 @@ KINDS: dict[str, Kind] = {
     "series": Kind(_needs_steps, _unchanged, _steps, counted=False),
     # a string of characters; `classes` are the characters
     "text": Kind(_nothing, _unchanged, _classes, counted=False),
+    # one of `classes` for each pixel
+    "mask": Kind(_needs_rider, _unchanged, _classes, counted=False),
+    # objects, each with a box and one of `classes`
+    "boxes": Kind(_needs_rider, _unchanged, _classes, counted=False),
 }

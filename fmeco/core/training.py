@@ -116,6 +116,7 @@ class Transfer:
         targets, chosen ones. If that succeeds, the first phase is skipped: it is for heads that cannot be solved.
         None = do not solve.
     backbone_rate: unless the config gives a learning rate, use the backbone's own finetuning rate.
+    new_head: train from a new head, also if it was solved: the solved one is only evaluated and saved as step 0.
     keep_statistics: train with the running statistics of the backbone's batch norms, as evaluation does, and keep them.
     bind: function (parameters by name) -> Constraint; None = no constraint.
     """
@@ -126,6 +127,7 @@ class Transfer:
     penalties: Mapping[str, float] | None = None
     backbone_rate: bool = False
     keep_statistics: bool = False
+    new_head: bool = False
 
 
 def parameter_groups(

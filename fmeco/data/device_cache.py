@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fmeco.core.data import DataSpec, Inputs, Samples, fit, move
+from fmeco.core.data import DataSpec, Inputs, Samples, move
 from fmeco.errors import FmecoError
 
 
@@ -23,14 +23,14 @@ class Held:
     bad: position -> error of a sample that could not be read.
     """
 
-    def __init__(self, samples: Samples, spec: DataSpec, device: torch.device) -> None:
+    def __init__(self, samples: Samples, spec: DataSpec, device: torch.device, tensors: Inputs | None) -> None:
+        """Create an empty cache, or one that holds `tensors`: the split's, cut to the shapes of the spec."""
         n = len(samples)
         self.device, self.targets = device, {}
         for name, values in samples.targets.items():
             self.targets[name] = move(values, device) if isinstance(values, Tensor) else values
-        if samples.tensors is not None:
-            whole = fit(samples.tensors, spec, leading=1)
-            self.inputs = {name: x.to(device) for name, x in whole.items()}
+        if tensors is not None:
+            self.inputs = {name: x.to(device) for name, x in tensors.items()}
             self.missing = None
         else:
             self.inputs = {

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from fmeco.core.augment import Augment
-from fmeco.core.data import Batch, Data, DataSpec, Inputs, Samples, View, standardize
+from fmeco.core.data import Batch, Data, DataSpec, Inputs, Samples, View
+from fmeco.core.geometry import standardize
 from fmeco.core.random import mix
 from fmeco.data.device_cache import Held
 from fmeco.data.order import by_length, chunks, epoch_orders, share
@@ -108,7 +109,7 @@ class Loader:
                 yield self._prepare(batch)
             return
         # Augmenting many samples at once costs less per sample; micro-batches are then cut from the result.
-        per_sample = sum(torch.Size(x.shape).numel() * 4 for x in self.data.spec.inputs.values())
+        per_sample = sum(torch.Size(x.shape).numel() * 4 for x in self.data.spec.seen.values())
         reader = Reader(self.data, self.samples, self.views, self.augment)
         with Threads(self.reading.threads) as threads:
             for chunk, sizes in _blocks(plan, held, BLOCK_BYTES // max(1, per_sample * len(self.views))):
@@ -152,8 +153,11 @@ def evaluation_batches(
     order = torch.arange(first, last)
     if samples.lengths is not None and not in_order:
         order = order[samples.lengths[first:last].argsort(stable=True, descending=True)]
-    plan = [Chunk(places, mix(_VIEW, number, places)[None]) for places in order.split(batch_size) if len(places)]
-    for batch in read_batches(data, samples, (View(augment=view is not None),), augment, plan, reading, device):
+    # Images of unlike sizes make no batch; the objective makes one of each image's windows.
+    parts = order.split(1 if data.spec.windows else batch_size)
+    plan = [Chunk(places, mix(_VIEW, number, places)[None]) for places in parts if len(places)]
+    views = (View(augment=view is not None),)
+    for batch in read_batches(data, samples, views, augment, plan, reading, device, whole=view is None):
         if len(batch):
             inputs = augment.batch(batch.views[0], batch.keys[0]) if view is not None else batch.views[0]
             batch.views = [_layout(inputs, data.spec, channels_last)]
@@ -162,7 +166,7 @@ def evaluation_batches(
 
 def channels_last(wanted: bool | Literal["auto"], spec: DataSpec) -> bool:
     """Tell whether the model and its inputs use channels_last. auto: for images, since it makes convolutions faster."""
-    return any(len(x.shape) == 3 for x in spec.inputs.values()) if wanted == "auto" else wanted
+    return any(len(x.shape) == 3 for x in spec.seen.values()) if wanted == "auto" else wanted
 
 
 def _layout(inputs: Inputs, spec: DataSpec, channels_last: bool) -> Inputs:

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fmeco.core.augment import Augment
-from fmeco.core.data import Batch, Data, DataSpec, Inputs, Samples, View, fit, pad
+from fmeco.core.data import Batch, Data, DataSpec, Inputs, Samples, View
+from fmeco.core.geometry import fit, pad
 from fmeco.core.target import known
 from fmeco.data.device_cache import Held
 from fmeco.data.disk_cache import free_memory
@@ -79,7 +80,7 @@ def choose_reading(
     *,
     views: Sequence[View] = (View(augment=False),),
     augment: Augment | None = None,
-    step_seconds: float | None = None,
+    step_seconds: Callable[[], float] | None = None,
     once: bool = False,
     world: int = 1,
 ) -> Reading:
@@ -88,7 +89,7 @@ def choose_reading(
     wanted: number of worker processes, or auto. auto: keep the split on the device if it fits; otherwise, on a CPU, read
         with threads between training steps (no core is free during a step), and with a GPU use as many worker
         processes as keep up with it, up to the number of cores. The time to read a sample is measured.
-    step_seconds: training time per sample in seconds; None = unknown.
+    step_seconds: function that measures the training time per sample in seconds; None = unknown.
     once: the split is read only once, so holding it on the device would not help.
     world: number of ranks that share this machine.
     """
@@ -98,26 +99,40 @@ def choose_reading(
         return Reading(wanted, cores, None)
     varied = any(part.per_sample for part in per_view(augment, views))
     room = _room(device) / world / 4 if not once else 0.0
-    holdable = not varied and data.collate is None and not data.spec.ragged
+    alike = not data.spec.windows and not any(described.ragged for described in data.spec.inputs.values())
+    holdable = not varied and data.collate is None and alike
     if holdable and Held.size(samples, data.spec) <= room:
-        return Reading(0, cores, Held(samples, data.spec, device))
+        tensors = None if samples.tensors is None else fit(samples.tensors, data.spec, leading=1)
+        return Reading(0, cores, Held(samples, data.spec, device, tensors))
     if samples.in_memory or len(samples) < 64 or (once and device.type == "cpu"):
         return Reading(0, cores, None)
     if once:  # measuring would read some samples twice
         return Reading(max(1, min(8, cores // 2)), cores, None)
-    reader, positions = Reader(data, samples, views, augment), range(0, len(samples), max(1, len(samples) // 256))
-    began, busy, count = time.monotonic(), time.thread_time(), 0
-    for position in positions:
-        reader.one(position, tuple([0] * len(views)))
-        count += 1
-        if time.monotonic() - began > MEASURED_SECONDS:
-            break
-    seconds, busy = (time.monotonic() - began) / count, (time.thread_time() - busy) / count
+    seconds, busy = _reading_seconds(Reader(data, samples, views, augment), len(samples))
     if device.type == "cpu":
         # A thread that waits for a disk or network uses no core: start more threads than cores.
         return Reading(0, min(16 * cores, math.ceil(cores * seconds / max(busy, 1e-6) - 0.25)), None)
-    needed = cores if step_seconds is None else math.ceil(1.3 * seconds / step_seconds)
+    needed = cores if step_seconds is None else math.ceil(1.3 * seconds / step_seconds())
     return Reading(max(1, min(needed, cores, 16)), cores, None)
+
+
+def _reading_seconds(reader: Reader, size: int) -> tuple[float, float]:
+    """Measure the time to read a sample, on some of the `size` samples. Returns wall seconds, and those of a core.
+
+    One torch thread reads, as in worker processes and in the thread pool.
+    """
+    before, count = torch.get_num_threads(), 0
+    torch.set_num_threads(1)
+    began, busy = time.monotonic(), time.thread_time()
+    try:
+        for position in range(0, size, max(1, size // 256)):
+            reader.one(position, (0,) * len(reader.views))
+            count += 1
+            if time.monotonic() - began > MEASURED_SECONDS:
+                break
+    finally:
+        torch.set_num_threads(before)
+    return (time.monotonic() - began) / count, (time.thread_time() - busy) / count
 
 
 def _room(device: torch.device) -> float:
@@ -142,8 +157,10 @@ Row = list[Inputs] | FmecoError  # one sample, once per view; errors are values,
 class Reader(Dataset[Any]):
     """Read a Chunk into a Batch, in the main process or in a loader worker."""
 
-    def __init__(self, data: Data, samples: Samples, views: Sequence[View], augment: Augment) -> None:
-        self.spec, self.samples, self.views = data.spec, samples, views
+    def __init__(
+        self, data: Data, samples: Samples, views: Sequence[View], augment: Augment, *, whole: bool = False
+    ) -> None:
+        self.spec, self.samples, self.views, self.whole = data.spec, samples, views, whole
         self.augments = per_view(augment, views)
         self.stack = data.collate or functools.partial(
             _stack, ragged={n for n, x in data.spec.inputs.items() if x.ragged}
@@ -155,7 +172,10 @@ class Reader(Dataset[Any]):
             read = self.samples[index]
             views = [augment.sample(read, key) for augment, key in zip(self.augments, keys, strict=True)]
             # A view with its own size has that size already, which is not the spec's.
-            return [fit(x, self.spec) if view.size == 1 else x for view, x in zip(self.views, views, strict=True)]
+            return [
+                fit(x, self.spec, whole=self.whole) if view.size == 1 else x
+                for view, x in zip(self.views, views, strict=True)
+            ]
         except FmecoError as error:
             return error
 
@@ -210,9 +230,14 @@ def read_batches(
     plan: Iterable[Chunk],
     reading: Reading,
     device: torch.device,
+    *,
+    whole: bool = False,
 ) -> Iterator[Batch]:
-    """Yield the Batch of each Chunk in `plan`, on the device. Samples that cannot be read are in `skipped`."""
-    reader = Reader(data, samples, views, augment)
+    """Yield the Batch of each Chunk in `plan`, on the device. Samples that cannot be read are in `skipped`.
+
+    whole: as for `fit`; a Chunk then holds one sample.
+    """
+    reader = Reader(data, samples, views, augment, whole=whole)
     if reading.workers == 0:
         with Threads(reading.threads) as threads:
             for chunk in plan:

@@ -17,6 +17,11 @@ def reader_module(spec: DataSpec) -> ModuleType | None:
     SENTENCES = True: a source may be a text instead of a path.
     TAKES: inputs in Python that `read` takes, with words for messages: "rows" (dicts, DataFrames), "arrays", "mappings".
     plot(spec, inputs, rows, file): draw predictions to an image file.
+    sheet(spec, samples, captions, columns, smallest): draw samples, as they are stored, side by side; for `fmeco check --pictures`.
+    save(spec, samples, index, answer, stem): write the answer to a sample of `read` that lies on the image, such as a mask, to
+        files whose paths begin with `stem`, each whole or not at all. Returns columns of index.csv: name -> path of a file. A
+        DataError becomes the error of this sample alone.
+    WRITES: suffix -> write(spec, answers, file), which writes all answers, each (samples, index, answer) as for `save`, to a file.
     SPEC: a core.Stored that declares what its specs hold in checkpoints, in `inputs` and `preprocessing`.
     shown(spec): describe the preprocessing in a few words.
     """

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fmeco.core.data import Data, Inputs, Samples, Wrapped
+from fmeco.core.data import Data, Form, Inputs, Samples, Wrapped
 
 
 class Part(Wrapped):
@@ -44,6 +44,9 @@ class Part(Wrapped):
 
     def answers(self, index: int, answer: Mapping[str, Any]) -> list[dict[str, Any]]:
         return self.samples.answers(self.at[index], answer)
+
+    def back(self, index: int, form: Form, answer: Tensor) -> Tensor:
+        return self.samples.back(self.at[index], form, answer)
 
     def digest(self, index: int, *, stored: bool = False) -> bytes | None:
         return self.samples.digest(self.at[index], stored=stored)

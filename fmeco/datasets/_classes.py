@@ -26,7 +26,7 @@ def comparable(names: Sequence[str], known: Target | None) -> list[str]:
     return list(names) if apart else nfc(names)
 
 
-def _doubtful(names: Sequence[str], where: str) -> list[str]:
+def doubtful(names: Sequence[str], where: str) -> list[str]:
     """Return notes on class names that look like one another, and on -1, which often means "no label"."""
     notes: list[str] = []
     seen: dict[str, str] = {}
@@ -69,7 +69,7 @@ def encode(
     order = tuple(comparable(known.classes, known)) if known is not None else ()
     present = natural(labels)
     if known is None:
-        notes += _doubtful(present, where)
+        notes += doubtful(present, where)
     chosen = nfc([str(name) for name in classes]) if classes is not None else None
     if chosen is not None:
         if absent := [name for name in chosen if name not in present]:

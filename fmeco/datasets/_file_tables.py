@@ -44,7 +44,7 @@ def in_table(
     folder = Path(layout.root or os.path.dirname(path) or ".")
     files = [on_disk(folder, file) for file in _columns.column(table, layout.path_column, path)]
     labels, of_targets = _targets.target_columns(table, layout.label_column, path)
-    every = _listed(kind, files, folder, path)
+    every = listed(kind, files, folder, path, "paths are relative to the table's folder, or to dataset.root")
     old = known.targets if known is not None else {}
     texts_of_rows = _transcripts_of(labels, layout, splitting, path) if layout.task == "text" else None
     rules = _numbers.Rules.of(known, layout.spelling, semicolons=char == ";")
@@ -80,12 +80,12 @@ def in_table(
     if texts_of_rows is not None:
         described["label"], texts = _transcripts.encode(texts_of_rows, parts, old.get("label"), path)
         values = {part: {"label": each} for part, each in texts.items()}
-    listed = every.take(kept)
+    files_kept = every.take(kept)
     rows = list(
-        zip(names, listed.sizes.tolist(), *([column[i] for i in kept] for column in labels.values()), strict=True)
+        zip(names, files_kept.sizes.tolist(), *([column[i] for i in kept] for column in labels.values()), strict=True)
     )
     return Labelled(
-        {part: (listed.take(at), values[part]) for part, at in parts.items()},
+        {part: (files_kept.take(at), values[part]) for part, at in parts.items()},
         described,
         _splits.fingerprint([rows[i] for at in parts.values() for i in at]),
         targets.notes,
@@ -94,12 +94,21 @@ def in_table(
     )
 
 
-def _listed(kind: type[FileSamples], files: Sequence[str], folder: Path, path: str) -> Files:
-    """Look up the file of each row. Raises DataError for rows without a file, files named twice, and absent files."""
+def listed(
+    kind: type[FileSamples],
+    files: Sequence[str],
+    folder: Path,
+    path: str,
+    hint: str = "paths are relative to the table's folder",
+) -> Files:
+    """Look up the file of each row. Raises DataError for rows without a file, files named twice, and absent files.
+
+    hint: what to say beside an absent file.
+    """
     if blank := [line for line, file in enumerate(files, 2) if not file]:
         raise DataError(f"{clean(path)}: no {kind.one} in line {listing(blank)}")
     check_once(files, path)
-    status = [_status(kind, folder / file, path, line) for line, file in enumerate(files, 2)]
+    status = [_status(kind, folder / file, path, line, hint) for line, file in enumerate(files, 2)]
     return Files.of(folder, files, [size for size, _ in status], [time for _, time in status])
 
 
@@ -110,7 +119,7 @@ def _transcripts_of(labels: Mapping[str, Sequence[str]], layout: Layout, splitti
     return _transcripts.transcripts(labels, path, layout.lowercase)
 
 
-def _status(kind: type[FileSamples], file: Path, table: str, line: int) -> tuple[int, int]:
+def _status(kind: type[FileSamples], file: Path, table: str, line: int, hint: str) -> tuple[int, int]:
     """Return a file's size in bytes and its `times_of`. Raises DataError if the file does not exist."""
     try:
         status = file.stat()
@@ -120,5 +129,5 @@ def _status(kind: type[FileSamples], file: Path, table: str, line: int) -> tuple
     except OSError:
         raise DataError(
             f"{clean(table)}:{line}: the {kind.one} {clean(file)} does not exist",
-            "paths are relative to the table's folder, or to dataset.root",
+            hint,
         ) from None

@@ -13,7 +13,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, AnyStr, NamedTuple
+from typing import Any, AnyStr, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -74,9 +74,10 @@ class Files:
             return _pieces(text.decode("ascii"), self.ends)
         return [os.fsdecode(path) for path in _pieces(text, self.ends)]
 
-    def take(self, at: _splits.Indices) -> Files:
+    def take(self, at: _splits.Indices) -> Self:
         encoded = _pieces(self.packed.tobytes(), self.ends)
-        return Files._of(self.root, [encoded[i] for i in at.tolist()], self.sizes[at], self.times[at])
+        taken = Files._of(self.root, [encoded[i] for i in at.tolist()], self.sizes[at], self.times[at])
+        return dataclasses.replace(self, packed=taken.packed, ends=taken.ends, sizes=taken.sizes, times=taken.times)
 
 
 def _pieces(text: AnyStr, ends: np.ndarray[Any, Any]) -> list[AnyStr]:

@@ -157,7 +157,7 @@ def _folders(
         root = Path(path)
         if not root.is_dir():
             raise DataError(f"{clean(path)}: {'not a folder' if root.exists() else 'no such folder'}")
-        present = _split_folders(root, rule)
+        present = split_folders(root, rule)
         if set(present) == {"val", "test"} and not whole:
             raise DataError(
                 f"{clean(path)}: holds {listing([folder.name for folder in present.values()])}, but no folder called train",
@@ -174,7 +174,7 @@ def _folders(
     return folders
 
 
-def _split_folders(root: Path, rule: int) -> dict[str, Path]:
+def split_folders(root: Path, rule: int) -> dict[str, Path]:
     """Find folders that are named after splits, training first. Raises DataError for two folders of one split."""
     if rule == 1:
         return {

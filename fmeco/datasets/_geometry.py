@@ -1,12 +1,15 @@
-"""Compute the sizes that images are resized to, and fill images up to a square."""
+"""Compute the sizes that images are resized to, fill images up to a square, and map places of an image and of its file."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
+
+from fmeco.core import Form, geometry
 
 
 def resized(width: int, height: int, side: int, fit: str, first_rule: bool) -> tuple[int, int]:
@@ -50,3 +53,38 @@ def boxed(pixels: Tensor, side: int, background: Sequence[int]) -> Tensor:
     top, left = (side - height) // 2, (side - width) // 2
     box[:, top : top + height, left : left + width] = pixels
     return box
+
+
+class Place(NamedTuple):
+    """Say where the picture of a file lies in the image that is made of it (`_images.canonical`), and how large both are.
+
+    file: height and width of the picture, upright.
+    picture: height and width that it is resized to.
+    image: height and width of the image: those of the picture, or of a square around it.
+    """
+
+    file: tuple[int, int]
+    picture: tuple[int, int]
+    image: tuple[int, int]
+
+    @staticmethod
+    def of(width: int, height: int, prep: Mapping[str, Any]) -> Place:
+        """Find the place of a picture of this size by the keys of a spec's preprocessing."""
+        fit, side = prep.get("fit", "crop"), int(prep["resize"])
+        picture = resized(width, height, side, fit, prep.get("decode", 1) == 1)
+        return Place((height, width), picture, (side, side) if fit == "letterbox" else picture)
+
+    @property
+    def corner(self) -> tuple[int, int]:
+        """Row and column of the picture's first pixel."""
+        return (self.image[0] - self.picture[0]) // 2, (self.image[1] - self.picture[1]) // 2
+
+    def forth(self, x: Tensor, form: Form) -> Tensor:
+        """Map a mask (H, W), or boxes (n, 5) or points (n, 3) of the file, to the image."""
+        (top, left), (height, width) = self.corner, self.image
+        return geometry.cropped(geometry.resized(x, form, self.file, self.picture), form, -top, -left, height, width)
+
+    def back(self, x: Tensor, form: Form) -> Tensor:
+        """Map an answer on the image to the file."""
+        (top, left), (height, width) = self.corner, self.picture
+        return geometry.resized(geometry.cropped(x, form, top, left, height, width), form, self.picture, self.file)

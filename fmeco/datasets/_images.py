@@ -17,22 +17,30 @@ from fmeco.core import (
     Data,
     DataError,
     DataSpec,
+    Form,
     Given,
     Inputs,
     Pixels,
     Samples,
     Splitting,
     Target,
+    geometry,
 )
 from fmeco.datasets import _classes, _depth, _files, _geometry, _image_spec, _pixels, _splits
 
 MAX_RESIZED = 32_000_000  # pixels after resizing: a line of 10,000 x 1 pixels would become 2,240,000 x 224
 
 
-def image_data(known: DataSpec | None, spec: DataSpec, labelled: _files.Labelled, pixels: Pixels) -> Data:
+def image_data(
+    known: DataSpec | None,
+    spec: DataSpec,
+    labelled: _files.Labelled,
+    pixels: Pixels,
+    kind: type[_files.FileSamples] | None = None,
+) -> Data:
     """Build a Data from image files. Adds the range of 16-bit images to the spec, and notes to the data.
 
-    known: the checkpoint's spec. pixels: keys of the config.
+    known: the checkpoint's spec. pixels: keys of the config. kind: class that reads the files; None = ImageFiles.
     """
     files, _ = next(iter(labelled.parts.values()))
     labelled.notes.extend(_image_spec.changes(known, pixels))
@@ -41,7 +49,7 @@ def image_data(known: DataSpec | None, spec: DataSpec, labelled: _files.Labelled
     if spec.decode > 1:
         new = known is None or not known.targets  # a spec with targets is whole: it has the range, or needs none
         spec = _depth.with_range(spec, labelled, measure=new)
-    return _files.data(ImageFiles, spec, labelled)
+    return _files.data(kind or ImageFiles, spec, labelled)
 
 
 def _small_note(file: Path, spec: DataSpec) -> list[str]:
@@ -77,19 +85,32 @@ def canonical(image: Image.Image, prep: Mapping[str, Any], facts: _pixels.Facts 
             f"{MAX_RESIZED:,} pixels"
         )
     first_rule, facts = prep.get("decode", 1) == 1, facts or _pixels.facts(image)
+    stated = None
     if image.format == "JPEG":
+        if "windows" in prep:  # what lies on the image goes by the size of its file, and not by that of the next line
+            stated = _pixels.upright_size_of(image)
         # Decodes at 1/2, 1/4 or 1/8 of the size if that still leaves this many pixels. With only as many as are wanted, the
         # picture would differ visibly from one that is decoded whole and resized.
         image.draft(mode, _geometry.least(*image.size, prep["resize"], fit, first_rule))
     image = _pixels.eight_bit(_pixels.upright(image), mode, prep, facts)
     pixels = torch.from_numpy(np.array(image, dtype=np.uint8))  # a copy, because torch needs writable memory
     pixels = pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1)  # (C, h, w)
-    size = _geometry.resized(*image.size, prep["resize"], fit, first_rule)
+    size = _geometry.resized(*(stated or image.size), prep["resize"], fit, first_rule)
     if size != (image.height, image.width):
         how = prep["interpolation"]
         # The same resampling as Pillow's, twice as fast; results differ by at most one of 255 levels.
         pixels = F.interpolate(pixels[None], size, mode=how, antialias=how in ("bilinear", "bicubic"))[0]
     return _geometry.boxed(pixels, prep["resize"], prep["background"]) if fit == "letterbox" else pixels
+
+
+def back(size: tuple[int, int], prep: Mapping[str, Any], form: Form, answer: Tensor) -> Tensor:
+    """Map an answer from what the model saw of an image to its file. size: width and height of the file's picture."""
+    place = _geometry.Place.of(*size, prep)
+    if not prep.get("windows"):  # the model saw the centre of the image
+        seen, (height, width) = int(prep["size"]), place.image
+        top, left = (geometry.centred(max(0, side - seen), prep) for side in (height, width))
+        answer = geometry.cropped(answer, form, -top, -left, height, width)
+    return place.back(answer, form)
 
 
 def decode(path: str, prep: Mapping[str, Any]) -> Tensor:
@@ -114,16 +135,23 @@ def _from_array(value: Any) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def given(values: Sequence[Given], prep: Mapping[str, Any]) -> Samples:
+class GivenImages(_files.GivenSamples):
     """Serve images that were passed in Python, decoded as files are."""
 
-    def decode(value: Any) -> Inputs:
-        if not isinstance(value, Image.Image):
-            return {"image": canonical(_from_array(value), prep)}
-        facts = _pixels.facts(value)  # a copy no longer knows its file
-        return {"image": canonical(value.copy(), prep, facts)}
+    def __init__(self, values: Sequence[Given], prep: Mapping[str, Any]) -> None:
+        super().__init__(values, self._decoded)
+        self.prep = prep
 
-    return _files.GivenSamples(values, decode)
+    def _decoded(self, value: Any) -> Inputs:
+        if not isinstance(value, Image.Image):
+            return {"image": canonical(_from_array(value), self.prep)}
+        facts = _pixels.facts(value)  # a copy no longer knows its file
+        return {"image": canonical(value.copy(), self.prep, facts)}
+
+    def back(self, index: int, form: Form, answer: Tensor) -> Tensor:
+        value = self.given[index].value
+        image = _pixels.upright(value.copy()) if isinstance(value, Image.Image) else _from_array(value)
+        return back(image.size, self.prep, form, answer)
 
 
 class ImageFiles(_files.FileSamples):
@@ -133,6 +161,9 @@ class ImageFiles(_files.FileSamples):
 
     def decode(self, path: str) -> Inputs:
         return {"image": decode(path, self.prep)}
+
+    def back(self, index: int, form: Form, answer: Tensor) -> Tensor:
+        return back(_pixels.upright_size(self.path(index)), self.prep, form, answer)
 
 
 class ImageArrays(Samples):

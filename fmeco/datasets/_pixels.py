@@ -30,6 +30,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+ACROSS = {Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90}
 # PNG files of image generators hold more than Pillow's limit of 1 MB of text, and cameras larger profiles.
 PngImagePlugin.MAX_TEXT_CHUNK = 1 << 24
 # Set once per process, because all threads share the filters of `warnings`. MAX_PIXELS limits the size instead.
@@ -82,11 +83,40 @@ def facts(image: Image.Image) -> Facts:
 def upright(image: Image.Image) -> Image.Image:
     """Turn an image by the camera's orientation, as EXIF states it."""
     image.load()  # which turns a TIFF, and forgets its orientation
-    try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # Pillow raises many kinds of errors for damaged EXIF data, which says nothing of the pixels
-        turn = None
+    turn = _turn(image)
     return image if turn is None else image.transpose(turn)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    try:
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # Pillow raises many kinds of errors for damaged EXIF data, which says nothing of the pixels
+        return None
+
+
+def upright_size(path: str) -> tuple[int, int]:
+    """Return the width and height of a file's picture as `upright` turns it. Raises DataError that names the file."""
+    return size_and_turn(path)[0]
+
+
+def size_and_turn(path: str) -> tuple[tuple[int, int], Image.Transpose | None]:
+    """Return what `upright_size` and `turn_of` do, from one look at the file."""
+    with opened(path) as image:
+        if image.format == "TIFF":
+            image.load()
+        return upright_size_of(image), _turn(image)
+
+
+def upright_size_of(image: Image.Image) -> tuple[int, int]:
+    """Return the width and height of an opened image as `upright` turns it."""
+    width, height = image.size
+    return (height, width) if _turn(image) in ACROSS else (width, height)
+
+
+def turn_of(path: str) -> Image.Transpose | None:
+    """Return how `upright` turns a file's picture; None if it leaves it as it is."""
+    with opened(path) as image:
+        return _turn(image)
 
 
 def is_deep(image: Image.Image) -> bool:

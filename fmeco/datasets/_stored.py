@@ -27,6 +27,7 @@ class _ImagePreprocessing(Stored):
     crop_share: Annotated[float, Gt(0), Le(1)] = 1.0
     crop_rounding: Literal["down"] = "down"  # absent: to the nearest even number
     mirror: bool = True
+    windows: bool = False
     decode: int = 1
     background: Annotated[list[Annotated[int, Ge(0), Le(255)]], Field(min_length=3, max_length=3)] | None = None
     range: Annotated[list[Annotated[int, Ge(-32_768), Le(65_535)]], Field(min_length=2, max_length=2)] | None = None
@@ -47,6 +48,24 @@ class Images(Stored):
 
     inputs: _ImageInputs
     preprocessing: _ImagePreprocessing
+
+
+_PixelValue = (
+    Annotated[int, Ge(0), Le(65_535)]
+    | Annotated[list[Annotated[int, Ge(0), Le(255)]], Field(min_length=3, max_length=3)]
+)
+
+
+class _MaskedPreprocessing(_ImagePreprocessing):
+    values: Annotated[list[_PixelValue], Field(min_length=2, max_length=254)]
+    ignore: list[_PixelValue] = []
+
+
+class MaskedImages(Stored):
+    """Declare what specs of images with masks hold."""
+
+    inputs: _ImageInputs
+    preprocessing: _MaskedPreprocessing
 
 
 Milliseconds = Annotated[float, Gt(0), Le(60_000)]

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fmeco.core import Data, DataSpec, Doc, FilePath, Given, Pixels, Samples, Splitting, Without, decode_rule
 from fmeco.datasets import _files, _folders, _image_spec, _images, _stored
+from fmeco.datasets._drawing import sheet as sheet
 
 MODALITY = "image"
 
@@ -83,5 +84,5 @@ def suffixes(known: DataSpec | None) -> tuple[str, ...]:
 def read(spec: DataSpec, sources: Sequence[str | Given]) -> Samples:
     """Read image files, and all images below folders, in the order of `sources`; or images that were passed in Python."""
     if given := [source for source in sources if isinstance(source, Given)]:
-        return _images.given(given, spec.preprocessing)
+        return _images.GivenImages(given, spec.preprocessing)
     return _files.read(_images.ImageFiles, suffixes(spec), spec, [str(source) for source in sources])

@@ -24,25 +24,33 @@ from fmeco.core.training import Groups
 from fmeco.data.reading import check_classes
 from fmeco.data.twins import twins
 from fmeco.errors import DataError, FmecoError, known_errors
+from fmeco.evaluation.pictures import check_drawable, draw_training
 from fmeco.files import free_bytes, replacing
+from fmeco.inference.outputs import check_place
 from fmeco.nn import precision
 
 STEPS = 3  # timed steps, after one for warm-up
 
 
 @known_errors()
-def check(config: RunConfig, *, profile: bool = False) -> dict[str, Any]:
+def check(config: RunConfig, *, profile: bool = False, pictures: Path | None = None) -> dict[str, Any]:
     """Build the parts of a run, read every sample, and time a few steps.
 
     profile: also trace a few steps, and report what they cost. This writes profile-TIME.json into the current folder.
+    pictures: PNG file to draw augmented training samples in.
 
-    Returns the plan: config, samples, parameters, groups, steps, seconds, memory and disk.
+    Returns the plan: config, samples, parameters, groups, steps, seconds, memory and disk. If it says `only_solves`, the
+    steps are for a head that turns out to have no direct solution.
 
     Raises the error that the run would end with; for unreadable samples one DataError that lists them.
     """
     announce(files := needed(config))
+    check_place("--pictures", pictures, (".png",), force=True)
     training = assemble(config)
+    if pictures is not None:
+        check_drawable(training.data.spec)
     bad = _unreadable(training)
+    drawn = draw_training(training, pictures) if pictures is not None else 0
     phases = [
         phase_groups(training, number) for number in range(len(training.model.transfer.phases))
     ]  # the last call leaves the last phase set up
@@ -54,13 +62,16 @@ def check(config: RunConfig, *, profile: bool = False) -> dict[str, Any]:
     step_seconds = min(_steps(training, optimizer, STEPS + 1)[1:])
     costs = _profile(training, optimizer, Path(time.strftime("profile-%Y%m%d-%H%M%S.json"))) if profile else None
     total = None if training.config.train.budget else training.total
+    loaded = training.model.report
     weights = sum(t.numel() * t.element_size() for t in training.objective.state_dict().values())
     return {
         "config": training.config.to_dict(),
         **_about_data(training, bad),
         **_about_parameters(training, phases, section.options, automatic),
         "files": [file.to_json() for file in files],
-        "transplant": training.model.report.lines() if training.model.report else [],
+        "transplant": loaded.lines("--json") if loaded is not None else [],
+        "pairs": dict(loaded.pairs) if loaded is not None else {},
+        "only_solves": training.model.only_solves,
         "steps": total,
         "steps_per_epoch": training.loader.steps_per_epoch,
         "step_seconds": round(step_seconds, 4),
@@ -71,6 +82,7 @@ def check(config: RunConfig, *, profile: bool = False) -> dict[str, Any]:
         "precision": training.config.train.precision,
         "free_disk_mb": round(free_bytes(Path.cwd()) / 1e6),
         **({"profile": costs} if costs is not None else {}),
+        **({"pictures": str(pictures.resolve()), "drawn": drawn} if pictures is not None else {}),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from fmeco.assembly.training import backbone_rate
-from fmeco.checkpoints.format import newest_step, open_checkpoint, step_folder
+from fmeco.checkpoints.format import open_checkpoint, step_folder
 from fmeco.checkpoints.pointers import marked
 from fmeco.config.arguments import checked
 from fmeco.config.load import load_config
@@ -23,7 +24,7 @@ from fmeco.evaluation.verdict import SOURCE, better, verdict
 from fmeco.files import replacing
 from fmeco.log import say
 from fmeco.nn.intervals import METRIC_DRAWS, bootstrap, interval, mcnemar, measure_at
-from fmeco.reports.metrics_files import added_to_log
+from fmeco.reports.metrics_files import added_to_log, read_metrics
 from fmeco.reports.run_report import report
 from fmeco.training.api import finetune
 
@@ -134,13 +135,17 @@ def _with_own_rate(run: Path, optimizer: dict[str, Any]) -> dict[str, Any]:
 
 
 @known_errors()
-def gain(run: str | Path) -> dict[str, Any] | None:
+def gain(run: str | Path, selects: str) -> dict[str, Any] | None:
     """Compare a finetune with its step 0: the solved head on the source's backbone, before any training.
+
+    selects: the metric that selects the run's best checkpoint.
 
     The result is also written to RUN/gain.json, run.log and report.html.
 
-    Returns {"metric", "split", "samples", "source", "finetuned", "difference", "sentence"}, on the test split if there is
-    one, and otherwise on the validation split. None for a run without a step 0, or without held-out samples.
+    Returns {"metric", "split", "samples", "source", "finetuned", "sentence"}. If training beat step 0, the figures are of
+    the test split, if there is one, and otherwise of the validation split; "difference" has the interval. If it did not,
+    they are of the validation split: "finetuned" is the best that training reached, or None without an evaluation. None for
+    a run without a step 0, or without held-out samples.
     """
     folder = Path(run) / "checkpoints"
     source, best = step_folder(folder, 0), marked(folder, "best")
@@ -152,16 +157,47 @@ def gain(run: str | Path) -> dict[str, Any] | None:
     )  # a run without one may be saved at step 0, too
     if not solved or not (saved.spec.sizes.get("test") or saved.spec.sizes.get("val")):
         return None
-    found: dict[str, Any]
     if best.resolve() == source.resolve():
-        words = "no training step was taken" if newest_step(folder) == 0 else "training did not beat it"
-        found = {"sentence": f"the result is step 0, the source as it is: {words}"}
+        found = _unbeaten(Path(run), saved.spec.sizes.get("val", 0), selects)
     else:
         found = _gained(best, source)
     with replacing(Path(run) / "gain.json") as temporary:
         temporary.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     _record(Path(run), [found["sentence"]])
     return found
+
+
+def _unbeaten(run: Path, samples: int, metric: str) -> dict[str, Any]:
+    """Compare step 0, which is the result, with the best that training reached, by the evaluations in metrics.jsonl.
+
+    samples: of the validation split.
+    """
+    logged = read_metrics(run)
+    measured = [line for line in logged if line["kind"] == "val" and math.isfinite(line.get(metric, math.nan))]
+    before = next((line[metric] for line in measured if line["step"] == 0), None)
+    later = [line for line in measured if line["step"] > 0]
+    if before is None:  # without a validation split
+        return {"sentence": "the result is step 0, the source as it is: no training step was taken"}
+    on = f"{samples:,} val samples"
+    after = None
+    if later:
+        closest = min(later, key=lambda line: abs(line[metric] - before))  # none was better, so that it is the best
+        after = closest[metric]
+        words = (
+            f"was not beaten: finetuned at best {after:.4f} (step {closest['step']}) on {on}; the source is the result"
+        )
+    elif any(line["step"] > 0 for line in logged if line["kind"] != "range"):
+        words = f"on {on} is the result: training ended before it was evaluated"
+    else:
+        words = f"on {on}; no training step was taken"
+    return {
+        "metric": metric,
+        "split": "val",
+        "samples": samples,
+        "source": before,
+        "finetuned": after,
+        "sentence": f"{metric}: the source as it is {before:.4f} {words}",
+    }
 
 
 def _gained(best: Path, source: Path) -> dict[str, Any]:

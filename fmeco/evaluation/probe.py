@@ -75,10 +75,10 @@ def rank(refs: Sequence[str | Path], *, dataset: str | Path | None, overrides: S
     rows.append(_judge("random weights", first_training, random))
     name = rows[-1]["metric"]
     rows.sort(key=lambda row: row["metrics"][name] if "metrics" in row else -math.inf, reverse=True)
-    return {"ranking": rows, "advice": advice(rows, first_training)}
+    return {"ranking": rows, "advice": advice(rows)}
 
 
-def advice(rows: Sequence[dict[str, Any]], training: Training) -> dict[str, str]:
+def advice(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
     """Advise what to finetune, and how. Returns {"source", "strategy", "reason"}."""
     name = rows[0]["metric"]
     floor = next(row for row in rows if row["source"] == "random weights")
@@ -92,16 +92,19 @@ def advice(rows: Sequence[dict[str, Any]], training: Training) -> dict[str, str]
     )
     if equals:
         reason += f"; within its interval: {', '.join(equals)}"
-    counts = next(iter(training.data.spec.targets.values())).counts
-    smallest = min(counts) if counts else len(training.data.split("train"))
-    unit = "training samples in the smallest class" if counts else "training samples"
     if best["metrics"][name] <= floor["interval"][1]:
         return {
             "source": best["source"],
             "strategy": "full",
-            "reason": f"no source is clearly better than random weights ({reason}): also train from scratch, and compare",
+            "reason": f"no source is clearly better than random weights ({reason}), and the default, auto, trains gently to keep "
+            "good features; --control scratch,auto compares it with both",
         }
-    return {"source": best["source"], "strategy": "auto", "reason": f"{reason}; {smallest} {unit}"}
+    return {
+        "source": best["source"],
+        "strategy": "auto",
+        "reason": f"{reason}; auto, the default, begins with this linear head as step 0, trains everything gently, and "
+        "keeps step 0 unless training beats it on the validation split",
+    }
 
 
 def _assembled(ref: str | Path, dataset: str | Path | None, overrides: Sequence[str]) -> Training:

@@ -13,6 +13,7 @@ import hashlib
 import importlib.metadata
 import inspect
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +26,7 @@ from tqdm import tqdm
 
 from fmeco.config.run_config import Choice
 from fmeco.core.augment import Augment
-from fmeco.core.data import Data, Inputs, Samples, View, Wrapped
+from fmeco.core.data import Data, Inputs, InputSpec, Samples, View, Wrapped
 from fmeco.core.model import STORED, Backbone
 from fmeco.core.random import uniform
 from fmeco.data import disk_cache as cache
@@ -39,6 +40,8 @@ from fmeco.log import say
 from fmeco.nn.precision import autocast
 
 BATCH = 64
+# Share of the free memory that stored values may take: their users copy them, to stack views or to solve a head.
+MEMORY = 1 / 4
 
 
 class Stored(Wrapped):
@@ -52,6 +55,17 @@ class Stored(Wrapped):
 
     def __getitem__(self, index: int) -> Inputs:
         return {STORED: self.values[index]}
+
+
+def on_stored(data: Data, train: Tensor, val: Tensor | None = None) -> Data:
+    """Replace the inputs of a dataset by stored values (N, V, ...) of V views. val: of the validation split, if it is used."""
+    return dataclasses.replace(
+        data,
+        spec=dataclasses.replace(data.spec, inputs={STORED: InputSpec(tuple(train.shape[1:]))}),
+        train=Stored(data.split("train"), train),
+        val=Stored(data.split("val"), val) if val is not None else None,
+        collate=None,
+    )
 
 
 class OneOf(Augment):
@@ -89,6 +103,14 @@ class Extractor:
         self.shape = (self.backbone.width,) if self.place is None else self.place.shape
         self.dtype = torch.float32 if self.place is None else self.place.dtype
         self.weights = fingerprint(self.lower)
+
+    def size(self, count: int) -> float:
+        """Return the bytes that the values of `count` samples, or views of samples, take."""
+        return float(math.prod(self.shape)) * self.dtype.itemsize * count
+
+    def fits(self, count: int) -> bool:
+        """Tell whether the values of `count` samples, or views of samples, fit into the memory of every rank."""
+        return not self.ranks.most(float(self.size(count) > MEMORY * cache.free_memory()))[0]
 
     def values(
         self, samples: Samples, what: str, view: tuple[Augment, Choice | None, int] | None = None

@@ -16,6 +16,7 @@ from fmeco.checkpoints.foreign.files import NARROW
 from fmeco.checkpoints.tensors import nonfinite
 from fmeco.core.data import DataSpec
 from fmeco.errors import listing
+from fmeco.inference.layers import layers
 
 
 def info(ref: str | Path) -> dict[str, Any]:
@@ -75,6 +76,7 @@ def _file(path: Path) -> dict[str, Any]:
         described["beside them"] = dict(contents.values)
     return described | {
         "use": refs.as_model(path) or "--from FILE --set backbone=NAME; the file does not state its architecture",
+        "layers": layers(contents.state),
         "names": {name: _shape(tensor) for name, tensor in contents.state.items()},
     }
 
@@ -90,6 +92,7 @@ def _published(ref: str) -> dict[str, Any]:
         "modality": source.spec.modality,
         "preprocessing": _preprocessing(source.spec),
         "licence": source.licence or "not stated",
+        "layers": layers(source.state),
         "names": {name: _shape(tensor) for name, tensor in source.state.items()},
     }
 

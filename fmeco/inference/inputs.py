@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from fmeco.core.data import DataSpec, Given, Inputs, Samples
+from fmeco.core.data import DataSpec, Form, Given, Inputs, Samples
 from fmeco.data.spec_reader import reader_module
 from fmeco.errors import ConfigError, DataError, FmecoError, clean, listing
 from fmeco.log import say
@@ -97,7 +97,7 @@ class Joined(Samples):
         self.notes = tuple(note for part in parts for note in part.notes)
         self.in_memory = all(part.in_memory for part in parts)
 
-    def _at(self, index: int) -> tuple[Samples, int]:
+    def at(self, index: int) -> tuple[Samples, int]:
         """Find the part that holds a sample, and the sample's position in it."""
         number = bisect.bisect_right(self.ends, index)
         return self.parts[number], index - (self.ends[number - 1] if number else 0)
@@ -106,16 +106,25 @@ class Joined(Samples):
         return self.ends[-1] if self.ends else 0
 
     def __getitem__(self, index: int) -> Inputs:
-        part, at = self._at(index)
+        part, at = self.at(index)
         return part[at]
 
     def name(self, index: int) -> str:
-        part, at = self._at(index)
+        part, at = self.at(index)
         return part.name(at)
 
     def answers(self, index: int, answer: Mapping[str, Any]) -> list[dict[str, Any]]:
-        part, at = self._at(index)
+        part, at = self.at(index)
         return part.answers(at, answer)
+
+    def back(self, index: int, form: Form, answer: Tensor) -> Tensor:
+        part, at = self.at(index)
+        return part.back(at, form, answer)
+
+
+def in_part(samples: Samples, index: int) -> tuple[Samples, int]:
+    """Find the samples that the dataset plug-in made of a sample's source, and its position in them."""
+    return samples.at(index) if isinstance(samples, Joined) else (samples, index)
 
 
 def has_own_answers(samples: Samples) -> bool:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from fmeco.checkpoints import format as checkpoint
 from fmeco.checkpoints import refs, transplant
 from fmeco.config.arguments import checked
-from fmeco.core.data import Batch, Data, DataSpec, Samples
+from fmeco.core.data import Batch, Data, DataSpec, Form, Samples
 from fmeco.core.model import Backbone, Objective
 from fmeco.data.loader import channels_last, evaluation_batches
 from fmeco.data.reading import choose_reading
@@ -21,6 +21,37 @@ from fmeco.errors import CheckpointError, DataError, clean, known_errors, listin
 from fmeco.features import forward
 from fmeco.inference.inputs import has_own_answers, read, sources_of
 from fmeco.log import say
+
+
+class Answered(NamedTuple):
+    """Hold the decoded answer to the sample at a position, on the grid of its file; or the error that kept it from being read."""
+
+    position: int
+    input: str
+    answer: dict[str, Any]
+    error: str | None
+
+
+class Row(NamedTuple):
+    """Hold what `predict` says of an input in one row, or the error."""
+
+    input: str
+    answer: dict[str, Any]
+    error: str | None
+
+
+def in_columns(rows: Sequence[Row], first: Mapping[str, None]) -> list[dict[str, Any]]:
+    """Give all rows the same keys: input, the answers' columns (`first` come first), error."""
+    columns = {**first}
+    for row in rows:
+        columns |= dict.fromkeys(row.answer)
+    return [{"input": row.input, **{key: row.answer.get(key) for key in columns}, "error": row.error} for row in rows]
+
+
+def _mapped_back(samples: Samples, index: int, answer: dict[str, Any]) -> dict[str, Any]:
+    """Map what lies on the image to the sample's file."""
+    on_grid = {form: answer[form] for form in get_args(Form) if isinstance(answer.get(form), Tensor)}
+    return {**answer, **{form: samples.back(index, form, x) for form, x in on_grid.items()}}
 
 
 @dataclass
@@ -50,8 +81,15 @@ class Model:
         objective, and error (None if there is none). Raises ConfigError for an input of another kind.
         """
         samples = self.read(inputs)
-        rows: list[dict[str, Any]] = []
-        columns: dict[str, None] = {} if has_own_answers(samples) else {"prediction": None, "probability": None}
+        rows = [row for found in self.answers(samples, batch_size) for row in self.rows(samples, found)]
+        return in_columns(rows, self.columns(samples))
+
+    def columns(self, samples: Samples) -> dict[str, None]:
+        """Return the columns that `predict` has for these samples in any case."""
+        return {} if has_own_answers(samples) else {"prediction": None, "probability": None}
+
+    def answers(self, samples: Samples, batch_size: int = 64) -> Iterator[Answered]:
+        """Predict samples, and yield each answer as soon as its batch is computed."""
         for batch, positions, bad in self._batches(samples, batch_size):
             decoded = iter(
                 self.objective.decode(forward.forward(self.objective, batch, "predict", self.device, self.precision))
@@ -59,13 +97,15 @@ class Model:
                 else []
             )
             for i in positions:
-                for answer in [{}] if i in bad else samples.answers(i, next(decoded)):
-                    columns |= dict.fromkeys(answer)
-                    rows.append({"input": readable(samples.name(i)), "answer": answer, "error": bad.get(i)})
-        return [
-            {"input": row["input"], **{key: row["answer"].get(key) for key in columns}, "error": row["error"]}
-            for row in rows
-        ]
+                answer = {} if i in bad else _mapped_back(samples, i, next(decoded))
+                yield Answered(i, readable(samples.name(i)), answer, bad.get(i))
+
+    def rows(self, samples: Samples, found: Answered) -> list[Row]:
+        """Turn an answer into rows of `predict`."""
+        if found.error is not None:
+            return [Row(found.input, {}, found.error)]
+        told = [row for one in self.objective.told(found.answer) for row in samples.answers(found.position, one)]
+        return [Row(found.input, row, None) for row in told]
 
     def embed(self, inputs: Any, *, batch_size: int = 64) -> Tensor:
         """Compute the features (N, D) of inputs, in order.
@@ -96,7 +136,7 @@ class Model:
 
     def _batches(self, samples: Samples, size: int) -> Iterator[tuple[Batch, range, dict[int, str]]]:
         """Yield each batch, the positions that it covers, and the error of each of these that cannot be read."""
-        start = 0
+        start, size = 0, 1 if self.spec.windows else size
         for batch in batches_once(self.spec, samples, size, self.device, self.channels_last, in_order=True):
             stop = min(start + size, len(samples))
             good = set(batch.index.tolist())
@@ -148,11 +188,12 @@ def vectors_of(
 
 @known_errors()
 @checked
-def load(ref: str | Path, *, backbone: Backbone | None = None) -> Model:
+def load(ref: str | Path, *, backbone: Backbone | None = None, overrides: Sequence[str] = ()) -> Model:
     """Load a trained model, ready to use. Runs no code from the checkpoint.
 
     ref: a run or a checkpoint.
     backbone: your own object, for a checkpoint that was trained with one.
+    overrides: keys of its objective that say how it answers, such as ["objective.score=0.5"].
 
     Raises ConfigError, CheckpointError.
     """
@@ -164,10 +205,10 @@ def load(ref: str | Path, *, backbone: Backbone | None = None) -> Model:
             "pass it: fmeco.load(REF, backbone=...)",
         )
     refs.check_needs(saved, ref, "objectives", *(["backbones"] if backbone is None else []))
-    spec = refs.spec_of(saved)
+    spec, answering = refs.spec_of(saved), refs.objective_of(saved, overrides)
     with refs.rebuilding(saved):
         network = backbone or refs.section_of(saved, "backbone").build(spec=spec)
-        objective: Objective = refs.section_of(saved, "objective").build(backbone=network, spec=spec)
+        objective: Objective = answering.build(backbone=network, spec=spec)
     transplant.load_objective(objective, saved)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     objective.to(device).eval()

@@ -80,7 +80,12 @@ def build(
         raise ConfigError(
             f"objective.test_flip is for images; this dataset holds {spec.modality} data", "leave the key out"
         )
-    if cutmix and any(len(described.shape) != 3 for described in spec.inputs.values()):
+    if spec.riders and (mixup or cutmix or test_flip):
+        key = "mixup" if mixup else "cutmix" if cutmix else "test_flip"
+        raise ConfigError(
+            f"objective.{key} would leave the {listing(spec.riders)} of an image behind", "leave the key out"
+        )
+    if cutmix and any(len(described.shape) != 3 for described in spec.seen.values()):
         raise ConfigError("objective.cutmix is for images", "mixup works on any numeric input")
     classes, counts = described.classes, described.counts
     if class_weights == "balanced":
@@ -194,7 +199,7 @@ class Classification(Objective):
         }
         if two is not None:
             self.directions = {**self.directions, "average_precision": "max", "brier": "min"}
-            self.about = {"positive": classes[two.positive]}
+            self.about = {"positive class": classes[two.positive]}
             if two.precision is not None:
                 self.recall_at = f"recall_at_p{100 * two.precision:g}"
                 self.directions = {**self.directions, self.recall_at: "max"}

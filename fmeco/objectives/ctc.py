@@ -60,7 +60,7 @@ def width(backbone: Backbone, spec: DataSpec) -> int:
 
     Raises ConfigError for a backbone that returns no time steps.
     """
-    zeros = {name: torch.zeros(1, *x.shape, dtype=getattr(torch, x.dtype)) for name, x in spec.inputs.items()}
+    zeros = {name: torch.zeros(1, *x.shape, dtype=getattr(torch, x.dtype)) for name, x in spec.seen.items()}
     with trial(backbone):
         features = backbone.mapped(standardize(zeros, spec))
     if features.tokens is None or (features.grid is None and features.mask is None):

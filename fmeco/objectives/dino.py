@@ -69,10 +69,10 @@ def check(*, teacher_temperature: list[float], **_: object) -> list[str]:
 
 def _takes_smaller(backbone: Backbone, spec: DataSpec, view: View) -> None:
     """Check that the backbone accepts smaller views by running one. Raises ConfigError if it or the data does not."""
-    images = {name: described.shape for name, described in spec.inputs.items() if len(described.shape) == 3}
-    if len(images) != 1 or len(spec.inputs) != 1:
+    images = {name: described.shape for name, described in spec.seen.items() if len(described.shape) == 3}
+    if len(images) != 1 or len(spec.seen) != 1:
         raise ConfigError(
-            f"objective.local: smaller views are for images, and this dataset has {', '.join(spec.inputs)}",
+            f"objective.local: smaller views are for images, and this dataset has {', '.join(spec.seen)}",
             "objective.local: 0 turns them off",
         )
     ((name, (channels, *sides)),) = images.items()

@@ -106,7 +106,7 @@ def _same_inputs(spec: DataSpec, teacher: Teacher) -> None:
     keys = dict.fromkeys([*spec.preprocessing, *theirs.preprocessing])
     keys.pop("mirror", None)  # about augmentation, not about inputs
     odd = [key for key in keys if spec.preprocessing.get(key) != theirs.preprocessing.get(key)]
-    if odd or dict(spec.inputs) != dict(theirs.inputs):
+    if odd or spec.seen != theirs.seen:
         raise ConfigError(
             f"objective.teacher: {clean(teacher.ref)} was trained with other preprocessing: {listing(odd or list(theirs.inputs))}",
             "leave these keys of the dataset out: without a checkpoint to start from, the teacher's preprocessing is used",

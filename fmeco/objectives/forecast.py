@@ -42,13 +42,13 @@ def build(
     dropout: Annotated[float, Doc("dropout before the head"), Ge(0), Lt(1)] = 0.0,
 ) -> Objective:
     described = spec.targets.get(target)
-    if described is None or described.kind != "series" or set(spec.inputs) != {"series"}:
+    if described is None or described.kind != "series" or set(spec.seen) != {"series"}:
         kind = "no such target" if described is None else f"it is of kind {described.kind}"
         raise ConfigError(
             f"objective forecast needs a series target '{target}' and a series as the only input: {kind}",
             "dataset: series reads such data",
         )
-    context = spec.inputs["series"].shape[0]
+    context = spec.seen["series"].shape[0]
     width = flat_width(backbone, context)
     return Forecast(backbone, target, described.steps, width, loss, quantiles if loss == "quantile" else [0.5], dropout)
 

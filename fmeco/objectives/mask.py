@@ -84,15 +84,15 @@ def build(
         raise ConfigError(
             "objective.decoder needs a backbone that can run on a part of its patches, such as transformer on images"
         )
-    images = any(len(described.shape) == 3 for described in spec.inputs.values())
+    images = any(len(described.shape) == 3 for described in spec.seen.values())
     if rate is None:
-        rate = PATCHES if images else IDS if "tokens" in spec.inputs else SERIES if "series" in spec.inputs else COLUMNS
+        rate = PATCHES if images else IDS if "tokens" in spec.seen else SERIES if "series" in spec.seen else COLUMNS
     if decoder and not 0 < round(rate * backbone.tokens) < backbone.tokens:
         raise ConfigError(
             f"objective.rate: {rate:g} of {backbone.tokens} patches leaves no patch visible, or none to predict"
         )
     # Not for tables: the id of a category belongs to one column, and a random id would be a value of another column.
-    swap = swap and "tokens" in spec.inputs
+    swap = swap and "tokens" in spec.seen
     return Mask(backbone, rate, swap, images, Decoder(backbone, decoder) if decoder else None, _ranking.catalogue(spec))
 
 

@@ -105,7 +105,7 @@ class MultiTask(Objective):
             "score": "max",
             **{f"{name}_{metric}": way for name, part in parts.items() for metric, way in part.directions.items()},
         }
-        self.about = {f"{name}_{key}": value for name, part in parts.items() for key, value in part.about.items()}
+        self.about = {f"{key} of {name}": value for name, part in parts.items() for key, value in part.about.items()}
         self.main = {
             name: next((metric for metric, way in part.directions.items() if way == "max"), "")
             for name, part in parts.items()

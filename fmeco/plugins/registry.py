@@ -36,7 +36,7 @@ INJECTED: dict[str, tuple[str, ...]] = {
     "augment": ("spec", "arch", "train"),
     "optimizers": ("params",),
     "schedules": ("step", "total", "history"),
-    "strategies": ("roles", "layer_decay"),
+    "strategies": ("roles", "layer_decay", "far"),
 }
 FINETUNE_LR = 1e-4  # of backbones whose plug-in names no other
 _HERE = Path(__file__).parent.parent
@@ -63,6 +63,7 @@ class Plugin:
     qualified: bool  # a config must write PLUGIN/NAME, never NAME alone
     open: bool  # accepts PLUGIN/ANYTHING; `names` is not complete
     folders: bool  # reads a folder that holds files of `files`
+    own_folders: bool  # as `tables`, for any --dataset FOLDER
     tables: bool  # if a checkpoint's dataset is this one, it also reads any --dataset TABLE used with the checkpoint
     renamed: Mapping[str, str]  # old key -> new key
     paths: tuple[str, ...]  # keys that are files or folders
@@ -71,6 +72,7 @@ class Plugin:
     key_groups: Mapping[str, KeyGroup]  # parameter of `build` that bundles several keys -> these keys
     modality: str  # modality of a dataset's samples; "" = not declared
     default_for: tuple[str, ...]  # kinds of targets for which this objective is the default
+    answering: tuple[str, ...]  # keys of an objective that change how it answers, and not what it learned
     combines: str  # key that holds one objective per target, for an objective that combines them; "" = none
     finetune: Mapping[str, Any]  # key -> its default when finetuning
     finetune_lr: float  # rate of adamw at which a published backbone of this plug-in is finetuned
@@ -329,6 +331,7 @@ def _read(kind: str, name: str, file: Path, module: str) -> Plugin:
         qualified=bool(literal(tree, "QUALIFIED", file)),
         open=bool(literal(tree, "OPEN", file)),
         folders=bool(literal(tree, "FOLDERS", file)),
+        own_folders=bool(literal(tree, "OWN_FOLDERS", file)),
         tables=bool(literal(tree, "TABLES", file)),
         renamed=literal(tree, "RENAMED", file) or {},
         paths=tuple(
@@ -341,6 +344,7 @@ def _read(kind: str, name: str, file: Path, module: str) -> Plugin:
         key_groups=groups,
         modality=literal(tree, "MODALITY", file) or "",
         default_for=tuple(literal(tree, "DEFAULT_FOR", file) or ()),
+        answering=tuple(literal(tree, "ANSWERING", file) or ()),
         combines=literal(tree, "COMBINES", file) or "",
         finetune=literal(tree, "FINETUNE", file) or {},
         finetune_lr=literal(tree, "FINETUNE_LR", file) or FINETUNE_LR,

@@ -3,6 +3,9 @@
 A solved head is the best linear classifier or regression on the source's features, as in LP-FT
 (https://arxiv.org/abs/2202.10054). It is evaluated and saved as step 0, and stays the result unless training beats it.
 Heads that cannot be solved are trained alone first.
+
+Data of another modality than the source's (`far`) needs other features: everything then trains as `scratch` does, with
+batch norms that adapt, from a new head, since the solved one holds the features back.
 """
 
 from __future__ import annotations
@@ -12,14 +15,22 @@ from typing import Annotated
 from fmeco.core import Doc, Gt, Le, Lt, Penalties, Phase, Roles, Transfer
 from fmeco.strategies._roles import decayed, head_alone
 
+NEW_WEIGHTS = 2.0  # factor on the learning rate of everything on data that the features do not fit, as of `scratch`
 HEAD_ALONE = 5.0  # factor on the head's rate while it trains alone, on features that do not change
 
 
 def build(
     roles: Roles,
     layer_decay: float,
+    far: bool,
     *,
-    head_lr: Annotated[float, Doc("factor on the learning rate of the head, beside the backbone's"), Gt(0)] = 10.0,
+    head_lr: Annotated[
+        float | None,
+        Doc(
+            "factor on the learning rate of the head, beside the backbone's; null = 10, or 1 if everything trains as new"
+        ),
+        Gt(0),
+    ] = None,
     decay: Annotated[
         float | None,
         Doc("factor on the learning rate per twelfth of the backbone's layers, downwards; null = as the backbone says"),
@@ -31,10 +42,16 @@ def build(
     ] = 0.3,
     penalty: Penalties = {},
 ) -> Transfer:
-    everything = decayed(roles, layer_decay if decay is None else decay, head_lr)
+    if decay is None:
+        decay = 1.0 if far else layer_decay
+    if head_lr is None:
+        head_lr = 1.0 if far else 10.0
+    factor = NEW_WEIGHTS if far else 1.0
+    everything = {name: factor * scale for name, scale in decayed(roles, decay, head_lr).items()}
     return Transfer(
-        (Phase(head_alone(roles, HEAD_ALONE * head_lr), head_share), Phase(everything, 1 - head_share)),
+        (Phase(head_alone(roles, factor * HEAD_ALONE * head_lr), head_share), Phase(everything, 1 - head_share)),
         penalties=penalty,
-        backbone_rate=True,
-        keep_statistics=True,
+        backbone_rate=not far,
+        keep_statistics=not far,
+        new_head=far,
     )

@@ -22,7 +22,7 @@ def build(
     rank: Annotated[int, Doc("rank of the update of each weight"), Ge(1)] = 8,
     alpha: Annotated[float, Doc("the update is alpha / rank times the product of its factors"), Gt(0)] = 16.0,
     lr: Annotated[
-        float, Doc("factor on the learning rate: low-rank factors train at higher rates than full weights"), Gt(0)
+        float, Doc("factor on the backbone's rate: low-rank factors train at higher rates than full weights"), Gt(0)
     ] = 10.0,
     only: Annotated[
         list[str], Doc("names or patterns of the weights to adapt; [] = all matrices and convolutions of the backbone")
@@ -36,7 +36,9 @@ def build(
     def bind(parameters: Mapping[str, nn.Parameter]) -> Constraint:
         return Adapters({name: parameters[name] for name in chosen if name in parameters}, rank, alpha / rank, lr)
 
-    return Transfer((Phase(head_alone(roles, lr)),), bind=bind)
+    # From ten times a gentle rate, not from ten times the optimizer's own: that left all features of a network with ReLU6
+    # and frozen batch norms at zero within ten steps.
+    return Transfer((Phase(head_alone(roles, lr)),), bind=bind, backbone_rate=True)
 
 
 class Adapters(Constraint):

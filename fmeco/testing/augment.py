@@ -11,7 +11,8 @@ from torch import Tensor
 from fmeco.config.check import choose
 from fmeco.config.run_config import Choice
 from fmeco.core.augment import Augment
-from fmeco.core.data import Data, DataSpec, Inputs, fit, pad
+from fmeco.core.data import Data, DataSpec, Inputs
+from fmeco.core.geometry import fit, pad
 from fmeco.core.random import mix, seed_torch
 from fmeco.errors import ConfigError, FmecoError, listing
 from fmeco.testing.bench import Bench

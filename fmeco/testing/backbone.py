@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 
@@ -44,6 +45,9 @@ def checks(choice: Choice, bench: Bench) -> Checks:
             continue
         yield f"state dict for {name}", functools.partial(_state, make, batch)
         yield f"one sample for {name}", functools.partial(_alone, backbone, data, batch)
+        if (yield f"maps for {name}", functools.partial(_maps, backbone, batch)) and backbone.map_strides:
+            yield f"gradient of maps for {name}", functools.partial(_map_gradient, backbone, batch)
+            yield f"maps of one sample for {name}", functools.partial(_maps_alone, backbone, batch)
         yield f"depth_of for {name}", functools.partial(_depths, backbone)
     if not taken:
         reasons = listing(dict.fromkeys(refused), 3)
@@ -145,6 +149,83 @@ def _alone(backbone: Backbone, data: Data, batch: Batch) -> str | None:
         if not torch.allclose(alone, together[i], rtol=TOLERANCE, atol=TOLERANCE * scale, equal_nan=True):
             padding = "; padding, zeros at the end, may change nothing" if data.spec.ragged else ""
             raise Broken(f"the vector of sample {i} is another one in a batch of {len(batch)} than alone{padding}")
+    return None
+
+
+def _maps(backbone: Backbone, batch: Batch) -> str | None:
+    """`maps` returns what `map_widths` and `map_strides` say; a backbone without them says so."""
+    backbone.eval()
+    inputs, strides, widths = batch.views[0], backbone.map_strides, backbone.map_widths
+    if not strides and not widths:
+        with contextlib.suppress(TypeError), torch.no_grad():
+            backbone.maps(inputs)
+            raise Broken("maps() returns maps; set map_widths and map_strides")
+        return "none"
+    if len(strides) != len(widths) or list(strides) != sorted(set(strides) & {2, 4, 8, 16, 32}):
+        raise Broken(
+            f"map_strides {strides} and map_widths {widths}: a width for each of rising strides among 2, 4, 8, 16, 32"
+        )
+    images = [x for x in inputs.values() if x.ndim == 4]
+    if len(images) != 1:
+        raise Broken("maps are of an image (B, C, H, W)")
+    height, width = images[0].shape[2:]
+    _map_shapes(backbone, inputs, height, width)
+    odd = height - 1 + height % 2, width - 1 + width % 2
+    if odd == (height, width):
+        return f"strides {listing(strides)}"
+    cut = {name: x[:, :, : odd[0], : odd[1]] if x.ndim == 4 else x for name, x in inputs.items()}
+    try:
+        _vector(backbone, cut)
+    except Exception:  # a network for one size may refuse another in any way
+        return f"strides {listing(strides)}, this size only"
+    _map_shapes(backbone, cut, *odd)
+    return f"strides {listing(strides)}"
+
+
+def _map_shapes(backbone: Backbone, inputs: Inputs, height: int, width: int) -> None:
+    with torch.no_grad():
+        maps = backbone.maps(inputs)
+    size = len(next(iter(inputs.values())))
+    wanted = [
+        (size, channels, -(-height // stride), -(-width // stride))
+        for channels, stride in zip(backbone.map_widths, backbone.map_strides, strict=True)
+    ]
+    if (found := [tuple(x.shape) for x in maps]) != wanted:
+        raise Broken(
+            f"the maps of an image of {height}x{width} are {found}; map_widths and map_strides promise {wanted}"
+        )
+    if not all(x.isfinite().all() for x in maps):
+        raise Broken("the maps are not finite")
+
+
+def _map_gradient(backbone: Backbone, batch: Batch) -> str | None:
+    """The gradient of the maps reaches all parameters but those in `unmapped`."""
+    backbone.train().zero_grad()
+    torch.stack([x.square().sum() for x in backbone.maps(batch.views[0])]).sum().backward()
+    learning = {name: p for name, p in backbone.named_parameters() if p.requires_grad}
+    without = {name for name, p in learning.items() if p.grad is None}
+    if missing := sorted(without - set(backbone.unmapped)):
+        raise Broken(
+            f"no gradient of the maps reaches {listing(missing, 5)}; `unmapped` must name what maps() does not use"
+        )
+    if used := sorted(set(backbone.unmapped) - without):
+        raise Broken(f"`unmapped` names {listing(used, 5)}, which maps() uses or which does not exist")
+    return f"{len(without)} parameters unused" if without else None
+
+
+def _maps_alone(backbone: Backbone, batch: Batch) -> str | None:
+    """The maps of a sample do not depend on who shares its batch."""
+    backbone.eval()
+    with torch.no_grad():
+        together = backbone.maps(batch.views[0])
+        for i in range(len(batch)):
+            alone = backbone.maps({name: x[i : i + 1] for name, x in batch.views[0].items()})
+            for stride, one, many in zip(backbone.map_strides, alone, together, strict=True):
+                scale = float(many[i].abs().max().clamp_min(1))
+                if not torch.allclose(one[0], many[i], rtol=TOLERANCE, atol=TOLERANCE * scale, equal_nan=True):
+                    raise Broken(
+                        f"the map of stride {stride} of sample {i} is another one in a batch of {len(batch)} than alone"
+                    )
     return None
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from fmeco.assembly.data import described
 from fmeco.config.check import choose
 from fmeco.config.dataset_argument import dataset_section
 from fmeco.config.run_config import PLUGIN_SECTIONS, Choice
-from fmeco.core.data import Batch, Data, Samples, Wrapped
+from fmeco.core.data import Batch, Data, Form, Inputs, InputSpec, Samples, Wrapped
 from fmeco.core.model import Backbone
 from fmeco.core.random import seed_torch
 from fmeco.core.target import KINDS, Target
@@ -130,34 +131,79 @@ def example(plugin: Plugin, folder: Path) -> dict[str, Any] | None:
 
 
 class Labelled(Wrapped):
-    """Samples with other targets."""
+    """Samples with other targets; and with a rider on their images, if a name and form of one are given."""
 
-    def __init__(self, samples: Samples, targets: Mapping[str, Tensor | list[Any]]) -> None:
+    def __init__(self, samples: Samples, targets: Mapping[str, Tensor | list[Any]], rider: Rider | None = None) -> None:
         super().__init__(samples)
-        self.targets = targets
+        self.targets, self.rider = targets, rider
+        if rider is not None:
+            self.tensors, self.content = None, ""
+
+    def __getitem__(self, index: int) -> Inputs:
+        inputs = self.samples[index]
+        if self.rider is None:
+            return inputs
+        height, width = inputs[self.rider.image].shape[-2:]
+        return {**inputs, RIDER: drawn(self.rider.form, index, height, width)}
+
+
+RIDER = "answer"  # name of a generated rider
+
+
+class Rider(NamedTuple):
+    """Say on which input a rider lies, and in which form."""
+
+    image: str
+    form: Form
+
+
+def drawn(form: Form, index: int, height: int, width: int) -> Tensor:
+    """Generate what lies on an image: a box of class 0 or 1 in its middle, and the same as a mask or point."""
+    label = index % 2
+    left, top, right, bottom = width // 4, height // 4, width - width // 4, height - height // 4
+    if form == get_args(Form)[1]:
+        pixels = torch.zeros(height, width, dtype=torch.uint8)
+        pixels[top:bottom, left:right] = label
+        return pixels
+    place = [left, top, right, bottom] if form == get_args(Form)[2] else [(left + right) / 2, (top + bottom) / 2]
+    return torch.tensor([[*place, label + 1.0], [0.0] * (len(place) + 1)])
 
 
 def with_targets(data: Data) -> Iterator[tuple[str, Data]]:
     """Give the data as it is, and with one generated target `label` of each kind."""
     yield "its own targets", data
+    image = next((name for name, one in data.spec.seen.items() if len(one.shape) == 3), None)
     for kind in KINDS:
         target = _target(kind)
+        if target.input and image is None:
+            continue
         parts = {name: part for name in ("train", "val") if (part := getattr(data, name)) is not None}
-        made: Any = {name: Labelled(part, {"label": values(target, len(part))}) for name, part in parts.items()}
-        spec = dataclasses.replace(data.spec, targets={"label": target})
+        inputs, rider = data.spec.seen, None
+        if target.input:
+            assert image is not None
+            rider = Rider(image, cast(Form, kind))
+            sides = inputs[image].shape[-2:]
+            shape = drawn(rider.form, 0, *sides).shape
+            ragged = tuple(shape) != sides
+            dtype = "float32" if ragged else "uint8"
+            inputs[RIDER] = InputSpec(tuple(shape), dtype, ragged=ragged, rides=image, form=rider.form)
+        made: Any = {name: Labelled(part, {"label": values(target, len(part))}, rider) for name, part in parts.items()}
+        spec = dataclasses.replace(data.spec, inputs=inputs, targets={"label": target})
         yield f"a target of kind {kind}", described(dataclasses.replace(data, spec=spec, **made))
 
 
 def _target(kind: str) -> Target:
-    try:
-        return Target(kind, ("a", "b"))
-    except ConfigError:  # a kind that is described by its length
-        return Target(kind, steps=STEPS)
+    for keys in ({"classes": ("a", "b")}, {"steps": STEPS}, {"classes": ("a", "b"), "input": RIDER}):
+        with contextlib.suppress(ConfigError):  # a kind that is described by its length, or lies on an image
+            return Target(kind, **keys)
+    raise AssertionError(f"no target of kind {kind} can be made")
 
 
 def values(target: Target, count: int) -> Tensor | list[Any]:
     """Generate a target's values of `count` samples."""
     generator, classes = torch.Generator().manual_seed(count), len(target.classes)
+    if target.input:
+        return torch.zeros(count, dtype=torch.int64)
     if target.steps:
         return torch.randn(count, target.steps, generator=generator)
     if target.traits.one_class:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from fmeco.config.run_config import Choice
-from fmeco.core.data import Data, DataSpec, Inputs, Samples, fit
+from fmeco.core.data import Data, DataSpec, Inputs, Samples
+from fmeco.core.geometry import fit
 from fmeco.core.target import Target
 from fmeco.data.reading import Threads
 from fmeco.errors import DataError, listing
@@ -193,6 +194,11 @@ def _targets(spec: DataSpec, parts: Parts) -> str | None:
 def _misfit(target: Target, values: Tensor | list[Any]) -> str | None:
     """What values of a target should be, where they are not."""
     traits, classes = target.traits, len(target.classes)
+    if target.input:
+        fits = (
+            isinstance(values, Tensor) and values.dtype == torch.int64 and bool(((values == 0) | (values == -1)).all())
+        )
+        return None if fits else f"an int64 tensor (N,) with 0, or -1 for no '{target.input}'"
     if not target.steps and not traits.one_class and traits.loss is None:  # rows of classes
         rows = all(isinstance(row, Tensor) and row.ndim == 1 for row in values)
         fits = rows and all(0 <= int(c) < classes for row in values for c in row)
@@ -253,7 +259,9 @@ def _read(choice: Choice, spec: DataSpec, parts: Parts) -> str | None:
                 if len(found) > 1 and samples.name(i) not in names:
                     continue
                 compared += 1
-                if name := differs(fit(found[at], spec), fit(samples[i], spec)):
+                # What lies on an image is known of the dataset's own samples alone.
+                own = {name: x for name, x in samples[i].items() if name in spec.seen}
+                if name := differs(fit(found[at], spec), fit(own, spec)):
                     raise Broken(
                         f"{split} sample {i}: read(spec, ['{source}']) gives another '{name}' than the dataset"
                     )
@@ -266,6 +274,8 @@ def _sources(choice: Choice, name: str) -> Iterator[str]:
     for key in choice.plugin.paths:
         path = choice.options[key]
         if isinstance(path, str):
-            yield from (str(place) for place in (Path(path) / name, Path(path)) if place.is_file())
+            yield from (
+                str(place) for place in (Path(path) / name, Path(path).parent / name, Path(path)) if place.is_file()
+            )
     if Path(name).is_file():
         yield name

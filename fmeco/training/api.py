@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,13 +39,13 @@ from fmeco.errors import (
     clean,
     known_errors,
 )
-from fmeco.files import absence, free_bytes, replacing
+from fmeco.files import absence, free_bytes
 from fmeco.log import say
 from fmeco.reports.metrics_files import Log
 from fmeco.reports.run_report import report
 from fmeco.training import loop, lr_range_test
 from fmeco.training.phase import set_up
-from fmeco.training.run_directory import abandon, claim, locked, settle, write_config
+from fmeco.training.run_directory import abandon, claim, locked, settle, write_config, write_transplant
 from fmeco.training.session import Session, begin, restore
 
 Config = Path | str | Mapping[str, Any] | None
@@ -66,6 +65,7 @@ class Result:
     metrics: of that checkpoint.
     seconds: of training.
     directions: "max" for a metric that is better if it is higher, else "min".
+    selects: the metric that selects the best checkpoint.
     """
 
     run: Path
@@ -73,6 +73,7 @@ class Result:
     metrics: dict[str, float]
     seconds: float
     directions: dict[str, str] = field(default_factory=dict)
+    selects: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as a command prints it with --json."""
@@ -286,6 +287,8 @@ def _run(
     ranks.from_first(lambda: str(rehearse(run / "checkpoints")))
     with _log(run, config, ranks, resumed, resuming) as log:
         training = assemble(config, data=data, backbone=backbone, resumed=resumed, ranks=ranks)
+        if ranks.first and not resuming and training.model.report is not None:
+            write_transplant(run, training.model.report)
         preparing_began = time.monotonic()
         if resumed is None:
             training = with_solved_head(training)
@@ -294,8 +297,6 @@ def _run(
         preparing_seconds = time.monotonic() - preparing_began
         if ranks.first:
             write_config(run, sealed(training.config.to_yaml()))
-            if not resuming:
-                _write_transplant(run, training)
         session = _begin(run, training, log, stop)
         if resumed is not None:
             _restore(session, resumed, longer)
@@ -325,16 +326,6 @@ def _begin(run: Path, training: Training, log: Log, stop: Callable[[], bool]) ->
     return begin(run, training, functools.partial(set_up, training), log, stop)
 
 
-def _write_transplant(run: Path, training: Training) -> None:
-    """Log what was loaded from the source, and write the full report to transplant.json."""
-    transplanted = training.model.report
-    if transplanted is not None:
-        for line in transplanted.lines():
-            say(line)
-        with replacing(run / "transplant.json") as temporary:
-            temporary.write_text(json.dumps(transplanted.to_json(), indent=1) + "\n", "utf-8")
-
-
 def _restore(session: Session, saved: Checkpoint, longer: bool) -> None:
     """Restore a session from a checkpoint. Raises DataError if the data has changed since."""
     spec = session.training.data.spec
@@ -359,13 +350,24 @@ def _announce(session: Session) -> None:
     if ranks.first:
         _check_disk(session)
     sizes = ", ".join(f"{n:,} {part}" for part, n in training.data.spec.sizes.items())
-    length = training.config.train.budget or f"{training.total:,} steps"
+    workers = training.loader.reading.workers
     say(
-        f"{sizes} samples; {length}, {training.loader.steps_per_epoch:,} steps per epoch; {training.device}, "
-        f"{training.config.train.precision}" + (f", {ranks.world} ranks" if ranks.world > 1 else "")
+        f"{sizes} samples; {_planned(session)}; {training.device}, {training.config.train.precision}"
+        + (f", {workers} worker process{'es' * (workers > 1)}" if workers else "")
+        + (f", {ranks.world} ranks" if ranks.world > 1 else "")
     )
     if ranks.first:
         settle(session.run, keep_new=True)
+
+
+def _planned(session: Session) -> str:
+    """Say how long the run is: no steps if its head was solved and is all that it fits, or if it is finished."""
+    training = session.training
+    if session.state.finished:
+        return "no training steps" + (": the solved head is the result" if training.solved else "")
+    train, per_epoch = training.config.train, training.loader.steps_per_epoch
+    epochs = f" ({train.epochs:g} epochs)" if train.epochs is not None else ""
+    return f"{train.budget or f'{training.total:,} steps{epochs}'}, {per_epoch:,} steps per epoch"
 
 
 def _check_disk(session: Session) -> None:
@@ -390,5 +392,6 @@ def _result(session: Session) -> Result:
         say(f"skipped {len(bad)} samples that could not be read; they are listed in {run / 'bad_samples.txt'}")
     if session.ranks.first:
         report(run)
-    directions = {f"val_{name}": str(way) for name, way in session.training.measures.directions.items()}
-    return Result(run, best.path, dict(best.meta["metrics"]), session.state.seconds, directions)
+    measures = session.training.measures
+    directions = {f"val_{name}": str(way) for name, way in measures.directions.items()}
+    return Result(run, best.path, dict(best.meta["metrics"]), session.state.seconds, directions, measures.best)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 
@@ -12,11 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from fmeco.assembly.solved_head import extractor_of
 from fmeco.assembly.stages import Training
 from fmeco.core.augment import Augment
-from fmeco.core.data import Data, InputSpec
-from fmeco.core.model import STORED
-from fmeco.data import disk_cache as cache
+from fmeco.core.data import Data
 from fmeco.data.loader import first_batch
-from fmeco.features.extractor import OneOf, Stored
+from fmeco.features.extractor import OneOf, on_stored
 from fmeco.features.split_network import Cut, cut
 from fmeco.log import say
 from fmeco.nn.precision import autocast
@@ -49,14 +46,18 @@ def stored(training: Training, epochs: float) -> tuple[Data, Augment] | None:
             return None
     extractor = extractor_of(training, place)
     train, val = training.data.split("train"), training.data.val
-    needed = float(math.prod(extractor.shape)) * extractor.dtype.itemsize * (views * len(train) + len(val or ()))
-    if training.ranks.most(float(needed > cache.free_memory() / 2))[0]:
-        say(f"precomputed features would need {needed / 1e9:.0f} GB of memory: computing them in every epoch instead")
+    count = views * len(train) + len(val or ())
+    if not extractor.fits(count):
+        say(
+            f"precomputed features would need {extractor.size(count) / 1e9:.0f} GB of memory: "
+            "computing them in every epoch instead"
+        )
         return None
     began = time.monotonic()
+    solved_on = training.train_vectors if place is None and not augments else None
     views_values = [
-        training.train_vectors
-        if training.train_vectors is not None and place is None and not augments
+        solved_on
+        if solved_on is not None
         else extractor.values(
             train, "train", (training.model.augment, training.config.augment, view) if augments else None
         )
@@ -69,17 +70,15 @@ def stored(training: Training, epochs: float) -> tuple[Data, Augment] | None:
         return None
     values = views_values[0][:, None] if views == 1 else torch.stack(views_values, 1)  # type: ignore[index,arg-type]
     seconds = time.monotonic() - began
+    done = f"{len(val or ()):,} validation" if solved_on is not None else f"{len(train):,}"
     say(
-        f"{'the backbone' if place is None else 'part of the backbone'} is frozen: computed its features of {len(train):,} samples"
+        f"{'the backbone' if place is None else 'part of the backbone'} is frozen: computed its features of {done} samples"
         f"{f', {views} views each,' if views > 1 else ''} in {seconds:.1f} s"
     )
     product.rest = place.rest if place is not None else None
-    spec = dataclasses.replace(training.data.spec, inputs={STORED: InputSpec(tuple(values.shape[1:]))})
-    stored_val = None
-    if val is not None and validated is not None:
-        stored_val = Stored(val, validated[:, None].expand(-1, views, *[-1] * len(extractor.shape)))
-    data = dataclasses.replace(training.data, spec=spec, train=Stored(train, values), val=stored_val, collate=None)
-    return data, OneOf()
+    if validated is not None:
+        validated = validated[:, None].expand(-1, views, *[-1] * len(extractor.shape))
+    return on_stored(training.data, values, validated), OneOf()
 
 
 def _place(training: Training) -> Cut | None:

@@ -20,6 +20,7 @@ from fmeco.errors import ConfigError, Diverged, Stopped, clean, listing
 from fmeco.log import say
 from fmeco.training.budget import Clock, Pace
 from fmeco.training.session import Session, evaluated_weights, pack_optimizer, save, update_average
+from fmeco.training.state import Measured
 from fmeco.training.step import settle, take_step, train_mode
 
 MIN_SECONDS_BETWEEN_SAVES = 20.0  # with save_every: auto
@@ -67,9 +68,13 @@ def train(s: Session) -> None:
         s.read_from = s.epoch
         if s.training.solved:
             _keep_source(s, pace, clock)
+        if state.step == 0 and s.training.new_head is not None:
+            _load_head(s, s.training.new_head)
         try:
             _phase(s, pace, clock, agree, bar)
             while not state.finished and not pace.last:
+                if state.source is None and s.training.model.transfer.penalties is not None:
+                    state.source = state.best  # of a head that has no direct solution, and was trained alone
                 state.phase_start, state.phase_history, state.waited = pace.position, len(state.history), 0
                 enter(state.phase + 1)
                 _phase(s, pace, clock, agree, bar)
@@ -87,9 +92,8 @@ def _keep_source(s: Session, pace: Pace, clock: Clock) -> None:
     """Evaluate and save the solved head on the source's backbone, as step 0: what training has to beat."""
     state, began = s.state, time.monotonic()
     if s.setup.validate is not None:
-        if s.training.source_head is not None:
-            _keep_better_head(s, s.training.source_head)
-        _evaluate(s)
+        source_head = s.training.source_head
+        _evaluate(s, _keep_better_head(s, source_head) if source_head is not None else None)
         state.source = state.history[-1]
         clock.charge("evaluate", began)
         pace.evaluated(*s.ranks.most(time.monotonic() - began))
@@ -102,21 +106,33 @@ def _keep_source(s: Session, pace: Pace, clock: Clock) -> None:
     say(f"saved the solved head as step 0: {s.run / 'checkpoints'}")
 
 
-def _keep_better_head(s: Session, source_head: Mapping[str, Tensor]) -> None:
-    """Begin with the source's own head unless the solved one scores higher on the validation split."""
+def _keep_better_head(s: Session, source_head: Mapping[str, Tensor]) -> Measured:
+    """Begin with the source's own head unless the solved one scores higher on the validation split.
+
+    Returns the evaluation of the head that is kept.
+    """
     assert s.setup.validate is not None
     parameters, measures = split_state(s.objective)[1], s.training.measures
-    solved = {name: tensor.clone() for name, tensor in parameters.items()}
-    scores = []
-    for head in (solved, source_head):
+    heads = [{name: tensor.clone() for name, tensor in parameters.items()}, source_head]
+    measured, scores = [], []
+    for head in heads:
         load_exactly(parameters, head, "the head")
-        scores.append(measures.sign * s.setup.validate().metrics.get(measures.best, math.nan))
-    if scores[1] >= scores[0]:
+        measured.append(s.setup.validate())
+        scores.append(measures.sign * measured[-1].metrics.get(measures.best, math.nan))
+    kept = int(scores[1] >= scores[0])
+    if kept:
         say(
             f"the source's own head for these classes is as good as the solved one or better ({measures.best}), and is kept"
         )
-    else:
-        load_exactly(parameters, solved, "the head")
+    _load_head(s, heads[kept])
+    return measured[kept]
+
+
+def _load_head(s: Session, head: Mapping[str, Tensor]) -> None:
+    """Replace the head, and that of the averaged weights."""
+    load_exactly(split_state(s.objective)[1], head, "the head")
+    if s.average is not None:
+        load_exactly({name: s.average[name] for name in head}, head, "the head")
 
 
 def _back_to_source(s: Session, error: Diverged) -> None:
@@ -234,8 +250,11 @@ def _log(s: Session, clock: Clock) -> str:
     return f"loss {loss:.4f}, {rate:.0f} samples/s"
 
 
-def _evaluate(s: Session) -> bool:
-    """Evaluate on the validation split. Returns whether the weights are the best so far."""
+def _evaluate(s: Session, measured: Measured | None = None) -> bool:
+    """Evaluate on the validation split. Returns whether the weights are the best so far.
+
+    measured: the evaluation of these weights, if there is one already.
+    """
     assert s.setup.validate is not None
     settle(s)
     if window := s.state.window:
@@ -244,7 +263,7 @@ def _evaluate(s: Session) -> bool:
     _check_classes_read(s)
     s.ranks.broadcast_(list(s.objective.buffers()))
     with evaluated_weights(s):
-        s.metrics, bad, s.error = s.setup.validate()
+        s.metrics, bad, s.error = measured or s.setup.validate()
     if s.measured_at < 0:
         say(ways({"training loss": "min", **s.training.measures.directions}, ["training loss", *s.metrics]))
     s.measured_at = s.state.step
@@ -294,6 +313,9 @@ def _say_where_time_went(s: Session) -> None:
     state = s.state
     shares = {f"{what}_share": seconds / max(state.seconds, 1e-9) for what, seconds in state.spent.items()}
     shares = {"compute_share": max(0.0, 1 - sum(shares.values())), **shares}
+    if not state.samples:
+        say(f"{state.seconds:.1f} s, without training steps")
+        return
     training = state.seconds - state.spent["evaluate"] - state.spent["save"]
     rate = state.samples / max(training, 1e-9)
     s.log.write("time", state.step, s.epoch, {**shares, "samples_per_second": rate})

@@ -1,8 +1,9 @@
-"""Manage a run's directory: create or replace it, lock it, and write its config."""
+"""Manage a run's directory: create or replace it, lock it, and write its config and what was loaded."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fmeco.checkpoints import format as checkpoint
+from fmeco.checkpoints.transplant import Report
 from fmeco.errors import ConfigError, clean
 from fmeco.files import TEMPORARY, disk_error, lock, replacing, temporary_beside
 from fmeco.log import say
@@ -201,6 +203,15 @@ def _refresh(path: Path, ended: threading.Event) -> None:
     while not ended.wait(REFRESHED):
         with contextlib.suppress(OSError):
             os.utime(path)
+
+
+def write_transplant(run: Path, report: Report) -> None:
+    """Log what was loaded from the source, and write the full report to transplant.json."""
+    file = run / "transplant.json"
+    for line in report.lines(str(file)):
+        say(line)
+    with replacing(file) as temporary:
+        temporary.write_text(json.dumps(report.to_json(), indent=1) + "\n", "utf-8")
 
 
 def write_config(run: Path, text: str) -> None:

@@ -28,7 +28,8 @@ class State:
     best: the highest score.
     best_step: step of the checkpoint that is kept as the best.
     kept: its score and, where there is one, its loss.
-    source: score of the solved head, before any training; None if no head was solved.
+    source: score of the solved head, before any training; or the highest of a head that was trained alone because it cannot be
+        solved. None for other strategies.
     waited: evaluations since the highest score.
     bad_samples: samples that could not be read.
     window: loss, gradient norm and samples of the steps that are not logged yet.

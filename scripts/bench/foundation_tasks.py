@@ -49,7 +49,7 @@ def download(work: Path) -> None:
     import timm
     from safetensors.torch import save_file
 
-    from fmeco.checkpoints.foreign import read_foreign
+    from fmeco.checkpoints.foreign.files import read_foreign
 
     model = timm.create_model(MODEL)
     pairs = zip(model.state_dict(), read_foreign(work / "weights" / LITE0).values(), strict=True)

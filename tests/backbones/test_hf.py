@@ -515,6 +515,35 @@ def test_images_of_another_size_and_one_channel(fmeco: Fmeco) -> None:
     assert fmeco("predict", "run", "p/red/00.png").code == 0
 
 
+@pytest.mark.parametrize("kind", list(IMAGES))
+def test_feature_maps_are_the_librarys_own_hidden_states(kind: str) -> None:
+    """Of the stages of a network that has some, and else a pyramid of the patches."""
+    model("m", kind)
+    made, _, _ = started("./m")
+    staged = kind in ("convnext", "swin", "resnet")
+    assert made.map_strides == ((4, 8) if staged else (4, 8, 16, 32))
+    assert made.map_widths == ((8, 16) if staged else (32,) * 4)
+    x = {"image": torch.randn(2, 3, 32, 32)}
+    net: Any = made.net
+    with torch.no_grad():
+        maps = made.maps(x)
+        assert [tuple(one.shape[2:]) for one in maps] == [(32 // stride,) * 2 for stride in made.map_strides]
+        if kind == "swin":  # its stages halve the map at their end
+            states = net.encoder(
+                *net.embeddings(x["image"]),
+                output_hidden_states=True,
+                output_hidden_states_before_downsampling=True,
+            ).reshaped_hidden_states
+            assert torch.equal(maps[0], states[1])
+            assert torch.equal(maps[1].flatten(2).transpose(1, 2), net(x["image"]).last_hidden_state)
+        elif staged:
+            states = net(x["image"], output_hidden_states=True).hidden_states
+            assert all(map(torch.equal, maps, states[-2:]))
+        else:
+            tokens = net(x["image"]).last_hidden_state[:, -16:]
+            assert torch.equal(maps[1].flatten(2).transpose(1, 2), tokens)
+
+
 # ---------------------------------------------------------------- speech
 
 HEARS = {

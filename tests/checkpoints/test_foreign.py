@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from fmeco.checkpoints.foreign import shards
 from fmeco.checkpoints.foreign.files import read_foreign
 from fmeco.errors import CheckpointError, ConfigError
+from fmeco.files import read_json
+from fmeco.inference.layers import layers
 from tests.conftest import Answer
 
 Fmeco = Callable[..., Answer]
@@ -83,6 +85,34 @@ def test_what_training_scripts_save_beside_the_weights_does_no_harm(zipped: bool
     beside = answer.json["beside them"]
     assert {"epoch": 9, "arch": "resnet", "args.model": "resnet18", "args.output": "out/a"}.items() <= beside.items()
     assert beside["args.extra.drop"] == 0.2
+
+
+def test_info_shows_layers_that_are_alike_in_a_line(fmeco: Fmeco) -> None:
+    state = {"stem.weight": torch.zeros(8, 3, 3, 3), "token": torch.zeros(1, 8)}
+    for at in range(12):
+        state |= {
+            f"blocks.{at}.conv.weight": torch.zeros(8 + at, 8, 1, 1),
+            f"blocks.{at}.conv.bias": torch.zeros(8 + at),
+        }
+        state |= {f"blocks.{at}.norm.weight": torch.zeros(8).half()} if at in (0, 5) else {}
+    torch.save(state, "w.pt")
+    answer = fmeco("info", "w.pt")
+    rows = [line.split(maxsplit=4) for line in answer.out.partition("layer ")[2].splitlines()[1:6]]
+    assert rows[:4] == [
+        ["stem", "1", "216", "float32", "weight (8, 3, 3, 3)"],
+        ["token", "1", "8", "float32", "(1, 8)"],
+        ["blocks.0-11.conv", "24", "1,458", "float32", "weight (8-19, 8, 1, 1); bias (8-19)"],
+        ["blocks.{0,5}.norm", "2", "16", "float16", "weight (8)"],
+    ]
+    assert "blocks.3.conv.bias" not in answer.out
+    assert "blocks.3.conv.bias: float32 (11,)" in fmeco("info", "w.pt", "--all").out
+    assert len(fmeco("info", "w.pt", "--json").json["names"]) == len(state)
+
+
+def test_info_joins_layers_further_where_they_fill_more_than_a_screen() -> None:
+    state = {f"dense{at}.norm{part}.weight": torch.zeros(at) for at in range(1, 60) for part in (1, 2)}
+    assert [row["layer"] for row in layers(state)] == ["dense1-59.norm1-2"]
+    assert layers({f"{'9' * 5000}.w": torch.zeros(1)})[0]["tensors"] == 1, "a number that Python refuses to read"
 
 
 def test_other_types_are_refused_by_name_and_none_runs() -> None:
@@ -209,3 +239,17 @@ def test_a_file_that_nests_itself_is_read_in_no_time(fmeco: Fmeco) -> None:
     torch.save({"state_dict": network().state_dict(), "args": nested}, "laughs.pth")
     assert len(read_foreign(Path("laughs.pth"))) == 6
     assert fmeco("info", "laughs.pth", "--json").json["tensors"] == 6
+
+
+def test_json_of_strangers_is_bounded() -> None:
+    for body, why in (
+        ("[" * 100_000, "nested too deeply"),
+        ('"' + "a" * (1 << 20) + '"', "larger than 1 MB"),
+        ("{", "Expecting"),
+    ):
+        Path("x.json").write_text(body)
+        with pytest.raises(ValueError, match=why):
+            read_json(Path("x.json"), 1 << 20)
+    os.mkfifo("pipe.json")
+    with pytest.raises(OSError, match="a named pipe"):
+        read_json(Path("pipe.json"), 1 << 20)

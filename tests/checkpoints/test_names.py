@@ -16,12 +16,12 @@ from torch import Tensor, nn
 import fmeco as api
 from fmeco.checkpoints.foreign import names
 from fmeco.checkpoints.foreign.files import read_foreign
-from fmeco.checkpoints.transplant import Naming, transplant
+from fmeco.checkpoints.transplant import PAIRS, Naming, transplant
 from fmeco.config.load import read_config
 from fmeco.core import Backbone, Features, Inputs
 from fmeco.errors import CheckpointError, ConfigError
 from tests.checkpoints.test_checkpoint import build, state
-from tests.conftest import Answer, photos, tiny
+from tests.conftest import Answer, photos, tiny, write
 
 Fmeco = Callable[..., Answer]
 RULES = {r"^block_(\d)_(\d)\.": r"layer\1.\2.", r"^stem\.": "", r"\.norm([12])\.": r".bn\1."}
@@ -100,8 +100,14 @@ def test_order_is_proposed_taken_when_asked_and_only_where_all_agrees() -> None:
     assert report.share == 1.0
     assert len(report.pairs) == len(before)
     assert report.left_out == ["op120.weight", "op121.bias"]
-    assert "    op0.weight -> conv1.weight" in report.lines()
-    assert sum(" -> " in line for line in report.lines()) == len(before)
+    shown = report.lines("FILE")
+    pairs = [line.split() for line in shown if " -> " in line]
+    assert len(pairs) == 2 * PAIRS
+    assert pairs[0] == ["op0.weight", "->", "conv1.weight"]
+    assert pairs[-1] == ["op119.num_batches_tracked", "->", "layer4.1.bn2.num_batches_tracked"]
+    assert f"    ... and {len(before) - 2 * PAIRS} more" in shown
+    assert f"  {len(before)} tensors paired by order: `fmeco check` shows how" in report.lines()
+    assert not any(" -> " in line for line in report.lines()), "commands other than check and finetune say one line"
     without = {name: t for name, t in renamed.items() if "num_batches" not in name}
     assert transplant(build("resnet18"), without, source="x", naming=order).share == 1.0
     one = build("resnet18")
@@ -156,6 +162,21 @@ def test_hints_do_not_repeat_what_was_given() -> None:
     hints = "\n".join(caught.value.hints)
     assert "transfer.rename" not in hints
     assert "--allow-partial" in hints
+
+
+def test_weights_in_a_config_take_the_same_keys_as_from(fmeco: Fmeco) -> None:
+    torch.save({"state_dict": theirs(), "epoch": 3}, "their.pth.tar")
+    config = tiny(backbone={"name": "resnet18", "weights": "their.pth.tar"}, train={"steps": 1, "epochs": None})
+    del config["backbone"]["hidden"]
+    refused = fmeco("pretrain", write("a.yaml", config), "--out", "run")
+    assert "--set transfer.match=order" in refused.err
+    config["transfer"] = {"rename": RULES}
+    answer = fmeco("pretrain", write("b.yaml", config), "--out", "run")
+    assert answer.code == 0, answer.err
+    report = json.loads(Path("run/transplant.json").read_text())
+    assert (report["share"], report["pairs"]["block_4_1.norm2.bias"]) == (1.0, "layer4.1.bn2.bias")
+    with pytest.raises(ConfigError, match=r"transfer: only for runs that start from weights"):
+        read_config({**config, "backbone": "resnet18"}, stage="pretrain")
 
 
 def mlp_file(path: str) -> dict[str, Tensor]:

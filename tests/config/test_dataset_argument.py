@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import fmeco as api
 from fmeco.config.dataset_argument import dataset_section, section_for_use
@@ -37,6 +38,29 @@ def rows_of_images() -> dict[str, Any]:
     table("other.csv", "kind,file", [f"{c},{c}/{i:02}.png" for c in ("blue", "red") for i in range(10)])
     keys = {"image_column": "file", "label_column": "kind", "image_size": 8}
     return {"dataset": {"name": "csv_images", **keys}, "backbone": {"name": "mlp", "hidden": [8]}}
+
+
+def rows_of_masks() -> dict[str, Any]:
+    photos(Path(), ("blue", "red"))
+    found = [(f"{c}/{i:02}.png", f"{c}-{i:02}.png", c) for c in ("blue", "red") for i in range(12)]
+    for file, mask, c in found:
+        with Image.open(file) as image:
+            Image.new("L", image.size, int(c == "red")).save(mask)
+    table("first.csv", "file,drawn", [f"{file},{mask}" for file, mask, _ in found])
+    table("other.csv", "drawn,file", [f"{mask},{file}" for file, mask, _ in found])
+    keys = {"image_column": "file", "mask_column": "drawn", "image_size": 32}
+    task = {"backbone": {"name": "cnn", "widths": [8, 8]}, "objective": {"name": "segmentation", "width": 16}}
+    return {"dataset": {"name": "masks", **keys}, **task}
+
+
+def rows_of_boxes() -> dict[str, Any]:
+    photos(Path(), ("blue", "red"))
+    found = [(f"{c}/{i:02}.png", i, c) for c in ("blue", "red") for i in range(12)]
+    table("first.csv", "file,l,t,r,b,kind", [f"{file},{i},2,{i + 9},20,{c}" for file, i, c in found])
+    table("other.csv", "kind,b,r,t,l,file", [f"{c},20,{i + 9},2,{i},{file}" for file, i, c in found])
+    keys = {"image_column": "file", "box_columns": list("ltrb"), "label_column": "kind", "image_size": 32}
+    task = {"backbone": {"name": "cnn", "widths": [8, 8]}, "objective": {"name": "detection", "width": 16, "depth": 1}}
+    return {"dataset": {"name": "boxes", **keys}, **task}
 
 
 def rows_of_recordings() -> dict[str, Any]:
@@ -76,6 +100,8 @@ def rows_of_events() -> dict[str, Any]:
 TABLES: dict[str, Callable[[], dict[str, Any]]] = {
     "csv_table": rows_of_numbers,
     "csv_images": rows_of_images,
+    "boxes": rows_of_boxes,
+    "masks": rows_of_masks,
     "audio": rows_of_recordings,
     "text": rows_of_texts,
     "series": rows_of_series,

@@ -63,7 +63,7 @@ WRAPPERS: dict[str, tuple[Any, set[str]]] = {  # how it is made, and what it cha
         lambda inner, folder: Part(inner, PLACES),
         {"targets", "groups", "tensors", "lengths", "content", "stamps", "sizes", "block", *METHODS},
     ),
-    "Labelled": (lambda inner, folder: Labelled(inner, {"label": torch.zeros(6)}), {"targets"}),
+    "Labelled": (lambda inner, folder: Labelled(inner, {"label": torch.zeros(6)}), {"targets", "__getitem__"}),
     "Stored": (
         lambda inner, folder: Stored(inner, torch.zeros(6, 1, 2)),
         {"tensors", "in_memory", "content", "lengths", "__getitem__"},

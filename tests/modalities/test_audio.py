@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import fmeco as api
+from fmeco.checkpoints.format import open_checkpoint
 from fmeco.config.check import choose
 from fmeco.config.load import load_config
+from fmeco.config.parser import parse_yaml
 from fmeco.core import ConfigError, Data, DataError, DataSpec, InputSpec, mix
 from tests.conftest import Answer, photos, tones, write
 from tests.data.test_data import build
@@ -328,3 +331,49 @@ def test_without_soundfile_one_line_says_what_to_install(fmeco: Fmeco, monkeypat
     answer = fmeco("pretrain", write("c.yaml", {"dataset": SMALL, "backbone": "cnn"}))
     assert answer.code == 2
     assert "pip install 'fmeco[audio]'" in answer.err
+
+
+def test_data_of_another_modality_is_trained_on_from_a_new_head_and_never_ends_below_the_solved_one(
+    fmeco: Fmeco,
+) -> None:
+    """The source's features do not fit: `auto` changes them, with the statistics of its batch norms, and keeps step 0."""
+    tones(Path("t"), each=8)
+    photos(Path("p"), each=8)
+    images = {
+        "dataset": {"name": "image_folder", "path": "p", "image_size": 32},
+        "backbone": "shufflenet_v2_x0_5",
+        "train": {"epochs": 1, "batch_size": 8, "tensorboard": False},
+    }
+    source = api.pretrain(images, out="images").checkpoint
+    command = ("finetune", "--from", "images", "--dataset", "t", *SHORT, "--set", "transfer.cross_modality=true")
+    answer = fmeco(*command, "--set", "train.precision=fp32", "--out", "run")
+    assert answer.code == 0, answer.err
+    assert "data of another modality: auto trains everything as new weights are trained, from a new head" in answer.err
+    assert "saved the solved head as step 0" in answer.err
+    config = parse_yaml(Path("run/config.yaml").read_text(), "")[0]
+    assert config["optimizer"]["lr"] == 5e-4  # adamw's, and not 1e-4 as for images
+    before, solved, last = (
+        load_file(path / "backbone.safetensors")
+        for path in (source, Path("run/checkpoints/step-00000000"), Path("run/checkpoints/last"))
+    )
+    statistics = [name for name in before if "running_mean" in name]
+    assert statistics
+    assert all(torch.equal(before[name], solved[name]) for name in statistics)
+    assert not any(torch.equal(before[name], last[name]) for name in statistics)
+    best, start = (
+        open_checkpoint(Path("run/checkpoints") / name).meta["metrics"]["val_accuracy"]
+        for name in ("best", "step-00000000")
+    )
+    assert best >= start
+
+    # A run that was stopped right after step 0 begins with the new head, too, and ends in the same bits.
+    shutil.copytree("run", "stopped", symlinks=True)
+    folder = Path("stopped/checkpoints")
+    for path in folder.iterdir():
+        if path.name != "step-00000000":
+            path.unlink() if path.is_symlink() or path.is_file() else shutil.rmtree(path)
+    answer = fmeco("resume", "stopped")
+    assert answer.code == 0, answer.err
+    for file in ("backbone.safetensors", "objective.safetensors"):
+        one, two = (load_file(Path(run) / "checkpoints/last" / file) for run in ("run", "stopped"))
+        assert all(torch.equal(one[name], two[name]) for name in one)

@@ -133,7 +133,7 @@ def test_metrics_of_two_classes_equal_scikit_learns() -> None:
     rows = {"logits": torch.from_numpy(logits), "label": torch.from_numpy(label)}
     got = made.metrics(rows)
     bad, p = label == 0, rows["logits"].softmax(1)[:, 0].numpy()
-    assert made.about == {"positive": "bad", "threshold": "0.1667"}
+    assert made.about == {"positive class": "bad", "threshold": "0.1667"}
     assert got["average_precision"] == pytest.approx(sk.average_precision_score(bad, p.round(12)))
     assert got["brier"] == pytest.approx(sk.brier_score_loss(bad, p))
     precision, recall, _ = sk.precision_recall_curve(bad, p.round(12))
@@ -180,7 +180,7 @@ def run(fmeco: Fmeco) -> dict[str, Any]:
     }
     answer = fmeco("pretrain", write("c.yaml", config_), "--out", "run")
     assert answer.code == 0, answer.err
-    assert "positive: yes" in answer.err
+    assert "positive class: yes" in answer.err
     return config_
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from fmeco.assembly.data import described
 from fmeco.assembly.optimizer import build_optimizer
@@ -154,6 +155,21 @@ def make_files(name: str, folder: Path) -> dict[str, Any]:
         found = [(i, c) for c in ("blue", "red") for i in range(10)]
         rows = [{"path": f"{c}/{i:02}.png", "label": c, **answers(i)} for i, c in found]
         return {"path": table(folder / "t.csv", rows), "image_size": 16}
+    if name == "masks":
+        photos(folder / "images", ("blue", "red"), each=10)
+        for path in sorted((folder / "images").rglob("*.png")):
+            mask = folder / "masks" / path.relative_to(folder / "images")
+            mask.parent.mkdir(parents=True, exist_ok=True)
+            with Image.open(path) as image:
+                Image.new("L", image.size, int(path.parent.name == "red")).save(mask)
+        return {"path": str(folder), "image_size": 16}
+    if name == "boxes":
+        photos(folder, ("blue", "red"), each=10)
+        found = [(i, c) for c in ("blue", "red") for i in range(10)]
+        rows = [
+            {"path": f"{c}/{i:02}.png", "xmin": i, "ymin": 3, "xmax": i + 12, "ymax": 20, "label": c} for i, c in found
+        ]
+        return {"path": table(folder / "t.csv", rows), "image_size": 16}
     if name == "csv_table":
         rows = [{"n": i, "c": "xyz"[i % 3], "m": i * 0.5 if i % 7 else "", "label": "ab"[i % 2]} for i in range(40)]
         return {"path": table(folder / "t.csv", rows)}
@@ -267,7 +283,10 @@ def test_backbone(arch: str, channels: int) -> None:
     sweep.keeps_the_contract(arch, channels, SIZES.get(arch, 32))
 
 
-LABELLED = [name for name in plugins("objectives") if name not in ("mask", "next", "distill", "forecast", *PAIRS)]
+ON_IMAGES = ("segmentation", "detection")  # objectives whose answers lie on images; they have tests of their own
+LABELLED = [
+    name for name in plugins("objectives") if name not in ("mask", "next", "distill", "forecast", *ON_IMAGES, *PAIRS)
+]
 KINDS = ["digits", "audio", "text", "events", "csv_table", "series"]  # a dataset of each modality
 SAID = "audio transcripts"
 # Data by the targets that it has: the dataset, and further options where it is a table with a column of each kind.
@@ -313,6 +332,8 @@ def serves(objective: str, targets: Mapping[str, Target]) -> bool:
     kinds = {target.kind for target in targets.values()}
     if objective == "multi_task":
         return bool(kinds) and kinds <= {"class", "multilabel", "number"}
+    if objective in ON_IMAGES:
+        return bool(kinds & {*plugins("objectives")[objective].default_for})
     if objective == "supcon":
         return "class" in kinds
     if objective == "forecast":

@@ -181,6 +181,60 @@ BROKEN = [
 ]
 
 
+# A backbone with maps of strides 2 and 4, of which `spare` uses none, for the changes below it.
+PYRAMID = '''"""Two convolutions."""
+import torch
+from torch import nn
+from fmeco.core import Backbone, ConfigError, Features, map_size, resample
+
+KIND = "backbone"
+
+def build(spec) -> Backbone:
+    if len(spec.inputs) != 1 or "image" not in spec.inputs:
+        raise ConfigError("images only")
+    return Pyramid(spec.inputs["image"].shape[0])
+
+class Pyramid(Backbone):
+    def __init__(self, channels):
+        super().__init__()
+        self.width, self.map_widths, self.map_strides = 8, (6, 8), (2, 4)
+        self.unmapped = ("spare.weight", "spare.bias")
+        self.fine, self.coarse = nn.Conv2d(channels, 6, 3, 2, 1), nn.Conv2d(6, 8, 3, 2, 1)
+        self.spare = nn.Linear(8, 8)
+
+    def forward(self, inputs):
+        return Features(pooled=self.spare(self.coarse(self.fine(inputs["image"])).mean((2, 3))))
+
+    def maps(self, inputs):
+        fine = self.fine(inputs["image"])
+        return [fine, self.coarse(fine)]
+'''
+MAPS = [
+    ("(6, 8), (2, 4)", "(6, 9), (2, 4)", "maps for fake_images: the maps of an image of 32x32 are [(4, 6, 16, 16), (4, 8, 8, 8)]; map_widths"),
+    ("(6, 8), (2, 4)", "(6,), (2, 4)", "maps for fake_images: map_strides (2, 4) and map_widths (6,): a width for each of rising strides"),
+    ("(6, 8), (2, 4)", "(6, 8), (4, 2)", "a width for each of rising strides among 2, 4, 8, 16, 32"),
+    ("(6, 8), (2, 4)", "(), ()", "maps for fake_images: maps() returns maps; set map_widths and map_strides"),
+    ("nn.Conv2d(channels, 6, 3, 2, 1)", "nn.Conv2d(channels, 6, 2, 2)", "the maps of an image of 31x31 are [(4, 6, 15, 15), (4, 8, 8, 8)]"),
+    ("return [fine,", "return [fine / 0,", "maps for fake_images: the maps are not finite"),
+    ("return [fine,", "return [fine - fine.mean(0),", "maps of one sample for fake_images: the map of stride 2 of sample 0 is another one in a batch"),
+    ('("spare.weight", "spare.bias")', '("spare.weight",)', "gradient of maps for fake_images: no gradient of the maps reaches spare.bias"),
+    ('"spare.bias")', '"spare.bias", "fine.bias")', "gradient of maps for fake_images: `unmapped` names fine.bias, which maps() uses"),
+    ("    def maps(", "    def other(", "maps for fake_images: TypeError: Pyramid.mapped returns no grid"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("before", "after", "said"), MAPS)
+def test_maps_that_are_not_as_announced_are_one_line(before: str, after: str, said: str) -> None:
+    assert before in PYRAMID
+    lines = check_plugin(write("pyramid.py", PYRAMID.replace(before, after)))
+    assert len(lines) == 1, lines
+    assert said in lines[0]
+
+
+def test_maps_as_announced_pass() -> None:
+    assert check_plugin(write("pyramid.py", PYRAMID)) == []
+
+
 @pytest.fixture(autouse=True)
 def _few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of fmeco's own data, check with images alone."""

@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import fmeco as api
 from fmeco.checkpoints import format as checkpoint
@@ -120,3 +122,60 @@ def test_a_rank_that_is_killed_ends_the_job_and_another_number_of_ranks_goes_on(
         api.resume("run", stop=lambda: next(calls) > 5)
     assert "ranks: this run had 2 and now has 1" in Path("run/run.log").read_text()
     assert "broken.jpg" in Path("run/bad_samples.txt").read_text()
+
+
+STUBBORN = '''
+"""Regression whose head has no direct solution."""
+KIND = "objective"
+from fmeco.core import Backbone, DataSpec, Objective
+from fmeco.objectives.regression import Regression
+
+def build(backbone: Backbone, spec: DataSpec) -> Objective:
+    return Stubborn(backbone, spec.targets["label"], "label", "mse", 1.0, 0.0)
+
+class Stubborn(Regression):
+    def solve(self, rows, penalties): return {}
+'''
+
+
+def test_two_ranks_share_a_solved_head_beside_one_that_cannot_be_solved(fmeco: Callable[..., Answer]) -> None:
+    """Averaged weights keep what each rank began with, so that heads of its own would show in its half of the metrics."""
+    Path("stubborn.py").write_text(STUBBORN)
+    rows = [f"{i % 7},{i % 5},{'yes' if i % 7 > 3 else 'no'},{i % 5 - i % 7 + i / 100:.2f}" for i in range(80)]
+    Path("t.csv").write_text("a,b,kind,size\n" + "\n".join(rows) + "\n")
+    config = tiny(backbone={"name": "mlp", "hidden": [8]}, train={"steps": 2})
+    config = {**config, "dataset": {"name": "csv_table", "path": "t.csv", "target": ["kind", "size"]}}
+    del config["train"]["epochs"]
+    assert fmeco("pretrain", write("c.yaml", config), "--out", "source").code == 0
+    tasks = {"name": "multi_task", "tasks": {"kind": "classification", "size": "stubborn"}}
+    train = {"steps": 1, "batch_size": 16, "ema": 0.9, "tensorboard": False}
+    task = {"dataset": config["dataset"], "objective": tasks, "train": train, "transfer": "probe"}
+    sets = ("--plugin", "stubborn.py", "--json")
+    child = process("finetune", write("f.yaml", task), "--from", "source", *sets, "--out", "two", "--nproc", "2")
+    out, err = child.communicate(timeout=120)
+    assert child.returncode == 0, err
+    assert err.count("this objective's head has no direct solution") == 1
+    measured = fmeco("evaluate", "two", "--split", "val", *sets)
+    assert measured.code == 0, measured.err
+    assert json.loads(out)["metrics"] == pytest.approx(measured.json["metrics"], rel=1e-5)
+
+
+def test_two_ranks_train_on_feature_maps_that_leave_a_part_of_the_backbone_unused() -> None:
+    """mobilenet_v3_small has a layer behind its maps: DDP fails in its second step if it waits for that layer's gradient."""
+    for i in range(16):
+        for part in ("images", "masks"):
+            Path("data", part).mkdir(parents=True, exist_ok=True)
+        half = np.zeros((64, 64), np.uint8)
+        half[:, : 16 + i] = 1
+        Image.fromarray(half * 200).convert("RGB").save(f"data/images/{i}.png")
+        Image.fromarray(half).save(f"data/masks/{i}.png")
+    config = {
+        "dataset": {"name": "masks", "path": "data", "image_size": 64},
+        "backbone": "mobilenet_v3_small",
+        "objective": {"name": "segmentation", "width": 16},
+        "train": {"epochs": 2, "batch_size": 4, "workers": 0},
+    }
+    child = process("pretrain", write("c.yaml", json.dumps(config)), "--out", "run", "--nproc", "2")
+    out, err = child.communicate(timeout=240)
+    assert child.returncode == 0, (out, err)
+    assert np.isfinite(numbers("run")[-1]["miou"])

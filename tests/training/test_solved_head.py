@@ -23,6 +23,7 @@ from fmeco.config.load import read_config
 from fmeco.config.parser import parse_yaml
 from fmeco.core import Backbone, DataSpec, Features, Inputs, Target
 from fmeco.errors import ConfigError
+from fmeco.features import extractor, forward
 from fmeco.nn import linear_head
 from tests.conftest import process, texts, tiny, write
 
@@ -37,7 +38,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def finetune(source: Path, out: Path, **sections: Any) -> library.Result:
     train = {"steps": 12, "batch_size": 12, **sections.pop("train", {})}
-    return library.finetune({"dataset": DATA, "train": train, **sections}, ref=source, out=out)
+    return library.finetune({"dataset": DATA, **sections, "train": train}, ref=source, out=out)
 
 
 def examples(loss: linear_head.LossName, weight: Tensor | None = None) -> linear_head.Examples:
@@ -90,7 +91,7 @@ def test_auto_is_the_default_and_writes_down_what_it_chose(source: Path, fmeco: 
     assert answer.code == 0, answer.err
     assert "the head is solved on the frozen features" in answer.err
     assert "epoch 0, step 0" in answer.err
-    assert "the source as it is" in answer.out or "training did not beat it" in answer.out
+    assert "accuracy: the source as it is" in answer.out
     config = parse_yaml(Path("run/config.yaml").read_text(), "")[0]
     assert config["transfer"]["strategy"] == "auto"
     assert config["optimizer"]["lr"] == 5e-4  # what fmeco/backbones/mlp.py says
@@ -251,6 +252,53 @@ def test_a_head_that_cannot_be_solved_is_trained_alone_first(tmp_path: Path) -> 
     assert not (run / "checkpoints/step-00000000").is_dir()
 
 
+def test_a_source_that_is_not_beaten_is_the_result_with_both_figures(source: Path, fmeco: Callable[..., Any]) -> None:
+    sets = ("--set", "dataset.classes=[0,1,2]", "--set", "train.epochs=2", "--set", "train.batch_size=16")
+
+    def gain(*keys: str) -> dict[str, Any]:
+        answer = fmeco("finetune", "--from", source, "--dataset", "digits", *sets, *keys, "--out", "run", "--force")
+        assert answer.code == 0, answer.err
+        found: dict[str, Any] = json.loads(Path("run/gain.json").read_text())
+        for text in (answer.out, Path("run/run.log").read_text(), html.unescape(Path("run/report.html").read_text())):
+            assert found["sentence"] in text
+        return found
+
+    worse = gain("--set", "optimizer.lr=0.5", "--set", "evaluate.best=macro_f1")
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    scores = [line["macro_f1"] for line in lines if line["kind"] == "val"]
+    assert (worse["metric"], worse["source"], worse["finetuned"]) == ("macro_f1", scores[0], max(scores[1:]))
+    before, after = f"{scores[0]:.4f}", f"{max(scores[1:]):.4f}"
+    assert f"the source as it is {before} was not beaten: finetuned at best {after}" in worse["sentence"]
+    loss = gain("--set", "optimizer.lr=0.5", "--set", "evaluate.best=loss")
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert loss["finetuned"] == min(line["loss"] for line in lines if line["kind"] == "val" and line["step"] > 0)
+    assert "training ended before it was evaluated" in gain("--set", "optimizer.lr=1e30")["sentence"]
+    assert "no training step was taken" in gain("--set", "transfer=probe")["sentence"]
+
+
+def test_features_that_do_not_fit_into_memory_are_not_stored(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither to solve a head nor to train one."""
+    monkeypatch.setattr(extractor, "MEMORY", 0.0)
+    log = (finetune(source, tmp_path / "run", transfer="probe").run / "run.log").read_text()
+    assert "its features of the training samples could not be collected" in log
+    assert "precomputed features would need 0 GB of memory" in log
+    assert " 12 steps, " in log
+
+
+def test_a_run_announces_the_steps_that_it_takes(source: Path, fmeco: Callable[..., Any]) -> None:
+    data = ("--from", source, "--dataset", "digits", "--set", "dataset.classes=[0,1,2]")
+    probe = fmeco("finetune", *data, "--set", "transfer=probe", "--out", "run")
+    assert probe.code == 0, probe.err
+    assert "samples; no training steps: the solved head is the result; " in probe.err
+    assert "steps per epoch" not in probe.err
+    assert "samples/s" not in probe.err
+    assert "steps      none: the head is solved" in fmeco("check", *data, "--set", "transfer=probe").out
+    trained = fmeco("finetune", *data, "--set", "transfer=full", "--set", "train.epochs=2", "--out", "full")
+    assert " steps (2 epochs), " in trained.err
+
+
 def test_keys_of_a_strategy_without_its_name_are_refused(source: Path) -> None:
     with pytest.raises(ConfigError, match=r"transfer: names no strategy.*backbone_lr.*write `strategy"):
         read_config({"dataset": DATA, "transfer": {"backbone_lr": 0.1}}, stage="finetune", ref=source)
@@ -303,6 +351,27 @@ def test_the_sources_own_head_is_kept_where_it_is_better(source: Path, fmeco: Ca
     assert answer.code == 0, answer.err
     assert "the source's own head for these classes is as good" in answer.err
     a, b = (open_checkpoint(run / "checkpoints/best").tensors("objective") for run in (source, Path("run")))
+    assert all(torch.equal(x, b[name]) for name, x in a.items())
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_each_head_is_evaluated_once_and_the_kept_one_is_saved(
+    source: Path, tmp_path: Path, ema: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with averaged weights, which began with the solved head."""
+    evaluated = []
+    evaluate = forward.evaluate
+
+    def counted(*args: Any, **options: Any) -> Any:
+        evaluated.append(args)
+        return evaluate(*args, **options)
+
+    monkeypatch.setattr(forward, "evaluate", counted)
+    data = {**DATA, "classes": [3, 4, 5, 6], "limit_per_class": 2}
+    run = finetune(source, tmp_path / "run", dataset=data, transfer="probe", train={"ema": ema}).run
+    assert len(evaluated) == 2
+    assert "the source's own head for these classes is as good" in (run / "run.log").read_text()
+    a, b = (open_checkpoint(run / "checkpoints/best").tensors("objective") for run in (source, run))
     assert all(torch.equal(x, b[name]) for name, x in a.items())
 
 

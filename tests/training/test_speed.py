@@ -23,7 +23,7 @@ from fmeco.checkpoints import format as checkpoint
 from fmeco.checkpoints import writer
 from fmeco.config.check import choose
 from fmeco.core import Batch, DataSpec, InputSpec, Samples, Target, mix, mix_numbers, standardize
-from fmeco.data import decoded_cache
+from fmeco.data import decoded_cache, reading
 from fmeco.data import disk_cache as cache
 from fmeco.data.reading import Reading, choose_reading
 from fmeco.datasets import _files, _images, image_folder
@@ -296,7 +296,7 @@ def test_shift_and_colour_equal_the_slow_way() -> None:
     x = torch.randint(0, 256, (6, 3, 9, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     keys = mix(3, torch.arange(6))
     mirrored = torch.tensor([True, False] * 3)
-    got = module._shifted(x, keys, 2, mirrored)
+    got = module._shifted({"image": x}, {}, keys, 2, mirrored)["image"]
     padded = torch.nn.functional.pad(x.float(), (2, 2, 2, 2), mode="reflect").to(torch.uint8)
     for i in range(6):
         down, right = (int(uniform(keys, stream)[i] * 5) for stream in (10, 11))
@@ -373,3 +373,33 @@ def test_the_mean_of_an_image_and_its_mirror_image_is_what_test_flip_answers() -
     wanted = (made.logits({"image": x}) + made.logits({"image": x.flip(-1)})) / 2
     assert torch.allclose(made(one, "rows")["logits"], wanted)
     assert not torch.allclose(made.logits({"image": x}), wanted)
+
+
+# ---------------------------------------------------------------- worker processes
+
+
+def test_slow_first_steps_do_not_count_as_the_speed_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first calls on a GPU choose kernels, and would make a run take too few worker processes."""
+    took = iter([4.0, 2.0, 1.0, 0.01, 0.01, 0.3, 0.01, 0.01])
+    monkeypatch.setattr(tune, "step_seconds", lambda *_: next(took))
+    assert tune.steady_step_seconds(None, None, CPU, "fp32") == 0.01  # type: ignore[arg-type]
+
+
+def test_faster_steps_get_more_worker_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = DataSpec("image", {"image": InputSpec((3, 16, 16), "uint8")})
+    data, cuda = api_data(spec, 100), torch.device("cuda")
+    monkeypatch.setattr(reading, "_room", lambda _: 0.0)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+
+    def workers(seconds: float, wanted: Any = "auto") -> int:
+        return choose_reading(wanted, data, data.split("train"), cuda, step_seconds=lambda: seconds).workers
+
+    assert workers(10.0) == 1
+    assert workers(1e-9) == 8
+    assert workers(1e-9, 3) == 3
+
+
+def test_the_log_says_how_many_worker_processes_read(tmp_path: Path) -> None:
+    run = api.pretrain(tiny(train={"workers": 2, "epochs": 1}), out=tmp_path / "run").run
+    assert ", 2 worker processes\n" in (run / "run.log").read_text()

@@ -24,7 +24,7 @@ from fmeco.data import disk_cache as cache
 from fmeco.errors import ConfigError, Stopped
 from fmeco.features import split_network as cut
 from fmeco.nn import intervals, probes
-from fmeco.plugins.registry import plugins
+from fmeco.plugins.registry import FINETUNE_LR, plugins
 from fmeco.strategies.l2sp import Anchor
 from fmeco.strategies.lora import Adapters
 from fmeco.training import loop
@@ -349,7 +349,9 @@ def test_probe_and_rank_from_the_command_line(fmeco: Any, sources: dict[str, Pat
     shown = fmeco("rank", sources["cnn"], "nowhere", *digits)
     assert shown.code == 0
     assert "nowhere: no such run" in shown.out.replace("nowhere: nowhere", "nowhere")
-    assert "transfer.strategy=" in shown.out
+    advised = shown.out.partition("transfer.strategy=")[2]
+    assert advised.startswith(("auto: accuracy", "full: no source is clearly better"))
+    assert "auto, the default, begins with this linear head" in advised or "--control scratch,auto" in advised
     assert fmeco("rank", "nowhere", *digits).code == 2
     listed = fmeco("cache")
     assert "features" in listed.out
@@ -523,3 +525,13 @@ def test_several_tasks_read_their_source_once(
     assert answer.code == 0, answer.err
     assert [task["task"] for task in answer.json["tasks"]] == ["a", "b"]
     assert len(reads) == 1
+
+
+def test_lora_trains_at_ten_times_the_backbones_own_rate(sources: dict[str, Path], tmp_path: Path) -> None:
+    """Ten times adamw's own rate is too much for low-rank factors: it left a published network's features at zero."""
+    run = finetune(sources["vit"], tmp_path / "run", "lora", "vit").run
+    config = parse_yaml((run / "config.yaml").read_text(), "")[0]
+    assert config["optimizer"]["lr"] == FINETUNE_LR
+    assert config["transfer"]["lr"] == 10.0
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert max(line["lr"] for line in lines if "lr" in line) <= 10.0 * FINETUNE_LR

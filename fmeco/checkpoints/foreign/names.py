@@ -74,7 +74,7 @@ def rename(names: Sequence[str], rules: Mapping[str, str], source: str) -> tuple
             raise ConfigError(
                 f"transfer.rename: '{clean(pattern, 120)}' fits no name of {clean(source)}, which has {listing(names, 4)}",
                 "rules are applied in order, each to the names that the rule before it made; "
-                f"`fmeco info {clean(source)}` lists the names of a file",
+                f"`fmeco info {clean(source)} --all` lists the names of a file",
             )
     first: dict[str, str] = {}
     for old, new in zip(names, changed, strict=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from fmeco.checkpoints.foreign.files import SUFFIXES, Contents, is_weights, open_foreign, widened
 from fmeco.errors import CheckpointError, ConfigError, clean, listing, readable
-from fmeco.files import regular
+from fmeco.files import read_json
 
 INDEX = ".index.json"
 _STANDARD = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
@@ -68,12 +67,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def _read_index(path: Path) -> dict[str, str]:
     """Read which shard holds each tensor. Raises CheckpointError, also for a shard outside the index's folder."""
     try:
-        with open(path, "rb", opener=regular) as file:
-            body = file.read(_LIMIT + 1)
-        if len(body) > _LIMIT:
-            raise ValueError(f"larger than {_LIMIT >> 20} MB")
-        content = json.loads(body)
-    except (OSError, ValueError, RecursionError) as error:
+        content = read_json(path, _LIMIT)
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as an index of shards: {clean(error, 200)}") from None
     wanted = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(wanted, dict) or not wanted:

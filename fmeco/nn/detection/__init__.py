@@ -1,0 +1,1 @@
+"""Provide the parts of object detection that plug-ins share, as pure functions."""
