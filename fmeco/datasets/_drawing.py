@@ -60,7 +60,7 @@ def draw_boxes(
     draw, palette = ImageDraw.Draw(image), colours(len(classes))
     line = max(1, round(min(image.size) / 200))
     font = ImageFont.load_default(size=max(9, min(image.size) / 30))
-    for number, (left, top, right, bottom, label) in enumerate(boxes.tolist()):
+    for number, (left, top, right, bottom, label) in reversed(list(enumerate(boxes.tolist()))):  # the surest on top
         if not label:
             continue
         colour = palette[int(label) - 1]
