@@ -6,11 +6,11 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
-from fmeco.core import ConfigError, DataError, DataSpec, Pixels, Splitting, clean, decode_rule, listing
+from fmeco.core import DataError, DataSpec, Pixels, Splitting, clean, decode_rule, listing
 from fmeco.datasets import _files, _folders, _groups, _image_spec, _images, _splits
 from fmeco.datasets.image_folder import suffixes
 
@@ -35,9 +35,6 @@ def dense_spec(known: DataSpec | None, pixels: Pixels) -> DataSpec:
     windows = spec.preprocessing.get("fit", "crop") == "crop"
     image = dataclasses.replace(spec.inputs["image"], windows=windows)
     return dataclasses.replace(spec, inputs={"image": image}, preprocessing={**spec.preprocessing, "windows": windows})
-
-
-F = TypeVar("F", bound=_files.Files)
 
 
 class Found(NamedTuple):
@@ -84,35 +81,22 @@ def images_below(known: DataSpec | None, whole: bool, path: str, subfolder: str 
 
 
 def divided(
-    parts: Mapping[str, F], whole: bool, splitting: Splitting, path: str
-) -> tuple[dict[str, F], dict[str, dict[str, list[str]]]]:
+    parts: Mapping[str, _folders.F], whole: bool, splitting: Splitting, path: str
+) -> tuple[dict[str, _folders.F], dict[str, dict[str, list[str]]]]:
     """Split the files that folders or columns do not, and limit the training files.
 
     Returns the files of each split, and their groups as `Labelled.groups`. Raises ConfigError for `split` beside a
     validation folder.
     """
-    parts, pattern = dict(parts), splitting.group_split
-    if whole and "path" in parts:
-        parts = {"test": parts["path"]}
-    elif "path" in parts or ("train" in parts and "val" not in parts):
-        files = parts.pop("path" if "path" in parts else "train")
-        names, codes = files.names(), np.zeros(len(files), dtype=np.int64)
-        groups = _groups.in_paths(names, pattern) if pattern is not None else None
-        rest = dataclasses.replace(splitting, test_fraction=0.0) if "test" in parts else splitting
-        cut = _splits.assign(names, codes, rest, groups=groups)
-        parts = {**{part: files.take(at) for part, at in cut.items()}, **parts}
-    elif splitting.split is not None:
-        raise ConfigError(f"dataset.split: {clean(path)} already has a validation folder", "leave dataset.split out")
-    elif "train" in parts:
-        files = parts["train"]
-        codes = np.zeros(len(files), dtype=np.int64)
-        parts["train"] = files.take(_splits.limit(files.names(), codes, np.arange(len(files)), splitting))
-    columns: dict[str, dict[str, list[str]]] = {part: {} for part in parts}
+    without_classes = {part: (files, np.zeros(len(files), dtype=np.int64)) for part, files in parts.items()}
+    cut = {part: files for part, (files, _) in _folders.divide(without_classes, splitting, whole, path).items()}
+    pattern = splitting.group_split
+    columns: dict[str, dict[str, list[str]]] = {part: {} for part in cut}
     if pattern is not None:
-        named = {part: _groups.in_paths(files.names(), pattern) for part, files in parts.items()}
+        named = {part: _groups.in_paths(files.names(), pattern) for part, files in cut.items()}
         _splits.check_apart(named)
         columns = {part: {_groups.CALLED: names} for part, names in named.items()}
-    return parts, columns
+    return cut, columns
 
 
 def listed(root: Path, names: Sequence[str]) -> _files.Files:

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -64,7 +64,7 @@ def in_folders(
         kept, codes, _, more = _classes.encode(inside.labels, chosen, target, str(folders[part]), "the training folder")
         notes += more if part != first else []
         parts[part] = (inside.files if len(kept) == len(inside.files) else inside.files.take(kept), codes)
-    parts = _divide(parts, splitting, whole, path or split_folders["train"])
+    parts = divide(parts, splitting, whole, path or split_folders["train"])
     pattern = splitting.group_split
     columns: dict[str, _columns.Table] = {part: {} for part in parts}
     if pattern is not None:
@@ -83,9 +83,12 @@ def in_folders(
     )
 
 
-def _divide(
-    parts: dict[str, tuple[Files, _splits.Indices]], splitting: Splitting, whole: bool, folder: str | None
-) -> dict[str, tuple[Files, _splits.Indices]]:
+F = TypeVar("F", bound=Files)
+
+
+def divide(
+    parts: dict[str, tuple[F, _splits.Indices]], splitting: Splitting, whole: bool, folder: str | None
+) -> dict[str, tuple[F, _splits.Indices]]:
     """Assign files to splits as far as folders do not.
 
     parts: split -> files and their class numbers (int64[files]); {"path": ...} if no folders for splits exist.

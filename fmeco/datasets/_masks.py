@@ -161,9 +161,8 @@ def read_mask(path: str, table: Table) -> Array:
 
 def _fitted(codes: Array, mask: str, path: str, prep: Mapping[str, Any]) -> Tensor:
     """Bring a mask onto the grid of its image. Raises DataError if it has another shape."""
-    (width, height), (h, w) = _pixels.upright_size(path), codes.shape
+    ((width, height), turn), (h, w) = _pixels.size_and_turn(path), codes.shape
     if (h, w) == (width, height) != (height, width):
-        turn = _pixels.turn_of(path)
         if turn is not None:  # the mask was drawn on the pixels as the camera stored them
             codes = np.asarray(Image.fromarray(codes).transpose(turn))
             h, w = codes.shape

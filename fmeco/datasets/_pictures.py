@@ -11,6 +11,7 @@ from PIL import Image
 
 from fmeco.core import Samples
 from fmeco.datasets import _files, _pixels
+from fmeco.files import replacing
 
 
 def columns(samples: Samples, index: int) -> dict[str, Path]:
@@ -33,6 +34,14 @@ def picture(samples: Samples, index: int, prep: Mapping[str, Any]) -> Image.Imag
     image = _given(samples, index)
     value = _value(samples, index)
     return _in_rgb(image, _pixels.facts(value if isinstance(value, Image.Image) else image), prep)
+
+
+def write(image: Image.Image, stem: Path) -> Path:
+    """Write an image to STEM.png, whole or not at all. Returns the file. Raises DiskError."""
+    file = stem.with_name(f"{stem.name}.png")
+    with replacing(file) as temporary:
+        image.save(temporary, format="PNG")
+    return file
 
 
 def _value(samples: Samples, index: int) -> Any:

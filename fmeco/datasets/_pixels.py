@@ -100,7 +100,7 @@ def upright_size(path: str) -> tuple[int, int]:
 
 
 def size_and_turn(path: str) -> tuple[tuple[int, int], Image.Transpose | None]:
-    """Return what `upright_size` and `turn_of` do, from one look at the file."""
+    """Return what `upright_size` does, and how `upright` turns the picture (None = it does not), from one look at the file."""
     with opened(path) as image:
         if image.format == "TIFF":
             image.load()
@@ -111,12 +111,6 @@ def upright_size_of(image: Image.Image) -> tuple[int, int]:
     """Return the width and height of an opened image as `upright` turns it."""
     width, height = image.size
     return (height, width) if _turn(image) in ACROSS else (width, height)
-
-
-def turn_of(path: str) -> Image.Transpose | None:
-    """Return how `upright` turns a file's picture; None if it leaves it as it is."""
-    with opened(path) as image:
-        return _turn(image)
 
 
 def is_deep(image: Image.Image) -> bool:

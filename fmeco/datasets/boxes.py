@@ -48,7 +48,6 @@ from fmeco.datasets import (
 from fmeco.datasets.image_folder import read as read
 from fmeco.datasets.image_folder import sheet as sheet
 from fmeco.datasets.image_folder import shown as shown
-from fmeco.files import replacing
 
 MODALITY = "image"
 FILES = (".json", ".yaml", ".yml", ".csv", ".tsv", ".parquet")
@@ -232,7 +231,4 @@ def save(spec: DataSpec, samples: Samples, index: int, answer: Mapping[str, Any]
     classes = next(target.classes for target in spec.targets.values() if target.input)
     image = _pictures.picture(samples, index, spec.preprocessing)
     _drawing.draw_boxes(image, answer["boxes"], classes, answer["scores"].tolist())
-    file = stem.with_name(f"{stem.name}.png")
-    with replacing(file) as temporary:
-        image.save(temporary, format="PNG")
-    return {**_pictures.columns(samples, index), "picture": file}
+    return {**_pictures.columns(samples, index), "picture": _pictures.write(image, stem)}

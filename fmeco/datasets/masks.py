@@ -34,7 +34,6 @@ from fmeco.datasets import _columns, _dense, _file_tables, _files, _images, _mas
 from fmeco.datasets.image_folder import read as read
 from fmeco.datasets.image_folder import sheet as sheet
 from fmeco.datasets.image_folder import shown as shown
-from fmeco.files import replacing
 
 MODALITY = "image"
 LAYOUT = ("image_column", "mask_column", "split_column?", "images", "masks", "classes", "ignore")
@@ -233,7 +232,5 @@ def save(spec: DataSpec, samples: Samples, index: int, answer: Mapping[str, Any]
 
     Returns columns of a table, image and mask, as this dataset reads them.
     """
-    file = stem.with_name(f"{stem.name}.png")
-    with replacing(file) as temporary:
-        _masks.picture(answer["mask"], spec.preprocessing["values"]).save(temporary, format="PNG")
-    return {**_pictures.columns(samples, index), "mask": file}
+    mask = _masks.picture(answer["mask"], spec.preprocessing["values"])
+    return {**_pictures.columns(samples, index), "mask": _pictures.write(mask, stem)}

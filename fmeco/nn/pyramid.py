@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fmeco.core.data import Inputs
 from fmeco.core.model import Backbone
+from fmeco.errors import ConfigError
 
 GROUP = 16  # channels per group of a group norm, which does not depend on the other images of a batch
 
@@ -51,3 +53,19 @@ def freeze_unmapped(backbone: Backbone) -> tuple[str, ...]:
     for name in backbone.unmapped:
         backbone.get_parameter(name).requires_grad_(False)
     return tuple(backbone.unmapped)
+
+
+def check_maps(backbone: Backbone, width: int, objective: str) -> None:
+    """Raise ConfigError for a backbone without feature maps, and for a width that FeaturePyramid cannot have."""
+    if not backbone.map_strides:
+        raise ConfigError(
+            f"objective {objective} needs a backbone with feature maps, and this one has none",
+            "architectures of torchvision and timm have them: backbone: resnet18",
+        )
+    if width % GROUP:
+        raise ConfigError(f"objective.width: {width} is not a multiple of {GROUP}")
+
+
+def image_in(inputs: Inputs) -> tuple[str, Tensor]:
+    """Find the images (B, C, H, W) of a view. Returns their name and them."""
+    return next((name, x) for name, x in inputs.items() if x.ndim == 4)

@@ -29,7 +29,7 @@ from fmeco.core import (
     Objective,
 )
 from fmeco.nn.detection import average_precision, fcos
-from fmeco.nn.pyramid import GROUP, FeaturePyramid, conv_block, freeze_unmapped
+from fmeco.nn.pyramid import FeaturePyramid, check_maps, conv_block, freeze_unmapped, image_in
 
 DEFAULT_FOR = ("boxes",)  # kinds of targets
 ANSWERING = ("score", "nms", "most")  # keys that `predict --set` may change
@@ -64,13 +64,7 @@ def build(
             f"objective detection needs a target of boxes '{target}': {kind}",
             "dataset: {name: boxes, path: ...} makes one",
         )
-    if not backbone.map_strides:
-        raise ConfigError(
-            "objective detection needs a backbone with feature maps, and this one has none",
-            "architectures of torchvision and timm have them: backbone: resnet18",
-        )
-    if width % GROUP:
-        raise ConfigError(f"objective.width: {width} is not a multiple of {GROUP}")
+    check_maps(backbone, width, "detection")
     return Detection(backbone, described.classes, target, described.input, width, depth, score, nms, most)
 
 
@@ -196,7 +190,7 @@ class Detection(Objective):
         view, boxes, annotated = batch.views[0], batch.views[0][self.rider], self.annotated(batch).tolist()
         found = self.found(view)
         rows = []
-        for at, one in enumerate(self.detections(found, _size(view), MEASURED_FROM)):
+        for at, one in enumerate(self.detections(found, image_in(view)[1].shape, MEASURED_FROM)):
             truth = boxes[at][boxes[at][:, 4] > 0]
             shown = len(one.boxes) if annotated[at] else 0
             matched = average_precision.match(
@@ -225,7 +219,7 @@ class Detection(Objective):
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """Detect objects: "boxes" (B, most, 5) as in a rider, and "scores" (B, most); zeros where there is none."""
         view = batch.views[0]
-        found = self.detections(self.found(view), _size(view), self.score)
+        found = self.detections(self.found(view), image_in(view)[1].shape, self.score)
         boxes, scores = torch.zeros(len(found), self.most, 5), torch.zeros(len(found), self.most)
         for at, one in enumerate(found):
             boxes[at, : len(one.boxes)] = torch.cat([one.boxes, one.labels[:, None] + 1.0], 1).cpu()
@@ -259,7 +253,3 @@ SIDES = ("left", "top", "right", "bottom")  # columns of a box, in pixels of the
 def _flat(x: Tensor) -> Tensor:
     """Put the places of a map into one dimension, (B, C, h, w) -> (B, h * w, C)."""
     return x.flatten(2).transpose(1, 2)
-
-
-def _size(inputs: Inputs) -> torch.Size:
-    return next(x.shape for x in inputs.values() if x.ndim == 4)

@@ -30,7 +30,7 @@ from fmeco.core import (
     listing,
     nearest,
 )
-from fmeco.nn.pyramid import GROUP, FeaturePyramid, conv_block, freeze_unmapped, resized_like
+from fmeco.nn.pyramid import FeaturePyramid, check_maps, conv_block, freeze_unmapped, image_in, resized_like
 
 DEFAULT_FOR = ("mask",)  # kinds of targets
 
@@ -71,13 +71,7 @@ def build(
             f"objective segmentation needs a mask target '{target}': {kind}",
             "dataset: {name: masks, path: FOLDER} makes one",
         )
-    if not backbone.map_strides:
-        raise ConfigError(
-            "objective segmentation needs a backbone with feature maps, and this one has none",
-            "architectures of torchvision and timm have them: backbone: resnet18",
-        )
-    if width % GROUP:
-        raise ConfigError(f"objective.width: {width} is not a multiple of {GROUP}")
+    check_maps(backbone, width, "segmentation")
     if class_weights and (strange := [name for name in class_weights if name not in described.classes]):
         raise ConfigError(
             f"objective.class_weights names {listing(strange)}, not classes of this dataset{nearest(strange[0], described.classes)}"
@@ -156,8 +150,7 @@ class Segmentation(Objective):
         scores = self.head(
             self.decoder(self.backbone.maps(inputs))
         ).float()  # (B, C, h, w); the loss needs full precision
-        size = next(x.shape[-2:] for x in inputs.values() if x.ndim == 4)
-        return F.interpolate(scores, size, mode="bilinear", align_corners=False)
+        return F.interpolate(scores, image_in(inputs)[1].shape[-2:], mode="bilinear", align_corners=False)
 
     def loss(self, batch: Batch) -> Loss:
         """Compute the mean over pixels of each image's cross-entropy, plus `dice` times its Dice loss, summed over images."""
@@ -195,7 +188,7 @@ class Segmentation(Objective):
 
     def chances(self, inputs: Inputs) -> Tensor:
         """Compute the probabilities (B, C, H, W) of each pixel's classes, for evaluation and prediction."""
-        name, image = next((name, x) for name, x in inputs.items() if x.ndim == 4)
+        name, image = image_in(inputs)
 
         def of_part(part: Tensor) -> Tensor:
             found = self.logits({name: part}).softmax(1)
@@ -209,7 +202,7 @@ class Segmentation(Objective):
 
     def vector(self, batch: Batch) -> dict[str, Tensor]:
         """Compute the backbone's vectors (B, D), of the centre of images that are larger than those it was trained on."""
-        name, image = next((name, x) for name, x in batch.views[0].items() if x.ndim == 4)
+        name, image = image_in(batch.views[0])
         top, left = (max(0, side - self.side) // 2 for side in image.shape[-2:])
         centre = image[..., top : top + self.side, left : left + self.side]
         return {"vector": self.product({name: centre}).vector}
