@@ -3,7 +3,7 @@
     python scripts/results_foundation.py setup --work W        # weights from the package index, environments of the peers
     python scripts/results_foundation.py run --work W --cifar FOLDER --sst2 FOLDER --digits FOLDER --timm-train TRAIN.PY
     python scripts/results_foundation.py run ... --minutes 5 --labels 200 --methods auto probe logreg
-    python scripts/results_foundation.py table W/foundation.json
+    python scripts/results_foundation.py table W/foundation.json ...
 
 Run it with the Python that has fmeco with its extras timm, hf and audio. Needs Linux and the package index for `setup`.
 timm's train.py is not in its package, but in its repository; without --timm-train it is left out. `run` skips what is in
@@ -29,7 +29,7 @@ speakers.
 
 Epochs that fit are calibrated by a short training on 10 labels per class, and then by the method's last run with as many
 labels; a budget without room for one epoch gets one. Measure on an idle machine: beside other work, two threads of torch
-are slower than one. Each run is a process of its own on two cores, one after the other, with an empty cache. `trained` is what
+are slower than one. Each run is a process of its own on two cores, or one under `taskset -c 0`, one after the other, with an empty cache. `trained` is what
 the method itself measured, from its first step; fmeco's and logreg's include the features. `first` is the time from the
 start of the process until fmeco had a checkpoint. `wall` is the time of the training process with all imports; for
 peers it includes the test, and for fmeco it does not.
@@ -233,7 +233,7 @@ def block(methods: dict[str, dict[int, Record]]) -> tuple[list[str], str]:
     return rows, verdict
 
 
-def table(results: Record) -> list[str]:
+def table(runs: list[Record]) -> list[str]:
     """Format a markdown table. Differences are to `auto` in points, over the seeds that both have."""
     lines = [
         "| task, labels per class | min | method | test accuracy | each seed | difference to auto, 95% interval "
@@ -241,7 +241,7 @@ def table(results: Record) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     groups: dict[tuple[int, int, float], dict[str, dict[int, Record]]] = {}
-    for one in results["runs"]:
+    for one in runs:
         key = (TASKS.index(one["task"]), one["labels"], one["minutes"])
         groups.setdefault(key, {}).setdefault(one["method"], {})[one["seed"]] = one
     verdicts = []
@@ -256,11 +256,11 @@ def table(results: Record) -> list[str]:
         f"auto is neither first nor within the first's interval in {len(verdicts)} of {measured} blocks",
         *verdicts,
     ]
-    found = {name: one["versions"][name] for one in results["runs"] for name in PACKAGES if name in one["versions"]}
-    last = results["runs"][-1]
+    found = {name: one["versions"][name] for one in runs for name in PACKAGES if name in one["versions"]}
+    last = runs[-1]
     known = ", ".join(f"{name} {found[name]}" for name in PACKAGES if name in found)
     cores = f"{last['machine']['cores']} cores of {last['machine']['cpu']}"
-    loads = statistics.median(one["load"] for one in results["runs"])
+    loads = statistics.median(one["load"] for one in runs)
     return [*lines, "", *behind, "", f"{known}; {cores}, median load before a run {loads:.1f}; {last['start'][:10]}"]
 
 
@@ -284,10 +284,10 @@ def main() -> int:
     verb.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     verb.add_argument("--minutes", type=float, default=1.0)
     verb = verbs.add_parser("table", help="print the results as a table")
-    verb.add_argument("results", type=Path)
+    verb.add_argument("results", type=Path, nargs="+")
     args = parser.parse_args()
     if args.verb == "table":
-        print("\n".join(table(json.loads(args.results.read_text()))))
+        print("\n".join(table([one for file in args.results for one in json.loads(file.read_text())["runs"]])))
         return 0
     args.work.mkdir(parents=True, exist_ok=True)
     if args.verb == "setup":

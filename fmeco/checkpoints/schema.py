@@ -151,6 +151,7 @@ class RunState(Stored):
     best_step: Count = 0
     kept: Annotated[list[float], Field(min_length=1, max_length=2)] | None = None
     source: float | None = None
+    source_step: Count | None = None
     waited: Count = 0
     bad_samples: list[str] = []
     window: list[Annotated[list[float], Field(min_length=3, max_length=3)]] = []

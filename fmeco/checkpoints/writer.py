@@ -163,11 +163,11 @@ def rehearse(folder: Path) -> Path:
     return folder
 
 
-def tidy(folder: Path, keep: int, source: bool = False) -> None:
+def tidy(folder: Path, keep: int, source: int | None = None) -> None:
     """Remove old checkpoints, and partial files that a killed process left.
 
     keep: number of newest checkpoints to keep; those that `best` and `last` mark stay as well.
-    source: keep step 0, which holds the solved head that training has to beat.
+    source: step to keep as well, which training has to beat.
     """
     for stray in folder.glob(f"{TEMPORARY}*"):
         if stray.is_dir() and not stray.is_symlink():
@@ -176,7 +176,7 @@ def tidy(folder: Path, keep: int, source: bool = False) -> None:
             stray.unlink(missing_ok=True)
     kept = {marked(folder, name) for name in NAMES}
     for old in steps(folder)[:-keep]:
-        if old.resolve() not in kept and not (source and old == step_folder(folder, 0)):
+        if old.resolve() not in kept and (source is None or old != step_folder(folder, source)):
             discard(old)
 
 

@@ -88,11 +88,13 @@ class FileSamples(Samples):
     """Read samples from files, each decoded separately.
 
     one, many: the word for a file in messages, singular and plural.
+    unlabelled: the dataset that reads such files without labels; "" for none.
     prep: the preprocessing of the spec.
     """
 
     one: str
     many: str
+    unlabelled = ""
 
     def __init__(self, files: Files, targets: Mapping[str, Tensor | list[Any]], prep: Mapping[str, Any]) -> None:
         self.files, self.targets, self.prep = files, targets, dict(prep)

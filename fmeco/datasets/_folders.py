@@ -223,6 +223,7 @@ def _inspect(kind: type[FileSamples], suffixes: Collection[str], folder: Path, s
         raise DataError(
             f"{clean(folder)}: {f'{kind.many}, but no class folders' if loose else f'no {kind.many}'}",
             f"put the {kind.many} of each class into a folder named after the class",
+            f"without labels: dataset.name: {kind.unlabelled}" if loose and kind.unlabelled else "",
         )
     if empty:
         raise DataError(

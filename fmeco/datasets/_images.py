@@ -157,7 +157,7 @@ class GivenImages(_files.GivenSamples):
 class ImageFiles(_files.FileSamples):
     """Read images from disk."""
 
-    one, many = "image", "images"
+    one, many, unlabelled = "image", "images", "images"
 
     def decode(self, path: str) -> Inputs:
         return {"image": decode(path, self.prep)}

@@ -91,7 +91,7 @@ def controls(
     """Train a finetuning run again with other strategies, and compare. All else stays the same.
 
     strategies: such as scratch and probe; each run is written to RUN/controls/STRATEGY. SOURCE is no strategy, but the
-        source as it is: the run's step 0, where the head was solved.
+        source as it is: the run's own checkpoint of it, as `source_of` finds it, or else a probe.
 
     Returns the result of `compare`, with a `verdict` on each control. It is also written to
     RUN/controls/comparison.json.
@@ -102,9 +102,8 @@ def controls(
     optimizer = _with_own_rate(run, config["optimizer"])
     others = []
     for name in strategies:
-        step_0 = step_folder(run / "checkpoints", 0)
-        if name == SOURCE and step_0.is_dir():
-            others.append(step_0)
+        if name == SOURCE and (fitted := source_of(run)) is not None:
+            others.append(fitted)
             continue
         say(f"control: {name}")
         transfer = {**shared, "strategy": "probe" if name == SOURCE else name}
@@ -134,28 +133,42 @@ def _with_own_rate(run: Path, optimizer: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in optimizer.items() if key != "lr" or value != chosen}
 
 
+def source_of(run: Path) -> Path | None:
+    """Find a run's checkpoint of the source as it is, with a fitted head: what training had to beat.
+
+    It is step 0 if the head was solved. A head that cannot be solved is trained alone first, and its best checkpoint counts.
+    None for strategies that do not fit the head first.
+    """
+    step = _progress(run).get("source_step")
+    folder = step_folder(run / "checkpoints", step) if step is not None else None
+    return folder if folder is not None and folder.is_dir() else None
+
+
+def _progress(run: Path) -> dict[str, Any]:
+    """Read the state of a run as its last checkpoint holds it; {} without one."""
+    last = marked(run / "checkpoints", "last")
+    state: dict[str, Any] = open_checkpoint(last).trainer()["state"] if last is not None else {}
+    return state
+
+
 @known_errors()
 def gain(run: str | Path, selects: str) -> dict[str, Any] | None:
-    """Compare a finetune with its step 0: the solved head on the source's backbone, before any training.
+    """Compare a finetune with the source as it is, with a fitted head (`source_of`).
 
     selects: the metric that selects the run's best checkpoint.
 
     The result is also written to RUN/gain.json, run.log and report.html.
 
-    Returns {"metric", "split", "samples", "source", "finetuned", "sentence"}. If training beat step 0, the figures are of
+    Returns {"metric", "split", "samples", "source", "finetuned", "sentence"}. If training beat the source, the figures are of
     the test split, if there is one, and otherwise of the validation split; "difference" has the interval. If it did not,
     they are of the validation split: "finetuned" is the best that training reached, or None without an evaluation. None for
-    a run without a step 0, or without held-out samples.
+    a run without a checkpoint of the source, or without held-out samples.
     """
-    folder = Path(run) / "checkpoints"
-    source, best = step_folder(folder, 0), marked(folder, "best")
-    if best is None or not source.is_dir():
+    source, best = source_of(Path(run)), marked(Path(run) / "checkpoints", "best")
+    if best is None or source is None:
         return None
     saved = open_checkpoint(best)
-    solved = (saved.meta["config"].get("transfer") or {}).get(
-        "penalty"
-    )  # a run without one may be saved at step 0, too
-    if not solved or not (saved.spec.sizes.get("test") or saved.spec.sizes.get("val")):
+    if not (saved.spec.sizes.get("test") or saved.spec.sizes.get("val")):
         return None
     if best.resolve() == source.resolve():
         found = _unbeaten(Path(run), saved.spec.sizes.get("val", 0), selects)
@@ -168,14 +181,16 @@ def gain(run: str | Path, selects: str) -> dict[str, Any] | None:
 
 
 def _unbeaten(run: Path, samples: int, metric: str) -> dict[str, Any]:
-    """Compare step 0, which is the result, with the best that training reached, by the evaluations in metrics.jsonl.
+    """Compare the source, which is the result, with the best that training reached, by the evaluations in metrics.jsonl.
 
     samples: of the validation split.
     """
-    logged = read_metrics(run)
+    state, logged = _progress(run), read_metrics(run)
+    source = state["source_step"]
     measured = [line for line in logged if line["kind"] == "val" and math.isfinite(line.get(metric, math.nan))]
-    before = next((line[metric] for line in measured if line["step"] == 0), None)
-    later = [line for line in measured if line["step"] > 0]
+    before = next((line[metric] for line in measured if line["step"] == source), None)
+    # Evaluations before the phase are of the head that was trained alone.
+    later = [line for line in measured[state["phase_history"] :] if line["step"] > source]
     if before is None:  # without a validation split
         return {"sentence": "the result is step 0, the source as it is: no training step was taken"}
     on = f"{samples:,} val samples"
@@ -186,7 +201,7 @@ def _unbeaten(run: Path, samples: int, metric: str) -> dict[str, Any]:
         words = (
             f"was not beaten: finetuned at best {after:.4f} (step {closest['step']}) on {on}; the source is the result"
         )
-    elif any(line["step"] > 0 for line in logged if line["kind"] != "range"):
+    elif any(line["step"] > source for line in logged if line["kind"] != "range"):
         words = f"on {on} is the result: training ended before it was evaluated"
     else:
         words = f"on {on}; no training step was taken"
@@ -201,7 +216,7 @@ def _unbeaten(run: Path, samples: int, metric: str) -> dict[str, Any]:
 
 
 def _gained(best: Path, source: Path) -> dict[str, Any]:
-    """Compare the best checkpoint with step 0."""
+    """Compare the best checkpoint with that of the source."""
     compared = compare([best, source])
     metric, difference = compared["metric"], compared["runs"][1]["difference"]
     after, before = (run["metrics"][metric] for run in compared["runs"])

@@ -16,7 +16,6 @@ from fmeco.core import Doc, Gt, Le, Lt, Penalties, Phase, Roles, Transfer
 from fmeco.strategies._roles import decayed, head_alone
 
 NEW_WEIGHTS = 2.0  # factor on the learning rate of everything on data that the features do not fit, as of `scratch`
-HEAD_ALONE = 5.0  # factor on the head's rate while it trains alone, on features that do not change
 
 
 def build(
@@ -39,7 +38,7 @@ def build(
     ] = None,
     head_share: Annotated[
         float, Doc("share of the run that trains a head alone which cannot be solved"), Gt(0), Lt(1)
-    ] = 0.3,
+    ] = 0.1,
     penalty: Penalties = {},
 ) -> Transfer:
     if decay is None:
@@ -49,7 +48,7 @@ def build(
     factor = NEW_WEIGHTS if far else 1.0
     everything = {name: factor * scale for name, scale in decayed(roles, decay, head_lr).items()}
     return Transfer(
-        (Phase(head_alone(roles, factor * HEAD_ALONE * head_lr), head_share), Phase(everything, 1 - head_share)),
+        (Phase(head_alone(roles, factor * head_lr), head_share), Phase(everything, 1 - head_share)),
         penalties=penalty,
         backbone_rate=not far,
         keep_statistics=not far,

@@ -1,4 +1,4 @@
-"""Track a run's progress in steps and time, and what its seconds were spent on."""
+"""Track a run's progress in steps and time, what its seconds were spent on, and what more of them would do."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from fmeco.config.sections import seconds
 from fmeco.training.state import State
 
 EVALUATING = 0.1  # largest share of the time for evaluations before the last one, with a time budget
+# Fewest evaluations, steps and validation samples from which to predict what more time would do: the standard error of a
+# share of 100 samples is up to 5 points.
+ENOUGH_EVALUATIONS, ENOUGH_STEPS, ENOUGH_SAMPLES = 4, 100, 100
 
 
 class Pace:
@@ -111,3 +114,35 @@ class Clock:
         training = max(now - self.since - evaluate - save, 1e-9)
         self.since, self.before = now, dict(spent)
         return training, data
+
+
+def more_time(
+    history: list[float], sign: int, metric: str, epochs: float, error: float = 0.0, *, steps: int, samples: int
+) -> str:
+    """Predict from its evaluations what more time would do for a run that a budget ended.
+
+    history: scores of the evaluations; higher is better.
+    sign: -1 if a lower metric is better, else +1.
+    error: standard error of the metric; smaller differences are noise.
+    steps: of the run.
+    samples: of the validation split.
+    """
+    passed = f"the budget was enough for {epochs:.3g} epochs"
+    if len(history) < ENOUGH_EVALUATIONS:
+        return f"{passed}; too few evaluations to predict what more time would do"
+    if samples < ENOUGH_SAMPLES:
+        return f"{passed}; {samples} validation samples are too few to tell what more time would do"
+    late = len(history) * 3 // 4
+    before, after = max(history[:late]), max(history[late:])
+    if after <= before + error and steps < ENOUGH_STEPS:
+        return (
+            f"{passed}; {metric} did not improve lately, but {steps} steps are too few to tell what more time would do"
+        )
+    if after < before - error:
+        at = history.index(before) + 1
+        return f"{passed}; {metric} was best in evaluation {at} of {len(history)}: more time would not help, but more or other data might"
+    if f"{after:.4f}" == f"{before:.4f}" or after <= before + error:
+        return (
+            f"{passed}; {metric} did not improve in the last quarter of the evaluations: more time would change little"
+        )
+    return f"{passed}; {metric} improved from {sign * before:.4f} to {sign * after:.4f} in the last quarter of the evaluations: more time is likely to help"

@@ -12,21 +12,17 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from fmeco.checkpoints.format import step_folder
 from fmeco.checkpoints.transplant import load_exactly, split_state
 from fmeco.data.reading import check_classes
 from fmeco.data.twins import twins
 from fmeco.errors import ConfigError, Diverged, Stopped, clean, listing
 from fmeco.log import say
-from fmeco.training.budget import Clock, Pace
+from fmeco.training.budget import Clock, Pace, more_time
 from fmeco.training.session import Session, evaluated_weights, pack_optimizer, save, update_average
 from fmeco.training.state import Measured
 from fmeco.training.step import settle, take_step, train_mode
 
 MIN_SECONDS_BETWEEN_SAVES = 20.0  # with save_every: auto
-# Fewest evaluations, steps and validation samples from which to predict what more time would do: the standard error of a
-# share of 100 samples is up to 5 points.
-ENOUGH_EVALUATIONS, ENOUGH_STEPS, ENOUGH_SAMPLES = 4, 100, 100
 
 
 def train(s: Session) -> None:
@@ -73,8 +69,10 @@ def train(s: Session) -> None:
         try:
             _phase(s, pace, clock, agree, bar)
             while not state.finished and not pace.last:
-                if state.source is None and s.training.model.transfer.penalties is not None:
-                    state.source = state.best  # of a head that has no direct solution, and was trained alone
+                if state.source is None and state.kept is not None and s.training.model.transfer.penalties is not None:
+                    # The head has no direct solution, and was trained alone: its best checkpoint is what to beat.
+                    state.source, state.source_step = state.kept[0], state.best_step
+                    say(f"the head was trained alone until step {state.step}; step {state.best_step} is what to beat")
                 state.phase_start, state.phase_history, state.waited = pace.position, len(state.history), 0
                 enter(state.phase + 1)
                 _phase(s, pace, clock, agree, bar)
@@ -91,6 +89,7 @@ def train(s: Session) -> None:
 def _keep_source(s: Session, pace: Pace, clock: Clock) -> None:
     """Evaluate and save the solved head on the source's backbone, as step 0: what training has to beat."""
     state, began = s.state, time.monotonic()
+    state.source_step = 0
     if s.setup.validate is not None:
         source_head = s.training.source_head
         _evaluate(s, _keep_better_head(s, source_head) if source_head is not None else None)
@@ -136,10 +135,9 @@ def _load_head(s: Session, head: Mapping[str, Tensor]) -> None:
 
 
 def _back_to_source(s: Session, error: Diverged) -> None:
-    """End a diverged run with the best checkpoint so far, if the head was solved; otherwise raise the error."""
+    """End a diverged run with the best checkpoint so far, if one holds the source with a fitted head; otherwise raise the error."""
     s.writer.wait()
-    source = step_folder(s.run / "checkpoints", 0)
-    if s.training.model.transfer.penalties is None or not source.is_dir():
+    if s.state.source_step is None:
         raise error
     s.state.finished = True
     result = "the solved head on the source's backbone" if s.state.best_step == 0 else f"step {s.state.best_step}"
@@ -154,6 +152,7 @@ def _phase(s: Session, pace: Pace, clock: Clock, agree: Callable[[], bool], bar:
     batches = setup.loader.batches(state.step, state.total if pace.timed else min(state.total, int(pace.end)))
     train_mode(s)
     history = state.history[state.phase_history :]
+    fits_head = not last and state.source is None and s.training.model.transfer.penalties is not None
     with contextlib.closing(batches):
         stop = agree()
         while state.step < state.total and not state.finished and (last or not (pace.phase_over() or _enough(s))):
@@ -183,7 +182,7 @@ def _phase(s: Session, pace: Pace, clock: Clock, agree: Callable[[], bool], bar:
             ends = pace.stepped()
             # With a time budget, an evaluation must leave time for the last one, and for training.
             scheduled = state.step % s.training.evaluate_every == 0 and not pace.over(2) and not pace.measured_enough()
-            evaluated = setup.validate is not None and (scheduled or ends)
+            evaluated = setup.validate is not None and (scheduled or ends or (fits_head and pace.phase_over()))
             improved = False
             if evaluated:
                 began = time.monotonic()
@@ -332,38 +331,6 @@ def ways(directions: Mapping[str, str], names: Iterable[str]) -> str:
         for way, words in (("max", "higher is better"), ("min", "lower is better"))
     }
     return "; ".join(f"{words}: {', '.join(group)}" for words, group in groups.items() if group)
-
-
-def more_time(
-    history: list[float], sign: int, metric: str, epochs: float, error: float = 0.0, *, steps: int, samples: int
-) -> str:
-    """Predict from its evaluations what more time would do for a run that a budget ended.
-
-    history: scores of the evaluations; higher is better.
-    sign: -1 if a lower metric is better, else +1.
-    error: standard error of the metric; smaller differences are noise.
-    steps: of the run.
-    samples: of the validation split.
-    """
-    passed = f"the budget was enough for {epochs:.3g} epochs"
-    if len(history) < ENOUGH_EVALUATIONS:
-        return f"{passed}; too few evaluations to predict what more time would do"
-    if samples < ENOUGH_SAMPLES:
-        return f"{passed}; {samples} validation samples are too few to tell what more time would do"
-    late = len(history) * 3 // 4
-    before, after = max(history[:late]), max(history[late:])
-    if after <= before + error and steps < ENOUGH_STEPS:
-        return (
-            f"{passed}; {metric} did not improve lately, but {steps} steps are too few to tell what more time would do"
-        )
-    if after < before - error:
-        at = history.index(before) + 1
-        return f"{passed}; {metric} was best in evaluation {at} of {len(history)}: more time would not help, but more or other data might"
-    if f"{after:.4f}" == f"{before:.4f}" or after <= before + error:
-        return (
-            f"{passed}; {metric} did not improve in the last quarter of the evaluations: more time would change little"
-        )
-    return f"{passed}; {metric} improved from {sign * before:.4f} to {sign * after:.4f} in the last quarter of the evaluations: more time is likely to help"
 
 
 def _score(s: Session) -> bool:

@@ -230,7 +230,7 @@ def save(s: Session, *, full: bool, best: bool = False) -> None:
             pointers.point(folder, "last", path)
         if best or pointers.marked(folder, "best") is None:
             pointers.point(folder, "best", path)
-        writer.tidy(folder, s.train.keep, source=s.training.model.transfer.penalties is not None)
+        writer.tidy(folder, s.train.keep, source=s.state.source_step)
 
     s.writer.start(write)
 

@@ -28,8 +28,9 @@ class State:
     best: the highest score.
     best_step: step of the checkpoint that is kept as the best.
     kept: its score and, where there is one, its loss.
-    source: score of the solved head, before any training; or the highest of a head that was trained alone because it cannot be
-        solved. None for other strategies.
+    source: score of the solved head before any training; or, if it cannot be solved, of the best head that was trained alone.
+        None for other strategies, and without a validation split.
+    source_step: step of its checkpoint, which is kept; None for other strategies.
     waited: evaluations since the highest score.
     bad_samples: samples that could not be read.
     window: loss, gradient norm and samples of the steps that are not logged yet.
@@ -49,6 +50,7 @@ class State:
     best_step: int = 0
     kept: list[float] | None = None
     source: float | None = None
+    source_step: int | None = None
     waited: int = 0
     bad_samples: list[str] = field(default_factory=list)
     window: list[tuple[float, float, int]] = field(default_factory=list)

@@ -37,8 +37,9 @@ def empty(folder: Path) -> Path:
 
 
 def started(command: list[str], folder: Path, cwd: Path, watched: Path | None = None) -> tuple[float, float | None]:
-    """Run a command with two threads. Returns its wall seconds, and those until a watched path existed."""
-    variables = {**os.environ, **VARIABLES, "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
+    """Run a command with a thread for each core of this process. Returns its wall seconds, and those until a watched path existed."""
+    threads = str(len(os.sched_getaffinity(0)))
+    variables = {**os.environ, **VARIABLES, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     variables["XDG_CACHE_HOME"] = str(folder / "cache")
     began, first = time.perf_counter(), None
     with open(folder / "log.txt", "ab") as log, open(folder / "out.json", "wb") as out:

@@ -47,6 +47,7 @@ PACKAGES = {
     "transformers": ["transformers", "accelerate"],
     "fastai": ["fastai"],
     "lightly-train": ["lightly-train"],
+    "smp": ["segmentation-models-pytorch"],
 }
 # Use no GPU, and wait for no network.
 VARIABLES = {

@@ -23,6 +23,7 @@ from fmeco.config.load import read_config
 from fmeco.config.parser import parse_yaml
 from fmeco.core import Backbone, DataSpec, Features, Inputs, Target
 from fmeco.errors import ConfigError
+from fmeco.evaluation import compare
 from fmeco.features import extractor, forward
 from fmeco.nn import linear_head
 from tests.conftest import process, texts, tiny, write
@@ -243,13 +244,20 @@ class Wide(Backbone):
 
 def test_a_head_that_cannot_be_solved_is_trained_alone_first(tmp_path: Path) -> None:
     texts(tmp_path / "t.jsonl")
-    base = {"dataset": {"name": "text", "path": str(tmp_path / "t.jsonl")}, "train": {"steps": 10, "batch_size": 8}}
+    train = {"steps": 40, "batch_size": 8, "keep": 1}
+    base = {"dataset": {"name": "text", "path": str(tmp_path / "t.jsonl")}, "train": train, "evaluate": {"every": 4}}
     body = {"backbone": {"name": "transformer", "width": 16, "depth": 1, "heads": 2}}
     pretrained = library.pretrain({**base, **body, "objective": "mask"}, out=tmp_path / "source").run
     run = library.finetune({**base, "objective": "mask"}, ref=pretrained, out=tmp_path / "run").run
     assert "has no direct solution: the first part of the run trains the head alone" in (run / "run.log").read_text()
     assert open_checkpoint(run / "checkpoints/last").trainer()["state"]["phase"] == 1
-    assert not (run / "checkpoints/step-00000000").is_dir()
+    state = open_checkpoint(run / "checkpoints/last").trainer()["state"]
+    source = open_checkpoint(run / f"checkpoints/step-{state['source_step']:08d}")
+    assert source.meta["step"] == 4 < state["best_step"], "evaluated at the end of the tenth of 40 steps that trains it"
+    gain = compare.gain(run, "loss")
+    assert gain is not None
+    assert gain["source"] == pytest.approx(source.meta["metrics"]["val_loss"], abs=1e-6)
+    assert gain["finetuned"] < gain["source"], "the checkpoint of the head alone is kept, and compared"
 
 
 def test_a_source_that_is_not_beaten_is_the_result_with_both_figures(source: Path, fmeco: Callable[..., Any]) -> None:

@@ -27,7 +27,7 @@ from fmeco.nn import intervals, probes
 from fmeco.plugins.registry import FINETUNE_LR, plugins
 from fmeco.strategies.l2sp import Anchor
 from fmeco.strategies.lora import Adapters
-from fmeco.training import loop
+from fmeco.training import budget
 from tests.conftest import tiny, write
 
 DATA = {"name": "digits", "classes": [0, 1, 2], "image_size": 16, "limit_per_class": 24}
@@ -463,7 +463,7 @@ def test_a_range_test_that_tells_nothing_leaves_the_default(sources: dict[str, P
 
 def test_what_more_time_would_do() -> None:
     def told(history: list[float], sign: int = 1, metric: str = "accuracy", **other: Any) -> str:
-        return loop.more_time(history, sign, metric, 8.0, **{"steps": 400, "samples": 200, **other})
+        return budget.more_time(history, sign, metric, 8.0, **{"steps": 400, "samples": 200, **other})
 
     rising = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
     assert "too few evaluations" in told([0.5, 0.6])
