@@ -1,4 +1,4 @@
-"""Read the masks of images: which value of a pixel means which class, and the pixels themselves."""
+"""Read the masks of images, which value of a pixel means which class, and build datasets of them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,22 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from fmeco.core import IGNORED, ConfigError, DataError, Inputs, clean, listing, nfc
-from fmeco.datasets import _drawing, _files, _geometry, _images, _pixels
+from fmeco.core import (
+    IGNORED,
+    MISSING_CLASS,
+    ConfigError,
+    Data,
+    DataError,
+    DataSpec,
+    Inputs,
+    InputSpec,
+    Pixels,
+    Target,
+    clean,
+    listing,
+    nfc,
+)
+from fmeco.datasets import _drawing, _files, _geometry, _images, _pixels, _splits
 from fmeco.datasets._splits import Indices
 from fmeco.files import regular
 
@@ -277,3 +291,80 @@ def _palette(values: Sequence[Value]) -> list[int]:
         assert isinstance(value, int)
         colours[3 * value : 3 * value + 3] = colour
     return colours
+
+
+def masked_data(
+    known: DataSpec | None,
+    spec: DataSpec,
+    parts: Mapping[str, MaskedFiles],
+    groups: dict[str, dict[str, list[str]]],
+    notes: list[str],
+    classes: Sequence[str | int] | Mapping[str, Value | str] | None,
+    ignore: list[Value] | None,
+    pixels: Pixels,
+) -> Data:
+    """Build the dataset of images with masks in files.
+
+    spec: describes the images, as `_dense.dense_spec` does.
+    parts, groups: files and groups of each split.
+    classes, ignore: classes and values without a class, as in a config; None = those of the checkpoint.
+
+    Raises ConfigError and DataError.
+    """
+    first = next(iter(parts.values()))
+    if ignore is None:  # a new task of a checkpoint has masks of its own
+        ignore = known.preprocessing["ignore"] if known is not None and "mask" in known.targets else []
+    left_out = ignored(ignore)
+    chosen = _classes(known, classes, left_out, first)
+    target = Target("mask", chosen.names, input="mask")
+    side = spec.preprocessing["size"]
+    spec = dataclasses.replace(
+        spec,
+        inputs={**spec.inputs, "mask": InputSpec((side, side), "uint8", rides="image", form="mask")},
+        preprocessing={**spec.preprocessing, "values": chosen.values, "ignore": left_out},
+        reader="masks",
+    )
+    rows = [
+        row
+        for part in parts.values()
+        for row in zip(part.names(), part.sizes.tolist(), part.masks.sizes.tolist(), strict=True)
+    ]
+    labelled = _files.Labelled(
+        {part: (files, {"mask": _present(files)}) for part, files in parts.items()},
+        {"mask": target},
+        _splits.fingerprint(rows),
+        notes,
+        groups,
+    )
+    return _images.image_data(known, spec, labelled, pixels, kind=MaskedImages)
+
+
+def _classes(
+    known: DataSpec | None,
+    classes: Sequence[str | int] | Mapping[str, int | list[int] | str] | None,
+    ignore: Sequence[int | list[int]],
+    files: MaskedFiles,
+) -> Classes:
+    """Choose the classes and their values: of the config, else of the checkpoint, else of the training masks.
+
+    Classes that a checkpoint has too get its order. Raises ConfigError and DataError.
+    """
+    old = known.targets.get("mask") if known is not None else None
+    if classes is None:
+        if known is not None and old is not None:
+            return Classes(old.classes, list(known.preprocessing["values"]))
+        return found_classes(files, ignore)
+    chosen = given_classes(classes, ignore)
+    if old is None:
+        return chosen
+    values, theirs = dict(zip(nfc(chosen.names), chosen.values, strict=True)), nfc(old.classes)
+    if strange := [name for name in values if name not in theirs]:
+        raise DataError(f"dataset.classes: {listing(strange)}: not classes of the checkpoint: {listing(old.classes)}")
+    if absent := [name for name in theirs if name not in values]:
+        raise DataError(f"dataset.classes: the checkpoint has the class {listing(absent)}, too: say its value")
+    return Classes(old.classes, [values[name] for name in theirs])
+
+
+def _present(files: MaskedFiles) -> Tensor:
+    """Return the target (N,) of images: 0 with a mask, MISSING_CLASS without."""
+    return torch.tensor([0 if name else MISSING_CLASS for name in files.masks.names()])

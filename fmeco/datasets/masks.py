@@ -4,31 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
-from torch import Tensor
-
 from fmeco.core import (
-    MISSING_CLASS,
     Data,
     DataError,
     DataSpec,
     Doc,
     FilePath,
     Ge,
-    InputSpec,
     Pixels,
     Samples,
     Splitting,
-    Target,
     Without,
     clean,
     decode_rule,
     listing,
-    nfc,
 )
 from fmeco.datasets import _columns, _dense, _file_tables, _files, _images, _masks, _pictures, _splits, _stored
 from fmeco.datasets.image_folder import read as read
@@ -90,63 +83,7 @@ def build(
     else:
         found = _in_folders(known, whole, path, images, masks, notes)
     parts, groups = _dense.divided(found, whole, splitting, path)
-    first = next(iter(parts.values()))
-    if ignore is None:  # a new task of a checkpoint has masks of its own
-        ignore = known.preprocessing["ignore"] if known is not None and "mask" in known.targets else []
-    left_out = _masks.ignored(ignore)
-    chosen = _classes(known, classes, left_out, first)
-    target = Target("mask", chosen.names, input="mask")
-    side = spec.preprocessing["size"]
-    spec = dataclasses.replace(
-        spec,
-        inputs={**spec.inputs, "mask": InputSpec((side, side), "uint8", rides="image", form="mask")},
-        preprocessing={**spec.preprocessing, "values": chosen.values, "ignore": left_out},
-        reader="masks",
-    )
-    rows = [
-        row
-        for part in parts.values()
-        for row in zip(part.names(), part.sizes.tolist(), part.masks.sizes.tolist(), strict=True)
-    ]
-    labelled = _files.Labelled(
-        {part: (files, {"mask": _present(files)}) for part, files in parts.items()},
-        {"mask": target},
-        _splits.fingerprint(rows),
-        notes,
-        groups,
-    )
-    return _images.image_data(known, spec, labelled, pixels, kind=_masks.MaskedImages)
-
-
-def _classes(
-    known: DataSpec | None,
-    classes: Sequence[str | int] | Mapping[str, int | list[int] | str] | None,
-    ignore: Sequence[int | list[int]],
-    files: _masks.MaskedFiles,
-) -> _masks.Classes:
-    """Choose the classes and their values: of the config, else of the checkpoint, else of the training masks.
-
-    Classes that a checkpoint has too get its order. Raises ConfigError and DataError.
-    """
-    old = known.targets.get("mask") if known is not None else None
-    if classes is None:
-        if known is not None and old is not None:
-            return _masks.Classes(old.classes, list(known.preprocessing["values"]))
-        return _masks.found_classes(files, ignore)
-    chosen = _masks.given_classes(classes, ignore)
-    if old is None:
-        return chosen
-    values, theirs = dict(zip(nfc(chosen.names), chosen.values, strict=True)), nfc(old.classes)
-    if strange := [name for name in values if name not in theirs]:
-        raise DataError(f"dataset.classes: {listing(strange)}: not classes of the checkpoint: {listing(old.classes)}")
-    if absent := [name for name in theirs if name not in values]:
-        raise DataError(f"dataset.classes: the checkpoint has the class {listing(absent)}, too: say its value")
-    return _masks.Classes(old.classes, [values[name] for name in theirs])
-
-
-def _present(files: _masks.MaskedFiles) -> Tensor:
-    """Return the target (N,) of images: 0 with a mask, MISSING_CLASS without."""
-    return torch.tensor([0 if name else MISSING_CLASS for name in files.masks.names()])
+    return _masks.masked_data(known, spec, parts, groups, notes, classes, ignore, pixels)
 
 
 def _in_folders(

@@ -8,13 +8,14 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
 from fmeco.core import (
     CheckpointError,
+    ConfigError,
     Data,
     DataError,
     DataSpec,
@@ -27,8 +28,9 @@ from fmeco.core import (
     Target,
     Without,
     clean,
+    listing,
 )
-from fmeco.datasets import _classes, _image_spec, _images, _splits
+from fmeco.datasets import _classes, _dense, _image_spec, _images, _masks, _splits
 from fmeco.download import File, NotHere, get
 from fmeco.errors import ResourceError
 from fmeco.nn.libraries import import_torchvision
@@ -91,10 +93,33 @@ _ORIENTED = (
 )  # here a mirror image means something else
 
 
+class _Masks(NamedTuple):
+    """Say where a dataset of the library keeps masks.
+
+    images, masks: attributes that list the files.
+    classes: name -> value.
+    ignore: values of pixels without a class.
+    """
+
+    images: str
+    masks: str
+    classes: dict[str, int | list[int] | str]
+    ignore: list[int | list[int]]
+
+
+# 3 is the border, "not classified" in the dataset's own words
+_MASKS = {"oxford_iiit_pet": _Masks("_images", "_segs", {"pet": 1, "background": 2}, [3])}
+
+
 def build(
     known: DataSpec | None,
+    whole: bool,
     arch: str,
     *,
+    target: Annotated[
+        Literal["class", "mask"],
+        Doc("what to learn: the class of each image or, of a dataset that has masks (oxford_iiit_pet), of each pixel"),
+    ] = "class",
     root: Annotated[FilePath, Doc("folder for the download")] = "data",
     download: Annotated[bool, Doc("download the data if it is not in `root`")] = True,
     splitting: Annotated[Splitting, Without("test_fraction", "group_split")] = Splitting(val_fraction=0.1),
@@ -102,7 +127,11 @@ def build(
 ) -> Data:
     """Build the dataset. `test` and `val` are the published splits; without a published `val`, it is split off training."""
     _, published, size = _SOURCES[arch]
+    if target == "mask":
+        _check_masks(arch, splitting)  # before the download
     sets = {part: _open(arch, root, download, arguments) for part, arguments in published.items()}
+    if target == "mask":
+        return _masked(known, whole, arch, sets, splitting, pixels)
     native: Literal["gray", "rgb"] = "gray" if arch in _GRAY else "rgb"
     spec = _image_spec.image_spec(
         known,
@@ -115,14 +144,14 @@ def build(
     where = f"torchvision/{arch}"
     notes: list[str] = _image_spec.changes(known, pixels)
     parts: dict[str, tuple[str, _splits.Indices, _splits.Indices]] = {}  # split -> (published split, positions, codes)
-    target = old
+    described = old
     for part, dataset in sets.items():
         labels = _labels(dataset)
-        kept, codes, names, more = _classes.encode(labels, splitting.classes, target, where)
-        target = target or Target("class", names)
+        kept, codes, names, more = _classes.encode(labels, splitting.classes, described, where)
+        described = described or Target("class", names)
         notes += more
         parts[part] = (part, kept, codes)
-    assert target is not None
+    assert described is not None
     if "val" not in parts:
         _, kept, codes = parts["train"]
         rows = [f"{i:06}" for i in kept]
@@ -133,7 +162,7 @@ def build(
     parts["train"] = (source, kept[at], codes[at])
     spec = dataclasses.replace(
         spec,
-        targets={"label": target},
+        targets={"label": described},
         sizes={part: len(at) for part, (_, at, _) in parts.items()},
         fingerprint=_splits.fingerprint(
             [
@@ -147,6 +176,34 @@ def build(
         part: _Images(sets[source], at, codes, spec, f"{arch}-{source}") for part, (source, at, codes) in parts.items()
     }
     return Data(spec, made.get("train"), made.get("val"), made.get("test"), notes=tuple(dict.fromkeys(notes)))
+
+
+def _check_masks(arch: str, splitting: Splitting) -> None:
+    """Raise ConfigError for a dataset without masks, and for classes that are chosen."""
+    where = f"torchvision/{arch}"
+    if arch not in _MASKS:
+        raise ConfigError(f"dataset.target: {where} has no masks", f"datasets with masks: {listing([*_MASKS])}")
+    if splitting.classes is not None:
+        raise ConfigError(f"dataset.classes: the masks of {where} have the classes {listing([*_MASKS[arch].classes])}")
+
+
+def _masked(
+    known: DataSpec | None, whole: bool, arch: str, sets: Mapping[str, Any], splitting: Splitting, pixels: Pixels
+) -> Data:
+    """Build the dataset of images and masks. Raises DataError for absent files."""
+    where, found, parts = f"torchvision/{arch}", _MASKS[arch], {}
+    for part, dataset in sets.items():
+        root = Path(os.path.abspath(dataset.root))
+        images, masks = (
+            [os.path.relpath(file, root) for file in getattr(dataset, attribute)]
+            for attribute in (found.images, found.masks)
+        )
+        if absent := [name for name in [*images, *masks] if not (root / name).is_file()]:
+            raise DataError(f"{where} is incomplete under {clean(dataset.root)}: {listing(absent, 5)}")
+        parts[part] = _masks.MaskedFiles.together(_dense.listed(root, images), _dense.listed(root, masks))
+    spec = _dense.dense_spec(known, pixels)
+    cut, groups = _dense.divided(parts, whole, splitting, where)
+    return _masks.masked_data(known, spec, cut, groups, [], found.classes, found.ignore, pixels)
 
 
 class _Images(Samples):

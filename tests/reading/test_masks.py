@@ -247,3 +247,27 @@ def test_masks_of_large_jpegs_have_the_size_of_what_is_decoded(fit: str) -> None
         inside = sample["mask"] != IGNORED
         agreed = ((sample["image"][0] > 100).to(torch.uint8) == sample["mask"])[inside]
         assert agreed.float().mean() > 0.97
+
+
+def test_the_pets_of_torchvision_with_their_masks(fmeco: Callable[..., Any]) -> None:
+    trimap = np.where(VALUES == 0, 3, VALUES)  # 1 pet, 2 background, 3 not classified
+    home = Path("data/oxford-iiit-pet")
+    names = [f"{breed}_{i}" for breed in ("Abyssinian", "beagle") for i in range(6)]
+    for name in names:
+        image(home / "images" / f"{name}.jpg")
+        (home / "annotations/trimaps").mkdir(parents=True, exist_ok=True)
+        DRAWN["grey"](trimap).save(home / "annotations/trimaps" / f"{name}.png")
+    for part, listed in {"trainval": names[:5] + names[6:11], "test": [names[5], names[11]]}.items():
+        lines = [f"{name} {1 + (name[0] == 'b')} {1 + (name[0] == 'b')} 1\n" for name in listed]
+        (home / "annotations" / f"{part}.txt").write_text("".join(lines))
+    pets = {"name": "torchvision/oxford_iiit_pet", "download": False, "image_size": 24}
+    data = build(**pets, target="mask", val_fraction=0.2, fit="squash")
+    assert data.spec.targets["mask"].classes == ("pet", "background") and data.spec.reader == "masks"
+    assert data.spec.sizes == {"train": 8, "val": 2, "test": 2}
+    assert set(one(data)["mask"].unique().tolist()) == {0, 1, IGNORED}
+    assert build(**pets).spec.targets["label"].classes == ("Abyssinian", "Beagle")
+    with pytest.raises(ConfigError, match="torchvision/cifar10 has no masks"):
+        build(name="torchvision/cifar10", download=False, target="mask")
+    (home / "annotations/trimaps/beagle_3.png").unlink()
+    with pytest.raises(DataError, match=r"incomplete under data: .*beagle_3\.png"):
+        build(**pets, target="mask")
