@@ -1,14 +1,15 @@
-"""Measure and compare: `fmeco evaluate`, `fmeco compare`, `fmeco probe` and `fmeco rank`."""
+"""Measure and compare: `fmeco evaluate`, `fmeco report`, `fmeco compare`, `fmeco probe` and `fmeco rank`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from fmeco.cli.options import Datasets, Ref, Sets, command, one_dataset
-from fmeco.cli.tables import comparison_table, metrics_table, table
+from fmeco.cli.tables import comparison_table, figure_line, metrics_table, table
 from fmeco.errors import ConfigError, clean
 from fmeco.evaluation.verdict import better
 
@@ -16,7 +17,7 @@ ORDER = 2
 
 
 def register(app: typer.Typer) -> None:
-    for function in (evaluate, compare, probe, rank):
+    for function in (evaluate, report, compare, probe, rank):
         app.command()(function)
 
 
@@ -28,6 +29,12 @@ def _show_evaluation(result: Mapping[str, Any]) -> None:
         print("\n" + _groups(result))
     if "baseline" in result:
         print("\n" + _beside_baseline(result))
+
+
+def _show_report(result: Mapping[str, Any]) -> None:
+    for found in result["splits"]:
+        print(figure_line(found))
+    print(f"written: {result['report']}")
 
 
 def _show_ranking(result: Mapping[str, Any]) -> None:
@@ -59,6 +66,17 @@ def evaluate(
     from fmeco.evaluation import evaluate as evaluation
 
     return evaluation.evaluate(ref, dataset=one_dataset(dataset), split=split, overrides=set_, by=by, baseline=baseline)
+
+
+@command(_show_report, downloads=True)
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's directory.")],
+    set_: Sets = [],
+) -> Any:
+    """Write a run's report.html anew: its result on every split, per class, and the worst mistakes with their samples."""
+    from fmeco.evaluation.outcome import describe
+
+    return {"splits": describe(run, overrides=set_), "report": str(run / "report.html")}
 
 
 @command(lambda result: print(comparison_table(result)), downloads=True)

@@ -51,6 +51,15 @@ def metrics_table(title: str, metrics: Mapping[str, float], directions: Mapping[
     return "\n".join([clean(title), *(line.rstrip() for line in lines)])
 
 
+def figure_line(found: Mapping[str, Any]) -> str:
+    """Say in one line what was measured on a split, as `evaluation.outcome.describe` returns it."""
+    on = f"{found['samples']:,} {found['split']} samples"
+    if found["value"] is None:
+        return f"{found['split']}: {on}"
+    between = " (95% interval {:.4f} to {:.4f})".format(*found["interval"]) if found["interval"] else ""
+    return f"{found['split']}: {clean(found['metric'])} {found['value']:.4f}{between} on {on}"
+
+
 def comparison_table(comparison: Mapping[str, Any]) -> str:
     """Format compared runs, with the verdict on each difference."""
     metric = comparison["metric"]

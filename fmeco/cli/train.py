@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fmeco.cli.options import Datasets, Force, From, Nproc, Out, Partial, Sets, command, one_dataset, signals
-from fmeco.cli.tables import comparison_table, metrics_table, table
+from fmeco.cli.tables import comparison_table, figure_line, metrics_table, table
 from fmeco.errors import ConfigError, FmecoError, clean
 from fmeco.evaluation.verdict import SOURCE
 
@@ -38,6 +38,8 @@ def _show(result: Mapping[str, Any]) -> None:
     else:
         title = f"{result['run']}  ({result['seconds']:.1f} s)"
         print(metrics_table(title, result["metrics"], result["directions"]))
+        if "test" in result:
+            print(figure_line(result["test"]))
         if "gain" in result:
             print(clean(result["gain"]["sentence"]))
         if "remembered" in result:
@@ -214,13 +216,12 @@ def _with_controls(
 
 
 def _answer(trained: Result) -> dict[str, Any]:
-    """Return the result of a run, and what it gained over step 0."""
+    """Return the result of a run, its figures on the test split, and what it gained over its source."""
     from fmeco.distributed import launch
-    from fmeco.evaluation import compare
+    from fmeco.evaluation.outcome import outcome
 
     answer = trained.to_json()
-    gain = compare.gain(trained.run, trained.selects) if launch.place().rank == 0 else None
-    return answer if gain is None else answer | {"gain": gain}
+    return answer | (outcome(trained.run, trained.selects) if launch.place().rank == 0 else {})
 
 
 def _task(file: Path | None, settings: RunConfig, out: Path, strategies: Sequence[str], force: bool) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from fmeco.core.model import (
     Teacher,
     Tokens,
 )
+from fmeco.core.page import SHOWN, Cases, Curves, Matrix, Part, Table
 from fmeco.core.random import mix, mix_numbers, seed_torch, uniform
 from fmeco.core.stored import Count, Positive, Size, Stored
 from fmeco.core.target import MISSING_CLASS, Target, known, nfc
@@ -85,17 +86,20 @@ __all__ = [
     "HIDDEN",
     "IGNORED",
     "MISSING_CLASS",
+    "SHOWN",
     "STORED",
     "Augment",
     "Backbone",
     "Baseline",
     "Batch",
+    "Cases",
     "CheckpointError",
     "Classes",
     "Color",
     "ConfigError",
     "Constraint",
     "Count",
+    "Curves",
     "Data",
     "DataError",
     "DataSpec",
@@ -116,9 +120,11 @@ __all__ = [
     "LimitSeed",
     "Loss",
     "Lt",
+    "Matrix",
     "Mode",
     "Objective",
     "ObjectiveSection",
+    "Part",
     "Penalties",
     "Phase",
     "Pixels",
@@ -135,6 +141,7 @@ __all__ = [
     "Spelling",
     "Splitting",
     "Stored",
+    "Table",
     "Target",
     "Teacher",
     "TeacherMomentum",

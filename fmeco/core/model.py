@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fmeco.core.data import Batch, Data, DataSpec, Inputs, Samples, View
 from fmeco.core.feature_maps import map_size, resample
+from fmeco.core.page import Part
 from fmeco.errors import ConfigError
 
 Mode = Literal["loss", "rows", "predict", "vector", "represent", "head_rows"]
@@ -310,6 +311,13 @@ class Objective(nn.Module, ABC):
         The mean of this mask must equal the first metric of `directions`. Used for paired tests and the metric's standard error.
         """
         return None
+
+    def page(self, rows: dict[str, Tensor]) -> list[Part]:
+        """Describe the answers to a whole split for the report, beyond the metrics: per class, by confidence, the worst ones.
+
+        rows: as for `metrics`.
+        """
+        return []
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """Compute outputs (B, ...) for `decode`. Raises ConfigError if the objective makes no predictions."""

@@ -17,6 +17,7 @@ def reader_module(spec: DataSpec) -> ModuleType | None:
     SENTENCES = True: a source may be a text instead of a path.
     TAKES: inputs in Python that `read` takes, with words for messages: "rows" (dicts, DataFrames), "arrays", "mappings".
     plot(spec, inputs, rows, file): draw predictions to an image file.
+    show(spec, inputs): show a sample, as it is stored, in a report: an image of Pillow, or a text.
     sheet(spec, samples, captions, columns, smallest): draw samples, as they are stored, side by side; for `fmeco check --pictures`.
     save(spec, samples, index, answer, stem): write the answer to a sample of `read` that lies on the image, such as a mask, to
         files whose paths begin with `stem`, each whole or not at all. Returns columns of index.csv: name -> path of a file. A

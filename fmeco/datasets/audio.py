@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
+
 from fmeco.core import (
     CheckpointError,
     ConfigError,
@@ -22,6 +24,7 @@ from fmeco.core import (
     Ge,
     Given,
     Gt,
+    Inputs,
     Le,
     Samples,
     Spelling,
@@ -39,6 +42,7 @@ TAKES = {
     "mappings": "dicts of a waveform and its rate: {'array': ..., 'sampling_rate': ...}",
 }
 LAYOUT = ("path_column", "label_column", "task", "separator", "lowercase", "missing", "decimal", "split_column?")
+SHOWN_STEPS, SHOWN_BANDS = 176, 96  # of a spectrogram in a report
 RENAMED = {"speaker": "group_split"}
 
 
@@ -46,6 +50,26 @@ def shown(spec: DataSpec) -> str:
     """Describe in a few words how recordings are prepared."""
     prep = spec.preprocessing
     return f"waveforms of {prep['sample_rate']} Hz" + (", each of mean 0 and deviation 1" if prep["loudness"] else "")
+
+
+def show(spec: DataSpec, inputs: Inputs) -> Any:
+    """Draw the spectrogram of a recording: time to the right, frequency upwards, loudness as shades of grey."""
+    from PIL import Image
+
+    if "spectrogram" in inputs:
+        loud = inputs["spectrogram"].float()  # (bands, steps)
+        loud = loud.view(-1, *loud.shape[-2:])[0]
+        low = float(loud.min())
+    else:
+        wave = inputs["waveform"].float()
+        size = 2 * SHOWN_BANDS
+        wave = torch.nn.functional.pad(wave, (0, max(0, size - len(wave))))
+        hop = -(-len(wave) // SHOWN_STEPS)
+        power = torch.stft(wave, size, hop, window=torch.hann_window(size), return_complex=True).abs().square()
+        loud = 10 * power.clamp_min(1e-12).log10()  # (frequencies, steps) in decibels
+        low = float(loud.max()) - 80
+    shades = 255 * ((loud - low) / (float(loud.max()) - low or 1)).clamp(0, 1).flip(0)
+    return Image.fromarray(shades.to(torch.uint8).contiguous().numpy()).resize((SHOWN_STEPS, SHOWN_BANDS))
 
 
 def build(

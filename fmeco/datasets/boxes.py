@@ -47,6 +47,7 @@ from fmeco.datasets import (
 )
 from fmeco.datasets.image_folder import read as read
 from fmeco.datasets.image_folder import sheet as sheet
+from fmeco.datasets.image_folder import show as show
 from fmeco.datasets.image_folder import shown as shown
 
 MODALITY = "image"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import torch
 
 from fmeco.core import (
     ConfigError,
@@ -17,6 +18,7 @@ from fmeco.core import (
     Doc,
     FilePath,
     Given,
+    Inputs,
     Samples,
     Spelling,
     Splitting,
@@ -34,6 +36,22 @@ SPEC = _stored.Tables
 TAKES = {"rows": "dicts or a DataFrame with the columns of training"}
 LAYOUT = ("target", "features", "task", "drop?", "group?", "time?", "split_column?")
 STARTER = {"backbone": "mlp", "column": "target"}
+
+
+def show(spec: DataSpec, inputs: Inputs) -> str:
+    """Write a row as "column: value", in the table's own units, without missing values and parts of dates."""
+    cells, numeric = [], spec.preprocessing["numeric"]
+    values = inputs.get("columns", torch.zeros(0)).tolist()
+    missing = iter(values[len(numeric) :])
+    for value, stats in zip(values, numeric, strict=False):
+        absent = bool(next(missing)) if stats["missing"] else False
+        if "part" not in stats and not absent:
+            cells.append(f"{clean(stats['name'])}: {value * stats['std'] + stats['mean']:.6g}")
+    codes = inputs.get("categories", torch.zeros(0, dtype=torch.int64)).tolist()
+    for code, stats in zip(codes, spec.preprocessing["categorical"], strict=False):
+        if code:
+            cells.append(f"{clean(stats['name'])}: {clean(stats['categories'][code - 1])}")
+    return ", ".join(cells)
 
 
 def build(

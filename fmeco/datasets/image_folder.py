@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from fmeco.core import Data, DataSpec, Doc, FilePath, Given, Pixels, Samples, Splitting, Without, decode_rule
-from fmeco.datasets import _files, _folders, _image_spec, _images, _stored
+from fmeco.datasets import _drawing, _files, _folders, _image_spec, _images, _stored
 from fmeco.datasets._drawing import sheet as sheet
 
 MODALITY = "image"
@@ -32,6 +32,8 @@ SUFFIXES_OF_RULE_1 = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", 
 FALLBACK = True
 SPEC = _stored.Images
 TAKES = {"arrays": "images: uint8 arrays of HxWxC, or images of Pillow"}
+
+show = _drawing.picture
 
 
 def shown(spec: DataSpec) -> str:

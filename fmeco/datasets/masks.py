@@ -26,6 +26,7 @@ from fmeco.core import (
 from fmeco.datasets import _columns, _dense, _file_tables, _files, _images, _masks, _pictures, _splits, _stored
 from fmeco.datasets.image_folder import read as read
 from fmeco.datasets.image_folder import sheet as sheet
+from fmeco.datasets.image_folder import show as show
 from fmeco.datasets.image_folder import shown as shown
 
 MODALITY = "image"

@@ -15,6 +15,7 @@ from fmeco.core import (
     FilePath,
     Ge,
     Gt,
+    Inputs,
     Spelling,
     Splitting,
     clean,
@@ -23,6 +24,7 @@ from fmeco.core import (
 )
 from fmeco.datasets import _documents, _splits, _stored, _texts, _tokens
 from fmeco.datasets._texts import read as read
+from fmeco.nn.ids import numbering
 
 MODALITY = "text"
 
@@ -46,6 +48,13 @@ def shown(spec: DataSpec) -> str:
     prep = spec.preprocessing
     shown = f"a tokenizer of {prep['ids']} ids, texts of up to {prep['length']}" if "ids" in prep else "no tokenizer"
     return shown + (f", after the prompt '{clean(prep['prompt'])}'" if "prompt" in prep else "")
+
+
+def show(spec: DataSpec, inputs: Inputs) -> str:
+    """Turn the ids of a text back into characters, as far as the tokenizer keeps them."""
+    tokenizer = _tokens.load(spec.preprocessing["tokenizer"], "tokenizer")
+    ids = (inputs["tokens"] - numbering(tokenizer)[1]).tolist()
+    return str(tokenizer.decode([one for one in ids if one >= 0], skip_special_tokens=True)).strip()
 
 
 def build(

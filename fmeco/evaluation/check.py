@@ -24,10 +24,10 @@ from fmeco.core.training import Groups
 from fmeco.data.reading import check_classes
 from fmeco.data.twins import twins
 from fmeco.errors import DataError, FmecoError, known_errors
-from fmeco.evaluation.pictures import check_drawable, draw_training
 from fmeco.files import free_bytes, replacing
 from fmeco.inference.outputs import check_place
 from fmeco.nn import precision
+from fmeco.reports.pictures import check_drawable, draw_training
 
 STEPS = 3  # timed steps, after one for warm-up
 
@@ -50,7 +50,7 @@ def check(config: RunConfig, *, profile: bool = False, pictures: Path | None = N
     if pictures is not None:
         check_drawable(training.data.spec)
     bad = _unreadable(training)
-    drawn = draw_training(training, pictures) if pictures is not None else 0
+    drawn = draw_training(training.data, training.loader, pictures) if pictures is not None else 0
     phases = [
         phase_groups(training, number) for number in range(len(training.model.transfer.phases))
     ]  # the last call leaves the last phase set up

@@ -19,7 +19,7 @@ from fmeco.config.load import load_config
 from fmeco.config.parser import parse_yaml, peek
 from fmeco.config.sections import Carry
 from fmeco.errors import ConfigError, DataError, clean, known_errors
-from fmeco.evaluation.measure import measure
+from fmeco.evaluation.measure import Measured, measure
 from fmeco.evaluation.verdict import SOURCE, better, verdict
 from fmeco.files import replacing
 from fmeco.log import say
@@ -52,7 +52,13 @@ def compare(
     """
     if len(refs) < 2:
         raise ConfigError("a comparison needs two runs or more")
-    first = measure(refs[0], dataset, split, overrides)
+    return _against(measure(refs[0], dataset, split, overrides), refs, dataset, overrides)
+
+
+def _against(
+    first: Measured, refs: Sequence[str | Path], dataset: str | Path | None = None, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Compare the first of `refs`, which is measured, with each of the others. Returns and raises what `compare` does."""
     metric = first.metric
     sign = 1 if first.model.objective.directions[metric] == "max" else -1
     rows: list[dict[str, Any]] = [{"run": str(refs[0]), "metrics": dict(first.metrics)}]
@@ -152,10 +158,11 @@ def _progress(run: Path) -> dict[str, Any]:
 
 
 @known_errors()
-def gain(run: str | Path, selects: str) -> dict[str, Any] | None:
+def gain(run: str | Path, selects: str, first: Measured | None = None) -> dict[str, Any] | None:
     """Compare a finetune with the source as it is, with a fitted head (`source_of`).
 
     selects: the metric that selects the run's best checkpoint.
+    first: that checkpoint on the split to compare on, if it is measured.
 
     The result is also written to RUN/gain.json, run.log and report.html.
 
@@ -173,7 +180,7 @@ def gain(run: str | Path, selects: str) -> dict[str, Any] | None:
     if best.resolve() == source.resolve():
         found = _unbeaten(Path(run), saved.spec.sizes.get("val", 0), selects)
     else:
-        found = _gained(best, source)
+        found = _gained(best, source, first)
     with replacing(Path(run) / "gain.json") as temporary:
         temporary.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     _record(Path(run), [found["sentence"]])
@@ -215,9 +222,9 @@ def _unbeaten(run: Path, samples: int, metric: str) -> dict[str, Any]:
     }
 
 
-def _gained(best: Path, source: Path) -> dict[str, Any]:
+def _gained(best: Path, source: Path, first: Measured | None) -> dict[str, Any]:
     """Compare the best checkpoint with that of the source."""
-    compared = compare([best, source])
+    compared = compare([best, source]) if first is None else _against(first, [best, source])
     metric, difference = compared["metric"], compared["runs"][1]["difference"]
     after, before = (run["metrics"][metric] for run in compared["runs"])
     held_out = f"on {compared['samples']:,} {compared['split']} samples"

@@ -83,6 +83,17 @@ def interval(
     return low, high
 
 
+def wilson(right: int, total: int) -> tuple[float, float]:
+    """Compute Wilson's 95% interval of a share, which stays inside 0 to 1 and has a width at 0 and at 1, too.
+
+    https://doi.org/10.1080/01621459.1927.10502953
+    """
+    z = statistics.NormalDist().inv_cdf(0.975)
+    centre = (right + z * z / 2) / (total + z * z)
+    half = z / (total + z * z) * math.sqrt(right * (total - right) / total + z * z / 4)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
 def t_interval(values: Sequence[float]) -> tuple[float, float]:
     """Compute Student's 95% interval of the mean of two or more values, such as the gains of several seeds: (low, high)."""
     from scipy.special import stdtrit

@@ -23,12 +23,14 @@ from fmeco.core import (
     Loss,
     Lt,
     Objective,
+    Part,
     clean,
     listing,
     nearest,
     nfc,
 )
 from fmeco.nn import linear_head
+from fmeco.nn.class_report import class_report
 from fmeco.nn.layers import Head
 from fmeco.nn.metrics import average_precision, calibration_error, recall_at_precision, roc_auc
 from fmeco.nn.mixing import mix_batch
@@ -303,6 +305,10 @@ class Classification(Objective):
 
     def correct(self, rows: dict[str, Tensor]) -> Tensor:
         return self.answers(rows["logits"].double().softmax(1)) == rows["label"]
+
+    def page(self, rows: dict[str, Tensor]) -> list[Part]:
+        probability = rows["logits"].double().softmax(1)
+        return class_report(probability, self.answers(probability), rows["label"], self.classes)
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         return {"probability": self.answer(batch).softmax(1)}

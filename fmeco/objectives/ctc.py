@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fmeco.core import (
+    SHOWN,
     Backbone,
     Batch,
+    Cases,
     ConfigError,
     DataError,
     DataSpec,
@@ -26,6 +28,7 @@ from fmeco.core import (
     Loss,
     Lt,
     Objective,
+    Part,
     clean,
     standardize,
 )
@@ -149,6 +152,12 @@ class CTC(Objective):
             "cer": int(rows["edits"].sum()) / int(rows["characters"].sum()),
             "exact": float((rows["edits"] == 0).double().mean()),
         }
+
+    def page(self, rows: dict[str, Tensor]) -> list[Part]:
+        share = rows["edits"].double() / rows["characters"].clamp_min(1)
+        worst = [i for i in share.argsort(descending=True, stable=True)[:SHOWN].tolist() if share[i]]
+        captions = [f"{int(rows['edits'][i])} edits to {int(rows['characters'][i])} characters" for i in worst]
+        return [Cases("Worst transcripts", tuple(worst), tuple(captions))]
 
     def read(self, scores: Tensor, steps: Tensor) -> list[list[int]]:
         """Decode the text of each sample, as outputs: characters, counted from 1."""

@@ -6,6 +6,7 @@ near it is to the box's centre.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
@@ -15,8 +16,10 @@ from torch import Tensor, nn
 
 from fmeco.core import (
     MISSING_CLASS,
+    SHOWN,
     Backbone,
     Batch,
+    Cases,
     ConfigError,
     DataSpec,
     Doc,
@@ -27,7 +30,9 @@ from fmeco.core import (
     Loss,
     Lt,
     Objective,
+    Part,
 )
+from fmeco.nn.class_report import per_class
 from fmeco.nn.detection import average_precision, fcos
 from fmeco.nn.pyramid import FeaturePyramid, check_maps, conv_block, freeze_unmapped, image_in
 
@@ -215,6 +220,23 @@ class Detection(Objective):
         averages = average_precision.average_precisions(rows)
         loss = float(rows["loss"].double().sum() / rows["places"].double().sum().clamp_min(1))
         return {**average_precision.summary(averages, self.classes), "loss": loss}
+
+    def page(self, rows: dict[str, Tensor]) -> list[Part]:
+        found, truth = rows["score"] >= self.score, rows["truth"][:, :, 0]  # (N, S); (N, C), of all sizes
+        right, wrong = (found & (rows[name] & 1).bool() for name in ("true_positive", "false_positive"))  # at IoU 0.5
+        of_class = [rows["category"] == c for c in range(len(self.classes))]
+        hits = [int((right & chosen).sum()) for chosen in of_class]
+        claimed = [int(((right | wrong) & chosen).sum()) for chosen in of_class]
+        table = per_class(self.classes, hits, truth.sum(0).tolist(), claimed, "objects")
+        missed, false = truth.sum(1) - right.sum(1), wrong.sum(1)
+        bad = missed + false
+        worst = [i for i in bad.argsort(descending=True, stable=True)[:SHOWN].tolist() if bad[i]]
+        captions = tuple(f"{int(missed[i])} of {int(truth[i].sum())} missed, {int(false[i])} false" for i in worst)
+        note = f"Detections with a score from {self.score:g} count, and are right from an IoU of 0.5. " + table.note
+        return [
+            dataclasses.replace(table, note=note),
+            Cases("Worst images", tuple(worst), captions, "With their true boxes."),
+        ]
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """Detect objects: "boxes" (B, most, 5) as in a rider, and "scores" (B, most); zeros where there is none."""

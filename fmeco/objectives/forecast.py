@@ -10,7 +10,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fmeco.core import Backbone, Batch, ConfigError, DataSpec, Doc, Ge, Inputs, Loss, Lt, Objective
+from fmeco.core import (
+    SHOWN,
+    Backbone,
+    Batch,
+    Cases,
+    ConfigError,
+    DataSpec,
+    Doc,
+    Ge,
+    Inputs,
+    Loss,
+    Lt,
+    Objective,
+    Part,
+    Table,
+)
 from fmeco.nn import linear_head
 from fmeco.nn.layers import Head, by_instance, trial
 from fmeco.objectives import _linear_forecast
@@ -143,6 +158,16 @@ class Forecast(Objective):
         if "covered" in rows:  # no direction is better: it should equal the difference of the outer quantiles
             values[f"coverage/{self.levels[0]:g}-{self.levels[-1]:g}"] = float(rows["covered"].double().mean())
         return {name: value for name, value in values.items() if value == value}
+
+    def page(self, rows: dict[str, Tensor]) -> list[Part]:
+        error = rows["mae"].double()
+        points = torch.tensor([0.1, 0.5, 0.9, 1.0], dtype=torch.float64)
+        spread = tuple(error.quantile(points).tolist())
+        worst = error.argsort(descending=True, stable=True)[:SHOWN].tolist()
+        return [
+            Table("Mean absolute error of a forecast", ("10% are below", "half", "90%", "all"), (spread,)),
+            Cases("Worst forecasts", tuple(worst), tuple(f"mean absolute error {float(error[i]):.4g}" for i in worst)),
+        ]
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """Forecast, and sort quantiles that cross, which never makes them worse: https://arxiv.org/abs/0704.3649"""

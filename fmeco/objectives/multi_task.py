@@ -12,6 +12,7 @@ from fmeco.core import (
     STORED,
     Backbone,
     Batch,
+    Cases,
     ConfigError,
     DataSpec,
     Doc,
@@ -21,6 +22,7 @@ from fmeco.core import (
     Loss,
     Objective,
     ObjectiveSection,
+    Part,
     known,
     listing,
     nearest,
@@ -166,6 +168,18 @@ class MultiTask(Objective):
             if self.main[name] in measured:
                 scores.append(measured[self.main[name]])
         return ({"score": sum(scores) / len(scores)} if scores else {}) | out
+
+    def page(self, rows: dict[str, Tensor]) -> list[Part]:
+        parts: list[Part] = []
+        for name, part in self._named():
+            labelled = rows[f"{name}/known"]
+            own = {key.removeprefix(f"{name}/"): x[labelled] for key, x in rows.items() if key.startswith(f"{name}/")}
+            at = labelled.nonzero()[:, 0].tolist()
+            for each in part.page(own) if at else []:
+                if isinstance(each, Cases):
+                    each = dataclasses.replace(each, at=tuple(at[i] for i in each.at))
+                parts.append(dataclasses.replace(each, title=f"{name}: {each.title}"))
+        return parts
 
     def solve(self, rows: Mapping[str, Tensor], penalties: Mapping[str, float]) -> dict[str, float]:
         """Write the head of each task, from the samples that have its label."""

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fmeco.core import Backbone, Batch, ConfigError, DataSpec, Doc, Ge, Gt, Loss, Lt, Objective
+from fmeco.core import Backbone, Batch, ConfigError, DataSpec, Doc, Ge, Gt, Loss, Lt, Objective, Part
 from fmeco.nn import linear_head
+from fmeco.nn.class_report import per_class
 from fmeco.nn.layers import Head
 from fmeco.nn.metrics import average_precision, roc_auc
 
@@ -110,6 +111,11 @@ class Multilabel(Objective):
             weight = weight * (1 + (self.weights.cpu() - 1) * label)
         data = linear_head.examples(rows["vector"], label, "sigmoid", weight)
         return linear_head.solve(self.head, data, self.target, penalties)
+
+    def page(self, rows: dict[str, Tensor]) -> list[Part]:
+        predicted, label = rows["logits"].double().sigmoid() >= self.threshold, rows["label"].bool()
+        hits, support, claimed = (each.sum(0).tolist() for each in (predicted & label, label, predicted))
+        return [per_class(self.classes, hits, support, claimed)]
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         return {"probability": self.logits(batch).sigmoid()}

@@ -10,12 +10,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fmeco.core import Backbone, Batch, ConfigError, DataSpec, Doc, Ge, Gt, Loss, Lt, Objective, Target
+from fmeco.core import (
+    SHOWN,
+    Backbone,
+    Batch,
+    Cases,
+    ConfigError,
+    Curves,
+    DataSpec,
+    Doc,
+    Ge,
+    Gt,
+    Loss,
+    Lt,
+    Objective,
+    Part,
+    Target,
+)
 from fmeco.nn import linear_head
 from fmeco.nn.layers import Head
 from fmeco.objectives import _boosted_trees
 
 DEFAULT_FOR = ("number",)  # kinds of targets
+DRAWN = 1000  # most answers of a report's plot
 
 
 def build(
@@ -82,6 +99,17 @@ class Regression(Objective):
         wanted = (rows[f"target/{self.target}"] - self.scale.mean) / self.scale.std
         data = linear_head.examples(rows["vector"], wanted, "squares", rows["weight"])
         return linear_head.solve(self.head, data, self.target, penalties)
+
+    def page(self, rows: dict[str, Tensor]) -> list[Part]:
+        value, predicted = rows["value"].double(), rows["predicted"].double()
+        drawn = torch.arange(0, len(value), -(-len(value) // DRAWN))
+        points = tuple(sorted(zip(value[drawn].tolist(), predicted[drawn].tolist(), strict=True)))
+        worst = (predicted - value).abs().argsort(descending=True, stable=True)[:SHOWN].tolist()
+        captions = tuple(f"{float(value[i]):.4g}: answered {float(predicted[i]):.4g}" for i in worst)
+        return [
+            Curves("Answers", "true value", "answer", {"": points}, connected=False, diagonal=True),
+            Cases("Largest errors", tuple(worst), captions),
+        ]
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         return {"value": self.unscaled(self.scaled(batch).to("cpu", torch.float64))}

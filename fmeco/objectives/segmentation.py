@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from fmeco.core import (
     IGNORED,
+    SHOWN,
     Backbone,
     Batch,
+    Cases,
     ConfigError,
     DataSpec,
     Doc,
@@ -27,6 +29,8 @@ from fmeco.core import (
     Loss,
     Lt,
     Objective,
+    Part,
+    Table,
     listing,
     nearest,
 )
@@ -239,6 +243,31 @@ class Segmentation(Objective):
             "loss": float(rows["loss"].double().sum() / rows["judged"].sum()),
             **{f"iou/{name}": float(iou[c]) for c, name in enumerate(self.classes) if seen[c]},
         }
+
+    def page(self, rows: dict[str, Tensor]) -> list[Part]:
+        hits, claimed, present = (rows[name].double() for name in ("hits", "claimed", "present"))  # each (N, C)
+        totals = [each.sum(0) for each in (hits, claimed, present)]
+        table = []
+        for c, name in enumerate(self.classes):
+            right, said, true = (float(each[c]) for each in totals)
+            both = said + true - right
+            share = true / float(totals[2].sum().clamp_min(1))
+            images = int((present[:, c] > 0).sum())
+            table.append(
+                (name, images, share, right / both if both else None, 2 * right / (both + right) if both else None)
+            )
+        of_image = (hits / (claimed + present - hits).clamp_min(1)).where(claimed + present > 0, torch.nan).nanmean(1)
+        judged = rows["judged"].bool().nonzero()[:, 0]
+        worst = judged[of_image[judged].argsort(stable=True)][:SHOWN].tolist()
+        return [
+            Table("Classes", ("class", "images", "share of pixels", "IoU", "Dice"), tuple(table)),
+            Cases(
+                "Worst images",
+                tuple(worst),
+                tuple(f"mean IoU {of_image[i]:.3f}" for i in worst),
+                "With their true masks.",
+            ),
+        ]
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         sure, mask = self.chances(batch.views[0]).max(1)

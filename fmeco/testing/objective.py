@@ -19,6 +19,7 @@ from fmeco.config.check import DEFAULT_NAMES, choose
 from fmeco.config.run_config import Choice
 from fmeco.core.data import Batch, Data
 from fmeco.core.model import Backbone, Loss, Objective, Teacher
+from fmeco.core.page import Cases, Table
 from fmeco.core.random import seed_torch
 from fmeco.core.training import parameter_groups
 from fmeco.data.loader import Loader
@@ -190,6 +191,13 @@ def _metrics(objective: Objective, data: Data) -> str | None:
         raise Broken(
             f"the share of correct(rows) is {float(right.double().mean()):g}, and '{first}' {metrics[first]:g}"
         )
+    for shown in objective.page(rows):
+        if isinstance(shown, Cases) and not (
+            len(shown.at) == len(shown.captions) and all(0 <= at < len(rows["index"]) for at in shown.at)
+        ):
+            raise Broken(f"page(): '{shown.title}' needs a caption for each position, and positions in the rows")
+        if isinstance(shown, Table) and any(len(row) != len(shown.columns) for row in shown.rows):
+            raise Broken(f"page(): a row of '{shown.title}' has more or fewer cells than there are columns")
     return listing(metrics)
 
 

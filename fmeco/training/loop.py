@@ -17,6 +17,7 @@ from fmeco.data.reading import check_classes
 from fmeco.data.twins import twins
 from fmeco.errors import ConfigError, Diverged, Stopped, clean, listing
 from fmeco.log import say
+from fmeco.reports.findings import keep_rows
 from fmeco.training.budget import Clock, Pace, more_time
 from fmeco.training.session import Session, evaluated_weights, pack_optimizer, save, update_average
 from fmeco.training.state import Measured
@@ -262,7 +263,7 @@ def _evaluate(s: Session, measured: Measured | None = None) -> bool:
     _check_classes_read(s)
     s.ranks.broadcast_(list(s.objective.buffers()))
     with evaluated_weights(s):
-        s.metrics, bad, s.error = measured or s.setup.validate()
+        s.metrics, bad, s.error, rows = measured or s.setup.validate()
     if s.measured_at < 0:
         say(ways({"training loss": "min", **s.training.measures.directions}, ["training loss", *s.metrics]))
     s.measured_at = s.state.step
@@ -276,6 +277,8 @@ def _evaluate(s: Session, measured: Measured | None = None) -> bool:
         say(f"step {s.state.step}: {problem}")
     highest = s.state.best
     improved = _score(s)
+    if improved and s.ranks.first:
+        keep_rows(s.run, s.objective, rows, s.state.step)
     s.log.write("val", s.state.step, s.epoch, s.metrics)
     _say_twins(s)
     figures = {**({} if s.loss is None else {"training loss": s.loss}), **s.metrics}

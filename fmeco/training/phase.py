@@ -66,6 +66,6 @@ def _validation(training: Training, data: Data) -> Callable[[], Measured]:
         error = float(correct.double().std(correction=0)) / math.sqrt(len(correct)) if correct is not None else 0.0
         if best in monitor.SHARES:
             error = math.sqrt(metrics[best] * (1 - metrics[best]) / min(len(samples), monitor.WATCHED))
-        return Measured(metrics, bad or [], error)
+        return Measured(metrics, bad or [], error, rows)
 
     return validate

@@ -79,11 +79,13 @@ class Measured(NamedTuple):
     metrics: by name.
     bad: samples that could not be read.
     error: standard error of the metric that selects the best checkpoint; 0 if it is not known.
+    rows: outputs (N, ...) of each sample.
     """
 
     metrics: dict[str, float]
     bad: list[str]
     error: float
+    rows: dict[str, Tensor]
 
 
 class PhaseSetup(NamedTuple):
