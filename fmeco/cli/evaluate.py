@@ -74,7 +74,7 @@ def report(
     set_: Sets = [],
 ) -> Any:
     """Write a run's report.html anew: its result on every split, per class, and the worst mistakes with their samples."""
-    from fmeco.evaluation.outcome import describe
+    from fmeco.evaluation.describe import describe
 
     return {"splits": describe(run, overrides=set_), "report": str(run / "report.html")}
 
@@ -120,7 +120,15 @@ def _groups(result: Mapping[str, Any]) -> str:
         values = (f"{row['metrics'][name]:.4f}" if name in row["metrics"] else "-" for name in (metric, *others))
         value, *rest = values
         rows.append([clean(row["group"] or "(missing)", 40), f"{row['samples']:,}", value, low_high, *rest])
-    return table(rows)
+    return "\n".join([table(rows), *map(_gap, result["gaps"])])
+
+
+def _gap(gap: Mapping[str, Any]) -> str:
+    """Say how far the groups that are furthest apart are, in one line."""
+    between = ", 95% interval {:.4f} to {:.4f}".format(*gap["interval"]) if gap["interval"] else ""
+    groups = f"{clean(gap['high'] or '(missing)', 40)} highest, {clean(gap['low'] or '(missing)', 40)} lowest"
+    name = gap["name"] if gap["metric"].endswith(gap["name"]) else f"{gap['name']} ({clean(gap['metric'])})"
+    return f"gap in {name}: {gap['difference']:.4f}{between}; {groups}"
 
 
 def _beside_baseline(result: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from fmeco.cli.options import Datasets, Force, Ref, Sets, command, one_dataset
+from fmeco.errors import ConfigError
 
 ORDER = 3
 
@@ -29,14 +30,19 @@ def _show_predictions(result: Mapping[str, Any]) -> None:
 @command(_show_predictions, downloads=True)
 def predict(
     ref: Ref,
-    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Files, folders, or tables.")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(metavar="INPUT...", help="Files, folders, or tables; `-` reads their names, one per line."),
+    ],
     output: Annotated[
         str | None,  # a path would forget a slash at the end, which says that it is a folder
         typer.Option(
             metavar="PATH",
-            help="A .csv or .jsonl file to write, .json for objects in COCO form, or a folder for masks and drawings (default: CSV on stdout).",
+            help="A .csv, .jsonl or .parquet file to write, .json for objects in COCO form, or a folder for masks and drawings (default: CSV on stdout).",
         ),
     ] = None,
+    top: Annotated[int, typer.Option(min=0, metavar="K", help="Add the K most probable classes.")] = 0,
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="Add the probability of every class.")] = False,
     plot: Annotated[Path | None, typer.Option(help="A .png file to draw forecasts in.")] = None,
     set_: Annotated[
         list[str],
@@ -49,7 +55,21 @@ def predict(
     from fmeco.inference.outputs import WRITERS, is_folder
     from fmeco.log import say
 
-    rows = predicting.predict(ref, inputs, output=output, plot=plot, force=force, overrides=set_, tensors=False)
+    if inputs == ["-"]:
+        inputs = [line for line in sys.stdin.read().splitlines() if line]
+        if not inputs:
+            raise ConfigError("- reads names of inputs from the standard input, one per line, and there are none")
+    rows = predicting.predict(
+        ref,
+        inputs,
+        output=output,
+        plot=plot,
+        force=force,
+        overrides=set_,
+        tensors=False,
+        top=top,
+        probabilities=probabilities,
+    )
     if failed := [row["error"] for row in rows if row["error"] is not None]:
         has_errors = output is None or is_folder(output) or Path(output).suffix in WRITERS
         where = "see the column `error`" if has_errors else f"they are not in {output}; the first: {failed[0]}"

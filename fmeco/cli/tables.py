@@ -52,7 +52,7 @@ def metrics_table(title: str, metrics: Mapping[str, float], directions: Mapping[
 
 
 def figure_line(found: Mapping[str, Any]) -> str:
-    """Say in one line what was measured on a split, as `evaluation.outcome.describe` returns it."""
+    """Say in one line what was measured on a split, as `evaluation.describe` returns it."""
     on = f"{found['samples']:,} {found['split']} samples"
     if found["value"] is None:
         return f"{found['split']}: {on}"

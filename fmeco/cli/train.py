@@ -218,7 +218,7 @@ def _with_controls(
 def _answer(trained: Result) -> dict[str, Any]:
     """Return the result of a run, its figures on the test split, and what it gained over its source."""
     from fmeco.distributed import launch
-    from fmeco.evaluation.outcome import outcome
+    from fmeco.evaluation.compare import outcome
 
     answer = trained.to_json()
     return answer | (outcome(trained.run, trained.selects) if launch.place().rank == 0 else {})

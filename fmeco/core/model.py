@@ -330,6 +330,10 @@ class Objective(nn.Module, ABC):
         """
         raise ConfigError(f"the objective {type(self).__name__} makes no predictions")
 
+    def class_probabilities(self, outputs: dict[str, Tensor]) -> tuple[tuple[str, ...], Tensor] | None:
+        """Return the names of the classes, and their probabilities (B, C) in the outputs of `predict`; None if there are none."""
+        return None
+
     def told(self, answer: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Turn a sample's decoded answer into rows of `predict`: by default, one row.
 

@@ -19,6 +19,7 @@ from fmeco.config.load import load_config
 from fmeco.config.parser import parse_yaml, peek
 from fmeco.config.sections import Carry
 from fmeco.errors import ConfigError, DataError, clean, known_errors
+from fmeco.evaluation.describe import described
 from fmeco.evaluation.measure import Measured, measure
 from fmeco.evaluation.verdict import SOURCE, better, verdict
 from fmeco.files import replacing
@@ -239,6 +240,29 @@ def _gained(best: Path, source: Path, first: Measured | None) -> dict[str, Any]:
         "difference": difference,
         "sentence": f"{metric}: the source as it is {before:.4f}, finetuned {after:.4f} ({words}, {between}) {where}",
     }
+
+
+@known_errors()
+def outcome(run: str | Path, selects: str) -> dict[str, Any]:
+    """Measure the best checkpoint of a finetune on its test split, if it has one, and what it gained over its source.
+
+    selects: the metric that selects the run's best checkpoint.
+
+    Returns "test", as `describe` does, and "gain", as `gain` does; each only if there is one. Both are in the
+    report, too.
+    """
+    run = Path(run)
+    best = marked(run / "checkpoints", "best")
+    saved = open_checkpoint(best) if best is not None else None
+    if saved is None or saved.meta["config"].get("stage") != "finetune":
+        return {}
+    measured = measure(saved.path, None, "test", ()) if saved.spec.sizes.get("test") else None
+    answer: dict[str, Any] = {} if measured is None else {"test": described(run, measured)}
+    if (gained := gain(run, selects, measured)) is not None:
+        answer["gain"] = gained
+    else:
+        report(run)
+    return answer
 
 
 @known_errors()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fmeco.config.arguments import checked
 from fmeco.errors import ConfigError, clean, known_errors, listing, nearest
@@ -43,7 +44,7 @@ def evaluate(
 
     Returns {"checkpoint", "split", "samples", "about", "metrics", "directions"}, metrics named SPLIT_NAME, and for each
     whether "max" or "min" is better. With `by` or `baseline`
-    also "metric", which selected the run's best checkpoint, and "groups" or "baseline".
+    also "metric", which selected the run's best checkpoint, and "groups" and "gaps", or "baseline".
 
     Raises ConfigError, DataError, CheckpointError.
     """
@@ -66,7 +67,8 @@ def evaluate(
     }
     if by is not None:
         rows = [{**row, "metrics": named(row["metrics"])} for row in groups(measured, by, metric)]
-        answer |= {"metric": f"{measured.split}_{metric}", "by": by, "groups": rows}
+        gaps = [{**gap, "metric": f"{measured.split}_{gap['metric']}"} for gap in gaps_between(measured, by, metric)]
+        answer |= {"metric": f"{measured.split}_{metric}", "by": by, "groups": rows, "gaps": gaps}
     if baseline is not None:
         baseline_rows, samples = fit_baseline(measured, baseline, ref, overrides if dataset is None else ())
         objective = measured.model.objective
@@ -115,6 +117,57 @@ def groups(measured: Measured, by: str, metric: str) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def gaps_between(measured: Measured, by: str, metric: str) -> list[dict[str, Any]]:
+    """Compare the groups that are furthest apart, without those that are `few`.
+
+    For `metric`, and with a positive class also for the share of samples that are answered positively (demographic parity)
+    and the share of positive samples that are (equal opportunity, https://arxiv.org/abs/1610.02413 equation 2.2).
+
+    Returns rows of name, metric, high and low (the groups), difference (0 or more) and its 95% interval by a bootstrap over the
+    samples of both groups; None if it is not defined. These are the groups furthest apart of all, so the interval is a little
+    too far from 0. [] for fewer than two groups.
+    """
+    objective, values = measured.model.objective, _values(measured, by)
+    members = {name: [i for i, value in enumerate(values) if value == name] for name in dict.fromkeys(values)}
+    judged = {name: at for name, at in members.items() if len(at) >= FEW}
+    wanted = {metric: metric}
+    if positive := objective.about.get("positive class"):
+        wanted |= {"demographic parity": f"answered/{positive}", "equal opportunity": f"recall/{positive}"}
+    found = []
+    for name, figure in wanted.items():
+        scores = {group: measure_at(objective, measured.rows, figure, torch.tensor(at)) for group, at in judged.items()}
+        scores = {group: score for group, score in scores.items() if not math.isnan(score)}
+        if len(scores) < 2:
+            continue
+        high, low = max(scores, key=lambda group: scores[group]), min(scores, key=lambda group: scores[group])
+        interval = _gap_interval(measured, judged[high], judged[low], figure) if high != low else None
+        found.append(
+            {
+                "name": name,
+                "metric": figure,
+                "high": high,
+                "low": low,
+                "difference": scores[high] - scores[low],
+                "interval": interval,
+            }
+        )
+    return found
+
+
+def _gap_interval(measured: Measured, high: list[int], low: list[int], metric: str) -> list[float] | None:
+    both = torch.tensor([*high, *low])
+
+    def gap(at: Tensor) -> float:
+        one, other = (both[at[(at < len(high)) == first]] for first in (True, False))
+        if not len(one) or not len(other):
+            return math.nan
+        first, second = (measure_at(measured.model.objective, measured.rows, metric, each) for each in (one, other))
+        return first - second
+
+    ends = bootstrap(len(both), METRIC_DRAWS, 0x67617073, gap, measured.samples.block)
+    return None if math.isnan(ends[0]) else list(ends)
 
 
 def _values(measured: Measured, by: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from fmeco.checkpoints import format as checkpoint
 from fmeco.checkpoints import refs, transplant
@@ -17,7 +19,7 @@ from fmeco.core.data import Batch, Data, DataSpec, Form, Samples
 from fmeco.core.model import Backbone, Objective
 from fmeco.data.loader import channels_last, evaluation_batches
 from fmeco.data.reading import choose_reading
-from fmeco.errors import CheckpointError, DataError, clean, known_errors, listing, readable
+from fmeco.errors import CheckpointError, ConfigError, DataError, clean, known_errors, listing, readable
 from fmeco.features import forward
 from fmeco.inference.inputs import has_own_answers, read, sources_of
 from fmeco.log import say
@@ -62,6 +64,7 @@ class Model:
     spec: of its inputs and targets.
     objective: backbone and heads, in evaluation mode.
     device, precision, channels_last: how batches are computed.
+    top, probabilities: as for `predict`.
     """
 
     checkpoint: checkpoint.Checkpoint
@@ -70,19 +73,36 @@ class Model:
     device: torch.device
     precision: str = "fp32"
     channels_last: bool = False
+    top: int = 0
+    probabilities: bool = False
 
-    def predict(self, inputs: Any, *, batch_size: int = 64) -> list[dict[str, Any]]:
+    def predict(
+        self, inputs: Any, *, batch_size: int = 64, top: int = 0, probabilities: bool = False
+    ) -> list[dict[str, Any]]:
         """Predict each input.
 
         inputs: a path or several: files, folders of files, or tables, whose rows count one by one. Also texts, dicts, a
             DataFrame or arrays, where they fit the model. All are preprocessed as in training.
+        top: add the most probable classes, as class_1 and probability_1, class_2 and probability_2, ...
+        probabilities: add the probability of every class, as probability/NAME.
 
         Returns one dict per input, in order: input, prediction, probability (if there is one), further answers of the
-        objective, and error (None if there is none). Raises ConfigError for an input of another kind.
+        objective, and error (None if there is none). Raises ConfigError for an input of another kind, and for `top` or
+        `probabilities` if answers are not classes.
         """
-        samples = self.read(inputs)
-        rows = [row for found in self.answers(samples, batch_size) for row in self.rows(samples, found)]
+        model = self.detailed(top, probabilities)
+        samples = model.read(inputs)
+        rows = [row for found in model.answers(samples, batch_size) for row in model.rows(samples, found)]
         return in_columns(rows, self.columns(samples))
+
+    def detailed(self, top: int, probabilities: bool) -> Model:
+        """Return this model with more columns in its answers, as `predict` says. Raises ConfigError as it does."""
+        classless = type(self.objective).class_probabilities is Objective.class_probabilities
+        if (top or probabilities) and classless:
+            raise ConfigError(
+                f"{'top' if top else 'probabilities'}: answers of this model are not classes with probabilities"
+            )
+        return dataclasses.replace(self, top=top, probabilities=probabilities)
 
     def columns(self, samples: Samples) -> dict[str, None]:
         """Return the columns that `predict` has for these samples in any case."""
@@ -90,15 +110,28 @@ class Model:
 
     def answers(self, samples: Samples, batch_size: int = 64) -> Iterator[Answered]:
         """Predict samples, and yield each answer as soon as its batch is computed."""
-        for batch, positions, bad in self._batches(samples, batch_size):
-            decoded = iter(
-                self.objective.decode(forward.forward(self.objective, batch, "predict", self.device, self.precision))
-                if len(batch)
-                else []
-            )
-            for i in positions:
-                answer = {} if i in bad else _mapped_back(samples, i, next(decoded))
-                yield Answered(i, readable(samples.name(i)), answer, bad.get(i))
+        with tqdm(total=len(samples), unit="input", disable=None, dynamic_ncols=True, leave=False, delay=2) as bar:
+            for batch, positions, bad in self._batches(samples, batch_size):
+                decoded = iter(self._decoded(batch) if len(batch) else [])
+                for i in positions:
+                    answer = {} if i in bad else _mapped_back(samples, i, next(decoded))
+                    yield Answered(i, readable(samples.name(i)), answer, bad.get(i))
+                bar.update(len(positions))
+
+    def _decoded(self, batch: Batch) -> list[dict[str, Any]]:
+        """Answer for the samples of a batch."""
+        outputs = forward.forward(self.objective, batch, "predict", self.device, self.precision)
+        answers = self.objective.decode(outputs)
+        if (self.top or self.probabilities) and (found := self.objective.class_probabilities(outputs)) is not None:
+            names, chances = found
+            ordered = chances.sort(stable=True, dim=1, descending=True)
+            for at, answer in enumerate(answers):
+                for place in range(min(self.top, len(names))):
+                    answer[f"class_{place + 1}"] = names[int(ordered.indices[at, place])]
+                    answer[f"probability_{place + 1}"] = float(ordered.values[at, place])
+                if self.probabilities:
+                    answer |= zip((f"probability/{name}" for name in names), chances[at].tolist(), strict=True)
+        return answers
 
     def rows(self, samples: Samples, found: Answered) -> list[Row]:
         """Turn an answer into rows of `predict`."""

@@ -15,12 +15,14 @@ from typing import Any, TextIO
 from torch import Tensor
 
 from fmeco.core.data import Samples
+from fmeco.data import parquet
 from fmeco.errors import ConfigError, DataError
 from fmeco.files import disk_error, replacing
 from fmeco.inference.inputs import in_part
 from fmeco.inference.model import Answered, Model, Row, in_columns
 
 ERRORS = "backslashreplace"  # halves of surrogate pairs, which UTF-8 cannot hold, become \\ud800, as JSON writes them
+ROUNDED = ("area/", "probability/", "probability_")  # columns besides those that end in "probability"
 Rows = Sequence[Mapping[str, Any]]
 Save = Callable[[Samples, int, Mapping[str, Any], Path], Mapping[str, Path]]
 Write = Callable[[Sequence[tuple[Samples, int, Mapping[str, Any]]], Path], None]
@@ -36,7 +38,7 @@ def check_place(option: str, path: Path | None, suffixes: Iterable[str], force: 
 
     option: that names the path, for messages. or_folder: whether it could also be a folder, for messages.
 
-    Raises ConfigError for an unknown suffix, and for an existing file without `force`.
+    Raises ConfigError for an unknown suffix, for an existing file without `force`, and for a format whose package is missing.
     """
     if path is None:
         return
@@ -45,6 +47,8 @@ def check_place(option: str, path: Path | None, suffixes: Iterable[str], force: 
         raise ConfigError(f"{option} {path}: expected a name {wanted}")
     if path.exists() and not force:
         raise ConfigError(f"{path} already exists", "--force replaces it")
+    if path.suffix == ".parquet":
+        parquet.library()
 
 
 def check_folder(option: str, folder: Path, force: bool) -> None:
@@ -161,7 +165,7 @@ def write_csv(rows: Rows, file: TextIO) -> None:
     """Write rows as CSV to an open file, probabilities and areas with six decimals."""
     writer = csv.DictWriter(file, list(rows[0]) if rows else ["input", "prediction", "probability", "error"])
     writer.writeheader()
-    rounded = {key for key in writer.fieldnames if key.endswith("probability") or key.startswith("area/")}
+    rounded = {key for key in writer.fieldnames if key.endswith("probability") or key.startswith(ROUNDED)}
     writer.writerows(
         {key: f"{value:.6f}" if key in rounded and value is not None else value for key, value in row.items()}
         for row in rows
@@ -178,4 +182,4 @@ def _jsonl_file(rows: Rows, path: Path) -> None:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-WRITERS: dict[str, Callable[[Rows, Path], None]] = {".csv": _csv_file, ".jsonl": _jsonl_file}
+WRITERS: dict[str, Callable[[Rows, Path], None]] = {".csv": _csv_file, ".jsonl": _jsonl_file, ".parquet": parquet.write}

@@ -30,22 +30,25 @@ def predict(
     force: bool = False,
     overrides: Sequence[str] = (),
     tensors: bool = True,
+    top: int = 0,
+    probabilities: bool = False,
 ) -> list[dict[str, Any]]:
     """Predict inputs. Returns rows as `Model.predict` does.
 
     inputs: as for `Model.predict`.
-    output: .csv, .jsonl or (objects, as COCO) .json file to write the rows to; or, for answers that lie on images, a folder to
+    output: .csv, .jsonl, .parquet or (objects, as COCO) .json file to write the rows to; or, for answers that lie on images, a folder to
         write them to, a file per image, with the other answers in index.csv.
     plot: .png file to draw them in, if the dataset plug-in can.
     force: replace existing files.
     overrides: as for `load`.
+    top, probabilities: as for `Model.predict`.
     tensors: keep answers that lie on images in the rows. With `output`, rows never have them, so that many fit into memory.
 
     Raises DataError if no input could be read, and the errors of `load`.
     """
     drawn = Path(plot) if plot is not None else None
     outputs.check_place("--plot", drawn, (".png",), force)
-    model = load(ref, overrides=overrides)
+    model = load(ref, overrides=overrides).detailed(top, probabilities)
     if output is None:
         predicting: Predicting = functools.partial(outputs.predicted, model, tensors=tensors)
     else:

@@ -277,13 +277,14 @@ class Classification(Objective):
         # The same order as the probability's, but without its ties near 1.
         scores = logits[:, two.positive] - logits[:, 1 - two.positive]
         probability = logits.softmax(1)
-        out = {"brier": float((probability[:, two.positive] - positive.double()).square().mean())}
+        claimed = self.answers(probability) == two.positive
+        out = {f"answered/{self.classes[two.positive]}": float(claimed.double().mean())}
+        out |= {"brier": float((probability[:, two.positive] - positive.double()).square().mean())}
         if positive.any():
             out["average_precision"] = average_precision(scores, positive)
             if two.precision is not None:
                 out[self.recall_at] = recall_at_precision(scores, positive, two.precision)
         if two.costs is not None:
-            claimed = self.answers(probability) == two.positive
             misses, alarms = int((positive & ~claimed).sum()), int((claimed & ~positive).sum())
             out["cost"] = (two.costs[0] * misses + two.costs[1] * alarms) / len(positive)
         return out
@@ -312,6 +313,9 @@ class Classification(Objective):
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         return {"probability": self.answer(batch).softmax(1)}
+
+    def class_probabilities(self, outputs: dict[str, Tensor]) -> tuple[tuple[str, ...], Tensor]:
+        return self.classes, outputs["probability"]
 
     def decode(self, outputs: dict[str, Tensor]) -> list[dict[str, str | float]]:
         at = self.answers(outputs["probability"])

@@ -120,6 +120,9 @@ class Multilabel(Objective):
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         return {"probability": self.logits(batch).sigmoid()}
 
+    def class_probabilities(self, outputs: dict[str, Tensor]) -> tuple[tuple[str, ...], Tensor]:
+        return self.classes, outputs["probability"]
+
     def decode(self, outputs: dict[str, Tensor]) -> list[dict[str, str | float]]:
         """Return the predicted labels of each sample.
 

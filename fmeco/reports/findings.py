@@ -104,9 +104,9 @@ def _shown(spec: DataSpec, samples: Samples, index: int) -> dict[str, str]:
         show = getattr(reader_module(spec), "show", None)
         seen = show(spec, samples[index]) if show is not None else None
     except (ConfigError, DataError) as error:  # of a file that has gone since, or a plug-in that is not loaded
-        return {**shown, "text": clean(error.message)}
+        return {**shown, "words": clean(error.message)}
     if isinstance(seen, str):
-        shown["text"] = seen[:LETTERS] + ("\u2026" if len(seen) > LETTERS else "")
+        shown["words"] = seen[:LETTERS] + ("\u2026" if len(seen) > LETTERS else "")
     elif seen is not None:
         shown["picture"] = picture_uri(seen)
     return shown

@@ -194,7 +194,7 @@ def _cases(part: Cases, shown: Mapping[str, Mapping[str, str]]) -> str:
     for at, caption in zip(part.at, part.captions, strict=True):
         one = shown.get(str(at), {"name": ""})
         picture = f'<img src="{html.escape(one["picture"])}" alt="">' if "picture" in one else ""
-        words = f"<blockquote>{text(one['text'])}</blockquote>" if "text" in one else ""
+        words = f"<blockquote>{text(one['words'])}</blockquote>" if "words" in one else ""
         cells.append(
             f"<figure>{picture}{words}<figcaption>{text(caption)}<small>{text(one['name'])}</small></figcaption></figure>"
         )

@@ -41,13 +41,11 @@ from fmeco.errors import (
 )
 from fmeco.files import absence, free_bytes
 from fmeco.log import say
-from fmeco.reports.findings import find, kept_rows, write
 from fmeco.reports.metrics_files import Log
-from fmeco.reports.pictures import draw_augmented
 from fmeco.reports.run_report import report
 from fmeco.training import loop, lr_range_test
 from fmeco.training.phase import set_up
-from fmeco.training.run_directory import abandon, claim, locked, settle, write_config, write_transplant
+from fmeco.training.run_directory import abandon, claim, describe_result, locked, settle, write_config, write_transplant
 from fmeco.training.session import Session, begin, restore
 
 Config = Path | str | Mapping[str, Any] | None
@@ -384,17 +382,6 @@ def _check_disk(session: Session) -> None:
         )
 
 
-def _describe(session: Session, best: int) -> None:
-    """Write what the report shows: the best evaluation on the validation split, and augmented training samples."""
-    training, run = session.training, session.run
-    rows = kept_rows(run, best)
-    if rows is not None and training.data.val is not None:
-        measures, objective = training.measures, training.objective
-        metric = measures.best if measures.best in objective.directions else next(iter(objective.directions))
-        write(run, find(objective, training.data.spec, training.data.val, rows, split="val", metric=metric, step=best))
-    draw_augmented(run, training.data, training.loader)
-
-
 def _result(session: Session) -> Result:
     """Write report.html, and return the best checkpoint and its metrics."""
     run, bad = session.run, session.state.bad_samples
@@ -405,7 +392,7 @@ def _result(session: Session) -> Result:
         say(f"skipped {len(bad)} samples that could not be read; they are listed in {run / 'bad_samples.txt'}")
     measures = session.training.measures
     if session.ranks.first:
-        _describe(session, best.meta["step"])
+        describe_result(session.training, run, best.meta["step"])
         report(run)
     directions = {f"val_{name}": str(way) for name, way in measures.directions.items()}
     return Result(run, best.path, dict(best.meta["metrics"]), session.state.seconds, directions, measures.best)

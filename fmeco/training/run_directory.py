@@ -12,11 +12,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from fmeco.assembly.stages import Training
 from fmeco.checkpoints import format as checkpoint
 from fmeco.checkpoints.transplant import Report
 from fmeco.errors import ConfigError, clean
 from fmeco.files import TEMPORARY, disk_error, lock, replacing, temporary_beside
 from fmeco.log import say
+from fmeco.reports.findings import find, kept_rows, write
+from fmeco.reports.pictures import draw_augmented
 
 REPLACED = ".replaced"  # where --force keeps the earlier run until the new one is ready to train
 LOCK, OWNER = ".lock", ".lock-owner"  # the locked file; the file that stands in where there are no locks
@@ -218,3 +221,16 @@ def write_config(run: Path, text: str) -> None:
     """Write the run's config.yaml, complete or not at all."""
     with replacing(run / "config.yaml") as temporary:
         temporary.write_text(text, "utf-8")
+
+
+def describe_result(training: Training, run: Path, best: int) -> None:
+    """Write what the report shows: the best evaluation on the validation split, and augmented training samples.
+
+    best: step of the best checkpoint. Raises DiskError.
+    """
+    rows, data = kept_rows(run, best), training.data
+    if rows is not None and data.val is not None:
+        measures, objective = training.measures, training.objective
+        metric = measures.best if measures.best in objective.directions else next(iter(objective.directions))
+        write(run, find(objective, data.spec, data.val, rows, split="val", metric=metric, step=best))
+    draw_augmented(run, data, training.loader)

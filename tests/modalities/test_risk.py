@@ -195,6 +195,15 @@ def test_groups_are_measured_apart(run: dict[str, Any], fmeco: Fmeco) -> None:
     assert low <= rows["south"]["metrics"]["test_average_precision"] <= high, "the interval is of the run's own metric"
     assert rows["east"]["few"] and rows["east"]["interval"] is None and not rows["south"]["few"]
     text = fmeco("evaluate", "run", "--by", "region").out
+    gaps = {gap["name"]: gap for gap in found["gaps"]}
+    names = {"demographic parity": "test_answered/yes", "equal opportunity": "test_recall/yes"}
+    for name, metric in names.items():
+        north, south = (rows[group]["metrics"][metric] for group in ("north", "south"))
+        assert gaps[name]["difference"] == pytest.approx(abs(north - south)), "east has too few samples"
+        assert gaps[name]["metric"] == metric
+    low, high = gaps["average_precision"]["interval"]
+    assert low <= gaps["average_precision"]["difference"] <= high
+    assert f"gap in demographic parity (test_answered/yes): {gaps['demographic parity']['difference']:.4f}" in text
     assert "few samples" in next(line for line in text.splitlines() if line.startswith("east"))
     recalls = {
         row["group"]: row["metrics"]["test_accuracy"]

@@ -83,6 +83,33 @@ def test_pretrain_finetune_evaluate_predict_embed(fmeco: Fmeco) -> None:
     assert fmeco("predict", "two", "third", "--output", "p.jsonl", "--force").code == 0
     assert len(Path("p.jsonl").read_text().splitlines()) == 11
 
+    import polars
+
+    listed = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "fmeco",
+            "predict",
+            "two",
+            "-",
+            "--top",
+            "3",
+            "--probabilities",
+            "--output",
+            "p.parquet",
+        ],
+        input="third/white/00.png\nthird/red/00.png\n",
+        capture_output=True,
+        text=True,
+    )
+    assert listed.returncode == 0, listed.stderr
+    found = polars.read_parquet("p.parquet").to_dicts()
+    assert [row["class_1"] for row in found] == ["white", "red"] and "class_3" not in found[0]
+    for row in found:
+        assert row["probability_1"] == row[f"probability/{row['class_1']}"] == row["probability"]
+        assert row["probability/red"] + row["probability/white"] == pytest.approx(1, abs=1e-6)
+
     answer = fmeco("embed", "two", "--dataset", "first", "--output", "e.npz")
     assert answer.code == 0, answer.err
     with np.load("e.npz") as arrays:

@@ -1,4 +1,4 @@
-"""Measure what a run came to, once it has ended, and describe it in its report."""
+"""Measure what a run came to on its splits, and describe it in its report."""
 
 from __future__ import annotations
 
@@ -6,38 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fmeco.checkpoints.format import open_checkpoint
 from fmeco.checkpoints.pointers import marked
 from fmeco.config.arguments import checked
 from fmeco.errors import ConfigError, clean, known_errors
-from fmeco.evaluation import compare
 from fmeco.evaluation.measure import Measured, measure
 from fmeco.inference.model import load
 from fmeco.reports import findings
 from fmeco.reports.run_report import report
-
-
-@known_errors()
-def outcome(run: str | Path, selects: str) -> dict[str, Any]:
-    """Measure the best checkpoint of a finetune on its test split, if it has one, and what it gained over its source.
-
-    selects: the metric that selects the run's best checkpoint.
-
-    Returns "test", as `describe` does, and "gain", as `compare.gain` does; each only if there is one. Both are in the
-    report, too.
-    """
-    run = Path(run)
-    best = marked(run / "checkpoints", "best")
-    saved = open_checkpoint(best) if best is not None else None
-    if saved is None or saved.meta["config"].get("stage") != "finetune":
-        return {}
-    measured = measure(saved.path, None, "test", ()) if saved.spec.sizes.get("test") else None
-    answer: dict[str, Any] = {} if measured is None else {"test": _described(run, measured)}
-    if (gain := compare.gain(run, selects, measured)) is not None:
-        answer["gain"] = gain
-    else:
-        report(run)
-    return answer
 
 
 @known_errors()
@@ -55,12 +30,12 @@ def describe(run: str | Path, *, overrides: Sequence[str] = ()) -> list[dict[str
     splits = [split for split in ("val", "test") if model.spec.sizes.get(split)]
     if not splits:
         raise ConfigError(f"{clean(run)}: its data has neither a validation nor a test split to describe")
-    answers = [_described(run, measure(best, None, split, overrides, model)) for split in splits]
+    answers = [described(run, measure(best, None, split, overrides, model)) for split in splits]
     report(run)
     return answers
 
 
-def _described(run: Path, measured: Measured) -> dict[str, Any]:
+def described(run: Path, measured: Measured) -> dict[str, Any]:
     """Write what was found on a split to a run. Returns its figures."""
     found = findings.find(
         measured.model.objective,
