@@ -17,6 +17,13 @@ def say(message: str) -> None:
     logger.info(escaped(message))
 
 
+def duration(seconds: float) -> str:
+    """Write a time for people: 40 seconds, 12 minutes, 3.2 hours."""
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 90 * 60 else f"{seconds / 3600:.1f} hours"
+
+
 class _Terminal(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm

@@ -12,6 +12,7 @@ import typer
 from fmeco.cli.options import Datasets, From, Partial, Sets, command, one_dataset
 from fmeco.cli.tables import table
 from fmeco.errors import ConfigError, clean, listing
+from fmeco.log import duration
 
 ORDER = 4
 
@@ -91,8 +92,7 @@ def _plan(plan: Mapping[str, Any]) -> str:
     solves = "none: the head is solved on frozen features; if it cannot be, "
     rows.append(["steps", (solves if plan["only_solves"] else "") + length])
     if (seconds := plan["train_seconds"]) is not None and not plan["only_solves"]:
-        length = f"{seconds / 60:.1f} minutes" if seconds > 90 else f"{seconds:.0f} seconds"
-        rows.append(["time", f"about {length} of training"])
+        rows.append(["time", f"about {duration(seconds)} of training"])
     rows += [
         ["memory", f"{plan['peak_memory_mb']} MB at the peak of this check"],
         ["disk", f"{plan['checkpoint_mb']} MB per checkpoint, {plan['free_disk_mb']:,} MB free"],

@@ -16,7 +16,7 @@ from fmeco.checkpoints.transplant import load_exactly, split_state
 from fmeco.data.reading import check_classes
 from fmeco.data.twins import twins
 from fmeco.errors import ConfigError, Diverged, Stopped, clean, listing
-from fmeco.log import say
+from fmeco.log import duration, say
 from fmeco.reports.findings import keep_rows
 from fmeco.training.budget import Clock, Pace, more_time
 from fmeco.training.session import Session, evaluated_weights, pack_optimizer, save, update_average
@@ -24,6 +24,7 @@ from fmeco.training.state import Measured
 from fmeco.training.step import settle, take_step, train_mode
 
 MIN_SECONDS_BETWEEN_SAVES = 20.0  # with save_every: auto
+QUIET_SECONDS = 30.0  # without a bar, after which a line says how far training is
 
 
 def train(s: Session) -> None:
@@ -32,7 +33,7 @@ def train(s: Session) -> None:
     Raises Diverged, Stopped (after saving), and the errors of reading data.
     """
     state, pace, clock = s.state, Pace(s.state, s.training), Clock(s.state)
-    started, s.saved_at = time.monotonic() - state.seconds, state.seconds
+    started, s.saved_at, s.said_at = time.monotonic() - state.seconds, state.seconds, state.seconds
     bar = tqdm(
         total=None if s.train.budget else state.total,
         initial=state.step,
@@ -178,7 +179,7 @@ def _phase(s: Session, pace: Pace, clock: Clock, agree: Callable[[], bool], bar:
             if logs:  # the loop waits for a GPU only here, and before evaluations and saves
                 settle(s)
                 if state.window:
-                    bar.set_postfix_str(_log(s, clock), refresh=False)
+                    _show_progress(s, bar, _log(s, clock), pace.progress)
             stop = agree()
             ends = pace.stepped()
             # With a time budget, an evaluation must leave time for the last one, and for training.
@@ -250,6 +251,15 @@ def _log(s: Session, clock: Clock) -> str:
     return f"loss {loss:.4f}, {rate:.0f} samples/s"
 
 
+def _show_progress(s: Session, bar: Any, told: str, progress: float) -> None:
+    """Show figures of the last steps in the bar; without one, now and then in a line, with the time that is left."""
+    bar.set_postfix_str(told, refresh=False)
+    if bar.disable and s.state.seconds - s.said_at > QUIET_SECONDS:
+        s.said_at = s.state.seconds
+        left = duration(s.state.seconds * (1 / max(progress, 1e-9) - 1))
+        say(f"epoch {s.epoch:.3g}, step {s.state.step}, {progress:.0%}: {told}, about {left} left")
+
+
 def _evaluate(s: Session, measured: Measured | None = None) -> bool:
     """Evaluate on the validation split. Returns whether the weights are the best so far.
 
@@ -283,6 +293,7 @@ def _evaluate(s: Session, measured: Measured | None = None) -> bool:
     _say_twins(s)
     figures = {**({} if s.loss is None else {"training loss": s.loss}), **s.metrics}
     shown = ", ".join(f"{name} {value:.4f}" for name, value in figures.items() if "/" not in name)
+    s.said_at = s.state.seconds
     star = "  *" if highest is None or s.state.history[-1] > highest else ""
     say(f"epoch {s.epoch:g}, step {s.state.step}: {shown}{star}")
     return improved

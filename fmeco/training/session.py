@@ -49,6 +49,7 @@ class Session:
     read_from: epoch at which the process began.
     compared: whether equal samples in several splits or classes were looked for.
     saved_at: second of the last checkpoint to resume from.
+    said_at: second of the last line about progress.
     entered: setup of the current phase.
     objective, ranks, train: shortcuts to those of `training`; `train` is the config's section.
     """
@@ -74,6 +75,7 @@ class Session:
     read_from: float = 0.0
     compared: bool = False
     saved_at: float = 0.0
+    said_at: float = 0.0
     entered: PhaseSetup | None = None
     objective: Objective = field(init=False)
     ranks: Ranks = field(init=False)

@@ -523,3 +523,14 @@ def test_tensorboard_reads_the_lines_of_the_log(fmeco: Fmeco) -> None:
         read = {event.step: event.value for event in found.Scalars(f"{kind}/{name}")}
         assert read == pytest.approx(wanted)
         assert len(wanted) >= 3
+
+
+def test_without_a_terminal_a_line_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fmeco.training.loop.QUIET_SECONDS", 0.0)
+    run = api.pretrain(tiny(train={"epochs": 12, "log_every": 5}), out=tmp_path / "run").run
+    told = re.findall(
+        r"epoch [\d.]+, step (\d+), (\d+)%: loss \d\.\d+, \d+ samples/s, about \d+ seconds left",
+        (run / "run.log").read_text(),
+    )
+    assert [int(step) for step, _ in told] == sorted(int(step) for step, _ in told) and len(told) > 2
+    assert int(told[-1][1]) == 100
