@@ -14,6 +14,7 @@ from fmeco._version import __version__ as __version__
 
 __all__ = [
     "FmecoError",
+    "add_plugins",
     "embed",
     "evaluate",
     "fetch",
@@ -36,10 +37,12 @@ if TYPE_CHECKING:
     from fmeco.inference.embed import embed
     from fmeco.inference.model import load
     from fmeco.inference.predict import predict
+    from fmeco.plugins.registry import add_plugins
     from fmeco.training.api import finetune, pretrain, resume
 
 _HOMES = {  # name -> module below fmeco that defines it; imported on first use
     "FmecoError": "errors",
+    "add_plugins": "plugins.registry",
     "embed": "inference.embed",
     "evaluate": "evaluation.evaluate",
     "fetch": "checkpoints.fetching",

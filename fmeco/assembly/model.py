@@ -121,14 +121,17 @@ def _objective_section(run_data: RunData, backbone: Backbone) -> Choice:
 
 
 def _check_values(section: Choice, data: Data) -> None:
-    """Refuse samples without a value of the objective's target."""
+    """Refuse samples without a value of the objective's target. Of targets that lie on the input, one sample must have it."""
     name = section.options.get("target")
+    described = data.spec.targets.get(name) if name is not None else None
     for part, samples in (("training", data.train), ("validation", data.val)):
         values = samples.targets.get(name) if samples is not None and name is not None else None
         if isinstance(values, Tensor) and not (labelled := known(values)).all():
+            if described is not None and described.input and labelled.any():
+                continue  # such samples teach nothing, and are not judged
             raise DataError(
                 f"the target '{clean(name)}' has no value in {len(labelled) - int(labelled.sum())} of {len(labelled)} {part} samples",
-                "remove these rows, or use objective: multi_task, which leaves such samples out of that task alone",
+                "remove these samples, or use objective: multi_task, which leaves them out of that task alone",
             )
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from fmeco.core import ConfigError, DataSpec, InputSpec, Pixels, decode_rule, same_modality
+from fmeco.core import ConfigError, DataError, DataSpec, InputSpec, Pixels, clean, decode_rule, listing, same_modality
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 WHITE = [255, 255, 255]
@@ -31,6 +31,11 @@ def image_spec(
     Raises ConfigError that names a key with a wrong value, or with another value than a checkpoint's.
     """
     same_modality(known, "image")
+    if known is not None and (absent := {"size", "resize", "color"} - known.preprocessing.keys()):
+        raise DataError(
+            f"the checkpoint's images were prepared by the dataset '{clean(known.reader)}', whose description of it lacks {listing(sorted(absent))}",
+            "use that dataset for the new images, too; or let its plug-in state them in DataSpec.preprocessing",
+        )
     old: Mapping[str, Any] = known.preprocessing if known is not None else {}
     wanted = pixels.image_size or old.get("size") or default_size
     mode = pixels.color or old.get("color") or native

@@ -234,6 +234,11 @@ def added(paths: Iterable[Path]) -> Iterator[None]:
         _EXTRA.update(before)
 
 
+def add_plugins(path: str | Path) -> list[str]:
+    """Register plug-ins for this process, as --plugin does: of a file, or of a folder. Returns their names. Raises ConfigError."""
+    return [plugin.name for plugin in add(Path(path))]
+
+
 def add(path: Path) -> list[Plugin]:
     """Register the plug-in of a file, or of every *.py of a folder whose name does not begin with `_`. Raises ConfigError."""
     if not path.is_dir():

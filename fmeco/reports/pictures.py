@@ -25,7 +25,10 @@ SMALLEST = 128  # height below which pictures are enlarged
 def check_drawable(spec: DataSpec) -> None:
     """Raise ConfigError for data that the reader of a spec cannot draw."""
     if getattr(reader_module(spec), "sheet", None) is None:
-        raise ConfigError(f"--pictures: {spec.modality} data cannot be drawn", "images can")
+        raise ConfigError(
+            f"--pictures: the dataset '{spec.reader or spec.modality}' cannot draw its samples",
+            "those of images can; a plug-in does by its function `sheet`",
+        )
 
 
 def draw_training(data: Data, loader: Loader, file: Path) -> int:

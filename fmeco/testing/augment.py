@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -10,9 +11,9 @@ from torch import Tensor
 
 from fmeco.config.check import choose
 from fmeco.config.run_config import Choice
-from fmeco.core.augment import Augment
+from fmeco.core.augment import Augment, check_riders
 from fmeco.core.data import Data, DataSpec, Inputs
-from fmeco.core.geometry import fit, pad
+from fmeco.core.geometry import IGNORED, fit, pad
 from fmeco.core.random import mix, seed_torch
 from fmeco.errors import ConfigError, FmecoError, listing
 from fmeco.testing.bench import Bench
@@ -21,6 +22,7 @@ from fmeco.testing.report import Broken, Checks
 
 KEYS = 16  # random keys for each of a few samples
 SAMPLES = 4
+AGREEING = 0.98  # share of the pixels of masks; colours, which change too, blur the border
 
 
 def checks(choice: Choice, bench: Bench) -> Checks:
@@ -35,6 +37,7 @@ def checks(choice: Choice, bench: Bench) -> Checks:
             _check_name(choice, one)
         try:
             augment = _build(choice, data)
+            check_riders(augment, data.spec, choice.spelled)
             _vary(augment, data, 0)
         except (FmecoError, KeyError, TypeError, AttributeError) as error:
             if offered:
@@ -47,6 +50,8 @@ def checks(choice: Choice, bench: Bench) -> Checks:
         yield f"sample(inputs, key) of {name}", functools.partial(_sample, augment, data)
         yield f"batch(inputs, keys) of {name}", functools.partial(_batch, augment, data)
         yield f"variety of {name}", functools.partial(_variety, augment, data)
+        if data.spec.riders and augment.varies:
+            yield f"masks of {name}", functools.partial(_carried, augment, data)
         if suits is None:
             return
     if not taken:
@@ -152,3 +157,30 @@ def _variety(augment: Augment, data: Data) -> str | None:
     if all(differs(_vary(augment, data, seed), first) is None for seed in range(1, KEYS)):
         raise Broken(f"{KEYS} different keys give the same inputs")
     return None
+
+
+def _carried(augment: Augment, data: Data) -> str | None:
+    """A mask stays on its image: where a generated picture is bright, the mask that moved with it says so."""
+    shapes = {name: one.shape for name, one in data.spec.inputs.items()}
+    masks = [(name, one.rides) for name, one in data.spec.riders.items() if one.shape == shapes[one.rides][-2:]]
+    if not masks:
+        return "there are none"
+    agreement = []
+    for sample, key in zip(itertools.cycle(_inputs(data)), _keys(1, KEYS).tolist(), strict=False):
+        inputs = dict(sample)
+        for name, image in masks:
+            height, width = inputs[image].shape[-2:]
+            drawn = torch.zeros(height, width, dtype=torch.uint8)
+            drawn[: height // 3, : width // 2] = 1  # in a corner: no move leaves it where it was
+            inputs[name] = drawn
+            inputs[image] = (64 + 128 * drawn).expand_as(inputs[image]).to(inputs[image].dtype).contiguous()
+        moved = augment.sample(inputs, key)
+        for name, image in masks:
+            valid = moved[name] != IGNORED
+            bright = moved[image].float().mean(0)
+            agreement.append(float(((bright > 128) == (moved[name] == 1))[valid].float().mean()))
+    if (mean := sum(agreement) / len(agreement)) < AGREEING:
+        raise Broken(
+            f"it says that it carries masks, and {1 - mean:.0%} of their pixels no longer lie on what they show"
+        )
+    return f"{mean:.0%} of the pixels agree"

@@ -213,12 +213,18 @@ def _predictions(objective: Objective, data: Data) -> str | None:
     answers, count = objective.decode(outputs), sum(map(len, few))
     if len(answers) != count:
         raise Broken(f"decode() gives {len(answers)} answers for {count} samples")
-    if any("prediction" not in answer for answer in answers):
-        raise Broken(f"decode() gives an answer without the key 'prediction': {listing(answers[0])}")
+    forms = {name for one in data.spec.riders.values() if (name := one.form)}
+    rows = [row for answer in answers for row in objective.told(answer)]
+    told = [{key: value for key, value in row.items() if key not in forms} for row in rows]
+    if bare := [row for row in told if "prediction" not in row]:
+        raise Broken(f"decode(), or told(), gives an answer without the key 'prediction': {listing(bare[0])}")
     try:
-        json.dumps(answers, default=_not_plain)
+        json.dumps(told, default=_not_plain)
     except TypeError as error:
-        raise Broken(f"decode() gives an answer that is no JSON: {error}") from None
+        where = (
+            f"; what lies on images is a tensor under the name of its form, {listing(sorted(forms))}" if forms else ""
+        )
+        raise Broken(f"decode(), or told(), gives an answer that is no JSON: {error}{where}") from None
     return None
 
 

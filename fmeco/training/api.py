@@ -34,7 +34,6 @@ from fmeco.errors import (
     DataError,
     DiskError,
     Diverged,
-    FmecoError,
     Stopped,
     clean,
     known_errors,
@@ -184,7 +183,7 @@ def train(
                 if ranks.first:  # from here on the run can be resumed, even if it is killed during set-up
                     write_config(run, sealed(config.undecided().to_yaml()))
                 return _run(run, config, data, backbone, stop, ranks)
-            except (FmecoError, KeyboardInterrupt) as error:
+            except BaseException as error:  # also of a plug-in
                 if ranks.first and not isinstance(error, Diverged | Stopped):
                     abandon(run)
                 raise

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from fmeco.core import IGNORED, ConfigError, Data, DataError
+from tests.conftest import write
 from tests.data.test_data import build
 
 VALUES = np.arange(24 * 16).reshape(16, 24) // 64 % 3  # three classes in bands, (16, 24)
@@ -271,3 +272,22 @@ def test_the_pets_of_torchvision_with_their_masks(fmeco: Callable[..., Any]) -> 
     (home / "annotations/trimaps/beagle_3.png").unlink()
     with pytest.raises(DataError, match=r"incomplete under data: .*beagle_3\.png"):
         build(**pets, target="mask")
+
+
+def test_an_image_without_a_mask_teaches_nothing_and_trains(fmeco: Callable[..., Any]) -> None:
+    folder(DRAWN["grey"])
+    rows = [f"images/{i}.png,{'' if i in (2, 5) else f'masks/{i}.png'}" for i in range(10)]
+    Path("data/table.csv").write_text("\n".join(["image,mask", *rows]) + "\n")
+    config = {
+        "dataset": {"name": "masks", "path": "data/table.csv", "image_size": 32, "val_fraction": 0.2},
+        "backbone": "cnn",
+        "objective": "segmentation",
+        "train": {"epochs": 1},
+    }
+    answer = fmeco("pretrain", write("c.yaml", config), "--out", "run")
+    assert answer.code == 0, answer.err
+    for at in range(10):
+        rows[at] = f"images/{at}.png,"
+    Path("data/table.csv").write_text("\n".join(["image,mask", *rows]) + "\n")
+    answer = fmeco("pretrain", "c.yaml", "--out", "none")
+    assert answer.code == 3, "nothing to learn from"

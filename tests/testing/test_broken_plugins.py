@@ -313,3 +313,40 @@ def test_a_constraint_is_checked_around_a_step(before: str, after: str, said: st
     assert len(lines) == (said is not None), lines
     if said is not None:
         assert said in lines[0]
+
+
+FLIP = '''
+"""Mirror images of half of the samples."""
+
+from fmeco.core import Augment
+
+KIND = "augment"
+
+
+def build(spec): return Flip()
+
+
+class Flip(Augment):
+    per_sample = True
+    carries = frozenset({"mask"})
+
+    def sample(self, inputs, key):
+        if key % 2:
+            return inputs
+        return {name: x.flip(-1) if name in ("image", "mask") else x for name, x in inputs.items()}
+'''
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("KIND", "KIND", None),
+        ('("image", "mask")', '("image",)', "masks of disks: it says that it carries masks, and 12% of their pixels"),
+        ('frozenset({"mask"})', "frozenset()", "moves images, but not the mask of this dataset with them"),
+    ],
+)
+def test_an_augmentation_must_carry_what_lies_on_the_image(before: str, after: str, said: str | None) -> None:
+    disks = write("beside/disks.py", documented()["disks.py"])
+    options = {"plugins": [disks], "dataset": "disks"}
+    lines = check_plugin(write("flip.py", FLIP.replace(before, after)), **options)
+    assert lines == [] if said is None else len(lines) == 1 and said in lines[0], lines

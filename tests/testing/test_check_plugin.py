@@ -49,7 +49,7 @@ def test_every_example_of_the_documentation_keeps_its_promises() -> None:
         write(f"plugins/{name}", text)
     assert check_plugin("plugins") == []
     kinds = {registry.add_file(Path("plugins") / name).kind for name in texts}
-    assert kinds == set(registry.INJECTED), "one of each kind"
+    assert kinds == set(registry.INJECTED), "each kind"
 
 
 def test_the_config_of_the_documentation_trains_all_of_them() -> None:
