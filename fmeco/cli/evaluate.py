@@ -1,4 +1,4 @@
-"""Measure and compare: `fmeco evaluate`, `fmeco report`, `fmeco compare`, `fmeco probe` and `fmeco rank`."""
+"""Measure and compare: `fmeco evaluate`, `fmeco report`, `fmeco runs`, `fmeco compare`, `fmeco probe` and `fmeco rank`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ORDER = 2
 
 
 def register(app: typer.Typer) -> None:
-    for function in (evaluate, report, compare, probe, rank):
+    for function in (evaluate, report, runs, compare, probe, rank):
         app.command()(function)
 
 
@@ -35,6 +35,20 @@ def _show_report(result: Mapping[str, Any]) -> None:
     for found in result["splits"]:
         print(figure_line(found))
     print(f"written: {result['report']}")
+
+
+def _show_runs(result: Mapping[str, Any]) -> None:
+    from fmeco.evaluation.runs import ended
+
+    rows = [["run", "stage", "backbone", "dataset", "metric", "val", "test", "epoch", "ended"]]
+    for row in result["runs"]:
+        if "stage" not in row:
+            rows.append([clean(row["run"], 60), "no checkpoint", *[""] * 7])
+            continue
+        figures = [f"{row[key]:.4f}" if row[key] is not None else "-" for key in ("value", "test")]
+        words = [clean(row[key] or "-", 40) for key in ("stage", "backbone", "dataset", "metric")]
+        rows.append([clean(row["run"], 60), *words, *figures, f"{row['epoch']:.3g}", ended(row)])
+    print(table(rows, ["<", "<", "<", "<", "<", ">", ">", ">", "<"]))
 
 
 def _show_ranking(result: Mapping[str, Any]) -> None:
@@ -77,6 +91,20 @@ def report(
     from fmeco.evaluation.describe import describe
 
     return {"splits": describe(run, overrides=set_), "report": str(run / "report.html")}
+
+
+@command(_show_runs)
+def runs(
+    folder: Annotated[Path, typer.Argument(help="The folder that holds runs.")] = Path("runs"),
+    sort: Annotated[
+        str | None,
+        typer.Option(metavar="METRIC", help="Show the runs with the best METRIC first (default: the newest)."),
+    ] = None,
+) -> Any:
+    """List the runs of a folder: what each trained, and how good it is."""
+    from fmeco.evaluation.runs import runs as listed
+
+    return {"runs": listed(folder, sort=sort)}
 
 
 @command(lambda result: print(comparison_table(result)), downloads=True)

@@ -47,6 +47,13 @@ def test_the_report_of_a_finetune_and_its_test_figure(fmeco: Callable[..., Any])
     assert again.code == 0, again.err
     assert Path("run/findings/test.json").read_bytes() == before
     assert fmeco("report", "photos").code == 2
+    listed = json.loads(fmeco("runs", ".", "--sort", "loss", "--json").out)["runs"]
+    assert [row["run"] for row in listed] == sorted(
+        ("first", "run"), key=lambda name: {row["run"]: row["value"] for row in listed}[name]
+    )
+    assert {row["run"]: row["test"] is not None for row in listed} == {"first": False, "run": True}
+    assert fmeco("runs", ".", "--sort", "acuracy").err.count("did you mean 'accuracy'") == 1
+    assert "no runs in this folder" in fmeco("runs", "photos").err
 
 
 def test_figures_per_class_are_those_of_scikit_learn() -> None:
