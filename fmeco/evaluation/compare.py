@@ -24,7 +24,7 @@ from fmeco.evaluation.measure import Measured, measure
 from fmeco.evaluation.verdict import SOURCE, better, verdict
 from fmeco.files import replacing
 from fmeco.log import say
-from fmeco.nn.intervals import METRIC_DRAWS, bootstrap, interval, mcnemar, measure_at
+from fmeco.nn.intervals import METRIC_DRAWS, bootstrap, holm, interval, mcnemar, measure_at
 from fmeco.reports.metrics_files import added_to_log, read_metrics
 from fmeco.reports.run_report import report
 from fmeco.training.api import finetune
@@ -47,7 +47,7 @@ def compare(
 
     Returns {"split", "samples", "metric", "runs"}. Each run but the first has `difference`: how much better the first
     is (negative: worse) and its 95% interval by a paired bootstrap over samples. If answers are right or wrong, it also
-    has `p` of McNemar's exact test.
+    has `p` of McNemar's exact test, of several runs corrected by Holm's method.
 
     Raises ConfigError for another objective, DataError for runs that were not measured on the same samples.
     """
@@ -84,6 +84,9 @@ def _against(
         if first_correct is not None and other_correct is not None:
             row["p"] = mcnemar(int((first_correct & ~other_correct).sum()), int((other_correct & ~first_correct).sum()))
         rows.append(row)
+    tested = [row for row in rows if "p" in row]
+    for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
+        row["p"] = p
     return {"split": first.split, "samples": len(first.names), "metric": metric, "runs": rows}
 
 

@@ -102,6 +102,19 @@ def t_interval(values: Sequence[float]) -> tuple[float, float]:
     return statistics.mean(values) - half, statistics.mean(values) + half
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values of several tests, so that one below 0.05 is found by chance in at most 5% of such families of tests.
+
+    https://www.jstor.org/stable/4615733 (Holm 1979).
+    """
+    order = sorted(range(len(p_values)), key=lambda at: p_values[at])
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for rank, at in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[at]))
+        adjusted[at] = highest
+    return adjusted
+
+
 def mcnemar(only_one: int, only_other: int) -> float:
     """Compute the exact two-sided p-value of McNemar's test that two models are equally accurate.
 

@@ -16,7 +16,7 @@ import torch
 from scipy.stats import binomtest
 
 from fmeco.nn.class_report import class_report
-from fmeco.nn.intervals import wilson
+from fmeco.nn.intervals import holm, wilson
 from fmeco.reports import svg
 from tests.conftest import picture, tiny, write
 
@@ -83,3 +83,8 @@ def test_ticks_are_round_and_inside(low: float, high: float) -> None:
     assert all(low - 1e-9 <= value <= high + 1e-9 for value in found)
     assert len({svg.number(value) for value in found}) == len(found)
     assert html.escape("<") in svg.text("a<b\u202e") and "\u202e" not in svg.text("a<b\u202e")
+
+
+def test_p_values_of_several_comparisons_are_corrected() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])  # Wikipedia's example
+    assert holm([0.2]) == [0.2] and holm([]) == [] and holm([0.9, 0.8]) == [1.0, 1.0]
