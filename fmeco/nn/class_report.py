@@ -28,7 +28,7 @@ def class_report(probability: Tensor, predicted: Tensor, label: Tensor, names: t
     return [
         per_class(names, hits.tolist(), support.tolist(), claimed.tolist()),
         _confusion(counts, names),
-        _calibration(probability, predicted == label),
+        *_calibration(probability, predicted == label),
         *_cases(probability, predicted, label, names),
     ]
 
@@ -69,8 +69,8 @@ def _confusion(counts: Tensor, names: tuple[str, ...]) -> Part:
     return Table("Most frequent mistakes", ("class", "taken for", "samples"), rows)
 
 
-def _calibration(probability: Tensor, right: Tensor) -> Curves:
-    """Draw the share of right answers over the confidence: a calibrated model lies on the diagonal."""
+def _calibration(probability: Tensor, right: Tensor) -> list[Part]:
+    """Draw the share of right answers over the confidence: a calibrated model lies on the diagonal. [] with fewer than two points."""
     sure = probability.max(1).values
     at = (sure * BINS).long().clamp_max(BINS - 1)
     points = []
@@ -78,6 +78,8 @@ def _calibration(probability: Tensor, right: Tensor) -> Curves:
         chosen = at == group
         if int(chosen.sum()) >= MEANT:
             points.append((float(sure[chosen].mean()), float(right[chosen].double().mean())))
+    if len(points) < 2:
+        return []
     error = calibration_error(sure, right)
     said = "too sure" if float(sure.mean()) > float(right.double().mean()) else "not sure enough"
     note = (
@@ -85,7 +87,9 @@ def _calibration(probability: Tensor, right: Tensor) -> Curves:
         f"mean confidence {float(sure.mean()):.3f} with {float(right.double().mean()):.3f} right"
         + (f": {said}." if error > 0.05 else ".")
     )
-    return Curves("Calibration", "confidence", "share of right answers", {"": tuple(points)}, diagonal=True, note=note)
+    return [
+        Curves("Calibration", "confidence", "share of right answers", {"": tuple(points)}, diagonal=True, note=note)
+    ]
 
 
 def _cases(probability: Tensor, predicted: Tensor, label: Tensor, names: tuple[str, ...]) -> list[Part]:

@@ -99,7 +99,7 @@ def _metrics(found: Sequence[Mapping[str, Any]]) -> str:
         way = next((one["directions"].get(name) for one in found), None)
         words = {"max": "higher is better", "min": "lower is better"}.get(str(way), "")
         rows.append((name, *(one["metrics"].get(name) for one in found), words))
-    return _table(Table("", ("metric", *(one["split"] for one in found), ""), tuple(rows)), digits=4)
+    return _table(Table("Metrics", ("metric", *(one["split"] for one in found), ""), tuple(rows)), digits=4)
 
 
 def _last(meta: Mapping[str, Any], logged: Sequence[Mapping[str, Any]]) -> str:
@@ -112,7 +112,7 @@ def _last(meta: Mapping[str, Any], logged: Sequence[Mapping[str, Any]]) -> str:
         for name, value in values.items()
         if isinstance(value, float) and "/" not in name and name != "epoch"
     ]
-    return _table(Table("", ("metric", "value"), tuple(rows)), digits=4) if rows else ""
+    return _table(Table("Metrics", ("metric", "value"), tuple(rows)), digits=4) if rows else ""
 
 
 def _gained(run: Path) -> str:
