@@ -7,11 +7,13 @@ import dataclasses
 import io
 import json
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from fmeco.core.data import DataSpec, Samples
@@ -61,10 +63,13 @@ def find(
     split: str,
     metric: str,
     step: int,
+    patience: float = math.inf,
 ) -> dict[str, Any]:
     """Describe an evaluation: its metrics, the interval of `metric`, the objective's parts, and the samples in them.
 
-    Returns values for JSON. An interval that is not defined is None.
+    patience: seconds that the interval may take.
+
+    Returns values for JSON. An interval that is not defined, or would take longer, is None.
     """
     metrics = objective.metrics(rows)
     parts = objective.page(rows)
@@ -75,7 +80,7 @@ def find(
         "samples": len(index),
         "step": step,
         "metric": metric if metric in metrics else None,
-        "interval": _interval(objective, rows, metric, samples.block) if metric in metrics else None,
+        "interval": _interval(objective, rows, metric, samples.block, patience) if metric in metrics else None,
         "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
         "directions": dict(objective.directions),
         "parts": [{"kind": type(part).__name__, **dataclasses.asdict(part)} for part in parts],
@@ -83,17 +88,23 @@ def find(
     }
 
 
-def _interval(objective: Objective, rows: dict[str, Tensor], metric: str, block: int) -> list[float] | None:
+def _interval(
+    objective: Objective, rows: dict[str, Tensor], metric: str, block: int, patience: float
+) -> list[float] | None:
     """Compute the 95% interval of a metric by a bootstrap over samples."""
     correct = objective.correct(rows) if metric == next(iter(objective.directions)) else None
-    if correct is not None:
-        right = correct.double()
-        low, high = bootstrap(len(right), ANSWER_DRAWS, 0x66696E64, lambda at: float(right[at].mean()), block)
-    else:
-        count = len(rows["index"])
-        low, high = bootstrap(
-            count, METRIC_DRAWS, 0x66696E64, lambda at: measure_at(objective, rows, metric, at), block
-        )
+    count = len(rows["index"])
+    right = None if correct is None else correct.double()
+
+    def measure(at: Tensor) -> float:
+        return measure_at(objective, rows, metric, at) if right is None else float(right[at].mean())
+
+    draws = METRIC_DRAWS if right is None else ANSWER_DRAWS
+    began = time.monotonic()
+    measure(torch.arange(count))
+    if draws * (time.monotonic() - began) > patience:
+        return None
+    low, high = bootstrap(count, draws, 0x66696E64, measure, block)
     return None if math.isnan(low) else [low, high]
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from fmeco.assembly.stages import Training
 from fmeco.checkpoints import format as checkpoint
 from fmeco.checkpoints.transplant import Report
-from fmeco.errors import ConfigError, clean
+from fmeco.errors import ConfigError, DiskError, clean
 from fmeco.files import TEMPORARY, disk_error, lock, replacing, temporary_beside
 from fmeco.log import say
 from fmeco.reports.findings import find, kept_rows, write
@@ -24,6 +24,7 @@ from fmeco.reports.pictures import draw_augmented
 REPLACED = ".replaced"  # where --force keeps the earlier run until the new one is ready to train
 LOCK, OWNER = ".lock", ".lock-owner"  # the locked file; the file that stands in where there are no locks
 REFRESHED, STALE = 60.0, 600.0  # seconds: how often a running process touches OWNER, and after which it counts as gone
+PATIENCE = 3.0  # seconds that the interval of the result may take at the end of a run
 OWN_FILES = (
     "config.yaml",
     "metrics.jsonl",
@@ -32,6 +33,7 @@ OWN_FILES = (
     "transplant.json",
     "bad_samples.txt",
     "gain.json",
+    "findings",
     "tensorboard",
     "checkpoints",
     "controls",
@@ -226,11 +228,19 @@ def write_config(run: Path, text: str) -> None:
 def describe_result(training: Training, run: Path, best: int) -> None:
     """Write what the report shows: the best evaluation on the validation split, and augmented training samples.
 
-    best: step of the best checkpoint. Raises DiskError.
+    best: step of the best checkpoint. Raises DiskError. A plug-in that fails here loses nothing but its part of the page.
     """
     rows, data = kept_rows(run, best), training.data
-    if rows is not None and data.val is not None:
-        measures, objective = training.measures, training.objective
-        metric = measures.best if measures.best in objective.directions else next(iter(objective.directions))
-        write(run, find(objective, data.spec, data.val, rows, split="val", metric=metric, step=best))
-    draw_augmented(run, data, training.loader)
+    try:
+        if rows is not None and data.val is not None:
+            measures, objective = training.measures, training.objective
+            metric = measures.best if measures.best in objective.directions else next(iter(objective.directions))
+            found = find(objective, data.spec, data.val, rows, split="val", metric=metric, step=best, patience=PATIENCE)
+            write(run, found)
+        draw_augmented(run, data, training.loader)
+    except DiskError:
+        raise
+    except Exception as error:
+        say(
+            f"report.html lacks the samples: {type(error).__name__}: {clean(error)}; `fmeco report {run} --debug` shows where"
+        )

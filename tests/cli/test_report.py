@@ -14,9 +14,13 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import binomtest
+from torch import Tensor
 
+import fmeco as fmeco_library
+from fmeco.core import Part
 from fmeco.nn.class_report import class_report
 from fmeco.nn.intervals import holm, wilson
+from fmeco.objectives.classification import Classification
 from fmeco.reports import svg
 from tests.conftest import picture, tiny, write
 
@@ -88,3 +92,18 @@ def test_ticks_are_round_and_inside(low: float, high: float) -> None:
 def test_p_values_of_several_comparisons_are_corrected() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])  # Wikipedia's example
     assert holm([0.2]) == [0.2] and holm([]) == [] and holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+class Odd(Classification):
+    def page(self, rows: dict[str, Tensor]) -> list[Part]:
+        raise ZeroDivisionError("an odd plug-in")
+
+
+def test_a_page_that_fails_loses_nothing_but_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fmeco.objectives.classification.Classification", Odd)
+    run = fmeco_library.pretrain(tiny(), out=tmp_path / "run").run
+    assert "report.html lacks the samples: ZeroDivisionError: an odd plug-in" in (run / "run.log").read_text()
+    assert "val_accuracy" in (run / "report.html").read_text() and not (run / "findings/val.json").exists()
+    monkeypatch.undo()
+    again = fmeco_library.pretrain(tiny(), out=tmp_path / "run", force=True).run
+    assert (again / "findings/val.json").exists()
