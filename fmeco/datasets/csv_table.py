@@ -43,12 +43,12 @@ def show(spec: DataSpec, inputs: Inputs) -> str:
     cells, numeric = [], spec.preprocessing["numeric"]
     values = inputs.get("columns", torch.zeros(0)).tolist()
     missing = iter(values[len(numeric) :])
-    for value, stats in zip(values, numeric, strict=False):
+    for value, stats in zip(values[: len(numeric)], numeric, strict=True):
         absent = bool(next(missing)) if stats["missing"] else False
         if "part" not in stats and not absent:
             cells.append(f"{clean(stats['name'])}: {value * stats['std'] + stats['mean']:.6g}")
     codes = inputs.get("categories", torch.zeros(0, dtype=torch.int64)).tolist()
-    for code, stats in zip(codes, spec.preprocessing["categorical"], strict=False):
+    for code, stats in zip(codes, spec.preprocessing["categorical"], strict=True):
         if code:
             cells.append(f"{clean(stats['name'])}: {clean(stats['categories'][code - 1])}")
     return ", ".join(cells)

@@ -43,7 +43,10 @@ def check_place(option: str, path: Path | None, suffixes: Iterable[str], force: 
     if path is None:
         return
     if path.suffix not in suffixes or path.is_dir():
-        wanted = f"that ends in {' or '.join(suffixes)}" + (", or of a folder" if or_folder else "")
+        *others, last = suffixes
+        wanted = f"that ends in {', '.join(others)}{' or ' if others else ''}{last}" + (
+            ", or of a folder" if or_folder else ""
+        )
         raise ConfigError(f"{option} {path}: expected a name {wanted}")
     if path.exists() and not force:
         raise ConfigError(f"{path} already exists", "--force replaces it")

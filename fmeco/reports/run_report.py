@@ -234,8 +234,8 @@ def _data(run: Path, meta: Mapping[str, Any]) -> str:
     spec = meta["spec"]
     body = _paragraph(", ".join(f"{count:,} {part}" for part, count in spec["sizes"].items()) + " samples")
     for name, target in spec["targets"].items():
-        if target.get("classes") and target.get("counts"):
-            rows = tuple(zip(map(str, target["classes"]), map(int, target["counts"]), strict=False))
+        if target.get("classes") and len(target["classes"]) == len(target.get("counts", ())):
+            rows = tuple(zip(map(str, target["classes"]), map(int, target["counts"]), strict=True))
             body += _table(Table(f"Classes of {name} in training", ("class", "samples"), rows))
     if (picture := run / findings.FOLDER / "training.uri").is_file():
         uri = picture.read_text("utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable
 
 import torch
@@ -166,8 +165,9 @@ def _carried(augment: Augment, data: Data) -> str | None:
     if not masks:
         return "there are none"
     agreement = []
-    for sample, key in zip(itertools.cycle(_inputs(data)), _keys(1, KEYS).tolist(), strict=False):
-        inputs = dict(sample)
+    samples = _inputs(data)
+    for at, key in enumerate(_keys(1, KEYS).tolist()):
+        inputs = dict(samples[at % len(samples)])
         for name, image in masks:
             height, width = inputs[image].shape[-2:]
             drawn = torch.zeros(height, width, dtype=torch.uint8)

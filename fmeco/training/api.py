@@ -183,7 +183,7 @@ def train(
                 if ranks.first:  # from here on the run can be resumed, even if it is killed during set-up
                     write_config(run, sealed(config.undecided().to_yaml()))
                 return _run(run, config, data, backbone, stop, ranks)
-            except BaseException as error:  # also of a plug-in
+            except (Exception, KeyboardInterrupt) as error:  # also a plug-in's
                 if ranks.first and not isinstance(error, Diverged | Stopped):
                     abandon(run)
                 raise

@@ -210,7 +210,7 @@ def outputs_of_masks(fmeco: Fmeco) -> None:
     assert "none of the 2 inputs could be read" in nothing.json["error"]["message"]
     refused = fmeco("predict", "run", "new/images/0.png", "--output", "x.json")
     assert refused.code == 2
-    assert "expected a name that ends in .csv or .jsonl, or of a folder" in refused.err
+    assert "expected a name that ends in .csv, .jsonl or .parquet, or of a folder" in refused.err
     refused = fmeco("predict", "run", "new/images/0.png", "--output", "broken.png/")
     assert "broken.png: this is a file, and not a folder" in refused.err
     image = Image.open("new/images/0.png")

@@ -249,6 +249,7 @@ def test_trainer_json_declares_the_fields_of_the_state() -> None:
         best_step=2,
         kept=[0.5, 1.25],
         source=0.25,
+        source_step=1,
         waited=1,
         bad_samples=["a.png"],
         window=[(0.5, 1.5, 16)],
