@@ -70,10 +70,16 @@ def predict(
         top=top,
         probabilities=probabilities,
     )
-    if failed := [row["error"] for row in rows if row["error"] is not None]:
+    failed = {row["input"]: row["error"] for row in rows if row["error"] is not None}
+    if failed:
+        count = len({row["input"] for row in rows})
         has_errors = output is None or is_folder(output) or Path(output).suffix in WRITERS
-        where = "see the column `error`" if has_errors else f"they are not in {output}; the first: {failed[0]}"
-        say(f"{len(failed)} of {len(rows)} inputs could not be read; {where}")
+        where = (
+            "see the column `error`"
+            if has_errors
+            else f"they are not in {output}; the first: {next(iter(failed.values()))}"
+        )
+        say(f"{len(failed)} of {count} inputs could not be read; {where}")
     if output is not None:
         say(f"wrote {len(rows)} rows to {output}")
     return {"predictions": rows, "output": str(Path(output).resolve()) if output else None}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fmeco.errors import clean
-from fmeco.evaluation.verdict import better
+from fmeco.evaluation.verdict import SOURCE, better
 
 
 def table(
@@ -65,7 +65,8 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
     metric = comparison["metric"]
     rows = [["run", f"{comparison['split']} {metric}", "the first is", "95% interval", "p"]]
     for row in comparison["runs"]:
-        cells = [clean(row["run"]), f"{row['metrics'][metric]:.4f}", "", "", ""]
+        name = "the source as it is: " if row.get("name") == SOURCE else ""
+        cells = [name + clean(row["run"]), f"{row['metrics'][metric]:.4f}", "", "", ""]
         if "difference" in row:
             p = f"{row['p']:.3g}" if "p" in row else "-"
             cells[2:] = [*better(row["difference"]), p]

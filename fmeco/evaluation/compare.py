@@ -72,6 +72,8 @@ def _against(
                 f"{clean(ref)} and {clean(refs[0])} were not measured on the same samples",
                 "--dataset X measures all of them on the same ones",
             )
+        for one in (first, other):
+            _defined(one, metric)
         positions = {name: i for i, name in enumerate(other.names)}
         order = torch.tensor([positions[name] for name in first.names])
         other_rows = {name: values[order] for name, values in other.rows.items()}
@@ -88,6 +90,15 @@ def _against(
     for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
         row["p"] = p
     return {"split": first.split, "samples": len(first.names), "metric": metric, "runs": rows}
+
+
+def _defined(measured: Measured, metric: str) -> None:
+    """Raise DataError for a metric that is not defined on the measured samples, such as on images without any object."""
+    if metric not in measured.metrics:
+        raise DataError(
+            f"{metric} is not defined on the {len(measured.names)} {measured.split} samples of this data",
+            "they may have no object, or no label at all",
+        )
 
 
 @known_errors()
@@ -121,7 +132,9 @@ def controls(
         others.append(finetune(control_config, out=run / "controls" / name, force=force, name=name, stop=stop).run)
     comparison = compare([run, *others])
     for name, row in zip(strategies, comparison["runs"][1:], strict=True):
+        row["name"] = name
         row["verdict"] = verdict(row, f"{config['transfer']['strategy']} instead of {name}", comparison["metric"])
+    (run / "controls").mkdir(exist_ok=True)
     with replacing(run / "controls" / "comparison.json") as temporary:
         temporary.write_text(json.dumps(comparison, indent=1) + "\n", "utf-8")
     _record(run, [row["verdict"] for row in comparison["runs"][1:]])
@@ -261,7 +274,10 @@ def outcome(run: str | Path, selects: str) -> dict[str, Any]:
         return {}
     measured = measure(saved.path, None, "test", ()) if saved.spec.sizes.get("test") else None
     answer: dict[str, Any] = {} if measured is None else {"test": described(run, measured)}
-    if (gained := gain(run, selects, measured)) is not None:
+    if measured is not None and measured.metric not in measured.metrics:
+        say(f"{measured.metric} is not defined on the test samples: nothing is compared on them")
+        report(run)
+    elif (gained := gain(run, selects, measured)) is not None:
         answer["gain"] = gained
     else:
         report(run)
@@ -297,12 +313,16 @@ def label_efficiency(
             controls(run, strategies, force=force, stop=stop)
             row_names += strategies
         for name in row_names:
-            measured = measure(run if name == row_names[0] else run / "controls" / name, None, None, ())
+            place = run if name == row_names[0] else run / "controls" / name
+            if name == SOURCE and not place.is_dir():
+                place = source_of(run) or place
+            measured = measure(place, None, None, ())
             split, metric = measured.split, next(iter(measured.model.objective.directions))
+            _defined(measured, metric)
             figure = functools.partial(measure_at, measured.model.objective, measured.rows, metric)
             low, high = bootstrap(len(measured.names), METRIC_DRAWS, 0x6C616265, figure, measured.samples.block)
             samples = measured.model.spec.sizes["train"]
-            row = {"strategy": name, "fraction": fraction, "samples": samples, "run": str(run.resolve())}
+            row = {"strategy": name, "fraction": fraction, "samples": samples, "run": str(place.resolve())}
             rows.append({**row, "value": measured.metrics[metric], "interval": [low, high]})
     out.mkdir(parents=True, exist_ok=True)
     plot = _plot(rows, f"{split} {metric}", out / "label_efficiency.png")

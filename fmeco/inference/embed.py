@@ -62,7 +62,7 @@ def embed(
     }
     for name, target in data.spec.targets.items():
         values = samples.targets.get(name)
-        if isinstance(values, Tensor):
+        if isinstance(values, Tensor) and not target.input:  # what lies on an image is no label of it
             arrays[name] = values[kept].numpy()
             if target.classes:
                 arrays[f"{name}_classes"] = np.array(target.classes)

@@ -124,7 +124,8 @@ def _gained(run: Path) -> str:
         compared = json.loads(controls.read_text("utf-8"))
         metric = compared["metric"]
         rows = tuple(
-            (Path(row["run"]).name, row["metrics"][metric], row.get("verdict", "")) for row in compared["runs"]
+            (row.get("name") or Path(row["run"]).name, row["metrics"][metric], row.get("verdict", ""))
+            for row in compared["runs"]
         )
         body += _table(Table("Controls", ("run", f"{compared['split']} {metric}", ""), rows), digits=4)
     return body

@@ -49,7 +49,9 @@ class Pace:
         if self.last:
             return whole - self.evaluation if self.timed else whole
         end = self.shares[self.state.phase] / self.shares[-1] * whole
-        return end if self.timed else round(end)
+        if self.timed:
+            return end
+        return max(round(end), min(self.start + 1, whole - 1))  # a step at least, if the next phase has one, too
 
     @property
     def place(self) -> tuple[float, float]:

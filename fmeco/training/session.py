@@ -368,6 +368,8 @@ def restore(s: Session, saved: checkpoint.Checkpoint, longer: bool = False) -> N
         s.state.best_step == s.state.step or s.setup.validate is None
     ):  # killed after the save, before `best` marked it
         pointers.point(s.run / "checkpoints", "best", saved.path)
+    if s.ranks.first and pointers.marked(s.run / "checkpoints", "last") != saved.path.resolve():
+        pointers.point(s.run / "checkpoints", "last", saved.path)  # killed before `last` marked it
     for what, then, now in (
         ("threads", trainer["threads"], torch.get_num_threads()),
         ("ranks", trainer["ranks"], s.ranks.world),

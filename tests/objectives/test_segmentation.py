@@ -220,3 +220,29 @@ def outputs_of_masks(fmeco: Fmeco) -> None:
     kept = api.predict("run", "new/images/0.png")[0]["mask"]
     assert isinstance(kept, Tensor)
     assert "mask" not in api.predict("run", "new/images/0.png", output="rows.csv")[0]
+
+
+def test_a_test_split_without_any_label_ends_without_a_figure(fmeco: Fmeco) -> None:
+    street(Path("data/train"), 10, ((32, 32),))
+    street(Path("data/test"), 2, ((32, 32),))
+    for file in Path("data/test/masks").iterdir():
+        Image.fromarray(np.full((32, 32), 255, np.uint8)).save(file)
+    data = {
+        "name": "masks",
+        "path": "data",
+        "image_size": 32,
+        "classes": {"sky": 0, "road": 7, "tree": 40},
+        "ignore": [255],
+    }
+    base = {"dataset": data, "train": {"steps": 4}, "objective": {"name": "segmentation", "width": 16}}
+    Path("c.yaml").write_text(json.dumps({**base, "backbone": "cnn"}))
+    assert fmeco("pretrain", "c.yaml", "--out", "source").code == 0
+    Path("d.yaml").write_text(json.dumps(base))
+    answer = fmeco("finetune", "d.yaml", "--from", "source", "--out", "run")
+    assert answer.code == 0, answer.err
+    assert "miou is not defined on the test samples" in answer.err
+    compared = fmeco("compare", "run", "source", "--split", "test")
+    assert compared.code == 3 and "miou is not defined on the 2 test samples" in compared.err
+    assert fmeco("embed", "run", "--output", "e.npz").code == 0
+    with np.load("e.npz") as arrays:
+        assert set(arrays) == {"features", "names"}, "a mask is no label of its picture"

@@ -258,6 +258,12 @@ def test_a_head_that_cannot_be_solved_is_trained_alone_first(tmp_path: Path) -> 
     assert gain is not None
     assert gain["source"] == pytest.approx(source.meta["metrics"]["val_loss"], abs=1e-6)
     assert gain["finetuned"] < gain["source"], "the checkpoint of the head alone is kept, and compared"
+    control = compare.controls(run, ["source"])["runs"][1]
+    assert (control["name"], Path(control["run"]).name) == ("source", f"step-{state['source_step']:08d}")
+    short = library.finetune(
+        {**base, "objective": "mask", "train": {"steps": 3}}, ref=pretrained, out=tmp_path / "short"
+    )
+    assert open_checkpoint(short.run / "checkpoints/last").trainer()["state"]["source_step"] == 1, "a step at least"
 
 
 def test_a_source_that_is_not_beaten_is_the_result_with_both_figures(source: Path, fmeco: Callable[..., Any]) -> None:
