@@ -101,7 +101,7 @@ def fmeco(command: list[str], config: Record, folder: Path) -> float:
 def self_supervised(work: Path, kind: str, task: Path, minutes: float) -> Path:
     """Pretrain Lite0 on the images of a task without annotations, on first use. Returns the run."""
     place = work / "sources" / f"{kind}-{minutes:g}"
-    if not (place / "run").exists():
+    if not (place / "out.json").exists() or not (place / "out.json").stat().st_size:  # written at the end
         images = task / "train" / "images" if kind == "nuclei" else task / "train"
         config = {
             "dataset": {"name": "images", "path": str(images), "image_size": SIZE // 2},

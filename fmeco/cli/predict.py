@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,9 +57,7 @@ def predict(
     from fmeco.log import say
 
     if inputs == ["-"]:
-        inputs = [line for line in sys.stdin.read().splitlines() if line]
-        if not inputs:
-            raise ConfigError("- reads names of inputs from the standard input, one per line, and there are none")
+        inputs = _listed()
     rows = predicting.predict(
         ref,
         inputs,
@@ -83,6 +82,17 @@ def predict(
     if output is not None:
         say(f"wrote {len(rows)} rows to {output}")
     return {"predictions": rows, "output": str(Path(output).resolve()) if output else None}
+
+
+def _listed() -> list[str]:
+    """Read names of inputs, or texts, from the standard input. Raises ConfigError for an empty line, and for none."""
+    text = os.fsdecode(sys.stdin.buffer.read())
+    lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+    if not text:
+        raise ConfigError("- reads names of inputs from the standard input, one per line, and there are none")
+    if "" in lines:
+        raise ConfigError(f"-: line {lines.index('') + 1} of the standard input is empty", "leave such lines out")
+    return lines
 
 
 @command(

@@ -18,7 +18,7 @@ from fmeco.config.arguments import checked
 from fmeco.config.load import load_config
 from fmeco.config.parser import parse_yaml, peek
 from fmeco.config.sections import Carry
-from fmeco.errors import ConfigError, DataError, clean, known_errors
+from fmeco.errors import ConfigError, DataError, FmecoError, Stopped, clean, known_errors
 from fmeco.evaluation.describe import described
 from fmeco.evaluation.measure import Measured, measure
 from fmeco.evaluation.verdict import SOURCE, better, verdict
@@ -28,6 +28,8 @@ from fmeco.nn.intervals import METRIC_DRAWS, bootstrap, holm, interval, mcnemar,
 from fmeco.reports.metrics_files import added_to_log, read_metrics
 from fmeco.reports.run_report import report
 from fmeco.training.api import finetune
+
+PATIENCE = 30.0  # seconds that the interval of the test figure may take at the end of a finetune
 
 
 @known_errors()
@@ -258,8 +260,19 @@ def _gained(best: Path, source: Path, first: Measured | None) -> dict[str, Any]:
     }
 
 
-@known_errors()
 def outcome(run: str | Path, selects: str) -> dict[str, Any]:
+    """Return what `_outcome` does. A failure is said, and never costs the result of a run that has ended."""
+    try:
+        return _outcome(run, selects)
+    except Stopped:
+        raise
+    except Exception as error:
+        told = error.message if isinstance(error, FmecoError) else f"{type(error).__name__}: {clean(error)}"
+        say(f"what the run came to could not be measured: {told}; `fmeco report {clean(run)}` tries again")
+        return {}
+
+
+def _outcome(run: str | Path, selects: str) -> dict[str, Any]:
     """Measure the best checkpoint of a finetune on its test split, if it has one, and what it gained over its source.
 
     selects: the metric that selects the run's best checkpoint.
@@ -273,7 +286,7 @@ def outcome(run: str | Path, selects: str) -> dict[str, Any]:
     if saved is None or saved.meta["config"].get("stage") != "finetune":
         return {}
     measured = measure(saved.path, None, "test", ()) if saved.spec.sizes.get("test") else None
-    answer: dict[str, Any] = {} if measured is None else {"test": described(run, measured)}
+    answer: dict[str, Any] = {} if measured is None else {"test": described(run, measured, PATIENCE)}
     if measured is not None and measured.metric not in measured.metrics:
         say(f"{measured.metric} is not defined on the test samples: nothing is compared on them")
         report(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,8 @@ def describe(run: str | Path, *, overrides: Sequence[str] = ()) -> list[dict[str
     return answers
 
 
-def described(run: Path, measured: Measured) -> dict[str, Any]:
-    """Write what was found on a split to a run. Returns its figures."""
+def described(run: Path, measured: Measured, patience: float = math.inf) -> dict[str, Any]:
+    """Write what was found on a split to a run. Returns its figures. patience: seconds that the interval may take."""
     found = findings.find(
         measured.model.objective,
         measured.model.spec,
@@ -45,6 +46,7 @@ def described(run: Path, measured: Measured) -> dict[str, Any]:
         split=measured.split,
         metric=measured.metric,
         step=measured.model.checkpoint.meta["step"],
+        patience=patience,
     )
     findings.write(run, found)
     value = found["metrics"].get(found["metric"])

@@ -34,7 +34,7 @@ def runs(folder: str | Path = "runs", *, sort: str | None = None) -> list[dict[s
     found = [run for run in found if (run / "checkpoints").is_dir()]
     if not found:
         raise ConfigError(f"{clean(folder)}: no runs in this folder", "name the folder that holds them")
-    known: set[str] = set()
+    known: dict[str, str] = {"loss": "min"}
     rows = [_row(run, folder, sort, known) for run in found]
     if sort is not None and sort not in known:
         raise ConfigError(
@@ -42,12 +42,18 @@ def runs(folder: str | Path = "runs", *, sort: str | None = None) -> list[dict[s
         )
     rows.sort(key=lambda row: -row.get("ended", math.inf))
     if sort is not None:
-        rows.sort(key=lambda row: -row["sign"] * row["value"] if row.get("value") is not None else math.inf)
-    return [{name: value for name, value in row.items() if name != "sign"} for row in rows]
+        if known[sort] not in ("max", "min"):
+            raise ConfigError(
+                f"--sort {clean(sort)}: none of these runs says whether higher or lower is better",
+                "`fmeco report RUN` measures a run, and writes it down",
+            )
+        sign = -1 if known[sort] == "max" else 1
+        rows.sort(key=lambda row: sign * row["value"] if row.get("value") is not None else math.inf)
+    return rows
 
 
-def _row(run: Path, folder: Path, sort: str | None, known: set[str]) -> dict[str, Any]:
-    """Describe a run. Adds the names of its metrics to `known`."""
+def _row(run: Path, folder: Path, sort: str | None, known: dict[str, str]) -> dict[str, Any]:
+    """Describe a run. Adds its metrics to `known`, with the better direction, or "" as long as no run tells it."""
     name = str(run.relative_to(folder))
     best = marked(run / "checkpoints", "best")
     try:
@@ -56,15 +62,17 @@ def _row(run: Path, folder: Path, sort: str | None, known: set[str]) -> dict[str
         meta = None
     if best is None or meta is None:
         return {"run": name}
-    config, measured = meta["config"], {found["split"]: found for found in findings.read(run)}
+    config, measured = meta["config"], {found["split"]: found for found in findings.read(run, meta["step"])}
     metrics = {key.removeprefix("val_"): value for key, value in meta["metrics"].items()}
-    known |= {key for key in metrics if "/" not in key}
+    for key in metrics:
+        if "/" not in key:
+            known.setdefault(key, "")
+    for found in measured.values():
+        known |= {key: way for key, way in found["directions"].items() if key in known}
     selects = str((config.get("evaluate") or {}).get("best") or "").removeprefix("val_")
     wanted = (
         sort or selects or next((found["metric"] for found in measured.values()), None) or next(iter(metrics), None)
     )
-    ways = {key: way for found in measured.values() for key, way in found["directions"].items()}
-    lower = ways.get(str(wanted), "min" if wanted == "loss" else "max") == "min"
     return {
         "run": name,
         "stage": config.get("stage", "pretrain"),
@@ -75,7 +83,6 @@ def _row(run: Path, folder: Path, sort: str | None, known: set[str]) -> dict[str
         "test": measured["test"]["metrics"].get(wanted) if "test" in measured else None,
         "epoch": meta["epoch"],
         "ended": (run / "checkpoints").stat().st_mtime,
-        "sign": -1 if lower else 1,
     }
 
 

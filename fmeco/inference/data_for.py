@@ -39,7 +39,7 @@ def data_for(
         raw: Any = section_for_use(str(dataset), trained_config.get("dataset", {}), model.spec.reader)
     else:
         refs.check_needs(model.checkpoint, ref, "datasets")
-        raw = _trained_section(model, Path(ref) / "config.yaml")
+        raw = _trained_section(model, _config_of(Path(ref)))
     settings = load_config(_config(model, raw), stage="finetune", overrides=overrides, name="-")
     section = settings.dataset
     assert section is not None
@@ -56,6 +56,12 @@ def _config(model: Model, dataset: Any) -> dict[str, Any]:
     """Make a config with this dataset's section, and the checkpoint's rule for unreadable samples."""
     on_bad_sample = model.checkpoint.meta["config"]["train"]["on_bad_sample"]
     return {"from": "-", "dataset": dataset, "train": {"on_bad_sample": on_bad_sample}}
+
+
+def _config_of(ref: Path) -> Path:
+    """Return the path of the config.yaml of a run, or of the run that a checkpoint lies in: both say where the data is."""
+    in_run = ref.parent.name == "checkpoints" and not (ref / "config.yaml").exists()
+    return (ref.parent.parent if in_run else ref) / "config.yaml"
 
 
 def _trained_section(model: Model, run: Path) -> Any:

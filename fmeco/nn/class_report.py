@@ -11,25 +11,31 @@ from fmeco.core.page import SHOWN, Cases, Curves, Matrix, Part, Table
 from fmeco.nn.intervals import wilson
 from fmeco.nn.metrics import calibration_error
 
-MOST = 100  # classes of a confusion matrix; of more, the most frequent mistakes are listed
+MOST, FREQUENT = 100, 20  # classes of a confusion matrix; of more, so many of the most frequent mistakes are listed
 BINS = 10  # of confidences; those with fewer samples than MEANT are left out
 MEANT = 5
 
 
-def class_report(probability: Tensor, predicted: Tensor, label: Tensor, names: tuple[str, ...]) -> list[Part]:
+def class_report(
+    probability: Tensor, predicted: Tensor, label: Tensor, names: tuple[str, ...], margin: Tensor | None = None
+) -> list[Part]:
     """Describe the answers to samples of which each has one class.
 
     probability: (N, C).
     predicted, label: (N,) classes 0..C-1.
+    margin: (N,) how far each answer is from being another one; None = the distance of the two highest probabilities.
     """
     size = len(names)
-    counts = (label * size + predicted).bincount(minlength=size * size).view(size, size)
-    hits, support, claimed = counts.diagonal(), counts.sum(1), counts.sum(0)
+    if margin is None:
+        two = probability.topk(min(2, size), dim=1).values
+        margin = two[:, 0] - two[:, -1]
+    hits = label[predicted == label].bincount(minlength=size)
+    support, claimed = label.bincount(minlength=size), predicted.bincount(minlength=size)
     return [
         per_class(names, hits.tolist(), support.tolist(), claimed.tolist()),
-        _confusion(counts, names),
-        *_calibration(probability, predicted == label),
-        *_cases(probability, predicted, label, names),
+        _confusion(predicted, label, names),
+        *_calibration(probability, probability.argmax(1) == label),
+        *_cases(probability, predicted, label, names, margin),
     ]
 
 
@@ -57,16 +63,19 @@ def _share(right: int, total: int) -> tuple[float | None, str]:
     return right / total, f"{low:.2f} to {high:.2f}"
 
 
-def _confusion(counts: Tensor, names: tuple[str, ...]) -> Part:
-    wrong = counts - counts.diagonal().diag()
-    most = wrong.flatten().topk(min(10, wrong.numel()))
-    pairs = [(int(at) // len(names), int(at) % len(names), int(n)) for n, at in zip(*most, strict=True) if n]
-    told = [f"{names[i]} as {names[j]} ({n})" for i, j, n in pairs]
-    if len(names) <= MOST:
-        note = f"Most often: {', '.join(told[:3])}." if told else "No sample was taken for another class."
-        return Matrix("Confusion", names, tuple(map(tuple, counts.tolist())), note)
-    rows = tuple((names[i], names[j], n) for i, j, n in pairs)
-    return Table("Most frequent mistakes", ("class", "taken for", "samples"), rows)
+def _confusion(predicted: Tensor, label: Tensor, names: tuple[str, ...]) -> Part:
+    """Count which class was taken for which."""
+    size = len(names)
+    wrong = predicted != label
+    pairs, counts = (label[wrong] * size + predicted[wrong]).unique(return_counts=True)
+    often = counts.argsort(descending=True, stable=True)[:FREQUENT].tolist()
+    mistakes = [(names[int(pairs[at]) // size], names[int(pairs[at]) % size], int(counts[at])) for at in often]
+    if size <= MOST:
+        told = [f"{truth} as {answer} ({count})" for truth, answer, count in mistakes[:3]]
+        note = f"Most often: {', '.join(told)}." if told else "No sample was taken for another class."
+        table = (label * size + predicted).bincount(minlength=size * size).view(size, size)
+        return Matrix("Confusion", names, tuple(map(tuple, table.tolist())), note)
+    return Table("Most frequent mistakes", ("class", "taken for", "samples"), tuple(mistakes))
 
 
 def _calibration(probability: Tensor, right: Tensor) -> list[Part]:
@@ -92,7 +101,7 @@ def _calibration(probability: Tensor, right: Tensor) -> list[Part]:
     ]
 
 
-def _cases(probability: Tensor, predicted: Tensor, label: Tensor, names: tuple[str, ...]) -> list[Part]:
+def _cases(probability: Tensor, predicted: Tensor, label: Tensor, names: tuple[str, ...], margin: Tensor) -> list[Part]:
     best = probability.gather(1, predicted[:, None])[:, 0]
     of_label = probability.gather(1, label[:, None])[:, 0]
 
@@ -108,9 +117,8 @@ def _cases(probability: Tensor, predicted: Tensor, label: Tensor, names: tuple[s
     if surest:
         parts.append(Cases("Surest mistakes", tuple(surest), tuple(map(told, surest)), "Check their labels first."))
     if probability.shape[1] > 1:
-        two = probability.topk(2, dim=1).values
         seen = torch.tensor(surest, dtype=torch.int64)
-        order = (two[:, 0] - two[:, 1]).argsort(stable=True)
+        order = margin.argsort(stable=True)
         doubtful = order[~torch.isin(order, seen)][:SHOWN].tolist()
         if doubtful:
             parts.append(Cases("Most doubtful", tuple(doubtful), tuple(map(told, doubtful))))

@@ -309,7 +309,10 @@ class Classification(Objective):
 
     def page(self, rows: dict[str, Tensor]) -> list[Part]:
         probability = rows["logits"].double().softmax(1)
-        return class_report(probability, self.answers(probability), rows["label"], self.classes)
+        margin = None
+        if self.two is not None and self.two.threshold is not None:
+            margin = (probability[:, self.two.positive] - self.two.threshold).abs()
+        return class_report(probability, self.answers(probability), rows["label"], self.classes, margin)
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         return {"probability": self.answer(batch).softmax(1)}

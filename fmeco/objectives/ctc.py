@@ -157,7 +157,7 @@ class CTC(Objective):
         share = rows["edits"].double() / rows["characters"].clamp_min(1)
         worst = [i for i in share.argsort(descending=True, stable=True)[:SHOWN].tolist() if share[i]]
         captions = [f"{int(rows['edits'][i])} edits to {int(rows['characters'][i])} characters" for i in worst]
-        return [Cases("Worst transcripts", tuple(worst), tuple(captions))]
+        return [Cases("Worst transcripts", tuple(worst), tuple(captions))] if worst else []
 
     def read(self, scores: Tensor, steps: Tensor) -> list[list[int]]:
         """Decode the text of each sample, as outputs: characters, counted from 1."""

@@ -233,10 +233,10 @@ class Detection(Objective):
         worst = [i for i in bad.argsort(descending=True, stable=True)[:SHOWN].tolist() if bad[i]]
         captions = tuple(f"{int(missed[i])} of {int(truth[i].sum())} missed, {int(false[i])} false" for i in worst)
         note = f"Detections with a score from {self.score:g} count, and are right from an IoU of 0.5. " + table.note
-        return [
-            dataclasses.replace(table, note=note),
-            Cases("Worst images", tuple(worst), captions, "With their true boxes."),
-        ]
+        parts: list[Part] = [dataclasses.replace(table, note=note)]
+        if worst:
+            parts.append(Cases("Worst images", tuple(worst), captions, "With their true boxes."))
+        return parts
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """Detect objects: "boxes" (B, most, 5) as in a rider, and "scores" (B, most); zeros where there is none."""

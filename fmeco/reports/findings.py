@@ -142,8 +142,11 @@ def write(run: Path, found: Mapping[str, Any]) -> None:
         temporary.write_text(json.dumps(found, ensure_ascii=False) + "\n", "utf-8")
 
 
-def read(run: Path) -> list[dict[str, Any]]:
-    """Read what was found on the splits of a run, test before val; damaged files are left out."""
+def read(run: Path, step: int | None = None) -> list[dict[str, Any]]:
+    """Read what was found on the splits of a run, test before val; damaged files are left out.
+
+    step: leave out what was found of other checkpoints than that of this step, such as before the run was resumed.
+    """
     found = []
     for split in ("test", "val"):
         try:
@@ -151,7 +154,8 @@ def read(run: Path) -> list[dict[str, Any]]:
             one["parts"] = [_part(part) for part in one["parts"]]
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        found.append(one)
+        if step is None or one.get("step") == step:
+            found.append(one)
     return found
 
 

@@ -56,11 +56,13 @@ def training_grid(data: Data, loader: Loader) -> tuple[Any, int]:
     """Draw the first augmented training samples of a run side by side. Returns an image of Pillow, and their number."""
     spec = data.spec
     size = min(loader.batch_size, len(loader.samples))
-    alone = dataclasses.replace(loader, micro_batch=size, reading=Reading(0, 1, None), rank=0, world=1)
+    alone = dataclasses.replace(loader, micro_batch=min(SHOWN, size), reading=Reading(0, 1, None), rank=0, world=1)
     samples: list[Inputs] = []
     captions: list[str] = []
     with closing(alone.batches(0, -(-SHOWN // size))) as batches:
         for batch in batches:
+            if len(samples) >= SHOWN:
+                break
             for at in range(min(len(batch), SHOWN - len(samples))):
                 samples.append({name: _stored(x[at], spec.inputs.get(name)) for name, x in batch.views[0].items()})
                 captions.append(_caption(data, loader, batch, at))

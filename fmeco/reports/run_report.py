@@ -25,9 +25,10 @@ OPEN = 30  # rows of a table that are shown at once
 
 def report(run: Path) -> None:
     """Write RUN/report.html from the run's files: it computes nothing anew, and loads nothing else. Raises DiskError."""
-    logged, found, meta = read_metrics(run), findings.read(run), _best(run)
+    logged, meta = read_metrics(run), _best(run)
+    found = findings.read(run, meta.get("step"))
     sections = [
-        _section("Result", _cards(found) + _gained(run) + (_metrics(found) if found else _last(meta, logged))),
+        _section("Result", _cards(found, meta) + _gained(run) + (_metrics(found) if found else _last(meta, logged))),
         _section("Training", _training(logged, meta)),
         *(_section(_title(one), _parts(one)) for one in found if one["parts"]),
         _section("Data", _data(run, meta)),
@@ -74,15 +75,21 @@ def _what(meta: Mapping[str, Any]) -> str:
 # --- result ---
 
 
-def _cards(found: Sequence[Mapping[str, Any]]) -> str:
-    """Show the metric that selected the checkpoint on each split, large, with its interval."""
+def _selecting(meta: Mapping[str, Any]) -> str:
+    """Return the metric that selected the best checkpoint; "" if it is not known."""
+    evaluating = (meta.get("config") or {}).get("evaluate") or {}
+    return str(evaluating.get("best") or "").removeprefix("val_")
+
+
+def _cards(found: Sequence[Mapping[str, Any]], meta: Mapping[str, Any]) -> str:
+    """Show the objective's metric on each split, large, with its interval: the one that selected the checkpoint, if that is its own."""
     cards = []
     for one in found:
-        if (name := one["metric"]) is None:
+        if (name := one["metric"]) is None or one["metrics"][name] is None:
             continue
         span = one["interval"]
         between = f"95% interval {span[0]:.4f} to {span[1]:.4f}, " if span else ""
-        chosen = ", which chose the checkpoint" if one["split"] == "val" else ""
+        chosen = ", which chose the checkpoint" if one["split"] == "val" and name == _selecting(meta) else ""
         note = f"{between}{one['samples']:,} {one['split']} samples{chosen}"
         cards.append(
             f'<div class="card"><b>{one["metrics"][name]:.4f}</b> <span>{text(one["split"])} {text(name)}</span>'
@@ -138,14 +145,15 @@ def _training(logged: Sequence[Mapping[str, Any]], meta: Mapping[str, Any]) -> s
     """Draw the loss of training and validation in one plot, the selecting metric in another, and the rest behind a click."""
     trained, validated = ([line for line in logged if line["kind"] == kind] for kind in ("train", "val"))
     best = meta.get("step")
-    losses = {"training": _points(trained, "loss"), "validation": _points(validated, "loss")}
+    losses = {"training": _points(trained, "loss"), "validation": _points(validated, "loss", best)}
     plots = [_curve("Loss", "loss", {name: points for name, points in losses.items() if points}, best)]
     names = [
         name
         for name in (validated[-1] if validated else {})
         if name not in ("kind", "step", "epoch", "loss") and "/" not in name
     ]
-    plots += [_curve(name, name, {"validation": _points(validated, name)}, best) for name in names[:1]]
+    names.sort(key=lambda name: name != _selecting(meta))  # the selecting metric first
+    plots += [_curve(name, name, {"validation": _points(validated, name, best)}, best) for name in names[:1]]
     rest = [_curve(name, name, {"validation": _points(validated, name)}, best) for name in names[1:]]
     rest += [_curve("Learning rate", "learning rate", {"": _points(trained, "lr")}, None)]
     tried = [{**line, "step": math.log10(line["lr"])} for line in logged if line["kind"] == "range" and line.get("lr")]
@@ -154,11 +162,11 @@ def _training(logged: Sequence[Mapping[str, Any]], meta: Mapping[str, Any]) -> s
     return shown + (f"<details><summary>More curves</summary>{hidden}</details>" if any(rest) else "")
 
 
-def _points(lines: Sequence[Mapping[str, Any]], name: str) -> tuple[Point, ...]:
-    """Return the values of a metric by step, thinned out evenly to what a plot can show."""
+def _points(lines: Sequence[Mapping[str, Any]], name: str, best: int | None = None) -> tuple[Point, ...]:
+    """Return the values of a metric by step, thinned out evenly to what a plot can show, but with that of the step `best`."""
     points = [(float(line["step"]), float(line[name])) for line in lines if isinstance(line.get(name), int | float)]
     every = -(-len(points) // DRAWN) or 1
-    return tuple(points[::every])
+    return tuple(point for at, point in enumerate(points) if at % every == 0 or point[0] == best)
 
 
 def _curve(title: str, up: str, lines: Mapping[str, tuple[Point, ...]], best: int | None, across: str = "step") -> str:

@@ -88,7 +88,8 @@ def _range(values: Sequence[float], room: float = 0.0) -> tuple[float, float]:
 
 def curves(part: Curves, marks: Sequence[tuple[Point, str]] = ()) -> str:
     """Draw lines or points. marks: points to ring, each with a word beside it. "" without points."""
-    every = [point for points in part.lines.values() for point in points]
+    lines = {name: [point for point in points if all(map(math.isfinite, point))] for name, points in part.lines.items()}
+    every = [point for points in lines.values() for point in points]
     if not every:
         return ""
     both = [v for point in every for v in point]
@@ -100,7 +101,7 @@ def curves(part: Curves, marks: Sequence[tuple[Point, str]] = ()) -> str:
         drawn.append(
             f'<path class="diagonal" d="M{axes.x(low):.1f} {axes.y(low):.1f}L{axes.x(high):.1f} {axes.y(high):.1f}"/>'
         )
-    for at, points in enumerate(part.lines.values()):
+    for at, points in enumerate(lines.values()):
         placed = [(axes.x(x), axes.y(y)) for x, y in points]
         if part.connected:
             path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)

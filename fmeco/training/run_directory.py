@@ -15,6 +15,7 @@ from pathlib import Path
 from fmeco.assembly.stages import Training
 from fmeco.checkpoints import format as checkpoint
 from fmeco.checkpoints.transplant import Report
+from fmeco.core.model import Objective
 from fmeco.errors import ConfigError, DiskError, clean
 from fmeco.files import TEMPORARY, disk_error, lock, replacing, temporary_beside
 from fmeco.log import say
@@ -237,6 +238,8 @@ def describe_result(training: Training, run: Path, best: int) -> None:
             metric = measures.best if measures.best in objective.directions else next(iter(objective.directions))
             found = find(objective, data.spec, data.val, rows, split="val", metric=metric, step=best, patience=PATIENCE)
             write(run, found)
+        elif data.val is not None and type(training.objective).page is not Objective.page:
+            say(f"report.html lacks the samples of the validation split: `fmeco report {run}` adds them")
         draw_augmented(run, data, training.loader)
     except DiskError:
         raise

@@ -338,7 +338,7 @@ def test_the_source_is_a_control_without_a_run(source: Path, fmeco: Callable[...
     assert gain in log
     assert "auto instead of source" in log
     assert html.escape(gain) in page
-    assert "step-00000000" in page
+    assert "<td>source</td>" in page
     assert json.loads(Path("run/controls/comparison.json").read_text())["runs"][1]["run"].endswith("step-00000000")
 
 
