@@ -17,7 +17,7 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 import fmeco as fmeco_library
-from fmeco.core import Part
+from fmeco.core import DataError, Part
 from fmeco.nn.class_report import class_report
 from fmeco.nn.intervals import holm, wilson
 from fmeco.objectives.classification import Classification
@@ -107,3 +107,22 @@ def test_a_page_that_fails_loses_nothing_but_itself(tmp_path: Path, monkeypatch:
     monkeypatch.undo()
     again = fmeco_library.pretrain(tiny(), out=tmp_path / "run", force=True).run
     assert (again / "findings/val.json").exists()
+
+
+def test_what_fails_after_training_costs_no_result(fmeco: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    data = {"name": "digits", "classes": [0, 1, 2], "image_size": 8, "limit_per_class": 20, "test_fraction": 0.3}
+    write("c.yaml", tiny(dataset=data))
+    assert fmeco("pretrain", "c.yaml", "--out", "first").code == 0
+    write("d.yaml", {"dataset": data, "train": {"epochs": 1}})
+
+    def gone(*arguments: Any, **keywords: Any) -> Any:
+        raise DataError("test/7.png: the file is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fmeco.evaluation.compare.measure", gone)
+        answer = fmeco("finetune", "d.yaml", "--from", "first", "--out", "run")
+    assert answer.code == 0 and "val_accuracy" in answer.out
+    assert "could not be measured: test/7.png: the file is gone; `fmeco report run` tries again" in answer.err
+    assert fmeco("report", "run").code == 0
+    resumed = fmeco("resume", "first", "--epochs", "+1")
+    assert resumed.code == 0 and "findings" not in resumed.err
