@@ -217,7 +217,11 @@ CASES: dict[str, tuple[Callable[[Path], list[object]], int, list[str]]] = {
         3,
         ["x.png", "web page"],
     ),
-    "output name": (lambda t: ["predict", t / "images", "c.yaml", "--output", "x.xls"], 2, [".csv, .jsonl or .parquet"]),
+    "output name": (
+        lambda t: ["predict", t / "images", "c.yaml", "--output", "x.xls"],
+        2,
+        [".csv, .jsonl or .parquet"],
+    ),
     "output not empty": (
         lambda t: [Path("full/x").mkdir(parents=True), "pretrain", config_with(), "--out", "full"][1:],
         2,
