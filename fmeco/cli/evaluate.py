@@ -12,6 +12,7 @@ from fmeco.cli.options import Datasets, Ref, Sets, command, one_dataset
 from fmeco.cli.tables import comparison_table, figure_line, metrics_table, table
 from fmeco.errors import ConfigError, clean
 from fmeco.evaluation.verdict import better
+from fmeco.log import moment
 
 ORDER = 2
 
@@ -38,8 +39,6 @@ def _show_report(result: Mapping[str, Any]) -> None:
 
 
 def _show_runs(result: Mapping[str, Any]) -> None:
-    from fmeco.evaluation.runs import ended
-
     rows = [["run", "stage", "backbone", "dataset", "metric", "val", "test", "epoch", "ended"]]
     for row in result["runs"]:
         if "stage" not in row:
@@ -47,7 +46,7 @@ def _show_runs(result: Mapping[str, Any]) -> None:
             continue
         figures = [f"{row[key]:.4f}" if row[key] is not None else "-" for key in ("value", "test")]
         words = [clean(row[key] or "-", 40) for key in ("stage", "backbone", "dataset", "metric")]
-        rows.append([clean(row["run"], 60), *words, *figures, f"{row['epoch']:.3g}", ended(row)])
+        rows.append([clean(row["run"], 60), *words, *figures, f"{row['epoch']:.3g}", moment(row["ended"])])
     print(table(rows, ["<", "<", "<", "<", "<", ">", ">", ">", "<"]))
 
 

@@ -6,7 +6,6 @@ import functools
 import json
 import re
 import textwrap
-import time
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -15,6 +14,7 @@ import typer
 from fmeco.cli.options import Ref, Shown, command
 from fmeco.cli.tables import table
 from fmeco.errors import clean, listing
+from fmeco.log import moment
 
 ORDER = 5
 SHOWN = 40  # lines of a list, unless all are asked for
@@ -115,7 +115,7 @@ def _show_cache(result: Mapping[str, Any]) -> None:
         return
     rows = [["name", "kind", "MB", "last used", "samples", "data", "model"]]
     for entry in result["entries"]:
-        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry["used"]))
+        used = moment(entry["used"])
         samples = "" if entry["samples"] is None else f"{entry['samples']:,}"
         about = [clean(entry[key]) or "-" for key in ("data", "model")]
         rows.append([clean(entry["name"][:12]), entry["kind"], f"{entry['bytes'] / 1e6:,.1f}", used, samples, *about])

@@ -18,7 +18,7 @@ from fmeco.config.arguments import checked
 from fmeco.config.load import load_config
 from fmeco.config.parser import parse_yaml, peek
 from fmeco.config.sections import Carry
-from fmeco.errors import ConfigError, DataError, FmecoError, Stopped, clean, known_errors
+from fmeco.errors import ConfigError, DataError, FmecoError, clean, known_errors
 from fmeco.evaluation.describe import described
 from fmeco.evaluation.measure import Measured, measure
 from fmeco.evaluation.verdict import SOURCE, better, verdict
@@ -264,8 +264,6 @@ def outcome(run: str | Path, selects: str) -> dict[str, Any]:
     """Return what `_outcome` does. A failure is said, and never costs the result of a run that has ended."""
     try:
         return _outcome(run, selects)
-    except Stopped:
-        raise
     except Exception as error:
         told = error.message if isinstance(error, FmecoError) else f"{type(error).__name__}: {clean(error)}"
         say(f"what the run came to could not be measured: {told}; `fmeco report {clean(run)}` tries again")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,11 @@ def evaluate(
         "directions": {f"{measured.split}_{name}": way for name, way in measured.model.objective.directions.items()},
     }
     if by is not None:
-        rows = [{**row, "metrics": named(row["metrics"])} for row in groups(measured, by, metric)]
-        gaps = [{**gap, "metric": f"{measured.split}_{gap['metric']}"} for gap in gaps_between(measured, by, metric)]
+        found = groups(measured, by, metric)
+        rows = [{**row, "metrics": named(row["metrics"])} for row in found]
+        gaps = [
+            {**gap, "metric": f"{measured.split}_{gap['metric']}"} for gap in gaps_between(measured, by, metric, found)
+        ]
         answer |= {"metric": f"{measured.split}_{metric}", "by": by, "groups": rows, "gaps": gaps}
     if baseline is not None:
         baseline_rows, samples = fit_baseline(measured, baseline, ref, overrides if dataset is None else ())
@@ -119,30 +122,30 @@ def groups(measured: Measured, by: str, metric: str) -> list[dict[str, Any]]:
     return rows
 
 
-def gaps_between(measured: Measured, by: str, metric: str) -> list[dict[str, Any]]:
+def gaps_between(measured: Measured, by: str, metric: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Compare the groups that are furthest apart, without those that are `few`.
 
     For `metric`, and with a positive class also for the share of samples that are answered positively (demographic parity)
     and the share of positive samples that are (equal opportunity, https://arxiv.org/abs/1610.02413 equation 2.2).
 
+    rows: of `groups`, for the same `by`.
+
     Returns rows of name, metric, high and low (the groups), difference (0 or more) and its 95% interval by a bootstrap over the
     samples of both groups; None if it is not defined. These are the groups furthest apart of all, so the interval is a little
     too far from 0. [] for fewer than two groups.
     """
-    objective, values = measured.model.objective, _values(measured, by)
-    members = {name: [i for i, value in enumerate(values) if value == name] for name in dict.fromkeys(values)}
-    judged = {name: at for name, at in members.items() if len(at) >= FEW}
-    wanted = {metric: metric}
-    if positive := objective.about.get("positive class"):
+    values, wanted = _values(measured, by), {metric: metric}
+    if positive := measured.model.objective.about.get("positive class"):
         wanted |= {"demographic parity": f"answered/{positive}", "equal opportunity": f"recall/{positive}"}
     found = []
     for name, figure in wanted.items():
-        scores = {group: measure_at(objective, measured.rows, figure, torch.tensor(at)) for group, at in judged.items()}
+        scores = {row["group"]: row["metrics"].get(figure, math.nan) for row in rows if not row["few"]}
         scores = {group: score for group, score in scores.items() if not math.isnan(score)}
         if len(scores) < 2:
             continue
         high, low = max(scores, key=lambda group: scores[group]), min(scores, key=lambda group: scores[group])
-        interval = _gap_interval(measured, judged[high], judged[low], figure) if high != low else None
+        top, bottom = ([i for i, value in enumerate(values) if value == group] for group in (high, low))
+        interval = _gap_interval(measured, top, bottom, figure) if high != low else None
         found.append(
             {
                 "name": name,

@@ -17,6 +17,7 @@ from fmeco.features import forward
 from fmeco.inference.data_for import data_for
 from fmeco.inference.model import Model, load
 from fmeco.log import say
+from fmeco.reports.findings import own_metric
 
 
 class Measured(NamedTuple):
@@ -38,8 +39,7 @@ class Measured(NamedTuple):
     def metric(self) -> str:
         """Name of the metric that selected the run's best checkpoint; the objective's first if that was a probe."""
         evaluating = self.model.checkpoint.meta["config"]["evaluate"]
-        directions, best = self.model.objective.directions, str(evaluating["best"]).removeprefix("val_")
-        return best if best in directions else next(iter(directions))
+        return own_metric(self.model.objective, str(evaluating["best"]).removeprefix("val_"))
 
 
 def measure(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +83,3 @@ def _row(run: Path, folder: Path, sort: str | None, known: dict[str, str]) -> di
         "epoch": meta["epoch"],
         "ended": (run / "checkpoints").stat().st_mtime,
     }
-
-
-def ended(row: dict[str, Any]) -> str:
-    """Write when a run ended, in local time."""
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(row["ended"]))

@@ -162,7 +162,7 @@ class MultiTask(Objective):
             labelled = rows[f"{name}/known"]
             if not labelled.any():
                 continue
-            own = {key.removeprefix(f"{name}/"): x[labelled] for key, x in rows.items() if key.startswith(f"{name}/")}
+            own = _of_task(name, rows, labelled)
             measured = part.metrics(own)
             out |= {f"{name}_{metric}": value for metric, value in measured.items()}
             if self.main[name] in measured:
@@ -173,7 +173,7 @@ class MultiTask(Objective):
         parts: list[Part] = []
         for name, part in self._named():
             labelled = rows[f"{name}/known"]
-            own = {key.removeprefix(f"{name}/"): x[labelled] for key, x in rows.items() if key.startswith(f"{name}/")}
+            own = _of_task(name, rows, labelled)
             at = labelled.nonzero()[:, 0].tolist()
             for each in part.page(own) if at else []:
                 if isinstance(each, Cases):
@@ -205,8 +205,7 @@ class MultiTask(Objective):
         """Return `prediction`, which lists all tasks, and for each task the columns TASK and TASK_probability."""
         by_task: list[list[dict[str, str | float]]] = []
         for name, part in self._named():
-            own = {key.removeprefix(f"{name}/"): x for key, x in outputs.items() if key.startswith(f"{name}/")}
-            by_task.append(part.decode(own))
+            by_task.append(part.decode(_of_task(name, outputs)))
         rows: list[dict[str, str | float]] = []
         for answers in zip(*by_task, strict=True):
             row: dict[str, str | float] = {
@@ -237,3 +236,9 @@ def _labelled(batch: Batch) -> Batch:
     views = [{name: x[labelled] for name, x in view.items()} for view in batch.views]
     on_cpu = labelled.cpu()
     return Batch(views, {"label": label[labelled]}, batch.index[on_cpu], batch.keys[:, on_cpu])
+
+
+def _of_task(name: str, values: Mapping[str, Tensor], at: Tensor | None = None) -> dict[str, Tensor]:
+    """Take the tensors of a task under its own names. at: mask (N,) of the samples to take; None = all."""
+    own = {key.removeprefix(f"{name}/"): x for key, x in values.items() if key.startswith(f"{name}/")}
+    return own if at is None else {key: x[at] for key, x in own.items()}

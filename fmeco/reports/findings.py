@@ -31,6 +31,11 @@ LETTERS = 600  # of a sample's text
 KINDS = {kind.__name__: kind for kind in (Table, Curves, Matrix, Cases)}
 
 
+def own_metric(objective: Objective, best: str) -> str:
+    """Return the metric that selected a run's best checkpoint, or the objective's first one if a probe did."""
+    return best if best in objective.directions else next(iter(objective.directions))
+
+
 def keep_rows(run: Path, objective: Objective, rows: Mapping[str, Tensor], step: int) -> None:
     """Write the rows of the best evaluation so far to the run, if its objective makes a page of them. Raises DiskError."""
     size = sum(x.numel() * x.element_size() for x in rows.values())

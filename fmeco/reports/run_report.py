@@ -277,9 +277,9 @@ def _again(run: Path, logged: Sequence[Mapping[str, Any]], meta: Mapping[str, An
         )
     if meta:
         body += _paragraph("With " + ", ".join(f"{name} {value}" for name, value in meta["versions"].items()))
-    return body + f"<details><summary>config.yaml</summary><pre>{text_block(config)}</pre></details>"
+    return body + f"<details><summary>config.yaml</summary><pre>{_block(config)}</pre></details>"
 
 
-def text_block(value: str) -> str:
+def _block(value: str) -> str:
     """Escape a text of several lines."""
     return "\n".join(text(line) if line else "" for line in value.splitlines())

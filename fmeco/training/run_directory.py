@@ -19,7 +19,7 @@ from fmeco.core.model import Objective
 from fmeco.errors import ConfigError, DiskError, clean
 from fmeco.files import TEMPORARY, disk_error, lock, replacing, temporary_beside
 from fmeco.log import say
-from fmeco.reports.findings import find, kept_rows, write
+from fmeco.reports.findings import find, kept_rows, own_metric, write
 from fmeco.reports.pictures import draw_augmented
 
 REPLACED = ".replaced"  # where --force keeps the earlier run until the new one is ready to train
@@ -235,7 +235,7 @@ def describe_result(training: Training, run: Path, best: int) -> None:
     try:
         if rows is not None and data.val is not None:
             measures, objective = training.measures, training.objective
-            metric = measures.best if measures.best in objective.directions else next(iter(objective.directions))
+            metric = own_metric(objective, measures.best)
             found = find(objective, data.spec, data.val, rows, split="val", metric=metric, step=best, patience=PATIENCE)
             write(run, found)
         elif data.val is not None and type(training.objective).page is not Objective.page:
